@@ -1,0 +1,42 @@
+# `make reproduce` and `make test` set everything up in .venv and need nothing but Python 3.11 or newer.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help install reproduce test check soak paper_tables clean
+
+help:
+	@echo "make reproduce     install, train the embedded experiment, report, compare with the committed table"
+	@echo "make test          install, run every test"
+	@echo "make check         ruff, format, types"
+	@echo "make paper_tables  rebuild the committed tables and curves from results/"
+	@echo "make clean         remove .venv and caches (runs/ stays)"
+
+$(BIN)/bench: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $(BIN)/bench
+
+install: $(BIN)/bench
+
+reproduce: install
+	$(BIN)/bench run experiments/digits.toml --results runs
+	$(BIN)/bench report experiments/digits.toml --results runs
+	$(BIN)/python -m bench.reporting.compare runs/report/digits paper_tables/digits
+
+test: install
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy bench
+
+paper_tables: install
+	$(BIN)/bench report --results results --out paper_tables
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,20 @@
+"""The errors that end a command with one clear message instead of a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(Exception):
+    """The user's input is wrong; the command ends with exit status 2 before anything is trained.
+
+    The message names the file and key, what was expected, and the nearest valid name where there is one.
+    Several problems of one file are reported together, a line each.
+    """
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the valid name closest to ``name``, or ``""`` when none is close."""
+    found = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.6)
+    return f" Did you mean '{found[0]}'?" if found else ""
