@@ -1,0 +1,46 @@
+"""Quantizers: the maps of weights, activations and gradients to low precision, one module a paper.
+
+    q = make_quantizer("dorefa", w_bits=1, a_bits=2)     # an nn.Module
+    q.weight(w)         # low-precision weights, differentiable as the paper says
+    q.activation(x)     # bounded, low-precision activations
+    q.gradient(y)       # identity; its gradient is quantized where g_bits < 32
+    q.after_step_(w)    # what the method does to the stored weights after an update
+
+See ``bench.quantizers.base.Quantizer`` for the whole interface, and each module for formulas and sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bench import registry
+from bench.config import complete
+from bench.errors import InputError
+from bench.quantizers.base import Quantizer
+from bench.quantizers.compare import differences
+
+__all__ = ["Quantizer", "differences", "make_quantizer"]
+
+
+def make_quantizer(
+    kind: str,
+    w_bits: int = 32,
+    a_bits: int = 32,
+    g_bits: int = 32,
+    weight_shape: Sequence[int] | None = None,
+    **options: Any,
+) -> Quantizer:
+    """Return the quantizer called ``kind``; see ``bench list quantizers`` for names, bits and options.
+
+    ``weight_shape``: shape of the weights it will serve; learned scales are then created at once.
+    Raises ``InputError`` for a name, bit width or option that does not exist.
+    """
+    entry = registry.get("quantizers", kind, "quantizer")
+    chosen = complete("quantizers", {"kind": kind, **options}, "quantizer")
+    chosen.pop("kind")
+    for name, bits in (("w_bits", w_bits), ("a_bits", a_bits), ("g_bits", g_bits)):
+        allowed = entry.facts[name]
+        if bits not in allowed:
+            raise InputError(f"{name}: {bits!r}, but quantizer '{kind}' takes {', '.join(map(str, allowed))}")
+    return registry.load("quantizers", kind)(w_bits, a_bits, g_bits, weight_shape, **chosen)

@@ -1,0 +1,83 @@
+"""What every quantizer is: a module of four maps, the identity unless a paper says otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from bench.randomness import Clock, Draws
+
+# What stochastic maps draw from before their layer gives them a stream of their own.
+_FIXED_DRAWS = Draws(Clock(0), "quantizer", "unnamed")
+
+
+class Quantizer(nn.Module):
+    """The base class; a quantizer serves one weight tensor and the activations that meet it.
+
+    ``w_bits``, ``a_bits``, ``g_bits``: 1 to 8, or 32 for full precision.
+    ``weight_shape``: shape of the weight, (out, in, kh, kw) or (out, in). Quantizers with learned scales need it, or
+    create their parameters at the first call of ``weight`` (eager only, and before the optimizer is made).
+    ``draws``: the random numbers of stochastic maps, set by the layer; None: one fixed stream, the same each step.
+    ``scales_input``: True where the convolution's output is to be multiplied by ``input_scale`` of its input.
+    """
+
+    scales_input = False
+
+    def __init__(
+        self, w_bits: int = 32, a_bits: int = 32, g_bits: int = 32, weight_shape: Sequence[int] | None = None
+    ) -> None:
+        super().__init__()
+        self.w_bits, self.a_bits, self.g_bits = w_bits, a_bits, g_bits
+        self.draws: Draws | None = None
+        if weight_shape is not None:
+            self.create_scales(weight_shape)
+
+    def create_scales(self, weight_shape: Sequence[int], device: Any = None) -> None:
+        """Create the learned scales for weights of this shape; there are none by default."""
+
+    def statistics(self, w: Tensor) -> Tensor | None:
+        """Return what ``weight`` measures of ``w`` (mean |w|, max |w|, ...), in float32, or None."""
+        return None
+
+    def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
+        """Return the low-precision weights, same shape and dtype; ``statistics`` replaces that of ``w``."""
+        return w
+
+    @property
+    def offers_codes(self) -> bool:
+        """Whether ``codes`` works: the weights are integers times one scale a layer or a channel."""
+        return False
+
+    def codes(self, w: Tensor, statistics: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return (codes, scale) with ``weight(w) = codes * scale``.
+
+        ``codes``: integers as floats, the shape and dtype of ``w``. ``scale``: float32, of shape () or (out, 1, ...).
+        A layer may convolve with the codes and multiply its output by the scale: the gradients that then arrive at
+        ``w`` and at learned scales are those of ``weight``. Raises ``NotImplementedError`` without ``offers_codes``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no single scale a layer or a channel")
+
+    def bound(self, x: Tensor) -> Tensor:
+        """Return the bounding map of activations alone; any shape. It is what ``activation`` does at 32 bits."""
+        return x
+
+    def activation(self, x: Tensor) -> Tensor:
+        """Return the low-precision activations, the bounding map included; any shape."""
+        return self.bound(x)
+
+    def gradient(self, y: Tensor) -> Tensor:
+        """Return ``y``; where ``g_bits`` < 32, its gradient is quantized. Applied to a convolution's output."""
+        return y
+
+    def after_step_(self, w: Tensor) -> None:
+        """Do in place what the method does to the stored weights after an update; nothing by default."""
+
+    @property
+    def stream(self) -> Draws:
+        """The random numbers in use."""
+        return _FIXED_DRAWS if self.draws is None else self.draws
+
+    def extra_repr(self) -> str:
+        return f"w_bits={self.w_bits}, a_bits={self.a_bits}, g_bits={self.g_bits}"

@@ -1,0 +1,230 @@
+"""DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth Gradients (arXiv 1606.06160).
+
+Three variants, named by origin: ``dorefa`` is the paper's text; ``dorefa_released`` maps a zero weight to 0 at 1 bit
+as the authors' TensorFlow code does; ``dorefa_channelwise`` takes the 1-bit scale per output channel instead of per
+layer, which is what the authors of EXP-Net plot as "XNOR". ``bench.quantizers.differences()`` tabulates them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from bench.quantizers.base import Quantizer
+from bench.quantizers.maps import bipolar, clip, compute_dtype, level_, round_unit, steps, ternary
+
+ENTRIES = [
+    {
+        "name": "dorefa",
+        "factory": "DoReFa",
+        "help": "1-bit weights E sign(w), k-bit tanh weights, activations on [0, 1], stochastic k-bit gradients",
+        "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth Gradients",
+        "arxiv": "1606.06160",
+        "revision": 1,
+        "options": {},
+        "w_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
+        "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
+        "g_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
+    },
+    {
+        "name": "dorefa_released",
+        "factory": "DoReFaReleased",
+        "help": "dorefa as its TensorFlow code has it: at 1 bit a weight of exactly 0 stays 0",
+        "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth Gradients",
+        "arxiv": "1606.06160",
+        "revision": 1,
+        "options": {},
+        "w_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
+        "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
+        "g_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
+    },
+    {
+        "name": "dorefa_channelwise",
+        "factory": "DoReFaChannelwise",
+        "help": "dorefa with the 1-bit scale E per output channel; the curves labelled XNOR in EXP-Net's figure",
+        "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth Gradients",
+        "arxiv": "1606.06160",
+        "revision": 1,
+        "options": {},
+        "w_bits": [1, 32],
+        "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
+        "g_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
+    },
+]
+
+
+def mean_magnitude(w: Tensor, *, per_channel: bool = False) -> Tensor:
+    """Return E = mean |w| in float32: of shape (), or (out, 1, ...) per output channel."""
+    magnitude = w.detach().to(compute_dtype(w)).abs()
+    if per_channel:
+        return magnitude.mean(dim=tuple(range(1, w.dim())), keepdim=True)
+    return magnitude.mean()
+
+
+class _ScaledSign(Function):
+    @staticmethod
+    def forward(ctx, w, scale, zero_to_zero, as_codes):
+        ctx.as_codes = as_codes
+        if as_codes:
+            ctx.save_for_backward(scale)
+        signs = torch.sign(w).to(compute_dtype(w)) if zero_to_zero else bipolar(w)
+        return (signs if as_codes else signs.mul_(scale)).to(w.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        if ctx.as_codes:  # grad is dL/d(codes) = scale dL/d(weight); a scale of 0 let nothing through
+            (scale,) = ctx.saved_tensors
+            grad = grad / (scale + (scale == 0)).to(grad.dtype)
+        return grad, None, None, None
+
+
+def binary_weight(w: Tensor, scale: Tensor, *, zero_to_zero: bool = False) -> Tensor:
+    """Return scale * sign(w), section 2.2 (eq. 7 and 8); the gradient passes straight, dL/dw = dL/dq.
+
+    ``w``: any shape; ``scale``: broadcast to it, a constant of the gradient. sign(0) is +1, or 0 with ``zero_to_zero``.
+    """
+    return _ScaledSign.apply(w, scale, zero_to_zero, False)
+
+
+class _TanhRound(Function):
+    @staticmethod
+    def forward(ctx, w, maximum, n, as_codes):
+        t = torch.tanh(w.to(compute_dtype(w)))
+        ctx.own_maximum = maximum is None
+        m = t.abs().amax() if maximum is None else maximum.to(t.dtype)
+        m = m + (m < 2.0**-126)  # all weights zero: every one is in the middle of the range, whatever the range
+        ctx.save_for_backward(t, m)
+        ctx.factor = n if as_codes else 1
+        codes = torch.div(t, 2.0 * m).add_(0.5).mul_(n).round_().mul_(2.0).sub_(n)
+        return (codes if as_codes else level_(codes, n)).to(w.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        t, m = ctx.saved_tensors
+        dtype = grad.dtype
+        grad = grad.to(t.dtype)
+        if ctx.factor != 1:
+            grad = grad * ctx.factor
+        to_maximum = (grad * t).sum().neg_().div_(m).div_(m)  # q = t / m but for the rounding
+        grad = grad / m
+        if ctx.own_maximum:
+            at_maximum = ternary(t, m * (1.0 - torch.finfo(t.dtype).eps / 2))  # the sign where |t| = m, else 0
+            grad += at_maximum.mul_(to_maximum / at_maximum.abs().sum().clamp_min(1.0))
+        grad = torch.ops.aten.tanh_backward(grad, t)
+        return grad.to(dtype), None if ctx.own_maximum else to_maximum, None, None
+
+
+def tanh_weight(w: Tensor, bits: int, maximum: Tensor | None = None) -> Tensor:
+    """Return 2 round_k(tanh(w) / (2 m) + 1/2) - 1 with m = max |tanh w|, eq. (9); k = ``bits`` from 1 to 8.
+
+    Levels (2 i - n) / n, i = 0..n, n = 2^k - 1. The gradient passes straight through the rounding, and flows through
+    tanh and through the maximum, in equal shares where several weights reach it (as TensorFlow and PyTorch define the
+    gradient of a maximum). With ``maximum`` given, of shape (), it is used instead and receives its own gradient.
+    All-zero weights count as m = 1.
+    """
+    return _TanhRound.apply(w, maximum, steps(bits), False)
+
+
+class _RoundGradient(Function):
+    @staticmethod
+    def forward(ctx, y, n, draws):
+        ctx.n, ctx.draws = n, draws
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return quantize_gradient(grad, ctx.n, ctx.draws.uniform(grad)), None, None
+
+
+def quantize_gradient(grad: Tensor, n: int, uniform: Tensor) -> Tensor:
+    """Return 2 m (round_k(clip(g / (2 m) + 1/2 + N)) - 1/2), eq. (12), with m = max |g| of each sample (dimension 0).
+
+    ``uniform``: numbers in [0, 1) of the shape of ``grad``, for the noise N = (uniform - 1/2) / n, n = 2^k - 1. The
+    levels are m (2 i - n) / n. A sample whose gradient is all zero keeps it.
+    """
+    m = grad.to(compute_dtype(grad)).abs()
+    m = m.amax(dim=tuple(range(1, grad.dim())), keepdim=True) if grad.dim() > 1 else m
+    codes = grad / (2.0 * (m + (m == 0)))
+    codes += uniform.sub(0.5).div_(n).add_(0.5)
+    codes = codes.clamp_(0.0, 1.0).mul_(n).round_().mul_(2.0).sub_(n)
+    return level_(codes, n).mul_(m).to(grad.dtype)
+
+
+class DoReFa(Quantizer):
+    """DoReFa-Net as its text has it (arXiv 1606.06160).
+
+    weight, 1 bit:   E sign(w), E = mean |w| of the layer; levels +-E; gradient straight through; sign(0) = +1
+    weight, k bits:  2 round_k(tanh(w) / (2 max |tanh w|) + 1/2) - 1; see ``tanh_weight`` for its gradient
+    activation:      round_k(clip(x, 0, 1)), round half to even; levels i/n; gradient 1[0 <= x <= 1]
+    gradient:        ``quantize_gradient``, per sample and stochastic
+    bound:           clip(x, 0, 1)
+
+    Statistic: E at 1 bit, max |tanh w| above. E is a constant of the gradient.
+    """
+
+    per_channel = False
+    zero_to_zero = False
+
+    def statistics(self, w: Tensor) -> Tensor | None:
+        """Return E (1 bit, no gradient), max |tanh w| (k bits, differentiable) or None (32 bits)."""
+        if self.w_bits == 32:
+            return None
+        if self.w_bits == 1:
+            return self._scale(w, None)
+        return torch.tanh(w.to(compute_dtype(w))).abs().amax()
+
+    def _scale(self, w: Tensor, statistics: Tensor | None) -> Tensor:
+        """Return E at 1 bit, the given one if any."""
+        return mean_magnitude(w, per_channel=self.per_channel) if statistics is None else statistics.detach()
+
+    def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
+        """Return the quantized weights, same shape and dtype."""
+        if self.w_bits == 32:
+            return w
+        if self.w_bits > 1:
+            return tanh_weight(w, self.w_bits, statistics)
+        scale = self._scale(w, statistics)
+        return binary_weight(w, scale, zero_to_zero=self.zero_to_zero)
+
+    @property
+    def offers_codes(self) -> bool:
+        """True below 32 bits."""
+        return self.w_bits < 32
+
+    def codes(self, w: Tensor, statistics: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return (signs, E) at 1 bit, (odd integers from -n to n, 1/n) above."""
+        if self.w_bits == 32:
+            return super().codes(w)
+        if self.w_bits > 1:
+            n = steps(self.w_bits)
+            return _TanhRound.apply(w, statistics, n, True), torch.full((), 1.0 / n, device=w.device)
+        scale = self._scale(w, statistics)
+        return _ScaledSign.apply(w, scale, self.zero_to_zero, True), scale
+
+    def bound(self, x: Tensor) -> Tensor:
+        """Return clip(x, 0, 1)."""
+        return clip(x, 0.0, 1.0)
+
+    def activation(self, x: Tensor) -> Tensor:
+        """Return round_k(clip(x, 0, 1)), any shape."""
+        return self.bound(x) if self.a_bits == 32 else round_unit(x, self.a_bits)
+
+    def gradient(self, y: Tensor) -> Tensor:
+        """Return ``y`` (batch, ...), with a quantized gradient where ``g_bits`` < 32."""
+        return y if self.g_bits == 32 else _RoundGradient.apply(y, steps(self.g_bits), self.stream)
+
+
+class DoReFaReleased(DoReFa):
+    """DoReFa-Net as released in TensorFlow: a weight of exactly 0 stays 0 at 1 bit (levels -E, 0, E)."""
+
+    zero_to_zero = True
+
+
+class DoReFaChannelwise(DoReFa):
+    """``DoReFa`` with E = mean |w| of each output channel at 1 bit: the "XNOR" of EXP-Net's figure.
+
+    The paper's own XNOR-Net has another weight gradient and an input scale: see ``xnor``.
+    """
+
+    per_channel = True

@@ -1,0 +1,187 @@
+"""SYQ: Learning Symmetric Quantization for Efficient Deep Neural Networks (CVPR 2018, arXiv 1807.00301)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from bench.quantizers.base import Quantizer
+from bench.quantizers.maps import bipolar, clip, compute_dtype, round_unit, ternary
+
+ENTRIES = [
+    {
+        "name": "syq",
+        "factory": "SYQ",
+        "help": "binary (W 1) or ternary (W 2) weights times a learned scale per kernel position, row or layer",
+        "title": "SYQ: Learning Symmetric Quantization for Efficient Deep Neural Networks",
+        "arxiv": "1807.00301",
+        "revision": 1,
+        "options": {
+            "granularity": {
+                "type": "str",
+                "default": "pixel",
+                "choices": ["pixel", "row", "layer"],
+                "help": "what shares a scale: a position of the kernel, a row of it, the layer (linear layers: always)",
+            },
+            "eta": {
+                "type": "float",
+                "default": None,
+                "nullable": True,
+                "min": 0.0,
+                "below": 1.0,
+                "help": "threshold as a part of max |w|; by default 0 for binary, 0.05 for ternary",
+            },
+            "scale": {
+                "type": "float",
+                "default": 1.0,
+                "above": 0.0,
+                "help": "what the learned scales start at (released: 1.0 ImageNet; 0.2 and 0.1 SVHN)",
+            },
+        },
+        "w_bits": [1, 2],
+        "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
+        "g_bits": [32],
+    },
+]
+
+
+def scale_shape(weight_shape: Sequence[int], granularity: str) -> tuple[int, ...]:
+    """Return the shape of the learned scales, broadcast to (out, in, kh, kw) or (out, in)."""
+    if len(weight_shape) != 4 or granularity == "layer":
+        return (1,) * len(weight_shape)
+    _, _, rows, columns = weight_shape
+    return (1, 1, rows, columns if granularity == "pixel" else 1)
+
+
+class _Symmetric(Function):
+    @staticmethod
+    def forward(ctx, w, scale, threshold, below):
+        if below == "scaled":  # eta = 0: only exact zeros are not above the threshold
+            ctx.save_for_backward(w, scale)
+            return bipolar(w).mul_(scale).to(w.dtype)
+        codes = ternary(w, threshold)
+        ctx.save_for_backward(codes, scale)
+        if below == "zero":
+            return (codes * scale).to(w.dtype)
+        return bipolar(w).mul_(_factor(codes, scale)).to(w.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        saved, scale = ctx.saved_tensors
+        codes = torch.sign(saved)
+        to_scale = (grad * codes).sum_to_size(scale.shape)
+        return (grad * _factor(codes, scale)).to(grad.dtype), to_scale, None, None
+
+
+def _factor(codes: Tensor, scale: Tensor) -> Tensor:
+    """Return the scale where a code is +-1 and 1 where it is 0."""
+    above = codes.abs()
+    return (above * scale).add_(above.neg_().add_(1.0))
+
+
+class _SymmetricCodes(Function):
+    """Codes of one scale a layer; the scale takes its gradient where it multiplies the layer's output."""
+
+    @staticmethod
+    def forward(ctx, w, scale, threshold, below):
+        codes = bipolar(w) if below == "scaled" else ternary(w, threshold)
+        ctx.save_for_backward(w if below == "scaled" else codes, scale)
+        return codes.to(w.dtype, copy=True)
+
+    @staticmethod
+    def backward(ctx, grad):
+        # grad is dL/d(codes) = scale dL/d(weight), which is the gradient above the threshold already
+        saved, scale = ctx.saved_tensors
+        nonzero = scale + (scale == 0)
+        return (grad * _factor(torch.sign(saved), nonzero).div_(nonzero)).to(grad.dtype), None, None, None
+
+
+def symmetric_weight(w: Tensor, scale: Tensor, threshold: Tensor, *, below: str) -> Tensor:
+    """Return scale * sign(w) where |w| > threshold, and below it what ``below`` says; sign(0) = +1.
+
+    ``below``: "zero" (ternary), "scaled" (binary with eta = 0), "unscaled" (binary with eta > 0: sign(w) without the
+    scale, a quirk of the release). ``w`` any shape, ``scale`` broadcast to it, ``threshold`` of shape ().
+    Gradients, whatever ``below``: dL/dw = scale dL/dq where |w| > threshold and dL/dq elsewhere, the zeroed weights
+    included; dL/dscale = sum over its group of dL/dq sign(w) where |w| > threshold. The threshold is a constant.
+    """
+    return _Symmetric.apply(w, scale, threshold, below)
+
+
+class SYQ(Quantizer):
+    """SYQ as released (CVPR 2018, arXiv 1807.00301).
+
+    weight, 1 bit:   s sign(w); levels +-s; sign(0) = +1; eta = 0 unless asked for
+    weight, 2 bits:  s sign(w) where |w| > eta max |w|, else 0; eta = 0.05 unless asked otherwise
+    activation:      floor(n clip(x, 0, 1) + 1/2) / n, round half up, n = 2^k - 1; gradient 1[0 <= x <= 1]
+    bound:           clip(x, 0, 1)
+
+    s is learned (``scale``, a parameter): one a kernel position shared by all channels (``pixel``), one a row of the
+    kernel, or one a layer; linear layers have one. Gradients in ``symmetric_weight``. At eta = 0 a weight of exactly 0
+    is not above the threshold, so it takes no part in the gradient of s, as in the release. Statistic: max |w|.
+    """
+
+    def __init__(
+        self,
+        w_bits: int = 1,
+        a_bits: int = 32,
+        g_bits: int = 32,
+        weight_shape: Sequence[int] | None = None,
+        *,
+        granularity: str = "pixel",
+        eta: float | None = None,
+        scale: float = 1.0,
+    ) -> None:
+        super().__init__(w_bits, a_bits, g_bits)
+        self.granularity = granularity
+        self.eta = (0.05 if w_bits == 2 else 0.0) if eta is None else eta
+        self.initial_scale = scale
+        self.below = "zero" if w_bits == 2 else ("unscaled" if self.eta > 0 else "scaled")
+        self.scale: nn.Parameter | None = None
+        if weight_shape is not None:
+            self.create_scales(weight_shape)
+
+    def create_scales(self, weight_shape: Sequence[int], device: Any = None) -> None:
+        """Create ``scale`` for weights of this shape, at its initial value."""
+        shape = scale_shape(weight_shape, self.granularity)
+        self.scale = nn.Parameter(torch.full(shape, self.initial_scale, device=device))
+
+    def statistics(self, w: Tensor) -> Tensor:
+        """Return max |w|, float32 of shape (), without gradient."""
+        return w.detach().to(compute_dtype(w)).abs().amax()
+
+    def _given(self, w: Tensor, statistics: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return (scale, threshold)."""
+        if self.scale is None:
+            self.create_scales(w.shape, w.device)
+        assert self.scale is not None
+        maximum = self.statistics(w) if statistics is None else statistics.detach()
+        return self.scale, maximum * self.eta
+
+    def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
+        """Return the binary or ternary weights times their scale, same shape and dtype."""
+        scale, threshold = self._given(w, statistics)
+        return symmetric_weight(w, scale, threshold, below=self.below)
+
+    @property
+    def offers_codes(self) -> bool:
+        """True where the layer has one scale and every weight is scaled; the scales must exist."""
+        return self.scale is not None and self.scale.numel() == 1 and self.below != "unscaled"
+
+    def codes(self, w: Tensor, statistics: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return (signs or ternary codes, s), s of shape () and differentiable."""
+        scale, threshold = self._given(w, statistics)
+        if not self.offers_codes:
+            return super().codes(w)
+        return _SymmetricCodes.apply(w, scale, threshold, self.below), scale.reshape(())
+
+    def bound(self, x: Tensor) -> Tensor:
+        """Return clip(x, 0, 1)."""
+        return clip(x, 0.0, 1.0)
+
+    def activation(self, x: Tensor) -> Tensor:
+        """Return floor(n clip(x, 0, 1) + 1/2) / n, any shape."""
+        return self.bound(x) if self.a_bits == 32 else round_unit(x, self.a_bits, half_up=True)

@@ -1,0 +1,131 @@
+"""XNOR-Net: ImageNet Classification Using Binary Convolutional Neural Networks (arXiv 1603.05279)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+from bench.quantizers.base import Quantizer
+from bench.quantizers.dorefa import mean_magnitude
+from bench.quantizers.maps import bipolar, clip, compute_dtype, pass_inside, sign_window
+
+ENTRIES = [
+    {
+        "name": "xnor",
+        "factory": "XNOR",
+        "help": "the paper's XNOR-Net: alpha per filter, the input scale K, its own weight gradient; BWN at 32-bit A",
+        "title": "XNOR-Net: ImageNet Classification Using Binary Convolutional Neural Networks",
+        "arxiv": "1603.05279",
+        "revision": 1,
+        "options": {
+            "input_scale": {
+                "type": "bool",
+                "default": True,
+                "help": "multiply each convolution's output by K, the box-filtered magnitude of its input",
+            },
+        },
+        "w_bits": [1],
+        "a_bits": [1, 32],
+        "g_bits": [32],
+    },
+]
+
+
+class _FilterSign(Function):
+    @staticmethod
+    def forward(ctx, w, alpha, as_codes):
+        ctx.save_for_backward(w, alpha)
+        ctx.as_codes = as_codes
+        signs = bipolar(w)
+        return (signs if as_codes else signs.mul_(alpha)).to(w.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        w, alpha = ctx.saved_tensors
+        if ctx.as_codes:  # grad is dL/d(codes) = alpha dL/d(weight); an alpha of 0 let nothing through
+            grad = grad / (alpha + (alpha == 0)).to(grad.dtype)
+        n = w.numel() // w.shape[0]
+        inside = pass_inside(grad, w, -1.0, 1.0).to(compute_dtype(w)).mul_(alpha)
+        return torch.add(inside, grad, alpha=1.0 / n).to(grad.dtype), None, None
+
+
+def filter_weight(w: Tensor, alpha: Tensor) -> Tensor:
+    """Return alpha sign(w), eq. (6); ``w`` (out, in, ...), ``alpha`` (out, 1, ...) or (); sign(0) = +1.
+
+    Gradient, section 3.1: dL/dw = dL/dq (1/n + alpha 1[|w| <= 1]) with n the number of weights of a filter. (The
+    paper keeps of d alpha / d w the element's own share alone.)
+    """
+    return _FilterSign.apply(w, alpha, False)
+
+
+def box_magnitude(
+    x: Tensor,
+    kernel_size: int | tuple[int, ...],
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] = 0,
+) -> Tensor:
+    """Return K: the mean over channels of |x|, averaged over each window (section 3.2); zero padding counts.
+
+    ``x`` (B, C, H, W) -> float32 (B, 1, H', W') of the convolution's output size; (B, F) -> (B, 1), the mean magnitude.
+    """
+    magnitude = x.detach().abs().mean(dim=1, keepdim=True, dtype=compute_dtype(x))
+    if x.dim() == 2:
+        return magnitude
+    return F.avg_pool2d(magnitude, kernel_size, stride, padding)
+
+
+class XNOR(Quantizer):
+    """XNOR-Net as its paper has it, and its Binary-Weight-Network at 32-bit activations (arXiv 1603.05279).
+
+    weight:       alpha sign(w), alpha = mean |w| of the filter; levels +-alpha; gradient in ``filter_weight``
+    activation:   sign(x), gradient 1[|x| <= 1]; at 32 bits ReLU, as the paper's Binary-Weight-Networks have it
+    input_scale:  K = box-filtered channel mean of |x|, which multiplies the convolution's output (1-bit activations;
+                  off with ``input_scale=False``, as in the authors' released code). x is the tensor before its sign.
+    bound:        clip(x, -1, 1); ReLU at 32 bits
+
+    The paper gives no gradient through K: it is a constant here. Its blocks are BN, sign, convolution, pool. Nothing
+    is done to the stored weights; the authors' code also centres and clips them, which the paper does not mention.
+    Statistic: alpha.
+    """
+
+    def __init__(self, *args, input_scale: bool = True, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.scales_input = input_scale and self.a_bits == 1
+
+    def statistics(self, w: Tensor) -> Tensor:
+        """Return alpha, float32 of shape (out, 1, ...)."""
+        return mean_magnitude(w, per_channel=True)
+
+    def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
+        """Return alpha sign(w), same shape and dtype."""
+        return filter_weight(w, self.statistics(w) if statistics is None else statistics)
+
+    @property
+    def offers_codes(self) -> bool:
+        """True: one scale a filter."""
+        return True
+
+    def codes(self, w: Tensor, statistics: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return (sign(w), alpha)."""
+        alpha = self.statistics(w) if statistics is None else statistics.detach()
+        return _FilterSign.apply(w, alpha, True), alpha
+
+    def bound(self, x: Tensor) -> Tensor:
+        """Return clip(x, -1, 1), or max(x, 0) at 32 bits."""
+        return torch.relu(x) if self.a_bits == 32 else clip(x, -1.0, 1.0)
+
+    def activation(self, x: Tensor) -> Tensor:
+        """Return sign(x), any shape, or max(x, 0) at 32 bits."""
+        return self.bound(x) if self.a_bits == 32 else sign_window(x)
+
+    def input_scale(
+        self,
+        x: Tensor,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] = 0,
+    ) -> Tensor:
+        """Return K of the layer's input before its sign, (B, 1, H', W') or (B, 1); see ``box_magnitude``."""
+        return box_magnitude(x, kernel_size, stride, padding)

@@ -1,0 +1,106 @@
+"""The quantizers written a second time, in NumPy float64 with gradients worked out by hand, from the papers' formulas.
+
+Nothing here imports the package. A weight oracle takes w and g = dL/dq and returns (q, dL/dw) or, with learned
+scales, (q, dL/dw, {scale: gradient}). Activation oracles return (y, dL/dx).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def round_half_even(v):
+    return np.rint(v)
+
+
+def round_half_up(v):
+    return np.floor(v + 0.5)
+
+
+def sign(x):
+    return np.where(x >= 0, 1.0, -1.0)
+
+
+def unit_activation(x, g, bits, rounding=round_half_even):
+    n = 2**bits - 1
+    return rounding(n * np.clip(x, 0, 1)) / n, g * ((x >= 0) & (x <= 1))
+
+
+def sign_activation(x, g):
+    return sign(x), g * (np.abs(x) <= 1)
+
+
+def thresholds(bits):
+    """Inputs at which a k-bit activation on [0, 1] changes its code."""
+    n = 2**bits - 1
+    return (np.arange(n) + 0.5) / n
+
+
+def mean_sign(w, g, per_channel=False, zero_to_zero=False):
+    axes = tuple(range(1, w.ndim)) if per_channel else None
+    scale = np.abs(w).mean(axis=axes, keepdims=True)
+    return scale * (np.sign(w) if zero_to_zero else sign(w)), g
+
+
+def tanh_round(w, g, bits):
+    n = 2**bits - 1
+    t = np.tanh(w)
+    m = np.abs(t).max() or 1.0
+    q = 2 * round_half_even(n * (t / (2 * m) + 0.5)) / n - 1
+    # q = t / m but for the rounding: d q_i / d t_j = [i = j] / m - t_i / m^2 dm/dt_j
+    at = (np.abs(t) == m) * np.sign(t)
+    dm = at / max(np.abs(at).sum(), 1)
+    dt = g / m - (g * t).sum() / m**2 * dm
+    return q, dt * (1 - t**2)
+
+
+def filter_sign(w, g):
+    alpha = np.abs(w).mean(axis=tuple(range(1, w.ndim)), keepdims=True)
+    n = w[0].size
+    return alpha * sign(w), g * (1 / n + alpha * (np.abs(w) <= 1))
+
+
+def symmetric(w, g, scale, eta, ternary):
+    above = np.abs(w) > eta * np.abs(w).max()
+    s = np.broadcast_to(scale, w.shape)
+    if ternary:
+        q = np.where(above, s * sign(w), 0.0)
+    elif eta == 0:
+        q = s * sign(w)
+    else:
+        q = np.where(above, s * sign(w), sign(w))
+    ds = g * sign(w) * above
+    axes = tuple(i for i, k in enumerate(scale.shape) if k == 1)
+    return q, g * np.where(above, s, 1.0), {"scale": ds.sum(axis=axes, keepdims=True)}
+
+
+def two_scales(w, g, positive, negative, part):
+    threshold = part * np.abs(w).max()
+    above, under = w > threshold, w < -threshold
+    q = np.where(above, positive, np.where(under, -negative, 0.0))
+    dw = g * np.where(above, positive, np.where(under, negative, 1.0))
+    return q, dw, {"positive": g[above].sum(), "negative": -g[under].sum()}
+
+
+def box_scale(x, kernel, stride, padding):
+    magnitude = np.abs(x).mean(axis=1)
+    (kh, kw), (sh, sw), (ph, pw) = kernel, stride, padding
+    magnitude = np.pad(magnitude, ((0, 0), (ph, ph), (pw, pw)))
+    rows = (magnitude.shape[1] - kh) // sh + 1
+    columns = (magnitude.shape[2] - kw) // sw + 1
+    k = np.empty((x.shape[0], 1, rows, columns))
+    for i in range(rows):
+        for j in range(columns):
+            k[:, 0, i, j] = magnitude[:, i * sh : i * sh + kh, j * sw : j * sw + kw].mean(axis=(1, 2))
+    return k
+
+
+def rounded_gradient(g, bits, uniform):
+    n = 2**bits - 1
+    result = np.zeros_like(g)
+    for i, sample in enumerate(g):
+        m = np.abs(sample).max()
+        if m > 0:
+            r = np.clip(sample / (2 * m) + 0.5 + (uniform[i] - 0.5) / n, 0, 1)
+            result[i] = 2 * m * (round_half_even(n * r) / n - 0.5)
+    return result
