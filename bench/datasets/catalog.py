@@ -1,0 +1,70 @@
+"""What is known of data sets without loading them: where they are, whether they are there, how large. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench import registry
+from bench.datasets.folders import cache_folder, resolve_data_dir
+from bench.datasets.source import Facts, Source
+from bench.errors import InputError
+
+__all__ = ["Facts", "cache_folder", "checksum", "facts", "label", "require", "resolve_data_dir", "source_of", "split"]
+
+
+def source_of(dataset: Mapping[str, Any]) -> tuple[Source, dict[str, Any]]:
+    """Return the source of ``{"kind": name, options}`` and its options."""
+    return registry.load("datasets", dataset["kind"]), {key: value for key, value in dataset.items() if key != "kind"}
+
+
+def label(dataset: Mapping[str, Any]) -> str:
+    """Return the name of a data set in messages and for ``bench data``: ``cifar10``, ``svhn_extra``, ``npz:NAME``."""
+    source, options = source_of(dataset)
+    return source.label(options)
+
+
+def checksum(dataset: Mapping[str, Any], data_dir: Path) -> str | None:
+    """Return what stands for the data in a trial's identity, or None where it is absent.
+
+    For known sets a digest of the published checksums, once every file is there in its published size; loading and
+    ``bench data verify`` check the files themselves. For ``npz`` the file's SHA-256. Raises ``InputError`` for a name
+    that leads out of the data folder.
+    """
+    source, options = source_of(dataset)
+    return source.checksum(options, data_dir)
+
+
+def require(dataset: Mapping[str, Any], data_dir: Path) -> None:
+    """Raise ``InputError`` saying what is missing, where, and how to get it, unless ``checksum`` finds the data."""
+    source, options = source_of(dataset)
+    problem = source.problem(options, data_dir)
+    if problem:
+        raise InputError(problem)
+
+
+def facts(dataset: Mapping[str, Any], data_dir: Path) -> Facts:
+    """Return classes, counts and image size; of ``npz`` from the file's headers, None where it is absent."""
+    source, options = source_of(dataset)
+    return source.facts(options, data_dir)
+
+
+def split(total: int, *, batch_size: int, train_size: int | None = None, holdout: int = 0, name: str = "") -> int:
+    """Return how many of ``total`` training images are trained on: ``train_size``, or all but ``holdout``.
+
+    The steps of an epoch are that over ``batch_size``, rounded down. Raises ``InputError`` where they do not suffice.
+    """
+    of = f" of data set '{name}'" if name else ""
+    if train_size is None:
+        count = total - holdout
+        if count < 1:
+            raise InputError(f"holdout: {holdout} of the {total} training images{of} leave none to train on")
+    else:
+        count = train_size
+        if train_size + holdout > total:
+            what = f"train_size + holdout: {train_size} + {holdout}" if holdout else f"train_size: {train_size}"
+            raise InputError(f"{what} is more than the {total} training images{of}")
+    if batch_size > count:
+        raise InputError(f"batch_size: {batch_size} is more than the {count} images{of} trained on")
+    return count

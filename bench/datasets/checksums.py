@@ -1,0 +1,79 @@
+"""SHA-256 of files, computed once and remembered by path, size and time of the last change, in the user's cache."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import BinaryIO
+
+from bench.datasets.folders import cache_folder
+from bench.datasets.source import CHUNK
+from bench.errors import InputError
+
+
+def of_file(path: Path) -> str:
+    """Return ``"sha256:<hex>"`` of a file, from the cache where size and time are those remembered."""
+    try:
+        with path.open("rb") as stream:
+            return remembered(path, stream) or _remember(path, stream, compute(stream))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def check(path: Path, stream: BinaryIO) -> str:
+    """Return the checksum of the open file, computed now.
+
+    Raises ``InputError`` where the cache remembers another for the same size and time: the bytes changed unnoticed.
+    """
+    known, found = remembered(path, stream), compute(stream)
+    _remember(path, stream, found)
+    if known is not None and known != found:
+        raise InputError(
+            f"{path} changed although its size and time did not: checksum {found}, before {known}. "
+            "If that was meant, run the command again: the new checksum has been noted."
+        )
+    return found
+
+
+def compute(stream: BinaryIO) -> str:
+    """Return the checksum of an open file from its start."""
+    digest = hashlib.sha256()
+    stream.seek(0)
+    while block := stream.read(CHUNK):
+        digest.update(block)
+    return "sha256:" + digest.hexdigest()
+
+
+def remembered(path: Path, stream: BinaryIO) -> str | None:
+    """Return the checksum in the cache for this path, size and time, or None."""
+    try:
+        note = json.loads(_note(path).read_text(encoding="utf-8"))
+        return note["checksum"] if note["file"] == _signature(path, stream) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _remember(path: Path, stream: BinaryIO, checksum: str) -> str:
+    """Write the checksum into the cache, whole or not at all; where that cannot be done, nothing is remembered."""
+    note = _note(path)
+    with contextlib.suppress(OSError):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=note.parent, prefix=note.name)
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
+            json.dump({"file": _signature(path, stream), "checksum": checksum}, out)
+        os.replace(temporary, note)
+    return checksum
+
+
+def _note(path: Path) -> Path:
+    name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
+    return cache_folder() / "checksums" / f"{name}.json"
+
+
+def _signature(path: Path, stream: BinaryIO) -> list[str | int]:
+    status = os.fstat(stream.fileno())
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]

@@ -1,0 +1,42 @@
+"""Where data and what is remembered of it lie: the data folder and the per-user cache folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from bench.errors import InputError
+
+NAME = "progressive-bench"
+
+
+def cache_folder() -> Path:
+    """Return the suite's folder among the user's caches, as the platform has it; it need not exist."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / NAME
+
+
+def resolve_data_dir(argument: str | os.PathLike[str] | None = None) -> Path:
+    """Return the data folder: ``argument`` (``--data``), else ``$BENCH_DATA``, else a folder among the user's caches.
+
+    The folder need not exist; ``InputError`` is raised where the path is not a folder.
+    """
+    chosen, origin = (argument, "--data") if argument else (os.environ.get("BENCH_DATA"), "$BENCH_DATA")
+    if not chosen:
+        return cache_folder() / "data"
+    try:
+        if "\0" in str(chosen):
+            raise ValueError("a NUL in it")
+        folder = Path(os.path.abspath(Path(chosen).expanduser()))
+        wrong = folder.exists() and not folder.is_dir()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{origin}: {str(chosen)[:200]!r} is not a usable path: {error}") from None
+    if wrong:
+        raise InputError(f"{origin}: {folder} is a file; expected the folder that holds the data sets")
+    return folder

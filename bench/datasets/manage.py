@@ -1,0 +1,109 @@
+"""``bench data list``, ``fetch`` and ``verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench import registry
+from bench.datasets import catalog
+from bench.datasets.source import Source
+from bench.errors import InputError, nearest
+
+
+def _offered(data_dir: Path) -> dict[str, tuple[Source, dict]]:
+    """Return every data set ``bench data`` knows by name; of ``npz`` those that are in the folder."""
+    found: dict[str, tuple[Source, dict]] = {}
+    for kind in registry.entries("datasets"):
+        source: Source = registry.load("datasets", kind)
+        found.update({name: (source, options) for name, options in source.labels(data_dir).items()})
+    return found
+
+
+def _named(name: str, data_dir: Path) -> tuple[Source, dict]:
+    offered = _offered(data_dir)
+    if name in offered:
+        return offered[name]
+    if name.startswith("npz:"):
+        return registry.load("datasets", "npz"), {"name": name[4:]}
+    raise InputError(
+        f"no data set is called '{name[:80]}'.{nearest(name, offered)} Known: {', '.join(offered)}, npz:NAME."
+    )
+
+
+def list_text(data_dir: Path) -> str:
+    """Return a table of every data set: whether it is there, images, classes, size on disk; then what is missing."""
+    rows: list[tuple[str, ...]] = [("data set", "state", "train", "test", "classes", "on disk")]
+    notes = []
+    for name, (source, options) in _offered(data_dir).items():
+        problem = source.problem(options, data_dir)
+        try:
+            facts = source.facts(options, data_dir)
+        except InputError as error:
+            problem, facts = str(error), catalog.Facts()
+        paths = source.paths(options, data_dir)
+        present = [path for path in paths if path.is_file()]
+        state = "ready" if not problem else "incomplete" if present else "missing"
+        size = _megabytes(sum(path.stat().st_size for path in present)) if paths else "embedded"
+        counts = (facts.train_count, facts.test_count, facts.num_classes)
+        rows.append((name, state, *(f"{n:,}" if n is not None else "?" for n in counts), size))
+        if problem and present:
+            notes.append(problem)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    missing = [row[0] for row in rows if row[1] in ("missing", "incomplete")]
+    if missing:
+        notes.append(f"`bench data fetch NAME` downloads {', '.join(missing)}; nothing is downloaded without it.")
+    notes.append("A file NAME.npz of yours in the data folder is the data set npz:NAME.")
+    return "\n".join([f"data folder: {data_dir}", "", *lines, "", *notes])
+
+
+def fetch(name: str, data_dir: Path) -> str:
+    """Download what is missing of ``name``, check it, and return a line that says so; raises ``InputError``."""
+    source, options = _named(name, data_dir)
+    source.fetch(options, data_dir)
+    paths = source.paths(options, data_dir)
+    if not paths:
+        return f"{name} comes with scikit-learn: nothing to download"
+    return f"{name}: ready in {data_dir} ({_megabytes(sum(path.stat().st_size for path in paths))})"
+
+
+def verify(name: str | None, data_dir: Path) -> str:
+    """Check every byte of ``name``, or of all that is there, and return a line each.
+
+    Raises ``InputError`` naming each corrupt file; without ``name`` a data set of which nothing is there is no error.
+    """
+    chosen = _offered(data_dir) if name is None else {name: _named(name, data_dir)}
+    lines, problems = [], []
+    for label, (source, options) in chosen.items():
+        paths = source.paths(options, data_dir)
+        absent = bool(paths) and not any(path.is_file() for path in paths)
+        extras = name is None and source.problem(options, data_dir) and _covered(label, paths, chosen, data_dir)
+        if (absent and name is None) or extras:
+            lines.append(f"{label}: not there")
+            continue
+        found = source.verify(options, data_dir)
+        problems += [problem for problem in found if problem not in problems]
+        lines.append(f"{label}: corrupt or incomplete" if found else f"{label}: intact, {_where(paths)}")
+    if problems:
+        intact = [line for line in lines if ": intact" in line]
+        raise InputError("\n".join(problems + intact))
+    return "\n".join(lines)
+
+
+def _covered(label: str, paths: list[Path], chosen: dict, data_dir: Path) -> bool:
+    """Whether the files of ``label`` that are there all belong to another data set that is complete (svhn_extra's)."""
+    there = {path for path in paths if path.is_file()}
+    others = (
+        set(source.paths(options, data_dir))
+        for name, (source, options) in chosen.items()
+        if name != label and not source.problem(options, data_dir)
+    )
+    return any(there <= other for other in others)
+
+
+def _where(paths: list[Path]) -> str:
+    return f"{len(paths)} file{'s' if len(paths) > 1 else ''} checked" if paths else "embedded"
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count else "0 MB"

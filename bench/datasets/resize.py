@@ -1,0 +1,94 @@
+"""Bilinear resizing in exact arithmetic, so that it gives the same numbers on every device, eager and compiled.
+
+Output pixel i of n looks at the source position s = (i + 1/2) m / n - 1/2 of m pixels (half-pixel centres, positions
+below 0 taken as 0, the last pixel repeated), and weighs its two neighbours by 1 - frac(s) and frac(s). These weights
+are fractions of a small denominator d (10 for 32 -> 40), so weights times d, times pixels 0..255, are integers and the
+sums of an image, d_rows * d_columns * 255 at most, are exact whatever the order of summation. There is no
+antialiasing: enlarging, which is what the networks here need, has no use for it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_EXACT_FLOAT32 = 1 << 24
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Each output pixel's two neighbours along an axis (int64) and their integer weights (floats), of sum ``denominator``."""
+
+    low: Tensor
+    high: Tensor
+    low_weight: Tensor
+    high_weight: Tensor
+    denominator: int
+
+
+class Bilinear:
+    """Resizes (B, height, width, C) to (B, size, size, C); ``denominator`` is what its sums are to be divided by."""
+
+    def __init__(self, height: int, width: int, size: int, channels: int, device: torch.device | str = "cpu") -> None:
+        rows, columns = _fractions(height, size), _fractions(width, size)
+        self.denominator = rows[2] * columns[2]
+        exact = 255 * self.denominator <= _EXACT_FLOAT32
+        self.dtype = torch.float32 if exact else torch.float64
+        self.size = size
+        self.rows = _axis(*rows, height, 1, self.dtype, device)
+        self.columns = _axis(*columns, width, channels, self.dtype, device)
+
+    def sums(self, images: Tensor) -> Tensor:
+        """Return ``denominator`` times the resized uint8 ``images``: float32 or, where that is not exact, float64."""
+        count, height, width, channels = images.shape
+        x = images.to(self.dtype).view(count, height, width * channels)
+        x = _interpolate(x, self.rows, self.rows.low_weight[:, None], self.rows.high_weight[:, None], 1)
+        x = x.view(count * self.size, width * channels)
+        x = _interpolate(x, self.columns, self.columns.low_weight, self.columns.high_weight, 1)
+        return x.view(count, self.size, self.size, channels)
+
+    def to_uint8(self, images: Tensor) -> Tensor:
+        """Return the resized uint8 ``images`` rounded to uint8, halves up."""
+        # In float64 the quotient of two such integers never rounds across an integer.
+        sums = self.sums(images).to(torch.float64)
+        return sums.mul_(2).add_(self.denominator).div_(2 * self.denominator).floor_().to(torch.uint8)
+
+
+def _interpolate(x: Tensor, axis: Axis, low_weight: Tensor, high_weight: Tensor, dim: int) -> Tensor:
+    return x.index_select(dim, axis.low).mul_(low_weight).add_(x.index_select(dim, axis.high).mul_(high_weight))
+
+
+def _fractions(source: int, target: int) -> tuple[list[int], list[int], int]:
+    """Return of each output pixel its lower neighbour and the weight of the upper one, and the weights' denominator."""
+    positions = [max((2 * i + 1) * source - target, 0) for i in range(target)]  # in units of 1 / (2 target)
+    common = math.gcd(2 * target, *positions)
+    denominator = 2 * target // common
+    return [p // (2 * target) for p in positions], [p // common % denominator for p in positions], denominator
+
+
+def _axis(
+    low: list[int],
+    weights: list[int],
+    denominator: int,
+    source: int,
+    channels: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> Axis:
+    """Return an axis over interleaved channels: pixel p of channel c is element ``p * channels + c``."""
+    channel = torch.arange(channels)
+
+    def elements(pixels: list[int]) -> Tensor:
+        return (torch.tensor(pixels)[:, None] * channels + channel).reshape(-1).to(device)
+
+    high_weight = torch.tensor(weights, dtype=dtype).repeat_interleave(channels).to(device)
+    return Axis(
+        elements(low),
+        elements([min(p + 1, source - 1) for p in low]),
+        denominator - high_weight,
+        high_weight,
+        denominator,
+    )
