@@ -1,0 +1,50 @@
+"""Which devices trials may use. torch is imported only where a GPU is asked for or may be there."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from bench.errors import InputError
+
+
+def _gpus() -> int:
+    """Return how many GPUs torch sees; without importing torch where the system shows none."""
+    if not any(os.path.exists(path) for path in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")):
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def find_devices(requested: str | None) -> list[str]:
+    """Return the devices meant by ``--device``: ``["cpu"]``, or ``["cuda:0", ...]``.
+
+    None means all GPUs, or the CPU where there is none; "cuda" all GPUs; "cuda:N" that one. Raises ``InputError``,
+    which lists what is there, for a device that is not.
+    """
+    if requested == "cpu":
+        return ["cpu"]
+    match = re.fullmatch(r"cuda(?::(\d{1,4}))?", requested or "cuda")
+    if not match:
+        raise InputError(f"--device {requested!r}: expected cpu, cuda or cuda:N, for instance cuda:0")
+    count = _gpus()
+    if requested is None and count == 0:
+        return ["cpu"]
+    here = ", ".join(["cpu", *(f"cuda:{n}" for n in range(count))])
+    if count == 0 or (match[1] and int(match[1]) >= count):
+        raise InputError(f"--device {requested}: there is no such device here; found: {here}")
+    return [f"cuda:{int(match[1])}"] if match[1] else [f"cuda:{n}" for n in range(count)]
+
+
+def cpu_count() -> int:
+    """Return the number of cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def threads_per_trial(device: str) -> int:
+    """Return the number of CPU threads of a trial: one, on the CPU and beside a GPU, with Ray and without."""
+    return 1

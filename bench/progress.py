@@ -1,0 +1,149 @@
+"""What a person sees while trials run: one updating line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import time
+from collections.abc import Collection, Mapping
+from typing import Any, TextIO
+
+
+def inert(text: object) -> str:
+    """Return text that a terminal cannot take for a command: unprintable characters become visible escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in words short enough for a status line."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def percent(value: float | None) -> str:
+    """Return an accuracy in percent, "-" where there is none."""
+    return "-" if value is None else f"{value:.2f} %"
+
+
+def plural(count: int, noun: str) -> str:
+    """Return ``1 trial``, ``2 trials``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def table(head: list[str], rows: list[list[str]], *, right: Collection[int] = ()) -> str:
+    """Return aligned plain text; the columns in ``right`` are right-aligned."""
+    cells = [head, *rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+
+    def line(row: list[str]) -> str:
+        return "  ".join(
+            c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        )
+
+    return "\n".join(text.rstrip() for text in [line(head), line(["-" * w for w in widths]), *map(line, rows)])
+
+
+def say(text: str = "", stream: TextIO | None = None) -> None:
+    """Print; a reader that has gone away (``| head``) does not end the training."""
+    with contextlib.suppress(BrokenPipeError, ValueError):
+        print(text, file=stream or sys.stdout, flush=True)
+
+
+class Progress:
+    """Counts what is done and guesses how long the rest takes, from the work done so far in this session."""
+
+    def __init__(
+        self,
+        labels: Mapping[str, str],
+        epochs: Mapping[str, int],
+        costs: Mapping[str, float],
+        *,
+        stream: TextIO | None = None,
+        interval: float = 30.0,
+    ) -> None:
+        self.labels, self.epochs, self.costs = labels, epochs, costs
+        self.stream = stream or sys.stdout
+        self.live = self.stream.isatty()
+        self.interval = 0.2 if self.live else interval
+        self.total = len(labels)
+        self.done = 0
+        self.running: dict[str, tuple[int, float | None]] = {}  # id -> (epochs recorded, accuracy)
+        self._fractions: dict[str, float] = {}  # of each trial, finished now
+        self._at_start: dict[str, float] = {}  # of each trial, finished before this session
+        self._began = time.monotonic()
+        self._shown = 0.0 if self.live else self._began
+
+    def resumed(self, id: str, epochs: int) -> None:
+        """Note that a trial starts with so many epochs done."""
+        self._fractions[id] = self._at_start[id] = min(1.0, epochs / max(1, self.epochs.get(id, 1)))
+
+    def started(self, id: str) -> None:
+        """A trial starts to run."""
+        self.running[id] = (round(self._fractions.get(id, 0.0) * self.epochs.get(id, 1)), None)
+        self.tick()
+
+    def epoch(self, id: str, line: Mapping[str, Any]) -> None:
+        """A running trial recorded an epoch."""
+        self.running[id] = (line["epoch"], line.get("test_acc"))
+        self._fractions[id] = min(1.0, line["epoch"] / max(1, self.epochs.get(id, 1)))
+        self.tick()
+
+    def finished(self, id: str, text: str) -> None:
+        """A trial is over; ``text`` says how."""
+        self.running.pop(id, None)
+        self._fractions[id] = 1.0
+        self.done += 1
+        self.note(f"[{self.done}/{self.total}] {self.labels.get(id, id)}: {text}")
+
+    def paused(self, id: str) -> None:
+        """A trial no longer runs but is not over."""
+        self.running.pop(id, None)
+
+    def note(self, text: str) -> None:
+        """Print a line that stays."""
+        self._clear()
+        say(inert(text), self.stream)
+        self._shown = 0.0 if self.live else time.monotonic()
+        self.tick()
+
+    def remaining(self) -> float | None:
+        """Return the seconds that the rest should take, None as long as nothing is known."""
+        worked = sum(self.costs.get(id, 1.0) * (f - self._at_start.get(id, 0.0)) for id, f in self._fractions.items())
+        rest = sum(self.costs.get(id, 1.0) * (1.0 - self._fractions.get(id, 0.0)) for id in self.labels)
+        return None if worked <= 0 else rest * (time.monotonic() - self._began) / worked
+
+    def line(self) -> str:
+        """Return the status line."""
+        left = self.remaining()
+        parts = [f"{self.done}/{self.total} trials", f"ETA {duration(left)}" if left is not None else "ETA ?"]
+        for id, (epoch, accuracy) in list(self.running.items()):
+            seen = "" if accuracy is None else f" {accuracy:.1f} %"
+            parts.append(f"{self.labels.get(id, id)} {epoch}/{self.epochs.get(id, '?')}{seen}")
+        return inert(" | ".join(parts))
+
+    def tick(self) -> None:
+        """Show the status line when it is time to."""
+        now = time.monotonic()
+        if now - self._shown < self.interval or not (self.running or self.live):
+            return
+        self._shown = now
+        if not self.live:
+            return say(self.line(), self.stream)
+        width = shutil.get_terminal_size().columns - 1
+        with contextlib.suppress(BrokenPipeError, ValueError):
+            self.stream.write("\r\x1b[2K" + self.line()[:width])
+            self.stream.flush()
+
+    def _clear(self) -> None:
+        if self.live:
+            with contextlib.suppress(BrokenPipeError, ValueError):
+                self.stream.write("\r\x1b[2K")
+
+    def close(self) -> None:
+        """Leave the terminal clean."""
+        self._clear()
+        self.live = False
