@@ -1,0 +1,40 @@
+"""Networks of low-precision layers, one module a family.
+
+    network = build(config, num_classes=10, clock=clock, branch=branch, blend=None)
+    initialize(network, config.seed, config.initialization)
+
+A factory gets a ``Builder`` (see ``bench/networks/builder.py``) and connects the layers that it makes. First
+convolution and last linear layer are full precision and have no branch; ``describe_layers`` says of every layer what it
+is and why.
+"""
+
+from __future__ import annotations
+
+from bench import registry
+from bench.config import TrialConfig
+from bench.layers import Branch
+from bench.networks.builder import Builder, Network
+from bench.networks.costs import Costs, LayerRow, costs, describe_layers
+from bench.networks.initialization import initialize
+from bench.randomness import Clock
+
+__all__ = ["Builder", "Costs", "LayerRow", "Network", "build", "costs", "describe_layers", "initialize"]
+
+
+def build(
+    config: TrialConfig,
+    *,
+    num_classes: int,
+    clock: Clock,
+    branch: Branch | None = None,
+    blend: str | None = None,
+) -> Network:
+    """Return the network that ``config`` names, on the CPU, in PyTorch's own initialisation (see ``initialize``).
+
+    ``branch`` expands it, ``blend`` is that of the strategy ``anneal``; neither changes a parameter's name on the main
+    path. Raises ``InputError`` for what cannot be built: unknown branch layers, a kernel without a centre, ...
+    """
+    options = {key: value for key, value in config.network.items() if key != "kind"}
+    builder = Builder(config, clock, branch, blend)
+    factory = registry.load("networks", config.network["kind"])
+    return builder.finish(factory(builder, num_classes, **options))

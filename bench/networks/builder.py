@@ -1,0 +1,258 @@
+"""What a network's factory is given: it makes the layers, so that a factory only says how they are connected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.config import TrialConfig
+from bench.errors import InputError, nearest
+from bench.layers import (
+    MERGES,
+    Branch,
+    BranchConv2d,
+    BranchLinear,
+    Classifier,
+    Dropout,
+    LowPrecisionConv2d,
+    LowPrecisionLayer,
+    LowPrecisionLinear,
+    low_precision_modules,
+)
+from bench.quantizers import Quantizer, make_quantizer
+from bench.randomness import Clock, Draws
+
+
+class Network(nn.Module):
+    """The base class of every network: images (B, 3, S, S) float -> logits (B, classes); S = ``input_size``."""
+
+    input_size: int
+
+    def low_precision_layers(self) -> list[tuple[str, LowPrecisionLayer]]:
+        """Return (name, layer) of every layer whose weights or activations have fewer than 32 bits, in order."""
+        return [
+            (name, layer)
+            for name, layer in low_precision_modules(self)
+            if layer.quantizer.w_bits < 32 or layer.quantizer.a_bits < 32
+        ]
+
+    def after_step_(self) -> None:
+        """Do what the quantizers do to their stored weights after an update of the optimizer."""
+        for module in self.modules():
+            if isinstance(module, LowPrecisionLayer):
+                module.after_step_()
+
+
+class Builder:
+    """Makes the layers of one network: low-precision ones with their quantizers and branches, full-precision ones with
+    the reason why they are.
+
+    ``clock`` tells the layers step and factor; ``branch`` expands them; ``blend`` (None, "both", "weights",
+    "activations") blends full into low precision; ``eps`` is that of every batch norm; ``fold`` puts min(1, |y|) before
+    the bounding maps; ``merge_at_output``: sum and difference meet at the convolution's output instead of after the
+    activation.
+    Raises ``InputError`` for what a branch cannot be.
+    """
+
+    def __init__(
+        self, config: TrialConfig, clock: Clock, branch: Branch | None = None, blend: str | None = None
+    ) -> None:
+        self.config = config
+        self.clock = clock
+        self.branch = branch
+        self.blend = blend
+        self.eps = 1e-5
+        self.fold = False
+        self.merge_at_output = False
+        self._eligible: list[str] = []
+        self._kernels: list[int] = []  # of the convolutions that got a branch
+        if branch is not None:
+            _check(branch)
+        if blend not in (None, "both", "weights", "activations"):
+            raise InputError(f"strategy.what: {blend!r} is not one of 'both', 'weights', 'activations'")
+
+    # -- sizes and quantizers ------------------------------------------------------------------------------------
+
+    def channels(self, count: int) -> int:
+        """Return ``count`` times the width multiplier, rounded, at least 1."""
+        return max(1, round(count * self.config.width))
+
+    def quantizer(self, name: str, weight_shape: tuple[int, ...] | None) -> Quantizer:
+        """Return a quantizer for one weight tensor (or for activations alone), with a stream of random numbers."""
+        options: dict[str, Any] = {key: value for key, value in self.config.quantizer.items() if key != "kind"}
+        w, a, g = self.config.bit_widths
+        quantizer = make_quantizer(self.config.quantizer["kind"], w, a, g, weight_shape=weight_shape, **options)
+        quantizer.draws = Draws(self.clock, "quantizer", name)
+        return quantizer
+
+    @property
+    def merge(self) -> str | None:
+        """How the branches merge, None without."""
+        return None if self.branch is None else self.branch.merge
+
+    # -- full precision ------------------------------------------------------------------------------------------
+
+    def first_conv(self, channels: int, kernel: int, *, padding: int = 0, bias: bool = False) -> nn.Conv2d:
+        """Return the first convolution, of RGB images: full precision, without a branch."""
+        conv = nn.Conv2d(3, channels, kernel, padding=padding, bias=bias)
+        return _full_precision(conv, "the first convolution")
+
+    def projection(self, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+        """Return a shortcut's 1x1 convolution and batch norm (option B of 1512.03385)."""
+        conv = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+        return nn.Sequential(_full_precision(conv, "reads the residual stream"), self.norm(out_channels))
+
+    def classifier(self, in_features: int, classes: int, *, extra: int = 0, average: bool = False) -> Classifier:
+        """Return the last linear layer; ``extra``: features of the branch before it, which it reads as well."""
+        quantizer = self.quantizer("classifier", None)
+        layer = Classifier(
+            in_features, classes, quantizer=quantizer, merge=self.merge, fold=self.fold, extra=extra, average=average
+        )
+        return _full_precision(layer, "the last linear layer")
+
+    def norm(self, channels: int) -> nn.BatchNorm2d:
+        """Return batch norm of (B, C, H, W); momentum 0.1 is a running average that decays by 0.9."""
+        return nn.BatchNorm2d(channels, eps=self.eps, momentum=0.1)
+
+    def norm_1d(self, channels: int) -> nn.BatchNorm1d:
+        """Return batch norm of (B, C)."""
+        return nn.BatchNorm1d(channels, eps=self.eps, momentum=0.1)
+
+    # -- low precision -------------------------------------------------------------------------------------------
+
+    def conv(
+        self,
+        name: str,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        *,
+        padding: int = 0,
+        stride: int = 1,
+        extra: int = 0,
+        pool: nn.Module | None = None,
+        pool_first: bool = False,
+        dropout: float = 0.0,
+    ) -> LowPrecisionConv2d:
+        """Return the low-precision convolution that will be the module ``name`` of the network.
+
+        ``extra``: ``extra_out`` of the layer whose ``rest`` it reads. ``pool``: how the main path is pooled behind it,
+        so that the branch is as well; ``pool_first``: before the batch norm. ``dropout``: of its activated input.
+        """
+        layer = LowPrecisionConv2d(in_channels, out_channels, kernel, stride=stride, padding=padding, bias=False)
+        self._set_up(layer, name, extra, dropout)
+        if self._expanded(name, by_default=True):
+            assert self.branch is not None
+            size = self._branch_kernel(name, kernel)
+            width = self._branch_width(out_channels)
+            if self.merge == "preactivation" or self.merge_at_output:
+                pool = None  # the merge stands before the main path's pooling
+            layer.branch = BranchConv2d(layer, in_channels + extra, width, size, self._branch_eps(), pool, pool_first)
+            layer.extra_out = width if self.merge == "concat" else 0
+        return layer
+
+    def linear(self, name: str, in_features: int, out_features: int, *, extra: int = 0) -> LowPrecisionLinear:
+        """Return the low-precision linear layer ``name``; it has a branch only where ``layers`` names it.
+
+        ``extra``: the extra features of its flattened input.
+        """
+        layer = LowPrecisionLinear(in_features, out_features, bias=False)
+        self._set_up(layer, name, extra, 0.0)
+        if self._expanded(name, by_default=False):
+            width = self._branch_width(out_features)
+            layer.branch = BranchLinear(in_features + extra, width, self._branch_eps())
+            layer.extra_out = width if self.merge == "concat" else 0
+        return layer
+
+    def _set_up(self, layer: LowPrecisionConv2d | LowPrecisionLinear, name: str, extra: int, dropout: float) -> None:
+        joint = self.branch is not None and self.branch.statistics == "joint"
+        layer.setup(
+            name=name,
+            quantizer=self.quantizer(name, tuple(layer.weight.shape)),
+            clock=self.clock,
+            merge=self.merge,
+            joint=joint,
+            blend=self.blend,
+            fold=self.fold,
+            merge_here=self.merge_at_output,
+            dropout=Dropout(dropout, Draws(self.clock, "dropout", name)) if dropout else None,
+        )
+        if extra:
+            shape = (layer.weight.shape[0], extra, *layer.weight.shape[2:])
+            layer.accept_extra(extra, None if joint else self.quantizer(f"{name}.extra", shape))
+
+    def _expanded(self, name: str, *, by_default: bool) -> bool:
+        self._eligible.append(name)
+        if self.branch is None:
+            return False
+        return by_default if self.branch.layers is None else name in self.branch.layers
+
+    def _branch_width(self, channels: int) -> int:
+        assert self.branch is not None
+        return max(1, round(channels * self.branch.width_ratio))
+
+    def _branch_eps(self) -> float | None:
+        assert self.branch is not None
+        return self.eps if self.branch.batch_norm and self.merge != "preactivation" else None
+
+    def _branch_kernel(self, name: str, kernel: int) -> int:
+        assert self.branch is not None
+        size = kernel if self.branch.kernel is None else min(kernel, self.branch.kernel)
+        if (kernel - size) % 2:
+            raise InputError(
+                f"strategy.kernel: {size} has no place at the centre of the {kernel}x{kernel} kernel of {name}; "
+                f"use {'an odd' if kernel % 2 else 'an even'} size"
+            )
+        self._kernels.append(kernel)
+        return size
+
+    def finish(self, network: Network) -> Network:
+        """Return the finished network; raises ``InputError`` for branch layers that it does not have."""
+        for name, layer in low_precision_modules(network):
+            if layer.name != name:
+                raise ValueError(f"the layer made as '{layer.name}' is the module '{name}'")
+        branch = self.branch
+        if branch is not None:
+            unknown = [name for name in branch.layers or () if name not in self._eligible]
+            if unknown:
+                problems = [f"'{name}'{nearest(name, self._eligible)}" for name in unknown]
+                raise InputError(
+                    f"strategy.layers: the network {self.config.network['kind']} has no low-precision layer called "
+                    f"{', '.join(problems)}. Its layers: {', '.join(self._eligible)}."
+                )
+            if branch.kernel is not None and self._kernels and branch.kernel > max(self._kernels):
+                raise InputError(
+                    f"strategy.kernel: {branch.kernel} is larger than every kernel of {self.config.network['kind']} "
+                    f"that gets a branch (at most {max(self._kernels)})"
+                )
+        return network
+
+
+def _check(branch: Branch) -> None:
+    """Raise ``InputError`` for a branch that contradicts itself."""
+    if branch.merge not in MERGES:
+        raise InputError(
+            f"strategy.merge: {branch.merge!r} is not one of {', '.join(MERGES)}.{nearest(branch.merge, MERGES)}"
+        )
+    if branch.merge != "concat" and branch.width_ratio != 1.0:
+        raise InputError(f'strategy.width_ratio: {branch.width_ratio} needs merge = "concat", not "{branch.merge}"')
+    if branch.merge != "concat" and branch.statistics == "joint":
+        raise InputError(f'strategy.statistics: "joint" needs merge = "concat", not "{branch.merge}"')
+    if branch.kernel is not None and branch.kernel < 1:
+        raise InputError(f"strategy.kernel: {branch.kernel} must be at least 1")
+    if branch.layers is not None and not branch.layers:
+        raise InputError(
+            "strategy.layers: no layer is named, so there is no branch; leave it out for every convolution"
+        )
+
+
+def _full_precision(layer: Any, reason: str) -> Any:
+    layer.full_precision_reason = reason
+    return layer
+
+
+def is_bipolar(quantizer: Quantizer) -> bool:
+    """Return whether the quantizer's bounded activations are negative for negative inputs (signs, not [0, 1])."""
+    return bool(quantizer.bound(torch.tensor([-1.0])).item() < 0)

@@ -1,0 +1,210 @@
+"""Networks without shortcuts: full-precision first convolution, low-precision layers one behind the other, classifier.
+
+``svhn_convnet`` is the network of EXP-Net's SVHN figure (arXiv 1905.11781, and the DoReFa-Net script before it),
+``vgg_small`` that of the low-bit CIFAR literature, ``bnn_convnet`` that of Binarized Neural Networks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from bench.errors import InputError
+from bench.networks.builder import Builder, Network, is_bipolar
+
+ENTRIES = [
+    {
+        "name": "svhn_convnet",
+        "factory": "svhn_convnet",
+        "help": "EXP-Net's SVHN network: 48C5-MP2-64C3-64C3-MP2-128C3-128C3-128C3-512C5-FC, input 40x40",
+        "title": "Progressive Learning of Low-Precision Networks",
+        "arxiv": "1905.11781",
+        "input_size": 40,
+        "options": {
+            "activation": {
+                "type": "str",
+                "choices": ["clip", "abs"],
+                "default": "clip",
+                "help": "the quantizer's bounding map alone, or min(1, |x|) before it (released)",
+            },
+            "dropout": {
+                "type": "float",
+                "default": 0.5,
+                "min": 0,
+                "below": 1,
+                "help": "of the activations that conv6 reads",
+            },
+        },
+    },
+    {
+        "name": "vgg_small",
+        "factory": "vgg_small",
+        "help": "VGG-Small of the low-bit CIFAR literature: 2x128C3-MP2-2x256C3-MP2-2x512C3-MP2-FC, input 32x32",
+        "title": "LQ-Nets: Learned Quantization for Highly Accurate and Compact Deep Neural Networks",
+        "arxiv": "1807.10029",
+        "input_size": 32,
+        "options": {},
+    },
+    {
+        "name": "bnn_convnet",
+        "factory": "bnn_convnet",
+        "help": "the ConvNet of BNN: 2x128C3-MP2-2x256C3-MP2-2x512C3-MP2-2x1024FC-FC, input 32x32; SVHN: width 0.5",
+        "title": "Binarized Neural Networks: Training Neural Networks with Weights and Activations "
+        "Constrained to +1 or -1",
+        "arxiv": "1602.02830",
+        "input_size": 32,
+        "options": {},
+    },
+]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One low-precision convolution of a chain: channels before the width multiplier, kernel, padding, max-pool 2."""
+
+    channels: int
+    kernel: int
+    padding: int
+    pool: bool = False
+    dropout: float = 0.0
+
+
+class ChainNetwork(Network):
+    """conv0 (batch norm, pool), then ``convs`` (each with batch norm, pool), then linear layers and the classifier.
+
+    ``pool_first``: pool before the batch norm. Activations are applied by the layer that reads them; those before the
+    classifier are bounded, not quantized.
+    """
+
+    def __init__(
+        self,
+        builder: Builder,
+        num_classes: int,
+        *,
+        input_size: int,
+        first: Spec,
+        first_norm: bool,
+        convs: list[Spec],
+        hidden: list[int],
+        pool_first: bool = False,
+    ) -> None:
+        super().__init__()
+        self.input_size = input_size
+        self.pool_first = pool_first
+        self.pool = nn.MaxPool2d(2)
+        width = builder.channels(first.channels)
+        self.conv0 = builder.first_conv(width, first.kernel, padding=first.padding, bias=not first_norm)
+        self.bn0 = builder.norm(width) if first_norm else None
+        self.first_pool = first.pool
+        size = _size(input_size, first)
+        extra = 0
+        self._convs: list[tuple[str, str, bool]] = []
+        for i, spec in enumerate(convs, start=1):
+            conv = builder.conv(
+                f"conv{i}",
+                width,
+                builder.channels(spec.channels),
+                spec.kernel,
+                padding=spec.padding,
+                extra=extra,
+                pool=self.pool if spec.pool else None,
+                pool_first=pool_first,
+                dropout=spec.dropout,
+            )
+            width, extra, size = conv.out_channels, conv.extra_out, _size(size, spec)
+            self.add_module(f"conv{i}", conv)
+            self.add_module(f"bn{i}", builder.norm(width))
+            self._convs.append((f"conv{i}", f"bn{i}", spec.pool))
+        features, extra = width * size**2, extra * size**2
+        self._linears: list[tuple[str, str]] = []
+        for i, count in enumerate(hidden, start=1):
+            linear = builder.linear(f"fc{i}", features, builder.channels(count), extra=extra)
+            features, extra = linear.out_features, linear.extra_out
+            self.add_module(f"fc{i}", linear)
+            self.add_module(f"bn_fc{i}", builder.norm_1d(features))
+            self._linears.append((f"fc{i}", f"bn_fc{i}"))
+        self.linear = builder.classifier(features, num_classes, extra=extra)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, 3, S, S) to logits (B, classes)."""
+        y = self._after(self.conv0(images), self.bn0, self.first_pool)
+        rest = None
+        for conv, norm, pool in self._convs:
+            y, rest = getattr(self, conv)(y, rest)
+            y = self._after(y, getattr(self, norm), pool)
+        for linear, norm in self._linears:
+            y, rest = getattr(self, linear)(y, rest)
+            y = getattr(self, norm)(y)
+        return self.linear(y, rest)
+
+    def _after(self, y: Tensor, norm: nn.Module | None, pool: bool) -> Tensor:
+        if pool and self.pool_first:
+            y = self.pool(y)
+        if norm is not None:
+            y = norm(y)
+        return self.pool(y) if pool and not self.pool_first else y
+
+
+def _size(size: int, spec: Spec) -> int:
+    size = size + 2 * spec.padding - spec.kernel + 1
+    return size // 2 if spec.pool else size
+
+
+def svhn_convnet(builder: Builder, num_classes: int, *, activation: str, dropout: float) -> Network:
+    """Return EXP-Net's SVHN network; the width multiplier scales conv0 to conv6.
+
+    conv0 5x5 valid with bias and no batch norm, pool; conv1 to conv6 low precision without bias, each followed by batch
+    norm (eps 1e-4); pool behind conv2, dropout before conv6. The activation behind conv6 is bounded, not quantized.
+    Raises ``InputError`` for ``activation="abs"`` with a quantizer of signs, where every activation would be +1.
+    """
+    builder.eps = 1e-4
+    builder.fold = activation == "abs"
+    if builder.fold and is_bipolar(builder.quantizer("probe", None)):
+        kind = builder.config.quantizer["kind"]
+        raise InputError(
+            f'network.activation: "abs" turns every activation of quantizer \'{kind}\' into +1; use "clip"'
+        )
+    convs = [
+        Spec(64, 3, 1),
+        Spec(64, 3, 1, pool=True),
+        Spec(128, 3, 0),
+        Spec(128, 3, 1),
+        Spec(128, 3, 0),
+        Spec(512, 5, 0, dropout=dropout),
+    ]
+    first = Spec(48, 5, 0, pool=True)
+    return ChainNetwork(builder, num_classes, input_size=40, first=first, first_norm=False, convs=convs, hidden=[])
+
+
+_VGG = [Spec(128, 3, 1, True), Spec(256, 3, 1), Spec(256, 3, 1, True), Spec(512, 3, 1), Spec(512, 3, 1, True)]
+
+
+def vgg_small(builder: Builder, num_classes: int) -> Network:
+    """Return VGG-Small (VGG-7) as LQ-Nets describes it for CIFAR-10, after HWGQ (1702.00953); width scales every conv.
+
+    Each convolution (3x3, same, no bias) is followed by batch norm, max-pool 2 behind every second, and the activation.
+    """
+    first = Spec(128, 3, 1)
+    return ChainNetwork(builder, num_classes, input_size=32, first=first, first_norm=True, convs=_VGG, hidden=[])
+
+
+def bnn_convnet(builder: Builder, num_classes: int) -> Network:
+    """Return the BNN paper's ConvNet in its block order: convolution, max-pool, batch norm (eps 1e-4), activation.
+
+    Width scales every convolution and both hidden linear layers; the paper's SVHN network is ``width = 0.5``. Otherwise
+    than there, first convolution and last linear layer are full precision, nothing has a bias but the classifier, and
+    the logits have no batch norm.
+    """
+    builder.eps = 1e-4
+    first = Spec(128, 3, 1)
+    return ChainNetwork(
+        builder,
+        num_classes,
+        input_size=32,
+        first=first,
+        first_norm=True,
+        convs=_VGG,
+        hidden=[1024, 1024],
+        pool_first=True,
+    )

@@ -1,0 +1,184 @@
+"""What a network costs, counted from its layers: parameters, multiply-accumulates, bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.layers import BranchConv2d, BranchLinear, Classifier, LowPrecisionLayer
+from bench.networks.builder import Network
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Costs of one image; the first four are of the deployed network, without branches and extra weights.
+
+    ``parameters``      learned numbers
+    ``model_bits``      what is stored: low-precision weights at their bits, everything else at 32, batch norm's running
+                        mean and variance and the scales that 1-bit weights are multiplied by included
+    ``macs``            multiply-accumulates of convolutions and linear layers
+    ``bit_operations``  the sum over these layers of MACs x weight bits x bits of the activations they read (32 x 32 in
+                        full precision)
+    ``train_flops_per_image``        forward, gradient of the input and of the weights: 3 x 2 x MACs, the branch on
+    ``train_flops_per_image_plain``  the same with the branch off
+    """
+
+    parameters: int
+    model_bits: int
+    macs: int
+    bit_operations: int
+    train_flops_per_image: int
+    train_flops_per_image_plain: int
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer of the deployed network.
+
+    ``shape`` of its weight; ``branch``: whether one stands beside it in training; ``full_precision``: the reason why it
+    is not quantized, None where it is; ``train_macs``: multiply-accumulates with branch and extra weights.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    parameters: int
+    macs: int
+    train_macs: int
+    w_bits: int
+    a_bits: int
+    bits: int
+    branch: bool
+    full_precision: str | None
+
+
+_NORM = (nn.modules.batchnorm._BatchNorm,)
+
+
+def describe_layers(network: Network) -> list[LayerRow]:
+    """Return a row for each layer that has parameters, in order; the rows add up to ``costs``."""
+    outputs = _positions(network)
+    rows = []
+    inside_branch: set[nn.Module] = set()
+    for name, module in network.named_modules():
+        if isinstance(module, BranchConv2d | BranchLinear):
+            inside_branch.update(module.modules())
+        if module in inside_branch:
+            continue
+        if isinstance(module, LowPrecisionLayer):
+            rows.append(_low_precision(name, module, outputs[name]))
+        elif isinstance(module, nn.Conv2d | nn.Linear):
+            rows.append(_full_precision(name, module, outputs[name]))
+        elif isinstance(module, _NORM):
+            parameters = 2 * module.num_features  # and a running mean and variance
+            shape, bits = (module.num_features,), 32 * 2 * parameters
+            reason = "batch norm: four numbers a channel"
+            rows.append(LayerRow(name, "batch norm", shape, parameters, 0, 0, 32, 32, bits, False, reason))
+    return rows
+
+
+def costs(network: Network, input_size: int | None = None) -> Costs:
+    """Return the costs of ``network`` for one image; its expansion and clock are left as they are.
+
+    ``input_size``: that of the network, which is also the default.
+    """
+    if input_size is not None and input_size != network.input_size:
+        raise ValueError(f"the network reads images of {network.input_size} pixels, not {input_size}")
+    rows = describe_layers(network)
+    macs = sum(row.macs for row in rows)
+    return Costs(
+        parameters=sum(row.parameters for row in rows),
+        model_bits=sum(row.bits for row in rows),
+        macs=macs,
+        bit_operations=sum(row.macs * row.w_bits * row.a_bits for row in rows),
+        train_flops_per_image=6 * sum(row.train_macs for row in rows),
+        train_flops_per_image_plain=6 * macs,
+    )
+
+
+def _low_precision(name: str, layer: Any, positions: int) -> LayerRow:
+    quantizer = layer.quantizer
+    learned = sum(p.numel() for p in quantizer.parameters())
+    scales = 0
+    if quantizer.w_bits == 1 and not learned:
+        statistics = quantizer.statistics(layer.weight.detach())
+        scales = 0 if statistics is None else statistics.numel()
+    weights = layer.weight.numel()
+    macs = positions * weights
+    train = macs + (positions * layer.weight_extra.numel() if layer.weight_extra is not None else 0)
+    if layer.branch is not None and not layer.one_convolution:
+        train += positions * layer.branch.weight.numel()  # as many positions as the main path; pooling comes after
+    low = quantizer.w_bits < 32 or quantizer.a_bits < 32
+    return LayerRow(
+        name=name,
+        type="convolution" if layer.weight.dim() == 4 else "linear",
+        shape=tuple(layer.weight.shape),
+        parameters=weights + learned,
+        macs=macs,
+        train_macs=train,
+        w_bits=quantizer.w_bits,
+        a_bits=quantizer.a_bits,
+        bits=weights * quantizer.w_bits + 32 * (learned + scales),
+        branch=layer.branch is not None,
+        full_precision=None if low else "the quantizer is full_precision at 32/32 bits",
+    )
+
+
+def _full_precision(name: str, layer: nn.Conv2d | nn.Linear, positions: int) -> LayerRow:
+    weights = layer.weight.numel()
+    parameters = weights + (0 if layer.bias is None else layer.bias.numel())
+    macs = positions * weights
+    extra = layer.weight_extra.numel() if isinstance(layer, Classifier) and layer.weight_extra is not None else 0
+    return LayerRow(
+        name=name,
+        type="convolution" if layer.weight.dim() == 4 else "linear",
+        shape=tuple(layer.weight.shape),
+        parameters=parameters,
+        macs=macs,
+        train_macs=macs + positions * extra,
+        w_bits=32,
+        a_bits=32,
+        bits=32 * parameters,
+        branch=False,
+        full_precision=getattr(layer, "full_precision_reason", "not made by the builder"),
+    )
+
+
+@torch.no_grad()
+def _positions(network: Network) -> dict[str, int]:
+    """Return how many output positions each convolution and linear layer computes for one image (1 for a linear layer).
+
+    Found by sending one image through the deployed form of the network; mode and clocks are put back.
+    """
+    found: dict[str, int] = {}
+
+    def watch(name: str):
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            y: Tensor = output[0] if isinstance(output, tuple) else output
+            found[name] = y[0, 0].numel()
+
+        return hook
+
+    layers = [(name, m) for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    handles = [module.register_forward_hook(watch(name)) for name, module in layers]
+    clocks = {id(m.clock): m.clock for m in network.modules() if isinstance(m, LowPrecisionLayer)}.values()
+    active = [clock.active for clock in clocks]
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        for clock in clocks:
+            clock.active = False
+        network.eval()
+        weight = next(network.parameters())
+        size = network.input_size
+        network(torch.zeros(1, 3, size, size, device=weight.device, dtype=weight.dtype))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for clock, state in zip(clocks, active, strict=True):
+            clock.active = state
+        for module, mode in modes:
+            module.training = mode
+    return found

@@ -1,0 +1,49 @@
+"""Initialisation of networks as a function of (seed, parameter name), the same with and without a branch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from bench.randomness import fold, normal, truncated_normal, uniform
+
+
+def kernel(scheme: str, key: int, shape: tuple[int, ...]) -> Tensor:
+    """Return an initial kernel of ``shape`` (out, in, kh, kw) or (out, in), float32 on the CPU.
+
+    he_truncated_normal  normal of standard deviation sqrt(2 / fan_in), truncated at two of them (1502.01852, gain 2).
+                         The truncation is not made up for, so the weights' own deviation is 0.88 of that: as
+                         TensorFlow's ``variance_scaling_initializer`` of the released scripts' day had it
+    he_normal            the same, not truncated
+    glorot_uniform       uniform in +-sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio, 2010)
+    """
+    receptive = math.prod(shape[2:])
+    fan_in, fan_out = shape[1] * receptive, shape[0] * receptive
+    if scheme == "he_truncated_normal":
+        return truncated_normal(key, shape) * math.sqrt(2.0 / fan_in)
+    if scheme == "he_normal":
+        return normal(key, shape) * math.sqrt(2.0 / fan_in)
+    if scheme == "glorot_uniform":
+        return (uniform(key, shape) * 2.0 - 1.0) * math.sqrt(6.0 / (fan_in + fan_out))
+    raise ValueError(f"no initialisation is called {scheme!r}")
+
+
+@torch.no_grad()
+def initialize(network: nn.Module, seed: int, scheme: str) -> None:
+    """Initialise ``network`` in place; every tensor depends on (seed, its name) alone, wherever it lives.
+
+    Kernels as ``scheme`` says, each tensor by its own fans (``weight_extra`` and branches too); biases 0; batch norms
+    at scale 1, shift 0, mean 0, variance 1. What a quantizer learns (scales) keeps the start that the quantizer gave it.
+    """
+    for prefix, module in network.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.reset_parameters()
+        elif isinstance(module, nn.Conv2d | nn.Linear):
+            for name, parameter in module.named_parameters(recurse=False):
+                if name == "bias":
+                    parameter.zero_()
+                else:
+                    key = fold(seed, "init", f"{prefix}.{name}")
+                    parameter.copy_(kernel(scheme, key, tuple(parameter.shape)))

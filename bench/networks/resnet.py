@@ -1,0 +1,236 @@
+"""Residual networks for CIFAR (He et al., arXiv 1512.03385): 6n+2 layers in three stages of 16, 32 and 64 channels.
+
+The quantizers stand at each low-precision convolution's input; the residual stream is never quantized.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.layers import Pair
+from bench.networks.builder import Builder, Network
+
+ENTRIES = [
+    {
+        "name": "resnet20",
+        "factory": "resnet20",
+        "help": "ResNet-20 for CIFAR, input 32x32",
+        "title": "Deep Residual Learning for Image Recognition",
+        "arxiv": "1512.03385",
+        "input_size": 32,
+        "options": {
+            "shortcut": {
+                "type": "str",
+                "choices": ["A", "B"],
+                "default": "A",
+                "help": "where channels grow: zeros for the new ones, or a full-precision 1x1 convolution",
+            },
+            "block": {
+                "type": "str",
+                "choices": ["pre", "post"],
+                "default": "pre",
+                "help": "BN, activation, convolution (DoReFa-Net's), or convolution, BN, + shortcut, activation",
+            },
+        },
+    },
+    {
+        "name": "resnet32",
+        "factory": "resnet32",
+        "help": "ResNet-32 for CIFAR, input 32x32",
+        "title": "Deep Residual Learning for Image Recognition",
+        "arxiv": "1512.03385",
+        "input_size": 32,
+        "options": {
+            "shortcut": {
+                "type": "str",
+                "choices": ["A", "B"],
+                "default": "A",
+                "help": "where channels grow: zeros for the new ones, or a full-precision 1x1 convolution",
+            },
+            "block": {
+                "type": "str",
+                "choices": ["pre", "post"],
+                "default": "pre",
+                "help": "BN, activation, convolution (DoReFa-Net's), or convolution, BN, + shortcut, activation",
+            },
+        },
+    },
+    {
+        "name": "resnet44",
+        "factory": "resnet44",
+        "help": "ResNet-44 for CIFAR, input 32x32",
+        "title": "Deep Residual Learning for Image Recognition",
+        "arxiv": "1512.03385",
+        "input_size": 32,
+        "options": {
+            "shortcut": {
+                "type": "str",
+                "choices": ["A", "B"],
+                "default": "A",
+                "help": "where channels grow: zeros for the new ones, or a full-precision 1x1 convolution",
+            },
+            "block": {
+                "type": "str",
+                "choices": ["pre", "post"],
+                "default": "pre",
+                "help": "BN, activation, convolution (DoReFa-Net's), or convolution, BN, + shortcut, activation",
+            },
+        },
+    },
+    {
+        "name": "resnet56",
+        "factory": "resnet56",
+        "help": "ResNet-56 for CIFAR, input 32x32",
+        "title": "Deep Residual Learning for Image Recognition",
+        "arxiv": "1512.03385",
+        "input_size": 32,
+        "options": {
+            "shortcut": {
+                "type": "str",
+                "choices": ["A", "B"],
+                "default": "A",
+                "help": "where channels grow: zeros for the new ones, or a full-precision 1x1 convolution",
+            },
+            "block": {
+                "type": "str",
+                "choices": ["pre", "post"],
+                "default": "pre",
+                "help": "BN, activation, convolution (DoReFa-Net's), or convolution, BN, + shortcut, activation",
+            },
+        },
+    },
+]
+
+
+class PaddedShortcut(nn.Module):
+    """Option A of 1512.03385: every second pixel, zeros for the new channels; the identity where nothing changes."""
+
+    def __init__(self, new_channels: int, stride: int) -> None:
+        super().__init__()
+        self.new_channels = new_channels
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C + new, H / stride, W / stride)."""
+        if self.stride > 1:
+            x = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, 0, self.new_channels)) if self.new_channels else x
+
+
+class _Block(nn.Module):
+    def __init__(
+        self, builder: Builder, name: str, channels: tuple[int, int], stride: int, extra: int, shortcut: str
+    ) -> None:
+        super().__init__()
+        before, after = channels
+        self.conv1 = builder.conv(f"{name}.conv1", before, after, 3, padding=1, stride=stride, extra=extra)
+        self.conv2 = builder.conv(f"{name}.conv2", after, after, 3, padding=1, extra=self.conv1.extra_out)
+        changes = stride > 1 or before != after
+        if changes and shortcut == "B":
+            self.shortcut: nn.Module = builder.projection(before, after, stride)
+        else:
+            self.shortcut = PaddedShortcut(after - before, stride)
+        self.bn1 = builder.norm(self.norm_channels(before, after))
+        self.bn2 = builder.norm(after)
+
+    @staticmethod
+    def norm_channels(before: int, after: int) -> int:
+        raise NotImplementedError
+
+
+class PreBlock(_Block):
+    """DoReFa-Net's order (and 1603.05027's): batch norm, activation, convolution; the sum is the stream.
+
+    The merge stands at each convolution's output and joins the stream; what ``concat`` leaves over goes beside the
+    stream to the next convolution, never into the shortcut.
+    """
+
+    @staticmethod
+    def norm_channels(before: int, after: int) -> int:
+        return before
+
+    def forward(self, stream: Tensor, rest: Tensor | None) -> Pair:
+        """Map the stream (B, C, H, W) and what the block before left over to the next ones."""
+        y, rest = self.conv1(self.bn1(stream), rest)
+        y, rest = self.conv2(self.bn2(y), rest)
+        return y + self.shortcut(stream), rest
+
+
+class PostBlock(_Block):
+    """The order of 1512.03385: convolution, batch norm, + shortcut, activation; it hands on the sum before activation.
+
+    The merge stands after the activation. The shortcut carries the bounded, not the quantized tensor: merged for
+    ``sum`` and ``difference``, the main channels alone for ``concat``.
+    """
+
+    @staticmethod
+    def norm_channels(before: int, after: int) -> int:
+        return after
+
+    def forward(self, y: Tensor, rest: Tensor | None) -> Pair:
+        """Map the pair (sum before its activation, what the block before left over) to the next one."""
+        stream = self.conv1.carried(y, rest)
+        y, rest = self.conv1(y, rest)
+        y, rest = self.conv2(self.bn1(y), rest)
+        return self.bn2(y) + self.shortcut(stream), rest
+
+
+class ResNet(Network):
+    """conv0 (3x3, 16 channels), three stages of ``depth`` blocks, average pooling, classifier.
+
+    Width scales the 16, 32 and 64 channels, conv0's included. The input of the classifier is bounded, not quantized.
+    """
+
+    input_size = 32
+
+    def __init__(self, builder: Builder, num_classes: int, depth: int, *, shortcut: str, block: str) -> None:
+        super().__init__()
+        builder.merge_at_output = block == "pre"
+        kind = PreBlock if block == "pre" else PostBlock
+        widths = [builder.channels(count) for count in (16, 32, 64)]
+        before, extra = widths[0], 0
+        self.conv0 = builder.first_conv(before, 3, padding=1)
+        blocks: list[_Block] = []
+        for stage, after in enumerate(widths):
+            for position in range(depth):
+                stride = 2 if stage > 0 and position == 0 else 1
+                made = kind(builder, f"blocks.{len(blocks)}", (before, after), stride, extra, shortcut)
+                before, extra = after, made.conv2.extra_out
+                blocks.append(made)
+        self.blocks = nn.ModuleList(blocks)
+        self.bn0 = builder.norm(widths[0]) if block == "post" else None
+        self.bn_last = builder.norm(before) if block == "pre" else None
+        self.linear = builder.classifier(before, num_classes, extra=extra, average=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, 3, S, S) to logits (B, classes)."""
+        y = self.conv0(images)
+        if self.bn0 is not None:
+            y = self.bn0(y)
+        rest = None
+        for block in self.blocks:
+            y, rest = block(y, rest)
+        if self.bn_last is not None:
+            y = self.bn_last(y)
+        return self.linear(y, rest)
+
+
+def resnet20(builder: Builder, num_classes: int, *, shortcut: str, block: str) -> Network:
+    """Return ResNet-20, 3 blocks a stage."""
+    return ResNet(builder, num_classes, 3, shortcut=shortcut, block=block)
+
+
+def resnet32(builder: Builder, num_classes: int, *, shortcut: str, block: str) -> Network:
+    """Return ResNet-32, 5 blocks a stage."""
+    return ResNet(builder, num_classes, 5, shortcut=shortcut, block=block)
+
+
+def resnet44(builder: Builder, num_classes: int, *, shortcut: str, block: str) -> Network:
+    """Return ResNet-44, 7 blocks a stage."""
+    return ResNet(builder, num_classes, 7, shortcut=shortcut, block=block)
+
+
+def resnet56(builder: Builder, num_classes: int, *, shortcut: str, block: str) -> Network:
+    """Return ResNet-56, 9 blocks a stage."""
+    return ResNet(builder, num_classes, 9, shortcut=shortcut, block=block)
