@@ -1,0 +1,84 @@
+"""How a low-precision network is trained: orthogonal to the quantizer, one module a strategy.
+
+A strategy says which expansion the network gets (``branch`` or ``blend``), what the factor is at a step, which further
+networks take part, and what is minimised. The training loop asks; it knows no strategy by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from bench import registry
+from bench.config import TrialConfig
+from bench.layers import Branch
+from bench.schedules import factor_value
+
+Loss = Callable[
+    [Tensor, Tensor], Tensor
+]  # (logits (B, classes), labels (B,) int64) -> 0-d loss, the mean over the batch
+
+
+class Strategy:
+    """The plain case of every question the training loop asks.
+
+    ``branch``  the ancillary convolutions of the network, None for none
+    ``blend``   what is blended with full precision by the factor: None, "both", "weights" or "activations"
+    """
+
+    branch: Branch | None = None
+    blend: str | None = None
+    bn_reestimate: int = 0
+
+    def __init__(self, config: TrialConfig, steps_per_epoch: int) -> None:
+        self.config = config
+        self.options: Mapping[str, Any] = config.strategy
+        self.steps_per_epoch = steps_per_epoch
+        self.total_steps = config.epochs * steps_per_epoch
+
+    def factor(self, step: int) -> float:
+        """Return f at ``step`` (0 .. total - 1); 0 where the strategy has no factor."""
+        return 0.0
+
+    def removal(self, step: int) -> bool:
+        """Return whether ``step`` is the first at which a factor that was above 0 is 0."""
+        return step > 0 and self.factor(step) == 0.0 and self.factor(step - 1) > 0.0
+
+    def prepare(
+        self, network: nn.Module, build: Callable[[TrialConfig], nn.Module], weights: Mapping[str, Any]
+    ) -> None:
+        """Get ready before the first step; also called before a checkpoint is restored.
+
+        ``build(config)`` returns another, initialised network on the device; ``weights`` maps the roles of the trials
+        that this one needs ("teacher", "start") to their final state dicts.
+        """
+
+    def trained(self) -> dict[str, nn.Module]:
+        """Return the further networks that are trained and checkpointed with the trial's own, by name."""
+        return {}
+
+    def forward_only(self) -> list[nn.Module]:
+        """Return the frozen networks that each step runs forward (their cost counts)."""
+        return []
+
+    def loss(self, logits: Tensor, images: Tensor, labels: Tensor, loss: Loss) -> Tensor:
+        """Return what is minimised, from the network's ``logits`` on the batch and the recipe's ``loss``."""
+        return loss(logits, labels)
+
+
+class Faded(Strategy):
+    """A strategy with a factor that is faded out: option ``factor``, and ``bn_reestimate`` at its end."""
+
+    def __init__(self, config: TrialConfig, steps_per_epoch: int) -> None:
+        super().__init__(config, steps_per_epoch)
+        self.bn_reestimate = self.options["bn_reestimate"]
+
+    def factor(self, step: int) -> float:
+        return factor_value(self.options["factor"], step, self.total_steps, self.steps_per_epoch)
+
+
+def make_strategy(config: TrialConfig, steps_per_epoch: int) -> Strategy:
+    """Return the strategy that ``config.strategy`` names."""
+    return registry.load("strategies", config.strategy["kind"])(config, steps_per_epoch)

@@ -1,0 +1,118 @@
+"""Apprentice: knowledge distillation from a full-precision teacher.
+
+Source: Mishra and Marr, *Apprentice: Using Knowledge Distillation Techniques To Improve Low-Precision Network Accuracy*,
+arXiv 1711.05852, equation 1:  ``alpha H(y, p_T) + beta H(y, p_A) + gamma H(z_T, p_A)`` with alpha = 1, beta = gamma = 0.5.
+
+Scheme A trains teacher and apprentice jointly from scratch; B takes a trained, frozen teacher (the alpha term is then
+constant and left out); C is B from the weights of the full-precision apprentice, fine-tuned (give it a smaller learning
+rate). The paper uses the teacher's logits z_T without softening: temperature 1 here, where ``H(z_T, p_A)`` is read as the
+cross entropy between softmax(z_T / T) and softmax(z_A / T), times T^2 as in Hinton et al. (1503.02531).
+``soft_loss = "mse"`` compares the logits themselves (Ba and Caruana, 1312.6184). Not stated in the paper and chosen here:
+in scheme A no gradient flows from the gamma term into the teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.config import TrialConfig
+from bench.strategies import Loss, Strategy
+
+ENTRIES = [
+    {
+        "name": "apprentice",
+        "factory": "Apprentice",
+        "help": "distillation from a full-precision teacher: A jointly, B from a frozen one, C fine-tuned as well",
+        "title": "Apprentice: Using Knowledge Distillation Techniques To Improve Low-Precision Network Accuracy",
+        "arxiv": "1711.05852",
+        "options": {
+            "scheme": {"type": "str", "choices": ["A", "B", "C"], "help": "A joint, B frozen teacher, C fine-tuning"},
+            "teacher": {
+                "type": "teacher",
+                "default": {},
+                "joint_with": {"scheme": ["A"]},
+                "help": "the fields in which the full-precision teacher differs from the apprentice's own network",
+            },
+            "start": {
+                "type": "teacher",
+                "default": {},
+                "only_with": {"scheme": ["C"]},
+                "help": "scheme C: the fields in which the training of the full-precision start differs",
+            },
+            "alpha": {
+                "type": "float",
+                "default": 1.0,
+                "min": 0,
+                "only_with": {"scheme": ["A"]},
+                "help": "scheme A: weight of the teacher's own loss",
+            },
+            "beta": {"type": "float", "default": 0.5, "min": 0, "help": "weight of the loss on the labels"},
+            "gamma": {"type": "float", "default": 0.5, "min": 0, "help": "weight of the loss on the teacher's output"},
+            "temperature": {"type": "float", "default": 1.0, "above": 0, "help": "of both softmaxes in the gamma term"},
+            "soft_loss": {
+                "type": "str",
+                "choices": ["cross_entropy", "mse"],
+                "default": "cross_entropy",
+                "help": "the gamma term: cross entropy of the softmaxes, or squared distance of the logits",
+            },
+        },
+    }
+]
+
+
+def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return ``T^2 H(softmax(teacher / T), softmax(student / T))``, the mean over the batch.
+
+    Both logits are (B, classes); the result is a 0-d tensor. The factor T^2 keeps the gradient's size (1503.02531, sec. 2).
+    """
+    target = torch.softmax(teacher / temperature, dim=1)
+    return -(target * torch.log_softmax(student / temperature, dim=1)).sum(1).mean() * temperature**2
+
+
+class Apprentice(Strategy):
+    """Schemes A, B and C of the paper."""
+
+    def prepare(
+        self, network: nn.Module, build: Callable[[TrialConfig], nn.Module], weights: Mapping[str, Any]
+    ) -> None:
+        self.joint = self.options["scheme"] == "A"
+        self.teacher = build(TrialConfig.model_validate(self.options["teacher"]))
+        if not self.joint:
+            self.teacher.load_state_dict(weights["teacher"])
+            self.teacher.eval().requires_grad_(False)
+        if self.options["scheme"] == "C":
+            _load_start(network, weights["start"])
+
+    def trained(self) -> dict[str, nn.Module]:
+        return {"teacher": self.teacher} if self.joint else {}
+
+    def forward_only(self) -> list[nn.Module]:
+        return [] if self.joint else [self.teacher]
+
+    def loss(self, logits: Tensor, images: Tensor, labels: Tensor, loss: Loss) -> Tensor:
+        options = self.options
+        if self.joint:
+            targets = self.teacher(images)
+        else:
+            with torch.no_grad():
+                targets = self.teacher(images)
+        fixed = targets.detach().float()
+        if options["soft_loss"] == "mse":
+            soft = F.mse_loss(logits.float(), fixed)
+        else:
+            soft = soft_cross_entropy(logits.float(), fixed, options["temperature"])
+        total = options["beta"] * loss(logits, labels) + options["gamma"] * soft
+        return total + options["alpha"] * loss(targets, labels) if self.joint else total
+
+
+def _load_start(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy the full-precision weights into ``network``; what a quantizer learns besides them keeps its own start."""
+    missing, unexpected = network.load_state_dict(weights, strict=False)
+    absent = [name for name in missing if "quantizer" not in name]
+    if absent or unexpected:
+        raise ValueError(f"the full-precision start does not fit the network: {[*absent, *unexpected][:3]}")

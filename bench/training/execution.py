@@ -1,0 +1,159 @@
+"""What the hardware is asked to do: decided once for a trial, recorded, and reused on every resume.
+
+Nothing here depends on a measured time, so two runs on equal hardware decide alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.config import TrialConfig
+from bench.devices import threads_per_trial
+from bench.errors import InputError
+
+# Compiling a step costs about a minute on a slow core; it is worth that where the steps it shortens take much longer.
+COMPILED_STEPS = {"cpu": 50_000, "cuda": 2_000}
+_CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_tile", "asimd", "bf16", "sve")
+
+
+def cpu_name() -> str:
+    """Return the processor's model name, or its architecture where the system does not tell."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def instruction_sets() -> list[str]:
+    """Return which of the instruction sets that change results or speed this processor has, sorted."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return sorted(set(line.split(":", 1)[1].split()) & set(_CPU_FLAGS))
+    except OSError:
+        pass
+    return []
+
+
+def has_native_bf16(device: str) -> bool:
+    """Return whether bf16 convolutions run in hardware on ``device`` ("cpu", "cuda:0", ...)."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported()
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(instruction_sets()))
+
+
+def has_compiler() -> bool:
+    """Return whether a C++ compiler, which compiled CPU code needs, is found."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "c++", "clang++") if name)
+
+
+def decide(config: TrialConfig, total_steps: int, device: str) -> dict[str, Any]:
+    """Return the ``execution`` of a record: device, mode, threads and determinism flags. JSON values only."""
+    kind = device.partition(":")[0]
+    long_enough = total_steps >= COMPILED_STEPS.get(kind, COMPILED_STEPS["cuda"])
+    compiled = long_enough and (kind != "cpu" or has_compiler())
+    execution: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(device) if kind == "cuda" else cpu_name(),
+        "kind": kind,
+        "instruction_sets": instruction_sets() if kind == "cpu" else [],
+        "mode": "compiled" if compiled else "eager",
+        "threads": threads_per_trial(device),
+        "workers": 1,
+        "pack": 1,
+        "deterministic": True,
+        "tf32": False,
+        "torch": torch.__version__,
+    }
+    return execution
+
+
+def differences(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Return what of a recorded execution cannot be had here, a phrase each; the mode is taken from the record."""
+    return [
+        f"{key}: {recorded.get(key)!r} then, {here.get(key)!r} here"
+        for key in sorted({*recorded, *here} - {"mode"})
+        if recorded.get(key) != here.get(key)
+    ]
+
+
+def resume_execution(
+    recorded: Mapping[str, Any] | None, here: dict[str, Any], accept_other: bool, where: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the execution to use and what differs from the record (empty where nothing does).
+
+    Raises ``InputError`` where something differs and ``accept_other`` is False: the weights would not be those of an
+    undisturbed run.
+    """
+    if recorded is None:
+        return here, []
+    changed = differences(recorded, here)
+    if changed and not accept_other:
+        raise InputError(
+            f"{where}: this trial was begun under another execution ({'; '.join(changed)}), so its end would not be that of "
+            "an undisturbed run. Give --fresh to begin it anew, or --accept-other-hardware to go on and mark the record."
+        )
+    return {**here, "mode": recorded.get("mode", here["mode"])}, changed
+
+
+def apply(execution: Mapping[str, Any]) -> None:
+    """Set this process up accordingly: threads, deterministic algorithms, no TF32, no timing-based choices."""
+    torch.set_num_threads(execution["threads"])
+    keep_freed_memory()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(execution["deterministic"])
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = execution["deterministic"]
+    torch.backends.cuda.matmul.allow_tf32 = execution["tf32"]
+    torch.backends.cudnn.allow_tf32 = execution["tf32"]
+    torch.utils.deterministic.fill_uninitialized_memory = False  # we never read what we did not write
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what a step frees, for the next step, instead of giving it back to the system.
+
+    A step of a small network allocates the same tens of megabytes again and again; by default glibc returns them each
+    time and the kernel clears the pages anew (2,200 page faults a step of the SVHN network at 0.25x, 10 % of its time).
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library: nothing to set
+        libc = ctypes.CDLL("libc.so.6")
+        trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # M_* of malloc.h
+        libc.mallopt(mmap_threshold, 32 << 20)
+        libc.mallopt(trim_threshold, (1 << 31) - 1)
+        libc.mallopt(top_pad, 256 << 20)
+
+
+def reset_peak_memory(device: str) -> None:
+    """Begin to measure a trial's peak memory anew, where the system allows."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):  # then the peak of the whole process is reported, an upper bound
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: str) -> int:
+    """Return the peak memory in bytes since ``reset_peak_memory``: the device's, or this process's on the CPU."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024

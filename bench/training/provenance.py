@@ -1,0 +1,57 @@
+"""Where a record comes from: code revision and versions."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import bench
+
+_PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "ray", "pydantic")
+
+
+@functools.cache
+def code_revision() -> tuple[str | None, bool | None]:
+    """Return (git commit, whether the package's files differ from it); ``$BENCH_COMMIT`` where there is no git."""
+    folder = Path(bench.__file__).resolve().parent
+    git = ["git", "-C", str(folder)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        status = subprocess.run(
+            [*git, "status", "--porcelain", "--", str(folder)], capture_output=True, text=True, timeout=10, check=True
+        )
+        tracked = subprocess.run(
+            [*git, "ls-files", "--", "__init__.py"], capture_output=True, text=True, timeout=10, check=True
+        )
+        if tracked.stdout.strip():  # otherwise the package only happens to lie inside someone else's checkout
+            return commit.stdout.strip(), bool(status.stdout.strip())
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return os.environ.get("BENCH_COMMIT"), None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def provenance(data_checksum: str | None) -> dict[str, Any]:
+    """Return the ``provenance`` of a record: commit, dirty flag, versions, data checksum."""
+    commit, dirty = code_revision()
+    versions = {package: _version(package) for package in _PACKAGES}
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "bench": bench.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {package: version for package, version in versions.items() if version},
+        "data": data_checksum,
+    }

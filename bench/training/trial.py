@@ -1,0 +1,237 @@
+"""One trial from its configuration to its record: the one code path, whoever placed it."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench import datasets, registry
+from bench.config import SCHEMA, TrialConfig
+from bench.datasets.catalog import checksum
+from bench.errors import InputError
+from bench.layers import strip
+from bench.networks import build, costs, initialize
+from bench.randomness import Clock
+from bench.store import Store
+from bench.strategies import Strategy, make_strategy
+from bench.training import checkpoint, execution
+from bench.training.loop import Run, train
+from bench.training.provenance import provenance
+
+CLOCKS = {"seconds", "images_per_second"}  # of an epoch's line: left out when records are compared
+log = logging.getLogger("bench.trial")
+
+
+def run_trial(
+    config: TrialConfig,
+    trial_id: str,
+    needs: Mapping[str, str],
+    store: Store,
+    data_dir: Path,
+    device: str = "cpu",
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    accept_other_hardware: bool = False,
+) -> str:
+    """Train one trial, from its beginning or its last checkpoint, and write its record into ``store``.
+
+    ``needs`` maps the roles "teacher" and "start" to the ids of finished trials in ``store``. ``device`` is "cpu" or
+    "cuda:N". ``stop`` is asked after each step; ``on_epoch`` is given each epoch's line. The caller holds the trial's
+    lock. Returns "done", "diverged" or "stopped" (resumable); whatever else goes wrong is raised.
+    """
+    recorded = store.read_trial(trial_id)
+    arrays = datasets.load(config.dataset, data_dir, recorded["provenance"]["data"] if recorded else None)
+    state = checkpoint.load(store.checkpoint(trial_id), device)
+    run, how, changed = _prepare(config, needs, store, arrays, device, recorded, accept_other_hardware, trial_id)
+    source = provenance(checksum(config.dataset, data_dir))
+    if recorded is None or (state is None and changed):
+        recorded = {"schema": SCHEMA, "id": trial_id, "config": config.dump(), "execution": how, "provenance": source}
+        if needs:
+            recorded["needs"] = dict(needs)
+        store.write_trial(trial_id, recorded)
+    known = store.epochs(trial_id)
+    if state is not None:
+        run.restore(state)
+    if state is not None or known:
+        store.append_resume(
+            trial_id,
+            {
+                "step": run.step,
+                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "host": socket.gethostname(),
+                "other_hardware": changed,
+                "provenance": source,
+            },
+        )
+        log.info("resumed at step %d of %d", run.step, run.total_steps)
+    recorder = _Recorder(store, trial_id, known, on_epoch)
+    execution.reset_peak_memory(device)
+    outcome = train(
+        run, stop=stop, save=lambda run: checkpoint.save(store.checkpoint(trial_id), run.state()), record=recorder
+    )
+    if outcome != "stopped":
+        _finish(store, trial_id, config, run, recorder, outcome, device)
+    return outcome
+
+
+def _prepare(
+    config: TrialConfig,
+    needs: Mapping[str, str],
+    store: Store,
+    arrays: datasets.Arrays,
+    device: str,
+    recorded: Mapping[str, Any] | None,
+    accept_other_hardware: bool,
+    trial_id: str,
+) -> tuple[Run, dict[str, Any], list[str]]:
+    """Build everything of a trial at its first step; return it with its execution and what differs from the record."""
+    clock = Clock(config.seed, device)
+
+    def make(config: TrialConfig, strategy: Strategy | None = None) -> nn.Module:
+        network = build(
+            config,
+            num_classes=arrays.num_classes,
+            clock=clock,
+            branch=strategy.branch if strategy else None,
+            blend=strategy.blend if strategy else None,
+        )
+        initialize(network, config.seed, config.initialization)
+        return network.to(device).to(memory_format=torch.channels_last)
+
+    how = execution.decide(config, 0, device)
+    execution.apply(how)  # before the first tensor operation; threads and determinism do not depend on the steps
+    data = datasets.DeviceData(arrays, config, _input_size(config), device)
+    here = execution.decide(config, config.epochs * data.steps_per_epoch, device)
+    how, changed = execution.resume_execution(
+        recorded.get("execution") if recorded else None, here, accept_other_hardware, str(store.folder(trial_id))
+    )
+    strategy = make_strategy(config, data.steps_per_epoch)
+    network = make(config, strategy)
+    weights = {role: _final_weights(store, needed, role, device) for role, needed in needs.items()}
+    strategy.prepare(network, make, weights)
+    return Run(config, data, network, strategy, clock, mode=how["mode"]), how, changed
+
+
+def _input_size(config: TrialConfig) -> int:
+    return registry.get("networks", config.network["kind"]).facts["input_size"]
+
+
+def _weights_path(store: Store, trial_id: str) -> Path:
+    return store.folder(trial_id) / "weights.pt"
+
+
+def _final_weights(store: Store, trial_id: str, role: str, device: str) -> dict[str, Any]:
+    """Return the final weights of a finished trial; raises ``InputError`` where they are not there."""
+    state = checkpoint.load(_weights_path(store, trial_id), device)
+    if state is None:
+        raise InputError(
+            f"{_weights_path(store, trial_id)}: the weights of the {role} {trial_id} are not here; "
+            "train it again with --fresh (records travel without weights)"
+        )
+    return state["network"]
+
+
+class _Recorder:
+    """Appends epoch lines; after a resume it compares what is trained again with the line that is already there."""
+
+    def __init__(
+        self,
+        store: Store,
+        trial_id: str,
+        known: list[dict[str, Any]],
+        on_epoch: Callable[[dict[str, Any]], None] | None,
+    ) -> None:
+        self.store, self.trial_id, self.lines, self.on_epoch = store, trial_id, known, on_epoch
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        position = line["epoch"] - 1
+        if position < len(self.lines):
+            if comparable(self.lines[position]) != comparable(line):
+                log.warning("epoch %d came out otherwise than before the interruption", line["epoch"])
+                self.store.append_resume(self.trial_id, {"epoch": line["epoch"], "differs_from": self.lines[position]})
+                self.lines[position:] = [line]
+                self.store.write_epochs(self.trial_id, self.lines)
+        else:
+            self.lines.append(line)
+            self.store.append_epoch(self.trial_id, line)
+        if self.on_epoch is not None:
+            self.on_epoch(line)
+
+
+def comparable(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an epoch's line without its clocks: what two equal runs have in common."""
+    return {key: value for key, value in line.items() if key not in CLOCKS}
+
+
+def _finish(
+    store: Store, trial_id: str, config: TrialConfig, run: Run, recorder: _Recorder, outcome: str, device: str
+) -> None:
+    """Write the final weights and, last, the summary; remove the checkpoints."""
+    run.clock.set_factor(0.0)
+    if outcome == "done":
+        checkpoint.save(_weights_path(store, trial_id), {"network": strip(run.network).state_dict()})
+    store.write_summary(trial_id, summarize(recorder.lines, config, run, outcome, execution.peak_memory(device)))
+    checkpoint.discard(store.checkpoint(trial_id))
+    if outcome == "done":
+        (store.folder(trial_id) / "weights.pt.previous").unlink(missing_ok=True)
+
+
+def summarize(
+    lines: list[dict[str, Any]], config: TrialConfig, run: Run, status: str, peak_memory_bytes: int
+) -> dict[str, Any]:
+    """Return ``summary.json`` from the epochs' lines.
+
+    Final, selected and best accuracy are of the deployed network at epochs whose factor was 0. A branch that is kept
+    to the end (``keep = true``) has none of them: its ``final_test_acc_expanded`` is an upper bound.
+    """
+    deployed = [line for line in lines if line["factor"] == 0.0 and line["test_acc"] is not None]
+    final = lines[-1] if deployed and lines[-1] is deployed[-1] and status == "done" else None
+    best = max(deployed, key=lambda line: line["test_acc"], default=None)
+    chosen = [line for line in deployed if line["val_acc"] is not None]
+    selected = max(chosen, key=lambda line: line["val_acc"], default=None)
+    cost = costs(run.network, run.network.input_size)
+    flags = ["at_chance"] if status == "done" and run.accuracy.at_chance() else []
+    return {
+        "schema": SCHEMA,
+        "status": status,
+        "reason": None if status == "done" else f"the training loss of epoch {lines[-1]['epoch']} was not finite",
+        "final_test_acc": final and final["test_acc"],
+        "final_test_acc_top5": final and final["test_acc_top5"],
+        "final_test_acc_expanded": lines[-1]["test_acc_expanded"] if status == "done" else None,
+        "selected_test_acc": selected and selected["test_acc"],
+        "selected_epoch": selected and selected["epoch"],
+        "best_test_acc": best and best["test_acc"],
+        "best_epoch": best and best["epoch"],
+        "wall_seconds": run.wall_seconds,
+        "peak_memory_bytes": peak_memory_bytes,
+        "model_bits": cost.model_bits,
+        "bit_operations": cost.bit_operations,
+        "train_flops": train_flops(run, run.step),
+        "flags": flags,
+        "warnings": [f"after the first epoch all activations of {name} were one level" for name in run.one_level],
+    }
+
+
+def train_flops(run: Run, steps: int) -> float:
+    """Return the floating-point operations of ``steps`` training steps: forward, backward and frozen teachers' forward.
+
+    The branch counts at the steps where its factor is above 0; a teacher that is a trial of its own counts there.
+    """
+    cost = costs(run.network, run.network.input_size)
+    on = sum(1 for step in range(steps) if run.strategy.factor(step) > 0.0)
+    per_image = 0.0
+    for module in run.trained.values():
+        per_image += costs(module, module.input_size).train_flops_per_image
+    for module in run.strategy.forward_only():
+        per_image += costs(module, module.input_size).train_flops_per_image / 3.0  # forward is a third of a step
+    images = run.config.batch_size
+    branch = cost.train_flops_per_image * on + cost.train_flops_per_image_plain * (steps - on)
+    return images * (branch + per_image * steps)
