@@ -131,7 +131,7 @@ def keep_freed_memory() -> None:
         trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # M_* of malloc.h
         libc.mallopt(mmap_threshold, 32 << 20)
         libc.mallopt(trim_threshold, (1 << 31) - 1)
-        libc.mallopt(top_pad, 256 << 20)
+        libc.mallopt(top_pad, 64 << 20)
 
 
 def reset_peak_memory(device: str) -> None:
