@@ -60,8 +60,8 @@ def test_weight_decay_reaches_what_the_recipe_says(where, names):
 def adam_oracle(w, grads, lr, beta1, beta2, eps, decay, tensorflow):
     """Adam as Kingma and Ba write it (epsilon after the correction), or as TensorFlow does it (before); float64."""
     m = v = 0.0
-    for t, g in enumerate(grads, start=1):
-        g = g + decay * w
+    for t, loss_gradient in enumerate(grads, start=1):
+        g = loss_gradient + decay * w
         m = beta1 * m + (1 - beta1) * g
         v = beta2 * v + (1 - beta2) * g * g
         if tensorflow:
