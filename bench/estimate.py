@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 import bench
 from bench import datasets
@@ -26,7 +25,7 @@ from bench.datasets import catalog
 from bench.datasets.folders import cache_folder
 from bench.devices import cpu_count, threads_per_trial
 from bench.experiment import Experiment
-from bench.networks import build, describe_layers, initialize
+from bench.networks import Network, build, describe_layers, initialize
 from bench.randomness import Clock
 from bench.store import write_atomic
 from bench.strategies import Strategy, make_strategy
@@ -48,7 +47,7 @@ class Calibration:
     memory: int
 
 
-def _teacher_stand_in(config: TrialConfig, build_network: Callable[[TrialConfig], nn.Module]) -> dict[str, Any]:
+def _teacher_stand_in(config: TrialConfig, build_network: Callable[[TrialConfig], Network]) -> dict[str, Any]:
     """Return untrained weights for the teachers that ``config`` needs: they cost what trained ones do."""
     needed = {"A": (), "B": ("teacher",), "C": ("teacher", "start")}.get(config.strategy.get("scheme", "A"), ())
     return {role: build_network(TrialConfig.model_validate(config.strategy[role])).state_dict() for role in needed}
@@ -59,7 +58,7 @@ def make_run(config: TrialConfig, arrays: datasets.Arrays, device: str, mode: st
     execution.apply(execution.decide(config, 0, device))
     clock = Clock(config.seed, device)
 
-    def make(config: TrialConfig, strategy: Strategy | None = None) -> nn.Module:
+    def make(config: TrialConfig, strategy: Strategy | None = None) -> Network:
         branch, blend = (strategy.branch, strategy.blend) if strategy else (None, None)
         network = build(config, num_classes=arrays.num_classes, clock=clock, branch=branch, blend=blend)
         initialize(network, config.seed, config.initialization)
@@ -240,7 +239,7 @@ def layers_text(experiment: Experiment, data_dir: Path | str | None) -> str:
     return "\n\n".join(f"{title}\n{table}" for title, table in tables.items())
 
 
-def _layer_table(network: nn.Module) -> str:
+def _layer_table(network: Network) -> str:
     rows = [("layer", "type", "weight", "parameters", "MACs", "W/A", "branch", "full precision because")]
     for row in describe_layers(network):
         if row.type == "batch norm":

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.datasets.source import Arrays, Download, PublishedFile, PublishedSource
+from bench.datasets.source import Arrays, Download, PublishedFile, PublishedSource, brief, checked_labels
 from bench.errors import InputError
+from bench.reporting.text import clean
 
 ENTRIES = [
     {
@@ -91,11 +92,21 @@ class CIFAR(PublishedSource):
         with self.opened(file, data_dir, {}) as stream:
             try:
                 content = _ArraysOnly(stream, encoding="latin1").load()
-                # rows of 3072: the red plane, the green one, the blue one, each 32 rows of 32
-                images = np.ascontiguousarray(content["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-                return images, np.array(content[self.key], dtype=np.int64)
-            except (pickle.UnpicklingError, KeyError, ValueError, AttributeError, EOFError) as error:
-                raise InputError(f"{data_dir / file.path} is not a file of {self.kind}: {error}") from None
+                rows, labels = content["data"], np.array(content[self.key])
+                return pixels(rows), checked_labels(labels, len(rows), self.classes)
+            # whatever a reader makes of bytes that are no pickle of arrays: wrong types, absurd shapes and more
+            except Exception as error:
+                reason = str(error) or type(error).__name__
+                raise InputError(f"{data_dir / file.path} is not a file of {self.kind}: {clean(reason, 200)}") from None
+
+
+def pixels(rows: Any) -> Any:
+    """Return images (N, 32, 32, 3) of rows (N, 3072): the red plane, the green one, the blue one, each 32 rows of 32."""
+    import numpy as np
+
+    if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 3072:
+        raise ValueError(f"expected uint8 pixels of the shape (N, 3072), not {brief(rows)}")
+    return np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
 
 
 CIFAR10 = CIFAR(

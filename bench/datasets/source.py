@@ -27,6 +27,23 @@ class Arrays:
     num_classes: int
 
 
+def brief(value: Any) -> str:
+    """Return what a message says of an array, or of what is there in its place."""
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    return type(value).__name__ if shape is None or dtype is None else f"{str(dtype)[:40]} {str(shape)[:80]}"
+
+
+def checked_labels(labels: np.ndarray, count: int, classes: int) -> np.ndarray:
+    """Return int64 labels (N,); raises ``ValueError`` unless they are ``count`` whole numbers from 0 to classes - 1."""
+    import numpy as np
+
+    if labels.dtype.kind not in "iu" or labels.shape != (count,):
+        raise ValueError(f"expected {count} whole numbers as labels, not {brief(labels)}")
+    if count and (labels.min() < 0 or labels.max() >= classes):
+        raise ValueError(f"labels from {labels.min()} to {labels.max()}; expected 0 to {classes - 1}")
+    return labels.astype(np.int64)
+
+
 @dataclass(frozen=True)
 class Facts:
     """What is known of a data set without reading its images; None where only absent files could tell."""

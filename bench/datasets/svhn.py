@@ -7,14 +7,14 @@ puts them. The files call the digit 0 "10"; here it is class 0, as in torchvisio
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.datasets.source import Arrays, Download, Facts, PublishedFile, PublishedSource
+from bench.datasets.source import Arrays, Download, Facts, PublishedFile, PublishedSource, brief, checked_labels
 from bench.errors import InputError
+from bench.reporting.text import clean
 
 ENTRIES = [
     {
@@ -80,10 +80,15 @@ class _SVHN(PublishedSource):
         with self.opened(FILES[split], data_dir, options) as stream:
             try:
                 content = scipy.io.loadmat(stream, variable_names=("X", "y"))
-                images = np.ascontiguousarray(content["X"].transpose(3, 0, 1, 2))  # (32, 32, 3, N) in the file
-                labels = content["y"].reshape(-1).astype(np.int64) % 10
-            except (KeyError, ValueError, TypeError, NotImplementedError, zlib.error) as error:
-                raise InputError(f"{path} is not a file of SVHN: {error}") from None
+                pixels, digits = content["X"], content["y"]
+                if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[:3] != (32, 32, 3):
+                    raise ValueError(f"expected uint8 pixels of the shape (32, 32, 3, N), not {brief(pixels)}")
+                images = np.ascontiguousarray(pixels.transpose(3, 0, 1, 2))
+                labels = checked_labels(digits.reshape(-1), len(images), 11) % 10
+            # whatever the reader makes of bytes that are no MATLAB file: wrong types, absurd shapes and more
+            except Exception as error:
+                reason = str(error) or type(error).__name__
+                raise InputError(f"{path} is not a file of SVHN: {clean(reason, 200)}") from None
         return images, labels
 
 

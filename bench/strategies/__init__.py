@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench import registry
 from bench.config import TrialConfig
 from bench.layers import Branch
+from bench.networks import Network
 from bench.schedules import factor_value
 
 Loss = Callable[
@@ -22,14 +23,8 @@ Loss = Callable[
 
 
 class Strategy:
-    """The plain case of every question the training loop asks.
+    """The plain case of every question the training loop asks."""
 
-    ``branch``  the ancillary convolutions of the network, None for none
-    ``blend``   what is blended with full precision by the factor: None, "both", "weights" or "activations"
-    """
-
-    branch: Branch | None = None
-    blend: str | None = None
     bn_reestimate: int = 0
 
     def __init__(self, config: TrialConfig, steps_per_epoch: int) -> None:
@@ -37,6 +32,16 @@ class Strategy:
         self.options: Mapping[str, Any] = config.strategy
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = config.epochs * steps_per_epoch
+
+    @property
+    def branch(self) -> Branch | None:
+        """The ancillary convolutions of the network, None for none."""
+        return None
+
+    @property
+    def blend(self) -> str | None:
+        """What is blended with full precision by the factor: None, "both", "weights" or "activations"."""
+        return None
 
     def factor(self, step: int) -> float:
         """Return f at ``step`` (0 .. total - 1); 0 where the strategy has no factor."""
@@ -46,20 +51,18 @@ class Strategy:
         """Return whether ``step`` is the first at which a factor that was above 0 is 0."""
         return step > 0 and self.factor(step) == 0.0 and self.factor(step - 1) > 0.0
 
-    def prepare(
-        self, network: nn.Module, build: Callable[[TrialConfig], nn.Module], weights: Mapping[str, Any]
-    ) -> None:
+    def prepare(self, network: Network, build: Callable[[TrialConfig], Network], weights: Mapping[str, Any]) -> None:
         """Get ready before the first step; also called before a checkpoint is restored.
 
         ``build(config)`` returns another, initialised network on the device; ``weights`` maps the roles of the trials
         that this one needs ("teacher", "start") to their final state dicts.
         """
 
-    def trained(self) -> dict[str, nn.Module]:
+    def trained(self) -> dict[str, Network]:
         """Return the further networks that are trained and checkpointed with the trial's own, by name."""
         return {}
 
-    def forward_only(self) -> list[nn.Module]:
+    def forward_only(self) -> list[Network]:
         """Return the frozen networks that each step runs forward (their cost counts)."""
         return []
 

@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.config import TrialConfig
+from bench.networks import Network
 from bench.strategies import Loss, Strategy
 
 ENTRIES = [
@@ -77,9 +78,7 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> 
 class Apprentice(Strategy):
     """Schemes A, B and C of the paper."""
 
-    def prepare(
-        self, network: nn.Module, build: Callable[[TrialConfig], nn.Module], weights: Mapping[str, Any]
-    ) -> None:
+    def prepare(self, network: Network, build: Callable[[TrialConfig], Network], weights: Mapping[str, Any]) -> None:
         self.joint = self.options["scheme"] == "A"
         self.teacher = build(TrialConfig.model_validate(self.options["teacher"]))
         if not self.joint:
@@ -88,10 +87,10 @@ class Apprentice(Strategy):
         if self.options["scheme"] == "C":
             _load_start(network, weights["start"])
 
-    def trained(self) -> dict[str, nn.Module]:
+    def trained(self) -> dict[str, Network]:
         return {"teacher": self.teacher} if self.joint else {}
 
-    def forward_only(self) -> list[nn.Module]:
+    def forward_only(self) -> list[Network]:
         return [] if self.joint else [self.teacher]
 
     def loss(self, logits: Tensor, images: Tensor, labels: Tensor, loss: Loss) -> Tensor:
@@ -110,7 +109,7 @@ class Apprentice(Strategy):
         return total + options["alpha"] * loss(targets, labels) if self.joint else total
 
 
-def _load_start(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def _load_start(network: Network, weights: Mapping[str, Tensor]) -> None:
     """Copy the full-precision weights into ``network``; what a quantizer learns besides them keeps its own start."""
     missing, unexpected = network.load_state_dict(weights, strict=False)
     absent = [name for name in missing if "quantizer" not in name]

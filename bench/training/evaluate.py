@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -80,7 +81,7 @@ def reestimate_batch_norm(network: nn.Module, batches: Iterable[tuple[Tensor, Te
     network.eval()
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
-    counts = [norm.num_batches_tracked.clone() for norm in norms]
+    counts = [copy.deepcopy(norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average
@@ -89,5 +90,5 @@ def reestimate_batch_norm(network: nn.Module, batches: Iterable[tuple[Tensor, Te
         network(images)
     for norm, momentum, count in zip(norms, momenta, counts, strict=True):
         norm.momentum = momentum
-        norm.num_batches_tracked.copy_(count)
+        norm.num_batches_tracked = count
     network.train(training)

@@ -117,7 +117,7 @@ def apply(execution: Mapping[str, Any]) -> None:
     torch.backends.cudnn.deterministic = execution["deterministic"]
     torch.backends.cuda.matmul.allow_tf32 = execution["tf32"]
     torch.backends.cudnn.allow_tf32 = execution["tf32"]
-    torch.utils.deterministic.fill_uninitialized_memory = False  # we never read what we did not write
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # we never read what we did not write
 
 
 def keep_freed_memory() -> None:

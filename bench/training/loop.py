@@ -14,11 +14,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.config import TrialConfig
 from bench.datasets import DeviceData
 from bench.layers import observe
+from bench.networks import Network
 from bench.randomness import Clock
 from bench.schedules import learning_rate_value
 from bench.strategies import Strategy
@@ -66,7 +67,7 @@ class Run:
         self,
         config: TrialConfig,
         data: DeviceData,
-        network: nn.Module,
+        network: Network,
         strategy: Strategy,
         clock: Clock,
         *,
@@ -188,7 +189,7 @@ class Run:
         if self.config.holdout:
             line["val_acc"] = evaluate(deployed, data.holdout_batches(EVALUATION_BATCH), classes).percent
 
-    def _deployed(self) -> nn.Module:
+    def _deployed(self) -> Network:
         """Return the network to evaluate as deployed: itself, or a copy with re-estimated batch norm (``eval_bn``)."""
         if not self.config.eval_bn:
             return self.network

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from bench import datasets, registry
 from bench.config import SCHEMA, TrialConfig
 from bench.datasets.catalog import checksum
 from bench.errors import InputError
 from bench.layers import strip
-from bench.networks import build, costs, initialize
+from bench.networks import Network, build, costs, initialize
 from bench.randomness import Clock
 from bench.store import Store
 from bench.strategies import Strategy, make_strategy
@@ -95,7 +94,7 @@ def _prepare(
     """Build everything of a trial at its first step; return it with its execution and what differs from the record."""
     clock = Clock(config.seed, device)
 
-    def make(config: TrialConfig, strategy: Strategy | None = None) -> nn.Module:
+    def make(config: TrialConfig, strategy: Strategy | None = None) -> Network:
         network = build(
             config,
             num_classes=arrays.num_classes,
@@ -197,7 +196,7 @@ def summarize(
     best = max(deployed, key=lambda line: line["test_acc"], default=None)
     chosen = [line for line in deployed if line["val_acc"] is not None]
     selected = max(chosen, key=lambda line: line["val_acc"], default=None)
-    cost = costs(run.network, run.network.input_size)
+    cost = costs(run.network)
     flags = ["at_chance"] if status == "done" and run.accuracy.at_chance() else []
     return {
         "schema": SCHEMA,
@@ -225,13 +224,13 @@ def train_flops(run: Run, steps: int) -> float:
 
     The branch counts at the steps where its factor is above 0; a teacher that is a trial of its own counts there.
     """
-    cost = costs(run.network, run.network.input_size)
+    cost = costs(run.network)
     on = sum(1 for step in range(steps) if run.strategy.factor(step) > 0.0)
     per_image = 0.0
     for module in run.trained.values():
-        per_image += costs(module, module.input_size).train_flops_per_image
+        per_image += costs(module).train_flops_per_image
     for module in run.strategy.forward_only():
-        per_image += costs(module, module.input_size).train_flops_per_image / 3.0  # forward is a third of a step
+        per_image += costs(module).train_flops_per_image / 3.0  # forward is a third of a step
     images = run.config.batch_size
     branch = cost.train_flops_per_image * on + cost.train_flops_per_image_plain * (steps - on)
     return images * (branch + per_image * steps)
