@@ -421,7 +421,7 @@ def _place(args: argparse.Namespace, session: Session, devices: Sequence[str]) -
     if not args.no_ray:
         from bench import tuning
 
-        if why := tuning.unavailable():
+        if why := tuning.unavailable(args.address):
             if args.address:
                 raise InputError(f"--address needs Ray, which cannot be imported ({why})")
             say(f"Ray cannot be imported ({why}): going on as with --no-ray")

@@ -40,8 +40,10 @@ def _session() -> Session:
     return _current[-1]
 
 
-def unavailable() -> str:
-    """Return why Ray cannot be imported, "" where it can."""
+def unavailable(address: str | None = None) -> str:
+    """Return why Ray cannot be imported, "" where it can; ``address`` is that of the cluster to be joined."""
+    if address:  # Ray reads this at its import
+        _authenticate()
     os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
     try:
         import ray.tune  # noqa: F401
@@ -75,12 +77,23 @@ def cluster(address: str | None, devices: Sequence[str]) -> Iterator[dict[str, f
             ray.init(**arguments)
         except Exception as error:
             where = f"--address {address}: the cluster cannot be reached" if address else "Ray cannot be started"
-            raise InputError(f"{where} ({str(error).strip().splitlines()[0]}); --no-ray does without") from error
+            hint = "is its token in ~/.ray/auth_token here, too? " if address else ""
+            raise InputError(f"{where} ({str(error).strip().splitlines()[0]}); {hint}--no-ray does without") from error
         yield ray.cluster_resources()
     finally:
         ray.shutdown()
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _authenticate() -> None:
+    """Show the cluster the user's token, as ``ray start`` (2.59 and later) wants it, where there is one.
+
+    Ray reads it from $RAY_AUTH_TOKEN, $RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token, but only in this mode.
+    """
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if "RAY_AUTH_MODE" not in os.environ and (named or (Path.home() / ".ray" / "auth_token").exists()):
+        os.environ["RAY_AUTH_MODE"] = "token"
 
 
 def _visible(gpus: Sequence[str]) -> str:
