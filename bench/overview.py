@@ -105,8 +105,11 @@ def results_table(lines: Sequence[Mapping[str, Any]], states: Mapping[str, State
     """Return arm, grid point, accuracy of each trial, or why there is none."""
     axes = list(dict.fromkeys(axis for line in lines for axis in line.get("grid", {})))
     axes = [axis for axis in axes if axis != "seed"] + ["seed"]
+    named = {line["id"] for line in lines if line.get("arm") is not None}
     rows = []
     for line in lines:
+        if line.get("arm") is None and line["id"] in named:
+            continue  # a teacher that is an arm's run as well stands there
         state = states[line["id"]]
         if state.status == "done":
             result = percent(state.accuracy)

@@ -115,7 +115,10 @@ def read_experiment(results: Path, name: str, experiment: Any = None) -> Records
     rows: list[dict[str, Any]] = []
     epochs: list[dict[str, Any]] = []
     read: dict[str | None, tuple[dict[str, Any], list[dict[str, Any]]]] = {}  # an id may stand under several arms
+    named = {line.get("id") for line in lines if line.get("arm") is not None}
     for number, line in enumerate(_unique(lines), 1):
+        if line.get("arm") is None and line.get("id") in named:
+            continue  # a teacher that is an arm's run as well has its row there
         _check_line(line, f"{store.experiment_folder(name) / 'index.jsonl'}: entry {number}")
         id = line.get("id")
         if id not in read:
@@ -185,7 +188,7 @@ def _description(
     """Return title, targets, arms in order, what they call published, and remarks, from an experiment file's text."""
     try:
         content: Mapping[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # not TOML, an integer of thousands of digits, nested too deeply
         return name, (), (), {}, (f"the experiment file stored with the records cannot be read ({error})",)
     title = content.get("title")
     targets = content.get("targets", ())
