@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import math
 import os
 import sys
@@ -50,6 +51,18 @@ def _number(kind: type, low: float, *, strict: bool = False, high: float = math.
     return parse
 
 
+def _path(text: str) -> Path:
+    """Return the path of an option; whether something is there is asked later."""
+    try:
+        os.stat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no path: there is a NUL in it") from None
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise argparse.ArgumentTypeError(f"{text[:80]!r} is no path here: {error.strerror}") from None
+    return Path(text)
+
+
 def _formats(text: str) -> list[str]:
     chosen = [part.strip() for part in text.split(",") if part.strip()]
     for name in chosen:
@@ -81,7 +94,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         command.add_argument("--seeds", metavar="N", type=_number(int, 1), help="the seeds 0 .. N-1")
 
     def places(command: argparse.ArgumentParser, *, data: bool = True) -> None:
-        command.add_argument("--results", metavar="DIR", type=Path, default=Path("runs"), help="records (runs)")
+        command.add_argument("--results", metavar="DIR", type=_path, default=Path("runs"), help="records (runs)")
         if data:
             command.add_argument("--data", metavar="DIR", help="data sets ($BENCH_DATA, else a cache folder)")
 
@@ -122,7 +135,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     command.add_argument("files", type=Path, nargs="*", metavar="FILE")
     command.add_argument("--profile", metavar="P")
     places(command, data=False)
-    command.add_argument("--out", metavar="DIR", type=Path, help="where to (report inside the results folder)")
+    command.add_argument("--out", metavar="DIR", type=_path, help="where to (report inside the results folder)")
     command.add_argument("--format", metavar=",".join(FORMATS), type=_formats, default=list(FORMATS), dest="formats")
 
     command = add("verify", _verify, "run a recorded trial again and compare the records")
@@ -136,7 +149,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     command.add_argument("--data", metavar="DIR", help="data sets ($BENCH_DATA, else a cache folder)")
 
     command = add("speed", _speed, "what a step costs here, as ratios to full precision")
-    command.add_argument("--json", metavar="FILE", type=Path, help="write the measurements there")
+    command.add_argument("--json", metavar="FILE", type=_path, help="write the measurements there")
+    command.add_argument("--rounds", metavar="N", type=_number(int, 2), help="rounds of interleaved steps (default 7)")
     return parser, dict(commands.choices)
 
 
@@ -189,6 +203,13 @@ def main(argv: Sequence[str] | None = None, *, train: str | None = None) -> int:
     except KeyboardInterrupt:
         print("bench: stopped", file=sys.stderr)
         return STOPPED
+    except OSError as error:  # a file or folder that cannot be used, and that nobody explained better
+        from bench.progress import inert
+
+        if error.filename is None:
+            raise
+        print(f"bench: {inert(error.filename)}: {inert(error.strerror)}", file=sys.stderr)
+        return WRONG_INPUT
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
@@ -255,23 +276,27 @@ def _data(args: argparse.Namespace) -> int:
     if args.what == "fetch":
         if args.name is None:
             raise InputError("bench data fetch: which data set? `bench data list` names them")
-        print(manage.fetch(args.name, folder))
+        _print(manage.fetch(args.name, folder))
     elif args.what == "verify":
-        print(manage.verify(args.name, folder))
+        _print(manage.verify(args.name, folder))
     elif args.name is not None:
         raise InputError(f"bench data list: takes no name ({args.name!r})")
     else:
-        print(manage.list_text(folder))
+        _print(manage.list_text(folder))
     return OK
 
 
-def _speed(args: argparse.Namespace) -> int:
-    from importlib import import_module
-    from importlib.util import find_spec
+def _print(text: str) -> None:
+    """Print lines that hold names of files and folders, made harmless for a terminal."""
+    from bench.progress import inert
 
-    if find_spec("bench.speed") is None:
-        raise InputError("bench speed: not part of this version")
-    return import_module("bench.speed").main(args)
+    print("\n".join(map(inert, text.split("\n"))))
+
+
+def _speed(args: argparse.Namespace) -> int:
+    from bench.speed import main
+
+    return main(args)
 
 
 def _status(args: argparse.Namespace) -> int:
@@ -316,6 +341,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.fresh:
         _retire(store, [trial.id for trial in experiment.trials if trial.id is not None])
     planned = plan(experiment.trials, store)
+    _tidy(store, planned)
     lines = [line.as_dict() for line in experiment.index]
     store.write_index(experiment.name, experiment.text, lines, file=experiment.path.name)
     labels = {line["id"]: overview.label(line) for line in reversed(lines)}
@@ -342,7 +368,8 @@ def _run(args: argparse.Namespace) -> int:
     say()
     say(overview.results_table(lines, {p.id: store.inspect(p.id) for p in planned}))
     profile = f" --profile {args.profile}" if args.profile else ""
-    say(f"\nbench report {args.file}{profile} --results {args.results}")
+    say()
+    say(overview.one_line(f"bench report {args.file}{profile} --results {args.results}"))
     return status
 
 
@@ -361,7 +388,7 @@ def _check_placement(args: argparse.Namespace) -> None:
 
 
 def _retire(store: Store, ids: Sequence[str]) -> None:
-    from bench.progress import plural, say
+    from bench.progress import inert, plural, say
 
     aside = []
     for id in ids:
@@ -369,7 +396,17 @@ def _retire(store: Store, ids: Sequence[str]) -> None:
             with store.lock(id):
                 aside.append(store.retire(id))
     if aside:
-        say(f"--fresh: {plural(len(aside), 'record')} moved to <id>.old-<n>, for instance {aside[0]}")
+        say(inert(f"--fresh: {plural(len(aside), 'record')} moved to <id>.old-<n>, for instance {aside[0]}"))
+
+
+def _tidy(store: Store, planned: Sequence[Planned]) -> None:
+    """Remove what trials that were killed after their last record left behind."""
+    from bench.locks import Busy
+
+    for p in planned:
+        if p.action in ("keep", "leave") and store.leftovers(p.id, finished=True):
+            with contextlib.suppress(Busy), store.lock(p.id):
+                store.tidy(p.id, finished=True)
 
 
 def _session(args: argparse.Namespace, store: Store, planned: Sequence[Planned], labels: dict[str, str]) -> Session:

@@ -111,7 +111,7 @@ class Owner:
         try:
             value = json.loads(data)
             return cls(**{name: value[name] for name in cls.__dataclass_fields__})
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def write(self, fd: int) -> None:

@@ -41,14 +41,14 @@ def status_text(
     """
     ids = list(dict.fromkeys(line["id"] for line in lines if line["id"] is not None))
     counts = Counter(states[id].status for id in ids)
-    out = [title, f"{plural(len(ids), 'trial')}: " + (_counted(counts) or "none")]
+    out = [inert(title), f"{plural(len(ids), 'trial')}: " + (_counted(counts) or "none")]
     arms: dict[str, list[Mapping[str, Any]]] = {}
     for line in lines:
         arms.setdefault(arm_name(line), []).append(line)
     rows = []
     for arm, of_arm in arms.items():
         c = Counter(states[line["id"]].status if line["id"] else "no data" for line in of_arm)
-        rows.append([arm, str(len(of_arm)), *(str(c[s] or ".") for s in STATUSES)])
+        rows.append([inert(arm), str(len(of_arm)), *(str(c[s] or ".") for s in STATUSES)])
     out += ["", table(["arm", "trials", *STATUSES], rows, right=range(1, 9)), ""]
     names = {line["id"]: label(line) for line in reversed(lines)}
     for status in ("failed", "diverged", "damaged", "running", "unfinished"):
@@ -57,18 +57,13 @@ def status_text(
             state = states[id]
             at = f"epoch {state.epochs} of {epochs.get(id, '?')}"
             what = {"unfinished": at, "running": f"{at}, by {state.reason}"}.get(status, state.reason)
-            out.append(f"{status} {id} {names[id]}: {what}")
+            out.append(inert(f"{status} {id} {names[id]}: {what}"))
         if len(of_status) > _LISTED:
             out.append(f"{status}: and {len(of_status) - _LISTED} more")
     if absent := sum(line["id"] is None for line in lines):
         out.append(f"{plural(absent, 'trial')} without identity: the data is absent (`bench data list`)")
     out.append(_intent(states[id] for id in ids))
-    return "\n".join(inert_lines(out))
-
-
-def inert_lines(lines: Iterable[str]) -> Iterable[str]:
-    """Make each line harmless for a terminal, keeping line feeds."""
-    return ("\n".join(map(inert, line.split("\n"))) for line in lines)
+    return "\n".join(out)
 
 
 def one_line(text: str) -> str:

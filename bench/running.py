@@ -175,8 +175,10 @@ def execute(
     began = time.monotonic()
     try:
         with store.lock(task.id) as lock:
+            store.tidy(task.id)  # what a killed process was writing
             settled = _settled(store, task)
             if settled is not None:
+                store.tidy(task.id, finished=settled.status in ("done", "diverged"))
                 return settled
             if stop():
                 return Outcome(task.id, "stopped")

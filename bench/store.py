@@ -376,6 +376,22 @@ class Store:
                 os.replace(path, aside)
                 sync_folder(path.parent)
 
+    def leftovers(self, id: str, *, finished: bool = False) -> list[Path]:
+        """Return what killed processes left in a trial's folder: half-written files; of a finished one its checkpoints."""
+        try:
+            names = [entry.name for entry in os.scandir(self.folder(id))]
+        except OSError:
+            return []
+        obsolete = ("checkpoint.pt", "checkpoint.pt.previous", "weights.pt.previous") if finished else ()
+        found = [name for name in names if (name.startswith(".") and name.endswith(".tmp")) or name in obsolete]
+        return [self.folder(id) / name for name in found]
+
+    def tidy(self, id: str, *, finished: bool = False) -> None:
+        """Remove the leftovers. The caller holds the lock, so nobody is writing them."""
+        for path in self.leftovers(id, finished=finished):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
     # -- who trains it
 
     @contextlib.contextmanager
@@ -478,7 +494,7 @@ class Store:
         folder = self.experiment_folder(name)
         try:
             arms = {arm.get("name") for arm in tomllib.loads(text).get("arms", [])}
-        except (tomllib.TOMLDecodeError, AttributeError, TypeError):
+        except (ValueError, RecursionError, AttributeError, TypeError):
             arms = None
         with _exclusive(self.root / ".locks" / f"index-{name}"):
             merged = {}

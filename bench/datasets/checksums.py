@@ -53,7 +53,7 @@ def remembered(path: Path, stream: BinaryIO) -> str | None:
     try:
         note = json.loads(_note(path).read_text(encoding="utf-8"))
         return note["checksum"] if note["file"] == _signature(path, stream) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -94,6 +94,10 @@ class CIFAR(PublishedSource):
                 content = _ArraysOnly(stream, encoding="latin1").load()
                 rows, labels = content["data"], np.array(content[self.key])
                 return pixels(rows), checked_labels(labels, len(rows), self.classes)
+            except MemoryError as error:
+                raise InputError(
+                    f"{data_dir / file.path}: reading it takes more memory than there is ({error})"
+                ) from None
             # whatever a reader makes of bytes that are no pickle of arrays: wrong types, absurd shapes and more
             except Exception as error:
                 reason = str(error) or type(error).__name__

@@ -85,6 +85,8 @@ class _SVHN(PublishedSource):
                     raise ValueError(f"expected uint8 pixels of the shape (32, 32, 3, N), not {brief(pixels)}")
                 images = np.ascontiguousarray(pixels.transpose(3, 0, 1, 2))
                 labels = checked_labels(digits.reshape(-1), len(images), 11) % 10
+            except MemoryError as error:
+                raise InputError(f"{path}: reading it takes more memory than there is ({error})") from None
             # whatever the reader makes of bytes that are no MATLAB file: wrong types, absurd shapes and more
             except Exception as error:
                 reason = str(error) or type(error).__name__

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from bench.reporting.cells import Cell, compare_published, convergence, make_cel
 from bench.reporting.records import Records, experiments_in, read_experiment
 from bench.reporting.targets import Row, find_table, load_names, load_table
 from bench.reporting.text import clean, webpage
-from bench.store import write_atomic
+from bench.store import StoreError, write_atomic
 
 FORMATS = ("md", "tex", "csv", "png", "pdf", "html")
 SINGLE_PANELS = 6  # up to so many panels get a figure of their own at column width
@@ -71,7 +72,10 @@ def make_report(records: Records, text: str = "") -> Report:
     wanted = [*records.targets, *(p["table"] for p in records.published.values() if isinstance(p.get("table"), str))]
     tables: dict[str, list[Row]] = {}
     for name in dict.fromkeys(wanted):
-        tables[name] = load_table(find_table(name, folders), names)
+        try:
+            tables[name] = load_table(find_table(name, folders), names)
+        except InputError as error:
+            raise InputError(f"{clean(records.name)}.toml: {error}") from None
     compare_published(cells, records, tables, names)
     epochs = {str(id): frame.reset_index(drop=True) for id, frame in records.epochs.groupby("id", sort=False)}
     timed = [convergence(cell, epochs) for cell in cells if cell.arm is not None]
@@ -261,14 +265,25 @@ def write_report(
     out = Path(out) if out is not None else results / "report"
     wanted = _formats(formats)
     reports = []
-    for records, text in _selected(experiments, profile, results):
-        if records.name in _RESERVED:
-            raise InputError(f"{records.name}: the report keeps this name for itself; rename the experiment file")
-        report = make_report(records, text)
-        _write(report, out / records.name, wanted)
-        reports.append(report)
+    problems = []
+    for read in _selected(experiments, profile, results):
+        try:
+            records, text = read()
+            if records.name in _RESERVED:
+                raise InputError(f"{records.name}: the report keeps this name for itself; rename the experiment file")
+            report = make_report(records, text)
+            _write(report, out / records.name, wanted)
+            reports.append(report)
+        except StoreError as error:
+            if error.no_space:
+                raise
+            problems.append(str(error))
+        except InputError as error:  # the others' reports are written all the same
+            problems.append(str(error))
     if not experiments and len(reports) > 1:
         _write_gains(reports, out, wanted)
+    if problems:
+        raise InputError("\n".join(problems))
     return 0
 
 
@@ -280,24 +295,32 @@ def _formats(formats: Sequence[str] | None) -> list[str]:
     return chosen
 
 
-def _selected(experiments: Sequence[Path] | None, profile: str | None, results: Path) -> Iterator[tuple[Records, str]]:
+def _selected(
+    experiments: Sequence[Path] | None, profile: str | None, results: Path
+) -> list[Callable[[], tuple[Records, str]]]:
+    """Return, for each experiment wanted, a function that reads its records and the text of its file."""
     if experiments:
-        from bench.experiment import load_experiment
-
-        for path in experiments:
-            loaded = load_experiment(Path(path), profile=profile)
-            yield read_experiment(results, loaded.name, loaded), loaded.text
-        return
+        return [partial(_read_file, Path(path), profile, results) for path in experiments]
     if profile is not None:
         raise InputError("--profile needs the experiment file whose profile it is")
     names = experiments_in(results)
     if not names:
         raise InputError(f"{results}: no experiment is recorded here; `bench run FILE --results {results}` makes one")
-    for name in names:
-        records = read_experiment(results, name)
-        stored = results / name / f"{name}.toml"
-        text = stored.read_text(encoding="utf-8", errors="replace") if stored.is_file() else ""
-        yield records, text
+    return [partial(_read_stored, name, results) for name in names]
+
+
+def _read_file(path: Path, profile: str | None, results: Path) -> tuple[Records, str]:
+    from bench.experiment import load_experiment
+
+    loaded = load_experiment(path, profile=profile)
+    return read_experiment(results, loaded.name, loaded), loaded.text
+
+
+def _read_stored(name: str, results: Path) -> tuple[Records, str]:
+    records = read_experiment(results, name)
+    stored = results / name / f"{name}.toml"
+    text = stored.read_text(encoding="utf-8", errors="replace") if stored.is_file() else ""
+    return records, text
 
 
 def _write(report: Report, folder: Path, formats: Sequence[str]) -> None:

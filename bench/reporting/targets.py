@@ -10,13 +10,14 @@ import csv
 import io
 import math
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.config import shown
 from bench.errors import InputError, nearest
+from bench.reading import parse_toml, read_text
 from bench.reporting.text import clean
 
 NEEDED = ("dataset", "network", "method", "w_bits", "a_bits", "metric", "accuracy_pct", "source")
@@ -229,17 +230,13 @@ def load_names(folders: Iterable[Path] = ()) -> Names:
     for path in [folder / "names.toml" for folder in [*folders, shipped()]]:
         if not path.is_file():
             continue
-        try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-            raise InputError(f"{path}: {error}") from None
+        content = parse_toml(read_text(path), path)
         for key, value in content.items():
             if key == "tables":
                 if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
                     raise InputError(f"{path}: tables: expected [tables.NAME]")
                 for name, table in value.items():
-                    if not isinstance(table.get("kinds", {}), dict):
-                        raise InputError(f"{path}: tables.{clean(name)}.kinds: expected a table")
+                    _check_table(f"{path}: tables.{clean(name, 60)}", table)
                     tables.setdefault(name, table)
                 continue
             if key not in _ENTRY_KEYS:
@@ -252,6 +249,21 @@ def load_names(folders: Iterable[Path] = ()) -> Names:
     return Names(tuple(found["datasets"]), tuple(found["networks"]), tuple(found["methods"]), tables)
 
 
+def _check_table(where: str, table: Mapping[str, Any]) -> None:
+    """Raise ``InputError`` unless a table's defaults are its ``kind`` and the ``kinds`` of methods."""
+    for key in table:
+        if key not in ("kind", "kinds"):
+            raise InputError(f"{where}: unknown key '{clean(key, 60)}'.{nearest(key, ('kind', 'kinds'))}")
+    kinds = table.get("kinds", {})
+    if not isinstance(kinds, dict):
+        raise InputError(f"{where}.kinds: expected a table")
+    given = [("kind", table["kind"])] if "kind" in table else []
+    for key, kind in [*given, *((f"kinds.{clean(method, 60)}", kind) for method, kind in kinds.items())]:
+        if kind not in KINDS:
+            hint = nearest(kind, KINDS) if isinstance(kind, str) else ""
+            raise InputError(f"{where}.{key}: {shown(kind)} is not one of {', '.join(KINDS)}.{hint}")
+
+
 def _check_entry(path: Path, group: str, number: int, entry: Mapping[str, Any]) -> None:
     keys = _ENTRY_KEYS[group]
     where = f"{path}: {group}, entry {number}"
@@ -259,7 +271,7 @@ def _check_entry(path: Path, group: str, number: int, entry: Mapping[str, Any]) 
         if key not in keys:
             raise InputError(f"{where}: unknown key '{clean(key)}'.{nearest(key, keys)}")
         if not isinstance(value, keys[key]) or isinstance(value, bool):
-            raise InputError(f"{where}: {key}: expected {keys[key][0].__name__}, not {value!r}")
+            raise InputError(f"{where}: {key}: expected {keys[key][0].__name__}, not {shown(value)}")
         if isinstance(value, list) and not all(isinstance(item, str) for item in value):
             raise InputError(f"{where}: {key}: expected a list of names")
     for key in ("published", "quantizer", "strategy") if group == "methods" else ("published", "kind"):

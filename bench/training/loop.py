@@ -19,7 +19,7 @@ from torch import Tensor
 from bench.config import TrialConfig
 from bench.datasets import DeviceData
 from bench.layers import observe
-from bench.networks import Network
+from bench.networks import Network, costs
 from bench.randomness import Clock
 from bench.schedules import learning_rate_value
 from bench.strategies import Strategy
@@ -213,6 +213,22 @@ class Run:
         self.training_seconds += now - self._mark
         self.wall_seconds += now - self._mark
         self._mark = now
+
+    # -- cost ----------------------------------------------------------------------------------------------------
+
+    def step_flops(self, branch_on: bool) -> float:
+        """Return the floating-point operations of one step: forward, backward, and frozen teachers' forward."""
+        cost = costs(self.network)
+        per_image = float(cost.train_flops_per_image if branch_on else cost.train_flops_per_image_plain)
+        per_image += sum(costs(network).train_flops_per_image for network in self.trained.values())
+        # a forward pass is a third of a step
+        per_image += sum(costs(network).train_flops_per_image / 3.0 for network in self.strategy.forward_only())
+        return self.config.batch_size * per_image
+
+    def train_flops(self, steps: int) -> float:
+        """Return those of the first ``steps`` steps; a teacher that is a trial of its own counts its training there."""
+        on = sum(1 for step in range(steps) if self.strategy.factor(step) > 0.0)
+        return on * self.step_flops(True) + (steps - on) * self.step_flops(False)
 
     # -- state ---------------------------------------------------------------------------------------------------
 

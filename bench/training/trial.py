@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from bench.errors import InputError
 from bench.layers import strip
 from bench.networks import Network, build, costs, initialize
 from bench.randomness import Clock
+from bench.reporting.text import clean
 from bench.store import Store
 from bench.strategies import Strategy, make_strategy
 from bench.training import checkpoint, execution
@@ -47,7 +49,7 @@ def run_trial(
     lock. Returns "done", "diverged" or "stopped" (resumable); whatever else goes wrong is raised.
     """
     recorded = store.read_trial(trial_id)
-    arrays = datasets.load(config.dataset, data_dir, recorded["provenance"]["data"] if recorded else None)
+    arrays = datasets.load(config.dataset, data_dir, _recorded_data(recorded, store.folder(trial_id) / "trial.json"))
     state = checkpoint.load(store.checkpoint(trial_id), device)
     run, how, changed = _prepare(config, needs, store, arrays, device, recorded, accept_other_hardware, trial_id)
     source = provenance(checksum(config.dataset, data_dir))
@@ -57,8 +59,11 @@ def run_trial(
             recorded["needs"] = dict(needs)
         store.write_trial(trial_id, recorded)
     known = store.epochs(trial_id)
+    if state is not None and _ahead(state, len(known) * run.steps_per_epoch + run.steps_per_epoch):
+        log.warning("lines of epochs before the checkpoint are gone; the trial begins anew")
+        state = None
     if state is not None:
-        run.restore(state)
+        resume(run, state, store.checkpoint(trial_id))
     if state is not None or known:
         store.append_resume(
             trial_id,
@@ -79,6 +84,72 @@ def run_trial(
     if outcome != "stopped":
         _finish(store, trial_id, config, run, recorder, outcome, device)
     return outcome
+
+
+def _ahead(state: Mapping[str, Any], step: int) -> bool:
+    """Return whether a checkpoint stands at ``step`` or later: the epochs' lines before it could not be had again."""
+    return isinstance(state.get("step"), int) and state["step"] >= step
+
+
+def _recorded_data(recorded: Mapping[str, Any] | None, path: Path) -> str | None:
+    """Return the checksum of the data that a trial was begun with; raises ``InputError`` where its record has none."""
+    if recorded is None:
+        return None
+    provenance = recorded.get("provenance")
+    data = provenance.get("data") if isinstance(provenance, dict) else None
+    for key, good in (
+        ("provenance.data", isinstance(data, str)),
+        ("execution", isinstance(recorded.get("execution"), dict)),
+    ):
+        if not good:
+            raise InputError(f"{path}: {key}: missing or damaged. Begin the trial anew with --fresh.")
+    return data
+
+
+def resume(run: Run, state: dict[str, Any], path: Path) -> None:
+    """Put ``run`` where its checkpoint stands; raises ``InputError`` naming ``path`` where it is not this trial's.
+
+    Nothing in the file is believed but the values of tensors, the step and the clocks: names, shapes and the
+    optimizer's settings are those of the configuration.
+    """
+    expected = {"schema": checkpoint.SCHEMA, **run.state()}
+    flexible = ("optimizer", "one_level")
+    strict = [{key: value for key, value in table.items() if key not in flexible} for table in (state, expected)]
+    problem = checkpoint.misfit(*strict) or _odd_optimizer(run, state.get("optimizer"))
+    names = state.get("one_level")
+    if problem is None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        problem = "one_level: no list of names"
+    if problem is None and not 0 <= state["step"] <= run.total_steps:
+        problem = f"step: {state['step']} of {run.total_steps}"
+    for clock in ("training_seconds", "wall_seconds"):
+        if problem is None and not 0 <= state[clock] < math.inf:
+            problem = f"{clock}: {state[clock]}"
+    if problem is not None:
+        raise InputError(
+            f"{path}: not a checkpoint of this trial ({clean(problem, 300)}). Take it away, or begin anew with --fresh."
+        )
+    settings = run.optimizer.state_dict()["param_groups"]
+    run.restore({**state, "optimizer": {"state": state["optimizer"]["state"], "param_groups": settings}})
+
+
+def _odd_optimizer(run: Run, found: Any) -> str | None:
+    """Return what keeps ``found`` from being a state of the run's optimizer: other parameters, names or shapes."""
+    if not isinstance(found, dict) or not isinstance(found.get("state"), dict):
+        return "optimizer: no table of states"
+    parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+    names = {"step", "exp_avg", "exp_avg_sq"} if run.config.optimizer == "adam" else {"momentum_buffer"}
+    for key, values in found["state"].items():
+        if not isinstance(key, int) or not 0 <= key < len(parameters) or not isinstance(values, dict):
+            return f"optimizer.state: {str(key)[:40]}: there is no such parameter"
+        if values.keys() != names:
+            return f"optimizer.state.{key}: holds {', '.join(map(str, values))[:80]}, not {', '.join(sorted(names))}"
+        for name, value in values.items():
+            shape = torch.Size() if name == "step" else parameters[key].shape
+            if value is None and name == "momentum_buffer":
+                continue
+            if not isinstance(value, torch.Tensor) or value.shape != shape or not value.is_floating_point():
+                return f"optimizer.state.{key}.{name}: not numbers of the shape {tuple(shape)}"
+    return None
 
 
 def _prepare(
@@ -115,7 +186,22 @@ def _prepare(
     strategy = make_strategy(config, data.steps_per_epoch)
     network = make(config, strategy)
     weights = {role: _final_weights(store, needed, role, device) for role, needed in needs.items()}
-    strategy.prepare(network, make, weights)
+    try:
+        strategy.prepare(network, make, weights)
+    except torch.OutOfMemoryError:
+        raise
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:  # what load_state_dict makes of other weights
+        if not weights:
+            raise
+        files = ", ".join(str(_weights_path(store, needed)) for needed in needs.values())
+        raise InputError(
+            f"{files}: weights of another network ({clean(error, 300)}); train it anew with --fresh"
+        ) from None
     return Run(config, data, network, strategy, clock, mode=how["mode"]), how, changed
 
 
@@ -135,7 +221,10 @@ def _final_weights(store: Store, trial_id: str, role: str, device: str) -> dict[
             f"{_weights_path(store, trial_id)}: the weights of the {role} {trial_id} are not here; "
             "train it again with --fresh (records travel without weights)"
         )
-    return state["network"]
+    weights = state.get("network")
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise InputError(f"{_weights_path(store, trial_id)}: network: no weights; train it again with --fresh")
+    return weights
 
 
 class _Recorder:
@@ -213,24 +302,7 @@ def summarize(
         "peak_memory_bytes": peak_memory_bytes,
         "model_bits": cost.model_bits,
         "bit_operations": cost.bit_operations,
-        "train_flops": train_flops(run, run.step),
+        "train_flops": run.train_flops(run.step),
         "flags": flags,
         "warnings": [f"after the first epoch all activations of {name} were one level" for name in run.one_level],
     }
-
-
-def train_flops(run: Run, steps: int) -> float:
-    """Return the floating-point operations of ``steps`` training steps: forward, backward and frozen teachers' forward.
-
-    The branch counts at the steps where its factor is above 0; a teacher that is a trial of its own counts there.
-    """
-    cost = costs(run.network)
-    on = sum(1 for step in range(steps) if run.strategy.factor(step) > 0.0)
-    per_image = 0.0
-    for module in run.trained.values():
-        per_image += costs(module).train_flops_per_image
-    for module in run.strategy.forward_only():
-        per_image += costs(module).train_flops_per_image / 3.0  # forward is a third of a step
-    images = run.config.batch_size
-    branch = cost.train_flops_per_image * on + cost.train_flops_per_image_plain * (steps - on)
-    return images * (branch + per_image * steps)
