@@ -102,8 +102,10 @@ def calibrate(config: TrialConfig, arrays: datasets.Arrays, device: str) -> Cali
 
         return action
 
+    # in the order of training: a branch is there first, then gone
+    step_on = _seconds(train_at(on), device) if on < run.total_steps else None
     step_off = _seconds(train_at(off), device) if off < run.total_steps else 0.0
-    step_on = _seconds(train_at(on), device) if on < run.total_steps else step_off
+    step_on = step_off if step_on is None else step_on
     run.clock.set_factor(0.0)
     classes = run.data.num_classes
     images = next(iter(run.data.test_batches(EVALUATION_BATCH)))
