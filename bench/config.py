@@ -426,6 +426,11 @@ def identity(config: TrialConfig, data_checksum: str | None) -> str | None:
     """Return the trial's id, 16 hexadecimal digits, or None where the data (and so its checksum) is absent."""
     if data_checksum is None:
         return None
-    document = {"config": identity_document(config), "data": data_checksum}
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return digest(identity_document(config), data_checksum)
+
+
+def digest(document: dict[str, Any], data_checksum: str) -> str:
+    """Return the id of what ``identity_document`` returned, on data of this checksum."""
+    whole = {"config": document, "data": data_checksum}
+    text = json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

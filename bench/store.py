@@ -260,6 +260,18 @@ class State:
     newer: bool = False  # "damaged" because a newer version wrote it: to be left alone
 
 
+def _odd_index_line(line: dict[str, Any]) -> str | None:
+    """Return what is wrong with a line of an index, None where nothing is."""
+    if not isinstance(line.get("id"), str) or not _ID.fullmatch(line["id"]):
+        return f"'id' must have 16 hexadecimal digits, not {str(line.get('id'))[:80]!r}"
+    for key in ("arm", "baseline", "baseline_id", "role", "profile"):
+        if not isinstance(line.get(key), str | None):
+            return f"'{key}' must be text or null, not {str(line[key])[:80]!r}"
+    if not isinstance(line.get("grid", {}), dict):
+        return f"'grid' must be an object, not {str(line['grid'])[:80]!r}"
+    return None
+
+
 class Store:
     """The results folder ``root``. Nothing is created before something is written."""
 
@@ -324,7 +336,9 @@ class Store:
         return _read_lines(
             self.folder(id) / "epochs.jsonl",
             check=lambda number, line: (
-                None if line.get("epoch") == number else f"expected epoch {number}, found {line.get('epoch')!r}"
+                None
+                if type(line.get("epoch")) is int and line["epoch"] == number
+                else f"expected epoch {number}, found {str(line.get('epoch'))[:80]!r}"
             ),
         )
 
@@ -351,11 +365,14 @@ class Store:
         if value is None:
             return None
         if value.get("status") not in ("done", "failed", "diverged"):
-            raise Damaged(f"{path}: 'status' must be done, failed or diverged, not {value.get('status')!r}")
+            found = str(value.get("status"))[:80]
+            raise Damaged(f"{path}: 'status' must be done, failed or diverged, not {found!r}")
         for key in ("final_test_acc", "selected_test_acc", "best_test_acc"):
             number = value.get(key)
-            if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
-                raise Damaged(f"{path}: '{key}' must be a number or null, not {number!r}")
+            if number is None:
+                continue
+            if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= 100:
+                raise Damaged(f"{path}: '{key}' must be percent or null, not {str(number)[:80]!r}")
         return value
 
     def write_summary(self, id: str, record: dict[str, Any]) -> None:
@@ -507,14 +524,7 @@ class Store:
 
     def index(self, name: str) -> list[dict[str, Any]]:
         """Return the lines of an experiment's ``index.jsonl``, ``[]`` where there is none."""
-        return _read_lines(
-            self.experiment_folder(name) / "index.jsonl",
-            check=lambda _, line: (
-                None
-                if _ID.fullmatch(str(line.get("id")))
-                else f"'id' must have 16 hexadecimal digits, not {line.get('id')!r}"
-            ),
-        )
+        return _read_lines(self.experiment_folder(name) / "index.jsonl", check=lambda _, line: _odd_index_line(line))
 
     def experiments(self) -> list[str]:
         """Return the names of the experiments that have an index here, sorted."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import statistics
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.config import TrialConfig, identity
+from bench.config import TrialConfig, digest, identity, identity_document
 from bench.datasets import catalog
 from bench.devices import find_devices
 from bench.errors import InputError
@@ -108,8 +110,7 @@ def verify(text: str, results: Path, data_dir: Path, device: str | None = None, 
     now = identity(trial.config, checksum)
     if now != id:
         raise InputError(
-            f"{store.folder(id)}: the same configuration is trial {now} today: the data set, or a quantizer, network, "
-            "strategy or data set's revision has changed since"
+            f"{store.folder(id)}: the same configuration is trial {now} today: {_why(trial.config, id, record, checksum)}"
         )
     recorded_kind = (record.get("execution") or {}).get("kind")
     devices = find_devices(device or ("cpu" if recorded_kind == "cpu" else None))[:1]
@@ -124,7 +125,69 @@ def verify(text: str, results: Path, data_dir: Path, device: str | None = None, 
             log = again.log(id).read_text(errors="replace")[-4000:] if again.log(id).exists() else ""
             say(f"{log}\nit could not be run again: {(summary or {}).get('reason') or 'no summary was written'}")
             return 1
+        for change in changes(record, again.read_trial(id) or {}):
+            say(f"since then: {change}")
         return _judge(store, again, trial, differences(store, again, id))
+
+
+def _provenance(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = record.get("provenance")
+    return found if isinstance(found, dict) else {}
+
+
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what of code, versions, Python and platform changed between two records of a trial, a phrase each."""
+    before, after = _provenance(then), _provenance(now)
+    if not before:
+        return []
+    found = []
+    for key in ("commit", "bench", "python", "platform"):
+        if before.get(key) != after.get(key):
+            found.append(f"{key} {before.get(key)} is now {after.get(key)}")
+    for when, source in (("then", before), ("now", after)):
+        if source.get("dirty"):
+            found.append(f"the code had uncommitted changes {when}")
+    versions = [
+        source.get("versions") if isinstance(source.get("versions"), dict) else {} for source in (before, after)
+    ]
+    for package in sorted({*versions[0], *versions[1]}):
+        a, b = (of.get(package, "absent") for of in versions)
+        if a != b:
+            found.append(f"{package} {a} is now {b}")
+    return found
+
+
+def _why(config: TrialConfig, id: str, record: Mapping[str, Any], checksum: str) -> str:
+    """Return why a recorded configuration has another identity today: other data, or entries whose revision was raised."""
+    data = _provenance(record).get("data")
+    if data is not None and data != checksum:
+        return f"the data set '{config.dataset['kind']}' has changed: checksum {data} then, {checksum} now"
+    document = identity_document(config)
+    revised = list(_revised(document))
+    for numbers in itertools.islice(
+        itertools.product(*(range(1, entry["revision"] + 1) for _, entry in revised)), 4096
+    ):
+        earlier = copy.deepcopy(document)
+        for (_, entry), number in zip(_revised(earlier), numbers, strict=True):
+            entry["revision"] = number
+            if number == 1:
+                del entry["revision"]
+        if digest(earlier, checksum) == id:
+            both = zip(revised, numbers, strict=True)
+            raised = [
+                f"{name} from {number} to {e['revision']}" for (name, e), number in both if number != e["revision"]
+            ]
+            return f"the revision was raised since: {', '.join(raised)}; its numbers have changed"
+    return "the data set, or a quantizer, network, strategy or data set's revision has changed since"
+
+
+def _revised(document: dict[str, Any], where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (what it is, the table) of every choice in an identity's document that has a revision."""
+    tables = [(key, value) for key, value in document.items() if isinstance(value, dict)]
+    for key, value in tables:
+        if isinstance(value.get("revision"), int):
+            yield f"{where}{key} '{value.get('kind', '?')}'", value
+        yield from _revised(value, f"{where}{key}.")
 
 
 def _run_again(store: Store, again: Store, trial: _Trial, data_dir: Path, devices: list[str], function: str) -> Stop:

@@ -64,7 +64,7 @@ def load(path: Path, device: torch.device | str) -> dict[str, Any] | None:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             log.warning("%s cannot be used and is passed over: %s", candidate, reason[:300])
             continue  # damaged: the one before it, or the beginning
-        if isinstance(state, dict) and state.get("schema") == SCHEMA:
+        if isinstance(state, dict) and type(state.get("schema")) is int and state["schema"] == SCHEMA:
             return state
     return None
 
