@@ -151,6 +151,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     command = add("speed", _speed, "what a step costs here, as ratios to full precision")
     command.add_argument("--json", metavar="FILE", type=_path, help="write the measurements there")
     command.add_argument("--rounds", metavar="N", type=_number(int, 2), help="rounds of interleaved steps (default 7)")
+    command.add_argument("--mode", choices=("eager", "compiled"), help="this mode alone (compiling takes minutes)")
     return parser, dict(commands.choices)
 
 

@@ -230,7 +230,7 @@ def main(args: argparse.Namespace) -> int:
             flush=True,
         )
         for network, width in NETWORKS:
-            for mode in modes(device):
+            for mode in [args.mode] if args.mode else modes(device):
                 for dtype in dtypes(device):
                     rounds = args.rounds or ROUNDS
                     for row in measure(network, width, mode, dtype, device, rounds, rates):

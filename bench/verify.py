@@ -15,7 +15,7 @@ from bench.config import TrialConfig, digest, identity, identity_document
 from bench.datasets import catalog
 from bench.devices import find_devices
 from bench.errors import InputError
-from bench.progress import Progress, percent, say
+from bench.progress import Progress, inert, percent, say
 from bench.running import TRAIN, Session, Stop, Task, TrialLike, plan, priorities, run_pool
 from bench.store import Store
 
@@ -123,21 +123,27 @@ def verify(text: str, results: Path, data_dir: Path, device: str | None = None, 
         summary = again.summary(id)
         if summary is None or summary["status"] == "failed":
             log = again.log(id).read_text(errors="replace")[-4000:] if again.log(id).exists() else ""
-            say(f"{log}\nit could not be run again: {(summary or {}).get('reason') or 'no summary was written'}")
+            _tell(f"{log}\nit could not be run again: {(summary or {}).get('reason') or 'no summary was written'}")
             return 1
         for change in changes(record, again.read_trial(id) or {}):
-            say(f"since then: {change}")
+            _tell(f"since then: {change}")
         return _judge(store, again, trial, differences(store, again, id))
 
 
-def _provenance(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = record.get("provenance")
+def _table(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = record.get(key)
     return found if isinstance(found, dict) else {}
+
+
+def _tell(text: str) -> None:
+    """Print; a terminal cannot take what is quoted from a record for a command."""
+    for line in text.splitlines():
+        say(inert(line))
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return what of code, versions, Python and platform changed between two records of a trial, a phrase each."""
-    before, after = _provenance(then), _provenance(now)
+    before, after = _table(then, "provenance"), _table(now, "provenance")
     if not before:
         return []
     found = []
@@ -147,9 +153,7 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     for when, source in (("then", before), ("now", after)):
         if source.get("dirty"):
             found.append(f"the code had uncommitted changes {when}")
-    versions = [
-        source.get("versions") if isinstance(source.get("versions"), dict) else {} for source in (before, after)
-    ]
+    versions = [_table(source, "versions") for source in (before, after)]
     for package in sorted({*versions[0], *versions[1]}):
         a, b = (of.get(package, "absent") for of in versions)
         if a != b:
@@ -159,7 +163,7 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _why(config: TrialConfig, id: str, record: Mapping[str, Any], checksum: str) -> str:
     """Return why a recorded configuration has another identity today: other data, or entries whose revision was raised."""
-    data = _provenance(record).get("data")
+    data = _table(record, "provenance").get("data")
     if data is not None and data != checksum:
         return f"the data set '{config.dataset['kind']}' has changed: checksum {data} then, {checksum} now"
     document = identity_document(config)
@@ -231,11 +235,11 @@ def _judge(store: Store, again: Store, trial: _Trial, found: list[Difference]) -
         then, now = difference.then or {}, difference.now or {}
         for key in sorted({*then, *now}):
             if then.get(key) != now.get(key):
-                say(f"other execution: {key} was {then.get(key)!r}, is {now.get(key)!r}")
+                _tell(f"other execution: {key} was {then.get(key)!r}, is {now.get(key)!r}")
     if not numbers:
         say(f"identical numbers under another execution: trial {trial.id}")
         return 0
-    say(f"different: trial {trial.id}, {len(numbers)} values; the first: {numbers[0]}")
+    _tell(f"different: trial {trial.id}, {len(numbers)} values; the first: {numbers[0]}")
     then = (store.summary(trial.id) or {}).get("final_test_acc")
     now = (again.summary(trial.id) or {}).get("final_test_acc")
     if then is not None and now is not None:
@@ -247,5 +251,5 @@ def _judge(store: Store, again: Store, trial: _Trial, found: list[Difference]) -
             text += f" ({count} seeds in the results, no deviation between them)"
         else:
             text += " (no other seed in the results to compare it with)"
-        say(text)
+        _tell(text)
     return 1

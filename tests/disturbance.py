@@ -7,6 +7,7 @@ interval and, where asked, one fault: SIGKILL while a step, a checkpoint, a line
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import multiprocessing
@@ -221,7 +222,7 @@ class _Disturbed:
                 _active.die()
 
         def open_(path: Any, *arguments: Any, **named: Any) -> Any:
-            file = open(path, *arguments, **named)
+            file = open(path, *arguments, **named)  # noqa: SIM115
             return _Torn(file, _active.die) if _active.due("half", str(path)) else file
 
         def pwrite(fd: int, data: bytes, offset: int) -> int:
@@ -306,10 +307,8 @@ def run(
         process.join(kill_after)
         process.kill()
     outcome = None
-    try:
+    with contextlib.suppress(EOFError):
         outcome = here.recv()
-    except EOFError:
-        pass
     process.join()
     if outcome is None and process.exitcode != -signal.SIGKILL:
         raise AssertionError(f"the process ended with {process.exitcode}: {Store(results).log(id).read_text()[-3000:]}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -161,13 +162,13 @@ class Command:
 
 LAUNCHED: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
     # name: (the arm's fields, options, what is done to it, one after the other)
-    "plain, dropout": ({"network": d.DROPOUT}, ("--no-ray",), ("launcher", "group", "worker", "SIGTERM")),
+    "plain, dropout": ({"network": d.DROPOUT}, ("--no-ray",), ("SIGTERM", "launcher", "group", "worker")),
     "sum, dropout, re-estimated": (
         {"network": d.DROPOUT, "strategy": d.progressive("sum", bn_reestimate=2)},
         ("--no-ray",),
-        ("group", "launcher", "worker", "SIGINT"),
+        ("SIGINT", "group", "launcher", "worker"),
     ),
-    "difference": ({"strategy": d.progressive("difference")}, ("--no-ray",), ("launcher", "group", "max-minutes")),
+    "difference": ({"strategy": d.progressive("difference")}, ("--no-ray",), ("max-minutes", "launcher", "group")),
     "concat, gradient quantizer": (
         {"bits": "1/2/4", "strategy": d.progressive("concat")},
         ("--no-ray",),
@@ -176,7 +177,7 @@ LAUNCHED: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
     "preactivation": (
         {"strategy": d.progressive("preactivation")},
         ("--no-ray",),
-        ("launcher", "group while a line is written", "SIGTERM to the group"),
+        ("SIGTERM to the group", "launcher", "group while a line is written"),
     ),
     "anneal": ({"strategy": {"kind": "anneal", "factor": d.FACTOR}}, ("--no-ray",), ("launcher", "group", "worker")),
     "apprentice A": ({"strategy": {"kind": "apprentice", "scheme": "A"}}, ("--no-ray",), ("group", "launcher")),
@@ -193,17 +194,17 @@ LAUNCHED: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
     "Ray: sum, dropout": (
         {"network": d.DROPOUT, "strategy": d.progressive("sum")},
         (),
-        ("launcher", "worker", "group", "SIGTERM"),
+        ("SIGTERM", "launcher", "worker", "group"),
     ),
     "Ray: apprentice B": (
         {"strategy": {"kind": "apprentice", "scheme": "B"}},
         (),
-        ("worker", "launcher", "max-minutes"),
+        ("max-minutes", "worker", "launcher"),
     ),
     "compiled: sum, dropout": (
         {"network": d.DROPOUT, "strategy": d.progressive("sum"), "mode": "compiled"},
         ("--no-ray",),
-        ("group", "launcher", "worker", "group before the first step"),
+        ("group before the first step", "group", "launcher", "worker"),
     ),
     "compiled: stochastic bnn": (
         {"quantizer": {"kind": "bnn", "stochastic": True}, "mode": "compiled"},
@@ -279,7 +280,7 @@ def _launch(tally: Tally, folder: Path, name: str, dice: random.Random) -> None:
     base = d.make_config().dump()
     common = {key: base[key] for key in ("batch_size", "train_size", "width", "learning_rate")}
     arms = {"arm": {"quantizer": "dorefa", "bits": "1/1", **fields}}
-    file = write_file(folder / "soak.toml", arms, dataset="digits", network="svhn_convnet", epochs=12, **common)
+    file = write_file(folder / "soak.toml", arms, dataset="digits", network="svhn_convnet", epochs=20, **common)
     trials = load_experiment(file).trials
     calm, killed = folder / "calm", folder / "killed"
     for trial in trials:
@@ -289,7 +290,7 @@ def _launch(tally: Tally, folder: Path, name: str, dice: random.Random) -> None:
     command = ("run", file, "--results", killed, "--device", "cpu", "--jobs", "1", *options)
     done = []
     for disturbance in disturbances:
-        if _disturb(tally, folder, command, disturbance, dice, min(seconds, 8.0), mode):
+        if _disturb(tally, folder, command, disturbance, dice, 2.0 if mode == "compiled" else min(seconds, 8.0), mode):
             done.append(disturbance)
     last = Command(folder, *command, mode=mode, every_steps=4)
     status = last.wait()
@@ -297,7 +298,7 @@ def _launch(tally: Tally, folder: Path, name: str, dice: random.Random) -> None:
     unlike = [text for trial in trials for text in d.unlike(calm, killed, str(trial.id))]
     tally.check(not unlike, f"{name}: {unlike[:3]}")
     resumed = [step for trial in trials for step in d.resumed_steps(killed, str(trial.id))]
-    real = [words for words in done if words.split()[0] in ("launcher", "group", "worker")]
+    real = [words for words in done if words.split(maxsplit=1)[0] in ("launcher", "group", "worker")]
     _count_kills(tally, sum(words in WRITING for words in real), sum(words not in WRITING for words in real), resumed)
     for words in done:
         tally.add("kills", f"  {'Ray' if not options else 'no Ray'}: {words}")
@@ -327,7 +328,7 @@ def _disturb(
         return False
     with contextlib.suppress(ProcessLookupError):
         if what.startswith("SIG"):
-            number = signal.Signals[what.split()[0]]
+            number = signal.Signals[what.split(maxsplit=1)[0]]
             (os.killpg if what.endswith("group") or number == signal.SIGINT else os.kill)(command.process.pid, number)
         elif what.startswith("group"):
             os.killpg(command.process.pid, signal.SIGKILL)
@@ -412,7 +413,7 @@ def _overlapping(events: Sequence[Sequence[str]]) -> int:
         elif kind == "end":
             spans.setdefault(id, []).append((began[id, pid], float(moment)))
     ordered = [sorted(of_id) for of_id in spans.values()]
-    return sum(b[0] < a[1] for of_id in ordered for a, b in zip(of_id, of_id[1:], strict=False))
+    return sum(b[0] < a[1] for of_id in ordered for a, b in itertools.pairwise(of_id))
 
 
 # --- many trials, damaged trials ---------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def test_the_file_has_a_row_for_every_case(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(speed, "modes", lambda device: ["eager"])
     monkeypatch.setattr(speed, "dtypes", lambda device: ["fp32"])
     file = tmp_path / "speed.json"
-    assert speed.main(argparse.Namespace(json=file, rounds=2)) == 0
+    assert speed.main(argparse.Namespace(json=file, rounds=2, mode=None)) == 0
     document = json.loads(file.read_text())
     rows = [row for row in document["rows"] if "kind" not in row]
     assert len(rows) == len(speed.CASES) and {row["kind"] for row in document["rows"] if "kind" in row} == {
