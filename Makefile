@@ -10,6 +10,7 @@ WORKERS ?= 2
 help:
 	@echo "make reproduce     install, train the embedded experiment, report, compare with the committed table"
 	@echo "make test          install, run every test"
+	@echo "make soak          kills, full disks, 10,000 fuzz cases and more: about 20 minutes on two cores"
 	@echo "make check         ruff, format, types"
 	@echo "make paper_tables  rebuild the committed tables and curves from results/"
 	@echo "make clean         remove .venv and caches (runs/ stays)"
@@ -29,6 +30,9 @@ reproduce: install
 
 test: install
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+soak: install
+	$(BIN)/python -m tests.soak
 
 check: install
 	$(BIN)/ruff check .
