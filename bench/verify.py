@@ -81,6 +81,7 @@ def _recorded(store: Store, id: str) -> tuple[_Trial, dict[str, Any]]:
         raise InputError(f"{store.folder(id)}: no trial.json: there is nothing to run again")
     try:
         config = TrialConfig.model_validate(record.get("config"))
+        identity_document(config)  # reads a teacher's configuration, too
     except ValueError as error:
         reason = str(error).splitlines()
         raise InputError(

@@ -221,6 +221,19 @@ class TestVerify:
         status, text = self.verify(trained, capsys)
         assert status == 2 and "the revision was raised since: quantizer 'dorefa' from 1 to 2" in text
 
+    def test_a_damaged_teacher_is_named(self, tmp_path, capsys):
+        """Found by fuzzing: a record's configuration whose teacher is none."""
+        full = make_config(quantizer="full_precision", bits="32/32").dump()
+        strategy = {"kind": "apprentice", "scheme": "B", "teacher": full}
+        config = make_config(strategy=strategy).dump()
+        config["strategy"]["teacher"]["epochs"] = -1
+        store, id = Store(tmp_path), "0123456789abcdef"
+        store.write_trial(id, {"config": config, "execution": {}, "provenance": {}})
+        store.write_summary(id, {"status": "done", "final_test_acc": 50.0})
+        assert main(["verify", id, "--results", str(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert "trial.json: not a configuration of this version" in error and "Traceback" not in error
+
     def test_changed_data_is_named(self, tmp_path, capsys):
         rng = np.random.default_rng(0)
 

@@ -112,10 +112,14 @@ def misfit(found: Any, expected: Any, where: str = "") -> str | None:
     elif isinstance(expected, list | tuple):
         if len(found) != len(expected):
             return f"{where}: {len(found)} items, not {len(expected)}"
-        pairs = [(str(i), *both) for i, both in enumerate(zip(found, expected, strict=True))]
+        pairs = [(str(i), one, other) for i, (one, other) in enumerate(zip(found, expected, strict=True))]
     else:
         return None
-    return next((problem for key, *both in pairs if (problem := misfit(*both, f"{where}.{key}".lstrip(".")))), None)
+    for key, one, other in pairs:
+        problem = misfit(one, other, f"{where}.{key}".lstrip("."))
+        if problem is not None:
+            return problem
+    return None
 
 
 def discard(path: Path) -> None:

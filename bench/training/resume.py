@@ -1,0 +1,60 @@
+"""Going on from a checkpoint: it is believed only as far as it fits the trial."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.errors import InputError
+from bench.reporting.text import clean
+from bench.training import checkpoint
+from bench.training.loop import Run
+
+
+def resume(run: Run, state: dict[str, Any], path: Path) -> None:
+    """Put ``run`` where its checkpoint stands; raises ``InputError`` naming ``path`` where it is not this trial's.
+
+    Nothing in the file is believed but the values of tensors, the step and the clocks: names, shapes and the
+    optimizer's settings are those of the configuration.
+    """
+    expected = {"schema": checkpoint.SCHEMA, **run.state()}
+    flexible = ("optimizer", "one_level")
+    found, wanted = ({key: table[key] for key in table if key not in flexible} for table in (state, expected))
+    problem = checkpoint.misfit(found, wanted) or _odd_optimizer(run, state.get("optimizer"))
+    names = state.get("one_level")
+    if problem is None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        problem = "one_level: no list of names"
+    if problem is None and not 0 <= state["step"] <= run.total_steps:
+        problem = f"step: {state['step']} of {run.total_steps}"
+    for clock in ("training_seconds", "wall_seconds"):
+        if problem is None and not 0 <= state[clock] < math.inf:
+            problem = f"{clock}: {state[clock]}"
+    if problem is not None:
+        raise InputError(
+            f"{path}: not a checkpoint of this trial ({clean(problem, 300)}). Take it away, or begin anew with --fresh."
+        )
+    settings = run.optimizer.state_dict()["param_groups"]
+    run.restore({**state, "optimizer": {"state": state["optimizer"]["state"], "param_groups": settings}})
+
+
+def _odd_optimizer(run: Run, found: Any) -> str | None:
+    """Return what keeps ``found`` from being a state of the run's optimizer: other parameters, names or shapes."""
+    if not isinstance(found, dict) or not isinstance(found.get("state"), dict):
+        return "optimizer: no table of states"
+    parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+    names = {"step", "exp_avg", "exp_avg_sq"} if run.config.optimizer == "adam" else {"momentum_buffer"}
+    for key, values in found["state"].items():
+        if not isinstance(key, int) or not 0 <= key < len(parameters) or not isinstance(values, dict):
+            return f"optimizer.state: {str(key)[:40]}: there is no such parameter"
+        if values.keys() != names:
+            return f"optimizer.state.{key}: holds {', '.join(map(str, values))[:80]}, not {', '.join(sorted(names))}"
+        for name, value in values.items():
+            shape = torch.Size() if name == "step" else parameters[key].shape
+            if value is None and name == "momentum_buffer":
+                continue
+            if not isinstance(value, torch.Tensor) or value.shape != shape or not value.is_floating_point():
+                return f"optimizer.state.{key}.{name}: not numbers of the shape {tuple(shape)}"
+    return None
