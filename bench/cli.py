@@ -350,8 +350,10 @@ def _run(args: argparse.Namespace) -> int:
     say(overview.one_line(f"{experiment.title or experiment.name}: {plural(len(planned), 'trial')}"))
     todo = [p for p in planned if p.action not in ("keep", "leave", "refused")]
     for p in planned:
-        if p.action in ("redo", "refused"):
+        if p.action == "redo":
             say(overview.one_line(p.state.reason))
+        elif p.action == "refused":  # the exit status will be 2: this is why
+            say(overview.one_line(f"bench: {p.state.reason}"), sys.stderr)
     status = OK
     if todo:
         say(f"will {', '.join(overview.intent(p.state for p in planned))}")

@@ -768,11 +768,12 @@ class RecordFiles(Target):
     """Trials' records, the index and the stored experiment file, as somebody else's results folder may hold them."""
 
     share = 2.5
+    wanted = ("--seeds", "2", "--set", "epochs=2", "--set", "grid.bits=['1/1']", "--only", "branch")
 
     def prepare(self) -> None:
         text = EXPERIMENT.replace('targets = ["mine"]\n', "")  # a table that does not travel with the records
         self.file.write_text(re.sub("published = .*", "", text))
-        assert self.run("--seeds", "2", "--set", "epochs=2", "--only", "branch")[0] == 0
+        assert self.run(*self.wanted)[0] == 0
         assert self.run("--only", "pupil", "--seeds", "1", "--set", "grid.bits=['1/1']")[0] == 0
         trial = next(iter((self.results / "trials").iterdir()))
         (trial / "resumes.jsonl").write_text('{"step": 3, "time": "now", "other_hardware": []}\n')
@@ -814,14 +815,13 @@ class RecordFiles(Target):
         if command == "status":
             self.bench("status", *where, names=names)
         elif command == "status FILE":
-            self.bench("status", str(self.file), *self.where(), "--set", "epochs=2", names=names)
+            self.bench("status", str(self.file), *self.where(), *self.wanted, names=names)
         elif command.startswith("report"):
             kinds = draw(st.sampled_from(("csv", "md", "tex", "csv,md,tex")))
             file = [str(self.file)] if command.endswith("FILE") else []
             self.bench("report", *file, *where, "--format", kinds, reads=False, names=names)
         elif command == "run":
-            more = ("--seeds", "2", "--set", "epochs=2", "--only", "branch")
-            self.run(*more, names=names, allowed=(0, 1, 2))
+            self.run(*self.wanted, names=names, allowed=(0, 1, 2))
         else:
             id = path.parent.name if "trials" in path.parts else next(iter((self.good / "trials").iterdir())).name
             self.bench("verify", id, *self.where(), names=names, allowed=(0, 1, 2))

@@ -311,7 +311,7 @@ def _disturb(
 ) -> bool:
     """Run the command and disturb it; return whether it was disturbed before it was done."""
     fault = WRITING.get(what)
-    more: tuple[str, ...] = ("--max-minutes", "0.15") if what == "max-minutes" else ()
+    more: tuple[str, ...] = ("--max-minutes", "0.08") if what == "max-minutes" else ()
     settings = {"mode": mode, "every_steps": 4, "fault": fault and {**fault, "whole_group": True, "role": None}}
     command = Command(folder, *arguments, *more, **settings)
     if fault:

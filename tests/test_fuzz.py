@@ -127,3 +127,15 @@ def test_folders_that_are_none(place, word):
         status, _, error = target.bench(*argv)
         assert status == 2 or argv[1:2] == [str(target.file)], argv
         assert status == 0 or "bench: " in error
+
+
+def test_a_run_that_only_refuses_says_why_among_the_errors(place):
+    """All is done but a trial that a newer version wrote: exit status 2 needs a message where messages are looked for."""
+    target = RecordFiles(place)
+    lines = map(json.loads, (target.results / "fuzzed" / "index.jsonl").read_text().splitlines())
+    path = target.results / "trials" / next(line["id"] for line in lines if line["arm"] == "branch") / "summary.json"
+    path.write_text(path.read_text().replace('"schema": 1', '"schema": 99'))
+    status, said, _ = target.bench("status", *target.where(data=False))
+    assert status == 0 and "newer version" in said
+    status, _, error = target.run(*target.wanted)
+    assert status == 2 and "summary.json" in error and "newer version" in error
