@@ -87,7 +87,7 @@ def _recorded(store: Store, id: str) -> tuple[_Trial, dict[str, Any]]:
         raise InputError(
             f"{store.folder(id) / 'trial.json'}: not a configuration of this version ({reason[0]})"
         ) from None
-    return _Trial(id, config, dict(record.get("needs") or {})), record
+    return _Trial(id, config, dict(_table(record, "needs"))), record
 
 
 def verify(text: str, results: Path, data_dir: Path, device: str | None = None, *, function: str = TRAIN) -> int:
@@ -113,7 +113,7 @@ def verify(text: str, results: Path, data_dir: Path, device: str | None = None, 
         raise InputError(
             f"{store.folder(id)}: the same configuration is trial {now} today: {_why(trial.config, id, record, checksum)}"
         )
-    recorded_kind = (record.get("execution") or {}).get("kind")
+    recorded_kind = _table(record, "execution").get("kind")
     devices = find_devices(device or ("cpu" if recorded_kind == "cpu" else None))[:1]
     with tempfile.TemporaryDirectory(prefix="bench-verify-") as folder:
         again = Store(folder)
@@ -233,10 +233,11 @@ def _judge(store: Store, again: Store, trial: _Trial, found: list[Difference]) -
         return 0
     execution = [d for d in found if d not in numbers]
     for difference in execution:
-        then, now = difference.then or {}, difference.now or {}
-        for key in sorted({*then, *now}):
-            if then.get(key) != now.get(key):
-                _tell(f"other execution: {key} was {then.get(key)!r}, is {now.get(key)!r}")
+        was: dict[str, Any] = difference.then if isinstance(difference.then, dict) else {}
+        now_is: dict[str, Any] = difference.now if isinstance(difference.now, dict) else {}
+        for key in sorted({*was, *now_is}):
+            if was.get(key) != now_is.get(key):
+                _tell(f"other execution: {key} was {was.get(key)!r}, is {now_is.get(key)!r}")
     if not numbers:
         say(f"identical numbers under another execution: trial {trial.id}")
         return 0

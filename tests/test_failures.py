@@ -234,6 +234,19 @@ class TestVerify:
         error = capsys.readouterr().err
         assert "trial.json: not a configuration of this version" in error and "Traceback" not in error
 
+    @pytest.mark.parametrize("key", ["execution", "needs", "provenance"])
+    def test_a_record_of_another_form_is_no_traceback(self, key, trained, capsys):
+        """Found by the soak: a list where the record has a table."""
+        store = Store(trained[1])
+        id = store.ids()[0]
+        record = store.read_trial(id)
+        store.write_trial(id, {**record, key: [1]})
+        try:
+            assert main(["verify", id, "--results", str(trained[1])]) in (0, 1, 2)
+        finally:
+            store.write_trial(id, record)
+        assert "Traceback" not in capsys.readouterr().err
+
     def test_changed_data_is_named(self, tmp_path, capsys):
         rng = np.random.default_rng(0)
 

@@ -115,9 +115,9 @@ def read_experiment(results: Path, name: str, experiment: Any = None) -> Records
     rows: list[dict[str, Any]] = []
     epochs: list[dict[str, Any]] = []
     read: dict[str | None, tuple[dict[str, Any], list[dict[str, Any]]]] = {}  # an id may stand under several arms
-    named = {line.get("id") for line in lines if line.get("arm") is not None}
+    named = {str(line.get("id")) for line in lines if line.get("arm") is not None}
     for number, line in enumerate(_unique(lines), 1):
-        if line.get("arm") is None and line.get("id") in named:
+        if line.get("arm") is None and str(line.get("id")) in named:
             continue  # a teacher that is an arm's run as well has its row there
         _check_line(line, f"{store.experiment_folder(name) / 'index.jsonl'}: entry {number}")
         id = line.get("id")
