@@ -32,7 +32,7 @@ from bench.config import TrialConfig
 from bench.errors import InputError
 from bench.locks import Busy
 from bench.progress import Progress, duration, inert, percent
-from bench.store import FULL, Damaged, Newer, State, Store, StoreError
+from bench.store import FULL, Damaged, Newer, State, Store, StoreError, explain
 
 TRAIN = "bench.training.trial:run_trial"
 
@@ -250,7 +250,7 @@ def _train(
             traceback.print_exc()
         reason = describe(error, task.device)
         if isinstance(error, OSError) and error.errno in FULL:
-            return Outcome(task.id, "refused", f"{reason}; what was measured is kept", no_space=True)
+            return Outcome(task.id, "refused", str(explain(error, store.folder(task.id))), no_space=True)
         seconds = time.monotonic() - began
         store.write_summary(task.id, {"status": "failed", "reason": reason, "wall_seconds": round(seconds, 3)})
         return Outcome(task.id, "failed", reason, seconds=seconds)
@@ -285,7 +285,7 @@ def _logged(path: Path, isolated: bool) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "a", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
     except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}; nothing was trained", no_space=error.errno in FULL) from error
+        raise explain(error, path) from error
     saved = [(fd, os.dup(fd)) for fd in (1, 2)]
     handler = logging.StreamHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

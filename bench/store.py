@@ -67,20 +67,25 @@ class Newer(StoreError):
     """A record was written by a newer version of the suite. It is left as it is."""
 
 
+def explain(error: OSError, path: Path) -> StoreError:
+    """Return the error that says what to do about ``error``, which came up with ``path`` or the file it names itself."""
+    where = error.filename or path
+    if error.errno in FULL:
+        what = "the disk is full" if error.errno == errno.ENOSPC else "the disk quota is used up"
+        message = f"{where}: {what}. What was measured is kept; make room and run the same command again."
+        return StoreError(message, no_space=True)
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return StoreError(f"{where}: {error.strerror}. Give --results a folder that can be written.")
+    return StoreError(f"{where}: {error.strerror or error}")
+
+
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
     """Turn an ``OSError`` into a ``StoreError`` that says what to do."""
     try:
         yield
     except OSError as error:
-        where = error.filename or path
-        if error.errno in FULL:
-            what = "the disk is full" if error.errno == errno.ENOSPC else "the disk quota is used up"
-            message = f"{where}: {what}. What was measured is kept; make room and run the same command again."
-            raise StoreError(message, no_space=True) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise StoreError(f"{where}: {error.strerror}. Give --results a folder that can be written.") from error
-        raise StoreError(f"{where}: {error.strerror or error}") from error
+        raise explain(error, path) from error
 
 
 def write_atomic(path: Path, data: bytes) -> None:
