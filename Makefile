@@ -12,7 +12,7 @@ help:
 	@echo "make test          install, run every test"
 	@echo "make soak          kills, full disks, 10,000 fuzz cases and more: about 20 minutes on two cores"
 	@echo "make check         ruff, format, types"
-	@echo "make paper_tables  rebuild the committed tables and curves from results/"
+	@echo "make paper_tables  rebuild the committed tables and curves from results/, and the numbers that pages quote"
 	@echo "make clean         remove .venv and caches (runs/ stays)"
 
 $(BIN)/bench: pyproject.toml
@@ -41,6 +41,7 @@ check: install
 
 paper_tables: install
 	$(BIN)/bench report --results results --out paper_tables
+	$(BIN)/python -m bench.reporting.quote README.md docs/findings.md
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -456,9 +456,18 @@ def _draw_missing(axis: Axes, own: Sequence[Cell], how: Look, shift: float) -> b
 _BACKING = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # behind text that crosses the line at zero
 
 
-def forest_figure(cells: Sequence[Cell], look: Mapping[str, Look] | None = None, title: str = "") -> Figure | None:
-    """Return the paired gains with their intervals, one line each; a gain without an interval is hollow."""
-    shown = [cell for cell in cells if cell.gain is not None and cell.gain.interval.mean is not None]
+def forest_figure(
+    cells: Sequence[Cell],
+    look: Mapping[str, Look] | None = None,
+    title: str = "",
+    headings: Mapping[int, str] | None = None,
+) -> Figure | None:
+    """Return the paired gains with their intervals, one line each; a gain without an interval is hollow.
+
+    ``headings`` maps the position of a cell in ``cells`` to the line written above the first gain from there on.
+    """
+    places = [i for i, cell in enumerate(cells) if cell.gain is not None and cell.gain.interval.mean is not None]
+    shown = [cells[i] for i in places]
     if not shown:
         return None
     if len(shown) > GAINS:
@@ -479,13 +488,30 @@ def forest_figure(cells: Sequence[Cell], look: Mapping[str, Look] | None = None,
         ", ".join(filter(None, [cell.label, *(f[i] for i in varying)])) for cell, f in zip(shown, facts, strict=True)
     ]
     wide = max(map(len, names)) > 40
+    above = {
+        next((k for k, i in enumerate(places) if i >= start), -1): text for start, text in (headings or {}).items()
+    }
+    lines, line = [], 0  # a heading takes a line of its own
+    for k in range(len(shown)):
+        line += k in above
+        lines.append(line)
+        line += 1
     step = 0.27
     with _style():
         headline = _headline(title, PAGE if wide else COLUMN)
-        height = step * len(shown) + 0.55 + _room(headline)
+        height = step * line + 0.55 + _room(headline)
         figure, axis = plt.subplots(figsize=(PAGE if wide else COLUMN, height), layout="constrained")
         axis.axvline(0, color="black", lw=0.7)
-        for i, (cell, name) in enumerate(zip(shown, names, strict=True)):
+        for k, text in above.items():
+            if 0 <= k < len(shown):
+                place: dict[str, Any] = {
+                    "transform": axis.get_yaxis_transform(),
+                    "va": "bottom",
+                    "fontsize": 7.0,
+                    "weight": "bold",
+                }
+                axis.text(0.0, lines[k] - 0.95, clean(text, 100), ha="left", bbox=_BACKING, **place)
+        for i, cell, name in zip(lines, shown, names, strict=True):
             assert cell.gain is not None
             interval = cell.gain.interval
             mean, low, high = interval.mean or 0.0, interval.low, interval.high
@@ -503,7 +529,7 @@ def forest_figure(cells: Sequence[Cell], look: Mapping[str, Look] | None = None,
             axis.text(0.0, i - 0.22, clean(name, 90 if wide else 44), ha="left", **limits)
             what = f"{mean:+.2f}" + ("" if hollow else f" [{low:+.2f}, {high:+.2f}]")
             axis.text(1.0, i - 0.22, f"{what}, n = {interval.n}", ha="right", **limits)
-        axis.set_ylim(len(shown) - 0.5, -0.85)
+        axis.set_ylim(line - 0.5, -0.85)
         axis.set_yticks([])
         axis.set_xlabel("gain over the baseline, points (95 % interval)")
         axis.margins(x=0.04)

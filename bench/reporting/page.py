@@ -361,7 +361,12 @@ def _write_gains(reports: Sequence[Report], out: Path, formats: Sequence[str]) -
     if kinds:
         from bench.reporting import curves
 
-        figure = curves.forest_figure([cell for report in reports for cell in report.cells], title="All paired gains")
+        cells: list[Cell] = []
+        headings: dict[int, str] = {}
+        for report in reports:
+            headings[len(cells)] = report.records.title
+            cells += report.cells
+        figure = curves.forest_figure(cells, title="All paired gains, by question", headings=headings)
         if figure is not None:
             written.extend((out / f"gains.{kind}", curves.render(figure, kind)) for kind in kinds)
             curves.close(figure)
