@@ -11,7 +11,7 @@ import errno
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 OK, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 3
 LISTS = ("quantizers", "strategies", "networks", "datasets", "schedules", "recipes")
+SPEED_MODES = ("eager", "compiled", "captured", "packed")
 FORMATS = ("md", "tex", "csv", "png", "pdf", "html")
 
 
@@ -49,6 +50,10 @@ def _number(kind: type, low: float, *, strict: bool = False, high: float = math.
         return value
 
     return parse
+
+
+def _gpu_share(text: str) -> Any:
+    return text if text == "auto" else _number(float, 0, strict=True)(text)
 
 
 def _path(text: str) -> Path:
@@ -93,6 +98,15 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         command.add_argument("--only", metavar="ARM", action="append", default=[], help="this arm and its baseline")
         command.add_argument("--seeds", metavar="N", type=_number(int, 1), help="the seeds 0 .. N-1")
 
+    def code(command: argparse.ArgumentParser) -> None:
+        command.add_argument(
+            "--allow-code",
+            metavar="MODULE",
+            action="append",
+            default=[],
+            help="networks of your own may be imported from this module, and from what lies in it",
+        )
+
     def places(command: argparse.ArgumentParser, *, data: bool = True) -> None:
         command.add_argument("--results", metavar="DIR", type=_path, default=Path("runs"), help="records (runs)")
         if data:
@@ -108,13 +122,16 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     command.add_argument("--diff", metavar="ARM", help="how this arm differs from its baseline")
     command.add_argument("--cost", action="store_true", help="expected time and memory (loads torch)")
     command.add_argument("--layers", action="store_true", help="what is quantized, what stays full precision (torch)")
+    code(command)
 
     command = add("run", _run, "train what is not trained yet")
     command.add_argument("file", type=Path, metavar="FILE")
     selection(command)
     places(command)
     command.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N (a GPU where there is one)")
-    command.add_argument("--gpus-per-trial", metavar="F", type=_number(float, 0, strict=True), help="1, or a share")
+    command.add_argument(
+        "--gpus-per-trial", metavar="F", type=_gpu_share, help="1, a share, or auto: as measured (auto)"
+    )
     command.add_argument("--cpus-per-trial", metavar="N", type=_number(float, 0, strict=True), help="for Ray")
     command.add_argument("--workers-per-trial", metavar="N", type=_number(int, 1), default=1, help="processes of one")
     command.add_argument("--address", metavar="A", help="an existing Ray cluster's")
@@ -122,6 +139,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     command.add_argument("--jobs", metavar="N", type=_number(int, 1, high=4096), help="trials at once")
     command.add_argument("--max-minutes", metavar="N", type=_number(float, 0), help="then stop at a checkpoint")
     command.add_argument("--fresh", action="store_true", help="set old records aside, begin anew")
+    code(command)
     command.add_argument(
         "--accept-other-hardware", action="store_true", help="go on with trials begun on other hardware"
     )
@@ -130,6 +148,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     command.add_argument("file", type=Path, nargs="?", metavar="FILE")
     selection(command)
     places(command)
+    code(command)
 
     command = add("report", _report, "tables and figures from the records")
     command.add_argument("files", type=Path, nargs="*", metavar="FILE")
@@ -142,16 +161,27 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     command.add_argument("trial", metavar="TRIAL", help="its id, the beginning of it, or its folder")
     places(command)
     command.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N (what the record says)")
+    code(command)
 
-    command = add("data", _data, "list, fetch (download) or verify data sets")
-    command.add_argument("what", nargs="?", default="list", metavar="list|fetch|verify")
+    command = add("data", _data, "list, fetch (download), prepare (write as shards) or verify data sets")
+    command.add_argument("what", nargs="?", default="list", metavar="list|fetch|prepare|verify")
     command.add_argument("name", nargs="?", metavar="NAME")
+    command.add_argument("--form", default="jpeg", metavar="jpeg|raw", help="prepare: the files as they are, or pixels")
+    command.add_argument("--short-side", metavar="N", type=_number(int, 1), help="prepare: of raw images (352)")
+    command.add_argument(
+        "--max-corrupt", metavar="N", type=_number(int, 0), default=0, help="prepare: leave out up to N corrupt images"
+    )
+    command.add_argument("--yes", action="store_true", help="prepare: do not ask before writing")
     command.add_argument("--data", metavar="DIR", help="data sets ($BENCH_DATA, else a cache folder)")
 
     command = add("speed", _speed, "what a step costs here, as ratios to full precision")
     command.add_argument("--json", metavar="FILE", type=_path, help="write the measurements there")
     command.add_argument("--rounds", metavar="N", type=_number(int, 2), help="rounds of interleaved steps (default 7)")
-    command.add_argument("--mode", choices=("eager", "compiled"), help="this mode alone (compiling takes minutes)")
+    command.add_argument("--mode", choices=SPEED_MODES, help="this mode alone (compiling takes minutes)")
+    command.add_argument(
+        "--images", metavar="NAME", help="instead: the ways to read the folder of photographs imagefolder:NAME"
+    )
+    command.add_argument("--data", metavar="DIR", help="for --images: data sets ($BENCH_DATA, else a cache folder)")
     return parser, dict(commands.choices)
 
 
@@ -185,7 +215,10 @@ def main(argv: Sequence[str] | None = None, *, train: str | None = None) -> int:
             parser.print_help()
             return WRONG_INPUT
         args.train = train
-        status = args.run(args)
+        from bench.permission import from_command_line, granted
+
+        with granted(from_command_line(getattr(args, "allow_code", []))):
+            status = args.run(args)
         sys.stdout.flush()
         return status
     except InputError as error:
@@ -270,7 +303,7 @@ def _data(args: argparse.Namespace) -> int:
     from bench.datasets import manage
     from bench.datasets.folders import resolve_data_dir
 
-    actions = ("list", "fetch", "verify")
+    actions = ("list", "fetch", "prepare", "verify")
     if args.what not in actions:
         raise InputError(f"bench data: no '{args.what}'.{nearest(args.what, actions)} Known: {', '.join(actions)}.")
     folder = resolve_data_dir(args.data)
@@ -278,6 +311,19 @@ def _data(args: argparse.Namespace) -> int:
         if args.name is None:
             raise InputError("bench data fetch: which data set? `bench data list` names them")
         _print(manage.fetch(args.name, folder))
+    elif args.what == "prepare":
+        if args.name is None:
+            raise InputError("bench data prepare: which data set? `bench data list` names them")
+        line = manage.prepare(
+            args.name,
+            folder,
+            form=args.form,
+            short_side=args.short_side,
+            max_corrupt=args.max_corrupt,
+            yes=args.yes,
+            say=_print,
+        )
+        _print(line)
     elif args.what == "verify":
         _print(manage.verify(args.name, folder))
     elif args.name is not None:
@@ -291,7 +337,7 @@ def _print(text: str) -> None:
     """Print lines that hold names of files and folders, made harmless for a terminal."""
     from bench.progress import inert
 
-    print("\n".join(map(inert, text.split("\n"))))
+    print("\n".join(map(inert, text.split("\n"))), flush=True)
 
 
 def _speed(args: argparse.Namespace) -> int:
@@ -322,10 +368,23 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from bench.devices import find_devices
+    from bench.ranks import together, torchrun_workers
+
+    started = torchrun_workers()
+    if not started:
+        return _run_here(args)
+    if not args.no_ray or args.workers_per_trial != started:
+        raise InputError(f"torchrun started {started} workers: give --no-ray --workers-per-trial {started}")
+    return together(find_devices(args.device)[0].partition(":")[0], lambda: _run_here(args))
+
+
+def _run_here(args: argparse.Namespace) -> int:
     from bench import overview
     from bench.datasets import catalog
     from bench.devices import find_devices
     from bench.progress import plural, say
+    from bench.ranks import check_workers, groups, torchrun_workers
     from bench.running import exit_status, plan
     from bench.store import Store
 
@@ -335,7 +394,11 @@ def _run(args: argparse.Namespace) -> int:
             catalog.require(trial.config.dataset, args.data)
             raise InputError(f"{args.data}: the data set '{trial.config.dataset['kind']}' is not there")
     _check_placement(args)
-    devices = find_devices(args.device)
+    devices = ["cluster"] if args.address else find_devices(args.device)
+    for trial in experiment.trials:
+        check_workers(trial.config, args.workers_per_trial)
+    if args.workers_per_trial > 1 and not args.address and not torchrun_workers():
+        groups(devices, args.workers_per_trial)
     store = Store(args.results.absolute())
     store.experiment_folder(experiment.name)
     store.check_writable()
@@ -357,8 +420,8 @@ def _run(args: argparse.Namespace) -> int:
     status = OK
     if todo:
         say(f"will {', '.join(overview.intent(p.state for p in planned))}")
-        session = _session(args, store, planned, labels)
-        with session.stop.watching(args.max_minutes):
+        session = _session(args, store, planned, labels, devices[0])
+        with session.stop.watching(args.max_minutes), _sharing(args, session, devices):
             _place(args, session, devices)
         session.progress.close()
         session.close()
@@ -377,14 +440,15 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _check_placement(args: argparse.Namespace) -> None:
-    if args.workers_per_trial != 1:
-        raise InputError("--workers-per-trial: a trial takes one process in this version")
+    workers = args.workers_per_trial
+    if workers > 1 and args.gpus_per_trial not in (None, workers):
+        raise InputError(f"--gpus-per-trial does not go with --workers-per-trial {workers}: each worker has one GPU")
     if args.no_ray:
         for option in ("address", "cpus_per_trial"):
             if getattr(args, option) is not None:
                 raise InputError(f"--{option.replace('_', '-')} is for Ray; it does not go with --no-ray")
     gpus = args.gpus_per_trial
-    if gpus is not None and gpus > 1:
+    if isinstance(gpus, float) and gpus > 1 and workers == 1:
         raise InputError(f"--gpus-per-trial {gpus:g}: a trial takes one GPU, or a share of one, in this version")
     if gpus is not None and args.device == "cpu":
         raise InputError("--gpus-per-trial does not go with --device cpu")
@@ -412,16 +476,21 @@ def _tidy(store: Store, planned: Sequence[Planned]) -> None:
                 store.tidy(p.id, finished=True)
 
 
-def _session(args: argparse.Namespace, store: Store, planned: Sequence[Planned], labels: dict[str, str]) -> Session:
+def _session(
+    args: argparse.Namespace, store: Store, planned: Sequence[Planned], labels: dict[str, str], device: str
+) -> Session:
+    from bench.calibration import known_seconds
     from bench.devices import threads_per_trial
     from bench.progress import Progress
-    from bench.running import TRAIN, Session, Stop, Task, priorities, relative_cost
+    from bench.ranks import TRAIN_TOGETHER
+    from bench.running import TRAIN, Session, Stop, Task, costs, priorities
 
+    measured = known_seconds({p.id: p.config for p in planned}, device, args.data)
     todo = [p for p in planned if p.action not in ("keep", "leave", "refused")]
     progress = Progress(
         {p.id: labels.get(p.id, p.id) for p in todo},
         {p.id: p.config.epochs for p in todo},
-        {p.id: relative_cost(p.config) for p in todo},
+        costs(todo, measured),
     )
     for p in todo:
         if p.action in ("continue", "retry"):
@@ -436,14 +505,14 @@ def _session(args: argparse.Namespace, store: Store, planned: Sequence[Planned],
             threads=threads_per_trial(args.device or ""),
             retry=p.action == "retry",
             accept_other_hardware=args.accept_other_hardware,
-            function=args.train or TRAIN,
+            function=args.train or (TRAIN if args.workers_per_trial == 1 else TRAIN_TOGETHER),
         )
         for p in todo
     }
     known = {"keep": "done", "leave": "diverged", "refused": "refused"}
     return Session(
         tasks,
-        priorities(planned),
+        priorities(planned, measured),
         {p.id: known[p.action] for p in planned if p.action in known},
         store,
         progress,
@@ -451,12 +520,44 @@ def _session(args: argparse.Namespace, store: Store, planned: Sequence[Planned],
     )
 
 
+@contextlib.contextmanager
+def _sharing(args: argparse.Namespace, session: Session, devices: Sequence[str]) -> Iterator[None]:
+    """Find out how many trials share each GPU of this machine, and let their kernels overlap meanwhile."""
+    if not devices[0].startswith("cuda") or args.workers_per_trial > 1:
+        yield
+        return
+    from bench import packing
+    from bench.devices import cpu_count
+    from bench.progress import say
+
+    share = None if args.gpus_per_trial in (None, "auto") else args.gpus_per_trial
+    with packing.overlapping(devices, share) as words:
+        configs = {id: task.config for id, task in session.tasks.items()}
+        session.room, more = packing.make_room(configs, devices, share, cpu_count(), args.jobs, str(args.data))
+        for text in filter(None, (words, more)):
+            say(text)
+        yield
+
+
+def _share_device(session: Session, trials: float) -> None:
+    """Note in the tasks how many trials share a device at most."""
+    from dataclasses import replace
+
+    session.tasks = {id: replace(task, pack=max(1, int(trials + 1e-9))) for id, task in session.tasks.items()}
+
+
 def _place(args: argparse.Namespace, session: Session, devices: Sequence[str]) -> None:
     """Run the session's trials with Ray, or without it where that is wanted or Ray is not to be had."""
     from bench.devices import cpu_count, threads_per_trial
     from bench.progress import plural, say
+    from bench.ranks import groups, own_device, run_torchrun, torchrun_workers
     from bench.running import run_pool
 
+    workers = args.workers_per_trial
+    if torchrun_workers():
+        say(f"one trial at a time on the {workers} workers of torchrun")
+        run_torchrun(session, own_device("cpu" if devices[0] == "cpu" else "cuda"))
+        return
     on_gpu = devices[0] != "cpu"
     if not args.no_ray:
         from bench import tuning
@@ -466,20 +567,31 @@ def _place(args: argparse.Namespace, session: Session, devices: Sequence[str]) -
                 raise InputError(f"--address needs Ray, which cannot be imported ({why})")
             say(f"Ray cannot be imported ({why}): going on as with --no-ray")
         else:
-            cpus = args.cpus_per_trial or float(threads_per_trial(devices[0]))
-            gpus = (args.gpus_per_trial or 1.0) if on_gpu else 0.0
             with (
                 tuning.cluster(args.address, devices) as resources,
                 session.stop.watching(),  # Ray has signal handlers of its own; ours count
             ):
-                tuning.check_resources(resources, cpus, gpus)
+                if args.address:  # it may have GPUs where this machine has none
+                    on_gpu = args.device != "cpu" and bool(args.device or resources.get("GPU"))
+                cpus = args.cpus_per_trial or float(threads_per_trial("cuda" if on_gpu else "cpu"))
+                gpus = args.gpus_per_trial if isinstance(args.gpus_per_trial, float) else 1.0 / session.room.equal_share
+                gpus = gpus if on_gpu and workers == 1 else float(on_gpu)
+                _share_device(session, 1.0 / gpus if on_gpu else threads_per_trial("cpu") / cpus)
+                tuning.check_resources(resources, cpus, gpus, workers)
                 say(f"Ray: {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs")
-                tuning.run_ray(session, cpus=cpus, gpus=gpus, jobs=args.jobs)
+                tuning.run_ray(
+                    session, cpus=cpus, gpus=gpus, jobs=args.jobs, workers=workers, cluster=bool(args.address)
+                )
             return
-    if on_gpu:
-        jobs = args.jobs or len(devices) * int(1 / (args.gpus_per_trial or 1.0) + 1e-9)
+    if workers > 1:
+        devices = groups(devices, workers)
+        jobs = args.jobs or (len(devices) if on_gpu else max(1, cpu_count() // workers))
+    elif on_gpu:
+        jobs = min(session.room.total, sum(session.room.slots.values()))
+        _share_device(session, session.room.most)
     else:
         jobs = args.jobs or max(1, cpu_count() // threads_per_trial("cpu"))
+        _share_device(session, math.ceil(jobs * threads_per_trial("cpu") / cpu_count()))
     say(f"{plural(jobs, 'trial')} at once on {', '.join(devices)}")
     run_pool(session, devices, jobs)
 

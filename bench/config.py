@@ -17,10 +17,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from bench import registry, schedules
+from bench import permission, registry, schedules
 from bench.errors import InputError, nearest
 
 SCHEMA = 1
+NAMED = ("npz:", "imagefolder:")  # data sets of the user's own, KIND:NAME
 # the fields that are a choice from the registry -> its group
 CHOICES = {
     "dataset": "datasets",
@@ -43,14 +44,16 @@ def shown(value: Any, length: int = 80) -> str:
 def as_table(group: str, value: Any) -> Any:
     """Return a choice written in a short form as the table it stands for; anything else unchanged.
 
-    A name is ``{kind = name}``, ``"npz:NAME"`` the kind ``npz`` with that name, a number a constant learning rate.
+    A name is ``{kind = name}``, ``"npz:NAME"`` the kind ``npz`` with that name and so ``imagefolder:NAME``, a number a
+    constant learning rate.
     """
     if group == "learning_rates" and isinstance(value, int | float) and not isinstance(value, bool):
         return {"kind": "constant", "initial": value}
     if isinstance(value, str):
         value = {"kind": value}
-    if group == "datasets" and isinstance(value, dict) and str(value.get("kind")).startswith("npz:"):
-        return {**value, "kind": "npz", "name": value["kind"][4:]}
+    if group == "datasets" and isinstance(value, dict) and str(value.get("kind")).startswith(NAMED):
+        kind, _, name = value["kind"].partition(":")
+        return {**value, "kind": kind, "name": name}
     return value
 
 
@@ -65,12 +68,17 @@ def complete(group: str, value: Any, where: str = "") -> dict[str, Any]:
     if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
         raise InputError(f'{where}: expected a name or a table {{ kind = "..." }}, not {shown(value)}')
     kind = value["kind"]
-    if group == "networks" and kind.startswith("python:"):
-        raise InputError(f"{where}: {shown(kind)} would run code of its own, which an experiment file cannot ask for")
+    if group == "networks" and (permission.is_own(kind) or kind == "python"):
+        permission.split(kind, where)
     entry = registry.get(group, kind, where)
-    problems = []
+    problems, further = [], {}
     for option in value:
-        if option != "kind" and option not in entry.options:
+        if option == "kind" or option in entry.options:
+            continue
+        if entry.facts.get("open"):
+            problems += _further(value[option], f"{where}.{option}", option)
+            further[option] = value[option]
+        else:
             known = f" Options: {', '.join(entry.options)}." if entry.options else " It has no options."
             hint = nearest(option, entry.options)
             problems.append(f"{where}.{option}: '{kind}' has no such option.{hint}{known}")
@@ -85,11 +93,23 @@ def complete(group: str, value: Any, where: str = "") -> dict[str, Any]:
             result[option] = copy.deepcopy(spec["default"])
         else:
             problems.append(f"{where}.{option}: missing; '{kind}' needs it ({spec.get('help', spec['type'])})")
+    result |= further
     if not problems:
         problems += _combined(group, entry, result, where)
     if problems:
         raise InputError("\n".join(problems))
     return result
+
+
+def _further(value: Any, where: str, option: str) -> list[str]:
+    """Return what is wrong with an option that is handed on to code of the user's: a name, and a plain value."""
+    if not permission.is_module(option) or "." in option or option == "num_classes":
+        return [f"{where}: no function can be given an option of this name"]
+    values = value if isinstance(value, list | tuple) else [value]
+    for one in values:
+        if not isinstance(one, str | int | float | bool) or (isinstance(one, float) and not math.isfinite(one)):
+            return [f"{where}: expected text, a number, true or false, or a list of them, not {shown(value)}"]
+    return []
 
 
 def _combined(group: str, entry: registry.Entry, choice: Mapping[str, Any], where: str) -> list[str]:
@@ -239,12 +259,14 @@ class Recipe(BaseModel):
         Field(description="of kernels, by fan-in (He, gain 2) or fan-in and fan-out (Glorot)"),
     ] = "he_truncated_normal"
     augmentation: Annotated[
-        Literal["none", "svhn", "crop_flip"],
-        Field(description="of training images; see bench/datasets/augmentation.py"),
+        Literal["none", "svhn", "crop_flip", "random_resized_crop", "scale_jitter"],
+        Field(description="of training images; see bench/datasets/augmentation.py, of photographs crops.py"),
     ] = "none"
     normalization: Annotated[
-        Literal["divide_256", "divide_255", "standardize"],
-        Field(description="of pixels; standardize: the training set's mean and deviation per channel"),
+        Literal["divide_256", "divide_255", "standardize", "pixel_mean"],
+        Field(
+            description="of pixels; standardize: by the channels' mean and deviation; pixel_mean: less the mean image"
+        ),
     ] = "divide_256"
     train_size: Annotated[int | None, Field(ge=1, description="train on this many images, chosen by the seed 0")] = None
     holdout: Annotated[int, Field(ge=0, description="training images set aside to choose the epoch on")] = 0
@@ -254,6 +276,15 @@ class Recipe(BaseModel):
     eval_bn: Annotated[
         int, Field(ge=0, description="re-estimate batch norm over N training batches on a copy before evaluating")
     ] = 0
+    batch_norm_group: Annotated[
+        int | None, Field(ge=2, description="images that batch-norm statistics are taken over; null: the whole batch")
+    ] = None
+    micro_batches: Annotated[
+        int, Field(ge=1, le=1_000_000, description="parts of a batch trained one after the other, gradients summed")
+    ] = 1
+    activation_checkpointing: Annotated[
+        bool, Field(description="compute activations again in the backward pass: less memory, the same numbers")
+    ] = False
 
 
 class TrialConfig(Recipe):
@@ -278,8 +309,15 @@ class TrialConfig(Recipe):
                     f"bits: {name[0].upper()} = {bits} in '{short_bits(self.bits)}', but quantizer '{entry.name}' "
                     f"takes {', '.join(map(str, allowed))} there"
                 )
+        found += _photographs_fit(self)
         if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
             found.append("nesterov: needs momentum above 0")
+        part, odd = divmod(self.batch_size, self.micro_batches)
+        if odd:
+            found.append(f"micro_batches: {self.micro_batches} parts of a batch of {self.batch_size} are not equal")
+        elif self.batch_norm_group is not None and part % self.batch_norm_group:
+            whole = "a batch" if self.micro_batches == 1 else "a micro-batch"
+            found.append(f"batch_norm_group: {whole} of {part} images is not a multiple of {self.batch_norm_group}")
         if self.label_smoothing and self.loss != "cross_entropy":
             found.append(f"label_smoothing: has a meaning only with loss = 'cross_entropy', not '{self.loss}'")
         if found:
@@ -291,9 +329,31 @@ class TrialConfig(Recipe):
         """(weight, activation, gradient) bits."""
         return parse_bits(self.bits)
 
+    @property
+    def input_size(self) -> int | None:
+        """Height and width of the images that the network reads, in pixels; None where its own code alone knows."""
+        fact = registry.get("networks", self.network["kind"]).facts["input_size"]
+        return self.network.get("input_size", fact)
+
     def dump(self) -> dict[str, Any]:
         """Return the complete configuration as plain JSON values."""
         return self.model_dump(mode="json")
+
+
+def _photographs_fit(config: TrialConfig) -> list[str]:
+    """Return what is wrong with augmentation and normalization for the kind of images: of one size, or of many."""
+    kind = config.dataset["kind"]
+    photographs = registry.get("datasets", kind).facts.get("augmentations")
+    allowed = photographs or ["none", "svhn", "crop_flip"]
+    found = []
+    if config.augmentation not in allowed:
+        what = "photographs" if photographs else "images of one size"
+        found.append(
+            f"augmentation: '{config.augmentation}' is not for {what}, which '{kind}' has; they take {', '.join(allowed)}"
+        )
+    if config.normalization == "pixel_mean" and not photographs:
+        found.append(f"normalization: 'pixel_mean' is for photographs, which '{kind}' has not")
+    return found
 
 
 FIELDS = TrialConfig.model_fields
@@ -373,11 +433,11 @@ def field_problems(error: ValidationError, known: Iterable[str] = FIELDS, prefix
 
 def label(group: str, choice: Mapping[str, Any]) -> str:
     """Return a completed choice in one line: its name and the options that are not at their defaults."""
-    entry = registry.entries(group).get(choice["kind"])
+    entry = registry.find(group, choice["kind"])
     parts = []
     for option, value in choice.items():
         spec = entry.options.get(option, {}) if entry else {}
-        if option == "kind" or ("default" in spec and spec["default"] == value):
+        if option == "kind" or ("default" in spec and spec["default"] == value) or spec.get("shown") is False:
             continue
         if spec.get("type") == "factor":
             text = label("factors", value)
@@ -396,7 +456,7 @@ def _without_defaults(group: str, choice: dict[str, Any]) -> dict[str, Any]:
     entry = registry.get(group, choice["kind"])
     kept: dict[str, Any] = {"kind": choice["kind"]}
     for option, given in choice.items():
-        value, spec = given, entry.options.get(option)
+        value, spec = given, entry.options.get(option, {} if entry.facts.get("open") and option != "kind" else None)
         if spec is None or spec.get("hashed") is False or ("default" in spec and spec["default"] == value):
             continue
         if spec.get("type") == "factor" and value is not None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import registry, schedules
+from bench import permission, registry, schedules
 from bench.config import (
     CHOICES,
     TrialConfig,
@@ -326,7 +326,7 @@ class _Expansion:
         try:
             if "bits" not in fields and reaches(fields, ("bits",)):
                 raise InputError('bits: missing (this quantizer needs "W/A", for instance "1/2")')
-            config = make_config(fields)
+            config = _sealed(make_config(fields))
             config, needs = self._with_teachers(config)
             self._check_steps(config)
         except InputError as error:
@@ -400,7 +400,7 @@ class _Expansion:
         for key, value in table.items():
             assign(fields, (key,), value)
         try:
-            teacher = make_config(fields)
+            teacher = _sealed(make_config(fields))
             self._check_steps(teacher)
         except InputError as error:
             raise InputError("\n".join(f"{where}.{line}" for line in str(error).splitlines())) from None
@@ -534,7 +534,7 @@ class _Expansion:
         return partners
 
     def _check_parity(self, arm: PlannedArm, run: _Run, other: _Run) -> None:
-        allowed = [*arm.allow_differences, "quantizer", "strategy"]
+        allowed = [*arm.allow_differences, "quantizer", "strategy", "activation_checkpointing"]  # the last: exact
         if _bits_forced(run.config, other.config):
             allowed.append("bits")
         for key, (mine, theirs) in differences(run.config, other.config).items():
@@ -550,6 +550,12 @@ class _Expansion:
         if key not in trials:
             trials[key] = Trial(identity(config, self._data(config)[0]), config, needs)
         return trials[key]
+
+
+def _sealed(config: TrialConfig) -> TrialConfig:
+    """Return ``config`` with the checksum of the code that its network is; raises where that code is not allowed."""
+    network = permission.sealed(config.network)
+    return config if network == config.network else config.model_copy(update={"network": network})
 
 
 def _turn(path: AxisPath) -> tuple[int, bool, bool]:

@@ -99,14 +99,14 @@ def reaches(fields: Mapping[str, Any], path: AxisPath) -> bool:
 
 def entry_of(group: str, table: Any) -> registry.Entry | None:
     kind = table.get("kind") if isinstance(table, dict) else None
-    return registry.entries(group).get(kind) if isinstance(kind, str) else None
+    return registry.find(group, kind) if isinstance(kind, str) else None
 
 
 def _has_option(group: str, table: Any, path: AxisPath) -> bool:
     if path == ("kind",):
         return True
     entry = entry_of(group, table)
-    spec = entry.options.get(path[0]) if entry else None
+    spec = entry.options.get(path[0], {} if entry.facts.get("open") else None) if entry else None
     if spec is None or len(path) == 1:
         return spec is not None
     if spec["type"] == "factor":

@@ -119,7 +119,9 @@ class BranchConv2d(nn.Conv2d):
     ) -> None:
         margin = (main.kernel_size[0] - kernel) // 2
         padding = int(main.padding[0]) - margin
-        super().__init__(in_channels, out_channels, kernel, main.stride[0], max(padding, 0), bias=False)
+        super().__init__(
+            in_channels, out_channels, kernel, main.stride[0], max(padding, 0), groups=main.groups, bias=False
+        )
         self.margin = margin
         self.crop = max(-padding, 0)
         self.norm = None if norm_eps is None else FactorBatchNorm(out_channels, eps=norm_eps)
@@ -131,9 +133,9 @@ class BranchConv2d(nn.Conv2d):
         if self.crop:
             x = x[:, :, self.crop : -self.crop, self.crop : -self.crop]
         if self.norm is None:
-            y = F.conv2d(x, self.weight * factor, None, self.stride, self.padding)
+            y = F.conv2d(x, self.weight * factor, None, self.stride, self.padding, groups=self.groups)
             return y if self.pool is None else self.pool(y)
-        y = F.conv2d(x, self.weight, None, self.stride, self.padding)
+        y = F.conv2d(x, self.weight, None, self.stride, self.padding, groups=self.groups)
         if self.pool is not None and self.pool_first:
             return self.norm(self.pool(y), factor)
         y = self.norm(y, factor)
@@ -166,18 +168,30 @@ class _Reader(nn.Module):
     """What every layer that reads a pair ``(y, rest)`` has: the bounding map of ``y``, and how ``rest`` joins it."""
 
     quantizer: Quantizer
+    clock: Clock
     merge: str | None
     fold: bool
     weight_extra: nn.Parameter | None
 
-    def _read(self, quantizer: Quantizer, merge: str | None, fold: bool) -> None:
+    def _read(self, quantizer: Quantizer, clock: Clock, merge: str | None, blend: str | None, fold: bool) -> None:
         self.quantizer = quantizer
+        self.clock = clock
         self.merge = merge
+        self.blend_activations = blend in ("both", "activations")
         self.fold = fold
 
     def bounded(self, y: Tensor) -> Tensor:
         """Return the bounding map of ``y``, min(1, |y|) before it where the network folds."""
         return self.quantizer.bound(_folded(y) if self.fold else y)
+
+    def activate(self, y: Tensor) -> Tensor:
+        """Return the low-precision activations of ``y``, any shape; blended with the bounded ones where asked."""
+        if self.fold:
+            y = _folded(y)
+        x = self.quantizer.activation(y)
+        if self.blend_activations and self.clock.active:
+            x = x + self.clock.factor * (self.quantizer.bound(y) - x)
+        return x
 
     def join(self, x: Tensor, rest: Tensor | None) -> Tensor:
         """Join what the branch before left over to the activated input."""
@@ -224,12 +238,10 @@ class LowPrecisionLayer(_Reader):
         ``blend``: None, "both", "weights" or "activations" move from full to low precision as f falls;
         ``fold``: min(1, |y|) before the bounding map; ``merge_here``: sum and difference meet at this layer's output.
         """
-        self._read(quantizer, merge, fold)
+        self._read(quantizer, clock, merge, blend, fold)
         self.name = name
-        self.clock = clock
         self.joint = joint
         self.blend_weights = blend in ("both", "weights")
-        self.blend_activations = blend in ("both", "activations")
         self.merge_here = merge_here
         self.dropout = dropout
         self.branch = None
@@ -241,7 +253,7 @@ class LowPrecisionLayer(_Reader):
         self.one_convolution = merge == "preactivation" and quantizer.g_bits == 32 and not quantizer.scales_input
 
     def accept_extra(self, channels: int, quantizer: Quantizer | None) -> None:
-        """Read ``channels`` extra input channels; ``quantizer``: theirs, None with joint statistics."""
+        """Read ``channels`` extra input channels (in each group); ``quantizer``: theirs, None with joint statistics."""
         shape = (self.weight.shape[0], channels, *self.weight.shape[2:])
         self.weight_extra = nn.Parameter(torch.zeros(shape))
         self.quantizer_extra = quantizer
@@ -253,15 +265,6 @@ class LowPrecisionLayer(_Reader):
     def input_scale(self, y: Tensor) -> Tensor:
         """Return K, computed from the main path's bounded input alone, so that it does not jump at removal."""
         raise NotImplementedError
-
-    def activate(self, y: Tensor) -> Tensor:
-        """Return the low-precision activations of ``y``, any shape; blended with the bounded ones where asked."""
-        if self.fold:
-            y = _folded(y)
-        x = self.quantizer.activation(y)
-        if self.blend_activations and self.clock.active:
-            x = x + self.clock.factor * (self.quantizer.bound(y) - x)
-        return x
 
     def prepare(self, y: Tensor, rest: Tensor | None) -> Tensor:
         """Return what the convolution (and its branch) reads."""
@@ -340,14 +343,28 @@ class LowPrecisionLayer(_Reader):
 
 
 class LowPrecisionConv2d(LowPrecisionLayer, nn.Conv2d):  # type: ignore[misc]
-    """A convolution without bias, of quantized weights and quantized input: (B, in, H, W) -> (B, out, H', W')."""
+    """A convolution without bias, of quantized weights and quantized input: (B, in, H, W) -> (B, out, H', W').
+
+    With groups, the extra channels of ``concat`` are dealt out among them like the main ones, and the input scale is
+    that of each group's own channels.
+    """
+
+    def join(self, x: Tensor, rest: Tensor | None) -> Tensor:
+        if rest is None or self.merge != "concat" or self.groups == 1:
+            return super().join(x, rest)
+        return torch.cat([part.unflatten(1, (self.groups, -1)) for part in (x, rest)], 2).flatten(1, 2)
 
     def operate(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.conv2d(x, weight, None, self.stride, self.padding)
+        return F.conv2d(x, weight, None, self.stride, self.padding, groups=self.groups)
 
     def input_scale(self, y: Tensor) -> Tensor:
         real = self.bounded(y.detach())
+        if self.groups > 1:
+            real = real.unflatten(1, (self.groups, -1)).flatten(0, 1)
         scale = self.quantizer.input_scale(real, self.kernel_size, self.stride, self.padding)  # type: ignore[operator]
+        if self.groups > 1:
+            scale = scale.unflatten(0, (-1, self.groups)).flatten(1, 2)
+            scale = scale.repeat_interleave(self.out_channels // self.groups, 1)
         return self._scaled(scale, y)
 
 
@@ -366,8 +383,10 @@ class LowPrecisionLinear(LowPrecisionLayer, nn.Linear):  # type: ignore[misc]
 
 
 class Classifier(_Reader, nn.Linear):
-    """The last layer: full-precision weights, and a bounded input that is not quantized; logits (B, classes).
+    """The last layer: full-precision weights; logits (B, classes).
 
+    ``reads``: its input is "bounded" alone, "quantized" as that of a low-precision layer, goes through "relu", or is
+    "unbounded", as it comes.
     ``average``: the mean over positions instead of flattening. Behind a layer with a ``concat`` branch it reads that
     branch's features with ``weight_extra``, in full precision.
     """
@@ -378,19 +397,36 @@ class Classifier(_Reader, nn.Linear):
         classes: int,
         *,
         quantizer: Quantizer,
+        clock: Clock,
         merge: str | None,
+        blend: str | None,
         fold: bool,
         extra: int,
         average: bool,
+        reads: str = "bounded",
     ) -> None:
         super().__init__(in_features, classes)
-        self._read(quantizer, merge, fold)
+        self._read(quantizer, clock, merge, blend, fold)
         self.average = average
+        self.reads = reads
         self.register_parameter("weight_extra", nn.Parameter(torch.zeros(classes, extra)) if extra else None)
+
+    @property
+    def a_bits(self) -> int:
+        """Bits of the activations that it reads."""
+        return self.quantizer.a_bits if self.reads == "quantized" else 32
+
+    def activate(self, y: Tensor) -> Tensor:
+        """Return what it reads of the main path, any shape."""
+        if self.reads == "quantized":
+            return super().activate(y)
+        if self.reads == "unbounded":
+            return y
+        return torch.relu(y) if self.reads == "relu" else self.bounded(y)
 
     def forward(self, y: Tensor, rest: Tensor | None = None) -> Tensor:
         """Map the pair ``(y, rest)``, (B, C, H, W) or (B, C) each, to logits."""
-        x = self.join(self.bounded(y), rest)
+        x = self.join(self.activate(y), rest)
         x = x.mean((2, 3)) if self.average else x.flatten(1)
         weight = self.weight
         if rest is not None and self.weight_extra is not None:
@@ -401,6 +437,20 @@ class Classifier(_Reader, nn.Linear):
         """Remove the extra weights."""
         self.weight_extra = None
         self.merge = None
+
+
+class Meeting(nn.Module):
+    """Where a branch meets the main path outside a layer: behind the batch norm of both."""
+
+    def __init__(self, merge: str | None) -> None:
+        super().__init__()
+        self.merge = merge
+
+    def forward(self, y: Tensor, rest: Tensor | None) -> Pair:
+        """Join ``rest`` to ``y`` for sum and difference; hand both on for concat."""
+        if rest is None or self.merge == "concat":
+            return y, rest
+        return (y - rest if self.merge == "difference" else y + rest), None
 
 
 def low_precision_modules(network: nn.Module) -> list[tuple[str, LowPrecisionLayer]]:
@@ -434,22 +484,28 @@ def observe(network: nn.Module, images: Tensor) -> dict[str, dict[str, Any]]:
     """
     ratios: dict[str, Tensor] = {}
     levels: dict[str, Tensor] = {}
+    at_output: dict[str, Tensor] = {}  # for branches whose output was pooled or joined with others on the way
     sides: dict[int, tuple[str, Tensor]] = {}  # id of a branch's output -> (its layer, the output, kept alive)
 
     def ratio(branch: Tensor, main: Tensor) -> Tensor:
         return branch.float().norm() / main.float().norm()
 
-    def watch(name: str, layer: LowPrecisionLayer | Classifier):
+    def watch(name: str, layer: LowPrecisionLayer | Classifier | Meeting):
         def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             y, rest = (*inputs, None)[:2]
-            low = layer.bounded(y) if isinstance(layer, Classifier) else layer.activate(y)
-            if rest is not None:
+            if isinstance(layer, Meeting):
+                if rest is not None and output[1] is None:
+                    ratios[sides[id(rest)][0]] = ratio(rest, y)
+                return
+            low = layer.activate(y)
+            if rest is not None and id(rest) in sides:
                 ratios[sides[id(rest)][0]] = ratio(rest, low)
             if isinstance(layer, Classifier):
                 return
             levels[name] = low.amax() == low.amin()
             if output[1] is not None:
                 sides[id(output[1])] = (name, output[1])
+                at_output[name] = ratio(output[1], output[0])
             elif layer.branch is not None and layer.clock.active:  # merged in the layer
                 x = layer.prepare(y, rest)
                 side = layer.branch(x, layer.clock.factor)
@@ -458,7 +514,7 @@ def observe(network: nn.Module, images: Tensor) -> dict[str, dict[str, Any]]:
 
         return hook
 
-    layers = [(n, m) for n, m in network.named_modules() if isinstance(m, LowPrecisionLayer | Classifier)]
+    layers = [(n, m) for n, m in network.named_modules() if isinstance(m, LowPrecisionLayer | Classifier | Meeting)]
     handles = [layer.register_forward_hook(watch(name, layer)) for name, layer in layers]
     modes = [(module, module.training) for module in network.modules()]
     try:
@@ -470,7 +526,7 @@ def observe(network: nn.Module, images: Tensor) -> dict[str, dict[str, Any]]:
         for module, mode in modes:
             module.training = mode
     return {
-        name: {"branch_ratio": _finite(ratios.get(name)), "one_level": bool(one_level)}
+        name: {"branch_ratio": _finite(ratios.get(name, at_output.get(name))), "one_level": bool(one_level)}
         for name, one_level in levels.items()
     }
 

@@ -17,8 +17,12 @@ An entry is a dict with the keys
               "float", "int", "bool", "str", "names", "floats" (lists), "factor", "teacher". Further keys: "choices",
               "min", "max", "above", "below", "nullable"; ``"only_with": {other: [values]}``: it can leave its default
               only beside these values of the others; ``"hashed": False``: not part of an identity;
+              ``"shown": False``: not part of a label;
               ``"joint_with": {other: [values]}``: a teacher that is then trained within the trial itself
-any other key is a fact for those who know the group (``w_bits``, ``num_classes``, ...), kept in ``Entry.facts``.
+any other key is a fact for those who know the group (``w_bits``, ``num_classes``, ...), kept in ``Entry.facts``. Of a
+network: ``input_size``, pixels; ``macs``, multiply-accumulates of one image at the default options and width 1, with the
+10 classes of small images or the 1,000 of ImageNet: for ranking, without building anything. ``"open": True`` says that
+the entry takes options that it does not declare.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ import ast
 import functools
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,18 +103,27 @@ def entries(group: str) -> dict[str, Entry]:
     return dict(sorted(found.items()))
 
 
+def find(group: str, name: str) -> Entry | None:
+    """Return the entry of ``group`` called ``name``, None where there is none; ``python:...`` is the entry ``python``."""
+    known = entries(group)
+    if group == "networks" and name.startswith("python:") and "python" in known:
+        return replace(known["python"], name=name)
+    return known.get(name)
+
+
 def get(group: str, name: str, where: str = "") -> Entry:
     """Return the entry of ``group`` called ``name``.
 
     Raises ``InputError`` naming ``where`` (file and key), the valid names and the nearest one.
     """
-    known = entries(group)
-    if name not in known:
+    entry = find(group, name)
+    if entry is None:
+        known = entries(group)
         prefix = f"{where}: " if where else ""
         raise InputError(
             f"{prefix}no {GROUPS[group][0]} is called {name[:80]!r}.{nearest(name, known)} Known: {', '.join(known)}."
         )
-    return known[name]
+    return entry
 
 
 def load(group: str, name: str) -> Any:

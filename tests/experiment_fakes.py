@@ -30,7 +30,7 @@ def use_toy_networks(monkeypatch) -> None:
     real = registry.entries
 
     def entries(group: str) -> Mapping[str, Entry]:
-        return NETWORKS if group == "networks" else real(group)
+        return NETWORKS | {"python": real(group)["python"]} if group == "networks" else real(group)
 
     monkeypatch.setattr(registry, "entries", entries)
 

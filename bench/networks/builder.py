@@ -52,7 +52,7 @@ class Builder:
     ``clock`` tells the layers step and factor; ``branch`` expands them; ``blend`` (None, "both", "weights",
     "activations") blends full into low precision; ``eps`` is that of every batch norm; ``fold`` puts min(1, |y|) before
     the bounding maps; ``merge_at_output``: sum and difference meet at the convolution's output instead of after the
-    activation.
+    activation; ``multiple``: channel counts, the branches' as well, are multiples of it (for grouped convolutions).
     Raises ``InputError`` for what a branch cannot be.
     """
 
@@ -66,6 +66,7 @@ class Builder:
         self.eps = 1e-5
         self.fold = False
         self.merge_at_output = False
+        self.multiple = 1
         self._eligible: list[str] = []
         self._kernels: list[int] = []  # of the convolutions that got a branch
         if branch is not None:
@@ -76,8 +77,11 @@ class Builder:
     # -- sizes and quantizers ------------------------------------------------------------------------------------
 
     def channels(self, count: int) -> int:
-        """Return ``count`` times the width multiplier, rounded, at least 1."""
-        return max(1, round(count * self.config.width))
+        """Return ``count`` times the width multiplier, rounded to a multiple of ``multiple``, at least that."""
+        return self._rounded(count * self.config.width)
+
+    def _rounded(self, count: float) -> int:
+        return self.multiple * max(1, round(count / self.multiple))
 
     def quantizer(self, name: str, weight_shape: tuple[int, ...] | None) -> Quantizer:
         """Return a quantizer for one weight tensor (or for activations alone), with a stream of random numbers."""
@@ -94,21 +98,43 @@ class Builder:
 
     # -- full precision ------------------------------------------------------------------------------------------
 
-    def first_conv(self, channels: int, kernel: int, *, padding: int = 0, bias: bool = False) -> nn.Conv2d:
+    def first_conv(
+        self, channels: int, kernel: int, *, stride: int = 1, padding: int = 0, bias: bool = False
+    ) -> nn.Conv2d:
         """Return the first convolution, of RGB images: full precision, without a branch."""
-        conv = nn.Conv2d(3, channels, kernel, padding=padding, bias=bias)
+        conv = nn.Conv2d(3, channels, kernel, stride, padding, bias=bias)
         return _full_precision(conv, "the first convolution")
 
-    def projection(self, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-        """Return a shortcut's 1x1 convolution and batch norm (option B of 1512.03385)."""
-        conv = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
-        return nn.Sequential(_full_precision(conv, "reads the residual stream"), self.norm(out_channels))
+    def projection(self, in_channels: int, out_channels: int, stride: int, *, pooled: bool = False) -> nn.Sequential:
+        """Return a shortcut's 1x1 convolution and batch norm (option B of 1512.03385).
 
-    def classifier(self, in_features: int, classes: int, *, extra: int = 0, average: bool = False) -> Classifier:
-        """Return the last linear layer; ``extra``: features of the branch before it, which it reads as well."""
-        quantizer = self.quantizer("classifier", None)
+        ``pooled``: behind average pooling, instead of a stride that skips three of four pixels (1808.00278, 1812.01187).
+        """
+        pools = pooled and stride > 1
+        conv = nn.Conv2d(in_channels, out_channels, 1, stride=1 if pools else stride, bias=False)
+        layers = [_full_precision(conv, "reads the residual stream"), self.norm(out_channels)]
+        if pools:
+            layers.insert(0, nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False))
+        return nn.Sequential(*layers)
+
+    def classifier(
+        self, in_features: int, classes: int, *, extra: int = 0, average: bool = False, reads: str = "bounded"
+    ) -> Classifier:
+        """Return the last linear layer; ``extra``: features of the branch before it, which it reads as well.
+
+        ``average`` and ``reads``: see ``Classifier``.
+        """
         layer = Classifier(
-            in_features, classes, quantizer=quantizer, merge=self.merge, fold=self.fold, extra=extra, average=average
+            in_features,
+            classes,
+            quantizer=self.quantizer("classifier", None),
+            clock=self.clock,
+            merge=self.merge,
+            blend=self.blend,
+            fold=self.fold,
+            extra=extra,
+            average=average,
+            reads=reads,
         )
         return _full_precision(layer, "the last linear layer")
 
@@ -131,6 +157,7 @@ class Builder:
         *,
         padding: int = 0,
         stride: int = 1,
+        groups: int = 1,
         extra: int = 0,
         pool: nn.Module | None = None,
         pool_first: bool = False,
@@ -141,7 +168,7 @@ class Builder:
         ``extra``: ``extra_out`` of the layer whose ``rest`` it reads. ``pool``: how the main path is pooled behind it,
         so that the branch is as well; ``pool_first``: before the batch norm. ``dropout``: of its activated input.
         """
-        layer = LowPrecisionConv2d(in_channels, out_channels, kernel, stride=stride, padding=padding, bias=False)
+        layer = LowPrecisionConv2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False)
         self._set_up(layer, name, extra, dropout)
         if self._expanded(name, by_default=True):
             assert self.branch is not None
@@ -180,6 +207,7 @@ class Builder:
             dropout=Dropout(dropout, Draws(self.clock, "dropout", name)) if dropout else None,
         )
         if extra:
+            extra //= getattr(layer, "groups", 1)
             shape = (layer.weight.shape[0], extra, *layer.weight.shape[2:])
             layer.accept_extra(extra, None if joint else self.quantizer(f"{name}.extra", shape))
 
@@ -191,7 +219,7 @@ class Builder:
 
     def _branch_width(self, channels: int) -> int:
         assert self.branch is not None
-        return max(1, round(channels * self.branch.width_ratio))
+        return self._rounded(channels * self.branch.width_ratio)
 
     def _branch_eps(self) -> float | None:
         assert self.branch is not None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bench.errors import InputError
 from bench.networks.builder import Builder, Network, is_bipolar
+from bench.pooling import MaxPool2
 
 ENTRIES = [
     {
@@ -21,6 +22,7 @@ ENTRIES = [
         "title": "Progressive Learning of Low-Precision Networks",
         "arxiv": "1905.11781",
         "input_size": 40,
+        "macs": 41_735_424,
         "options": {
             "activation": {
                 "type": "str",
@@ -44,6 +46,7 @@ ENTRIES = [
         "title": "LQ-Nets: Learned Quantization for Highly Accurate and Compact Deep Neural Networks",
         "arxiv": "1807.10029",
         "input_size": 32,
+        "macs": 607_600_640,
         "options": {},
     },
     {
@@ -54,6 +57,7 @@ ENTRIES = [
         "Constrained to +1 or -1",
         "arxiv": "1602.02830",
         "input_size": 32,
+        "macs": 616_966_144,
         "options": {},
     },
 ]
@@ -92,7 +96,7 @@ class ChainNetwork(Network):
         super().__init__()
         self.input_size = input_size
         self.pool_first = pool_first
-        self.pool = nn.MaxPool2d(2)
+        self.pool = MaxPool2()
         width = builder.channels(first.channels)
         self.conv0 = builder.first_conv(width, first.kernel, padding=first.padding, bias=not first_norm)
         self.bn0 = builder.norm(width) if first_norm else None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bench.layers import BranchConv2d, BranchLinear, Classifier, LowPrecisionLayer
 from bench.networks.builder import Network
+from bench.quantizers import Quantizer
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class LayerRow:
     full_precision: str | None
 
 
+_KEPT = "left as it is; its multiply-accumulates are not counted"
 _NORM = (nn.modules.batchnorm._BatchNorm,)
 
 
@@ -77,6 +79,8 @@ def describe_layers(network: Network) -> list[LayerRow]:
             shape, bits = (module.num_features,), 32 * 2 * parameters
             reason = "batch norm: four numbers a channel"
             rows.append(LayerRow(name, "batch norm", shape, parameters, 0, 0, 32, 32, bits, False, reason))
+        elif not isinstance(module, Quantizer) and (own := [p.numel() for p in module.parameters(recurse=False)]):
+            rows.append(LayerRow(name, type(module).__name__, (), sum(own), 0, 0, 32, 32, 32 * sum(own), False, _KEPT))
     return rows
 
 
@@ -107,23 +111,25 @@ def _low_precision(name: str, layer: Any, positions: int) -> LayerRow:
         statistics = quantizer.statistics(layer.weight.detach())
         scales = 0 if statistics is None else statistics.numel()
     weights = layer.weight.numel()
+    bias = 0 if layer.bias is None else layer.bias.numel()
     macs = positions * weights
     train = macs + (positions * layer.weight_extra.numel() if layer.weight_extra is not None else 0)
     if layer.branch is not None and not layer.one_convolution:
         train += positions * layer.branch.weight.numel()  # as many positions as the main path; pooling comes after
     low = quantizer.w_bits < 32 or quantizer.a_bits < 32
+    unquantized = "the quantizer is full_precision at 32/32 bits"
     return LayerRow(
         name=name,
         type="convolution" if layer.weight.dim() == 4 else "linear",
         shape=tuple(layer.weight.shape),
-        parameters=weights + learned,
+        parameters=weights + learned + bias,
         macs=macs,
         train_macs=train,
         w_bits=quantizer.w_bits,
         a_bits=quantizer.a_bits,
-        bits=weights * quantizer.w_bits + 32 * (learned + scales),
+        bits=weights * quantizer.w_bits + 32 * (learned + scales + bias),
         branch=layer.branch is not None,
-        full_precision=None if low else "the quantizer is full_precision at 32/32 bits",
+        full_precision=None if low else getattr(layer, "full_precision_reason", unquantized),
     )
 
 
@@ -140,7 +146,7 @@ def _full_precision(name: str, layer: nn.Conv2d | nn.Linear, positions: int) -> 
         macs=macs,
         train_macs=macs + positions * extra,
         w_bits=32,
-        a_bits=32,
+        a_bits=layer.a_bits if isinstance(layer, Classifier) else 32,
         bits=32 * parameters,
         branch=False,
         full_precision=getattr(layer, "full_precision_reason", "not made by the builder"),
@@ -153,16 +159,17 @@ def _positions(network: Network) -> dict[str, int]:
 
     Found by sending one image through the deployed form of the network; mode and clocks are put back.
     """
-    found: dict[str, int] = {}
+    found: dict[str, int] = {}  # 0 where it is never called
 
     def watch(name: str):
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        def hook(module: Any, _inputs: Any, output: Any) -> None:
             y: Tensor = output[0] if isinstance(output, tuple) else output
-            found[name] = y[0, 0].numel()
+            found[name] += y[0].numel() // module.weight.shape[0]
 
         return hook
 
     layers = [(name, m) for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    found.update(dict.fromkeys((name for name, _ in layers), 0))
     handles = [module.register_forward_hook(watch(name)) for name, module in layers]
     clocks = {id(m.clock): m.clock for m in network.modules() if isinstance(m, LowPrecisionLayer)}.values()
     active = [clock.active for clock in clocks]

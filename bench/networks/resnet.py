@@ -5,10 +5,12 @@ The quantizers stand at each low-precision convolution's input; the residual str
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.layers import Pair
+from bench.layers import LowPrecisionConv2d, Pair
 from bench.networks.builder import Builder, Network
 
 ENTRIES = [
@@ -19,6 +21,7 @@ ENTRIES = [
         "title": "Deep Residual Learning for Image Recognition",
         "arxiv": "1512.03385",
         "input_size": 32,
+        "macs": 40_551_040,
         "options": {
             "shortcut": {
                 "type": "str",
@@ -41,6 +44,7 @@ ENTRIES = [
         "title": "Deep Residual Learning for Image Recognition",
         "arxiv": "1512.03385",
         "input_size": 32,
+        "macs": 68_862_592,
         "options": {
             "shortcut": {
                 "type": "str",
@@ -63,6 +67,7 @@ ENTRIES = [
         "title": "Deep Residual Learning for Image Recognition",
         "arxiv": "1512.03385",
         "input_size": 32,
+        "macs": 97_174_144,
         "options": {
             "shortcut": {
                 "type": "str",
@@ -85,6 +90,7 @@ ENTRIES = [
         "title": "Deep Residual Learning for Image Recognition",
         "arxiv": "1512.03385",
         "input_size": 32,
+        "macs": 125_485_696,
         "options": {
             "shortcut": {
                 "type": "str",
@@ -118,28 +124,49 @@ class PaddedShortcut(nn.Module):
         return F.pad(x, (0, 0, 0, 0, 0, self.new_channels)) if self.new_channels else x
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
+    """Convolutions ``conv1``, ... with batch norms ``bn1``, ... and a shortcut around them.
+
+    ``convs``: (output channels, kernel, stride) of each, padded to keep the size. ``shortcut``: "A", zeros for the new
+    channels; "B", a full-precision 1x1 convolution; "D", the same behind average pooling of the stride.
+    """
+
     def __init__(
-        self, builder: Builder, name: str, channels: tuple[int, int], stride: int, extra: int, shortcut: str
+        self,
+        builder: Builder,
+        name: str,
+        in_channels: int,
+        convs: Sequence[tuple[int, int, int]],
+        extra: int,
+        shortcut: str,
     ) -> None:
         super().__init__()
-        before, after = channels
-        self.conv1 = builder.conv(f"{name}.conv1", before, after, 3, padding=1, stride=stride, extra=extra)
-        self.conv2 = builder.conv(f"{name}.conv2", after, after, 3, padding=1, extra=self.conv1.extra_out)
-        changes = stride > 1 or before != after
-        if changes and shortcut == "B":
-            self.shortcut: nn.Module = builder.projection(before, after, stride)
+        before, stride, norms = in_channels, 1, []
+        self.depth = len(convs)
+        for i, (after, kernel, step) in enumerate(convs, start=1):
+            conv = builder.conv(f"{name}.conv{i}", before, after, kernel, padding=kernel // 2, stride=step, extra=extra)
+            self.add_module(f"conv{i}", conv)
+            norms.append(self.norm_channels(before, after))
+            before, extra, stride = after, conv.extra_out, stride * step
+        self.out_channels, self.extra_out = before, extra
+        if shortcut == "A" or (stride == 1 and before == in_channels):
+            self.shortcut: nn.Module = PaddedShortcut(before - in_channels, stride)
         else:
-            self.shortcut = PaddedShortcut(after - before, stride)
-        self.bn1 = builder.norm(self.norm_channels(before, after))
-        self.bn2 = builder.norm(after)
+            self.shortcut = builder.projection(in_channels, before, stride, pooled=shortcut == "D")
+        for i, channels in enumerate(norms, start=1):
+            self.add_module(f"bn{i}", builder.norm(channels))
+
+    def layers(self) -> list[tuple[LowPrecisionConv2d, nn.Module]]:
+        """Return each convolution and its batch norm."""
+        return [(getattr(self, f"conv{i}"), getattr(self, f"bn{i}")) for i in range(1, self.depth + 1)]
 
     @staticmethod
     def norm_channels(before: int, after: int) -> int:
-        raise NotImplementedError
+        """Return the channels of the batch norm of a convolution from ``before`` to ``after`` channels."""
+        return after
 
 
-class PreBlock(_Block):
+class PreBlock(Block):
     """DoReFa-Net's order (and 1603.05027's): batch norm, activation, convolution; the sum is the stream.
 
     The merge stands at each convolution's output and joins the stream; what ``concat`` leaves over goes beside the
@@ -152,28 +179,27 @@ class PreBlock(_Block):
 
     def forward(self, stream: Tensor, rest: Tensor | None) -> Pair:
         """Map the stream (B, C, H, W) and what the block before left over to the next ones."""
-        y, rest = self.conv1(self.bn1(stream), rest)
-        y, rest = self.conv2(self.bn2(y), rest)
+        y = stream
+        for conv, norm in self.layers():
+            y, rest = conv(norm(y), rest)
         return y + self.shortcut(stream), rest
 
 
-class PostBlock(_Block):
+class PostBlock(Block):
     """The order of 1512.03385: convolution, batch norm, + shortcut, activation; it hands on the sum before activation.
 
     The merge stands after the activation. The shortcut carries the bounded, not the quantized tensor: merged for
     ``sum`` and ``difference``, the main channels alone for ``concat``.
     """
 
-    @staticmethod
-    def norm_channels(before: int, after: int) -> int:
-        return after
-
     def forward(self, y: Tensor, rest: Tensor | None) -> Pair:
         """Map the pair (sum before its activation, what the block before left over) to the next one."""
-        stream = self.conv1.carried(y, rest)
-        y, rest = self.conv1(y, rest)
-        y, rest = self.conv2(self.bn1(y), rest)
-        return self.bn2(y) + self.shortcut(stream), rest
+        layers = self.layers()
+        stream = layers[0][0].carried(y, rest)
+        for conv, norm in layers:
+            y, rest = conv(y, rest)
+            y = norm(y)
+        return y + self.shortcut(stream), rest
 
 
 class ResNet(Network):
@@ -191,12 +217,13 @@ class ResNet(Network):
         widths = [builder.channels(count) for count in (16, 32, 64)]
         before, extra = widths[0], 0
         self.conv0 = builder.first_conv(before, 3, padding=1)
-        blocks: list[_Block] = []
+        blocks: list[Block] = []
         for stage, after in enumerate(widths):
             for position in range(depth):
                 stride = 2 if stage > 0 and position == 0 else 1
-                made = kind(builder, f"blocks.{len(blocks)}", (before, after), stride, extra, shortcut)
-                before, extra = after, made.conv2.extra_out
+                convs = [(after, 3, stride), (after, 3, 1)]
+                made = kind(builder, f"blocks.{len(blocks)}", before, convs, extra, shortcut)
+                before, extra = after, made.extra_out
                 blocks.append(made)
         self.blocks = nn.ModuleList(blocks)
         self.bn0 = builder.norm(widths[0]) if block == "post" else None

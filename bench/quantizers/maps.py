@@ -86,8 +86,12 @@ def _just_outside(bound: float, direction: float, dtype: torch.dtype) -> float:
 def pass_inside(grad: Tensor, x: Tensor, low: float, high: float) -> Tensor:
     """Return grad where low <= x <= high and 0 elsewhere, in one pass; ``low`` and ``high`` are -1, 0 or 1.
 
-    The kernel's own window is open, so its ends are moved to the next numbers outside.
+    The kernel's own window is open, so its ends are moved to the next numbers outside. Compiled for a CPU it is arithmetic
+    alone: of a comparison the compiler keeps the bools from the forward pass for the backward pass, one slow store each.
     """
+    if x.device.type == "cpu" and torch.compiler.is_compiling():
+        outside = (x - x.clamp(low, high)).abs().sign()
+        return grad * (1.0 - outside)
     return torch.ops.aten.hardtanh_backward(
         grad, x, _just_outside(low, -1.0, x.dtype), _just_outside(high, 1.0, x.dtype)
     )

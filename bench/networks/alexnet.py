@@ -1,0 +1,211 @@
+"""AlexNet in the three forms of the low-bit literature: five convolutions, two hidden linear layers, a classifier.
+
+First convolution and classifier are full precision; every other convolution and both hidden linear layers are not. The
+convolutions get a branch, the linear layers only where ``layers`` names them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from bench.networks.builder import Builder, Network
+from bench.networks.padding import SameMaxPool2d
+
+ENTRIES = [
+    {
+        "name": "alexnet_syq",
+        "factory": "alexnet_syq",
+        "help": "the released ImageNet script's AlexNet: 96C12/4-256C5-384C3-384C3-256C3-2x4096FC-FC, batch norm, groups",
+        "title": "SYQ: Learning Symmetric Quantization for Efficient Deep Neural Networks",
+        "arxiv": "1807.00301",
+        "input_size": 224,
+        "macs": 1_937_082_368,
+        "options": {
+            "input_size": {"type": "int", "default": 224, "min": 44, "max": 1024, "help": "pixels; fc1 follows"},
+        },
+    },
+    {
+        "name": "alexnet_dorefa",
+        "factory": "alexnet_dorefa",
+        "help": "DoReFa-Net's AlexNet as tensorpack has it: alexnet_syq, but what the classifier reads is not quantized",
+        "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth Gradients",
+        "arxiv": "1606.06160",
+        "input_size": 224,
+        "macs": 1_937_082_368,
+        "options": {
+            "input_size": {"type": "int", "default": 224, "min": 44, "max": 1024, "help": "pixels; fc1 follows"},
+        },
+    },
+    {
+        "name": "alexnet_xnor",
+        "factory": "alexnet_xnor",
+        "help": "XNOR-Net's AlexNet, blocks of BN, activation, convolution, pool: 96C11/4-256C5-384C3-384C3-256C3-2x4096FC-FC",
+        "title": "XNOR-Net: ImageNet Classification Using Binary Convolutional Neural Networks",
+        "arxiv": "1603.05279",
+        "input_size": 224,
+        "macs": 1_135_256_096,
+        "options": {
+            "input_size": {"type": "int", "default": 224, "min": 63, "max": 1024, "help": "pixels; fc1 follows"},
+        },
+    },
+]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One low-precision convolution, padded to keep its size: channels before the width multiplier, kernel, groups, and
+    whether a 3x3 max-pool of stride 2 stands behind it (``same``: with TensorFlow's padding, which rounds sizes up).
+    """
+
+    channels: int
+    kernel: int
+    groups: int = 1
+    pool: str | None = None
+
+    def make_pool(self) -> nn.Module | None:
+        """Return the pooling module."""
+        return {None: None, "same": SameMaxPool2d(3, 2), "valid": nn.MaxPool2d(3, 2)}[self.pool]
+
+    def size(self, size: int) -> int:
+        """Return the height of the pooled output for an input of ``size``."""
+        return {None: size, "same": -(-size // 2), "valid": (size - 3) // 2 + 1}[self.pool]
+
+
+class AlexNet(Network):
+    """conv0 (stride 4), then ``convs`` (each with batch norm and pool), fc1, fc2, classifier.
+
+    ``stem``: behind conv0 batch norm, ReLU, a 3x3 max-pool of stride 2 and a batch norm, all in full precision.
+    ``pool_first``: pool before the batch norm. ``last_eps``: epsilon of the batch norm behind fc2. ``reads``: see
+    ``Classifier``. Activations are applied by the layer that reads them.
+    """
+
+    def __init__(
+        self,
+        builder: Builder,
+        num_classes: int,
+        *,
+        input_size: int,
+        kernel: int,
+        padding: int,
+        convs: list[Spec],
+        stem: bool = False,
+        pool_first: bool = False,
+        last_eps: float,
+        reads: str,
+    ) -> None:
+        super().__init__()
+        self.input_size = input_size
+        self.pool_first = pool_first
+        width, extra = builder.channels(96), 0
+        size = (input_size + 2 * padding - kernel) // 4 + 1
+        self.conv0 = builder.first_conv(width, kernel, stride=4, padding=padding)
+        self.stem: nn.Module = nn.Identity()
+        if stem:
+            size = (size - 3) // 2 + 1
+            first = nn.BatchNorm2d(width, eps=1e-5, momentum=0.1)
+            self.stem = nn.Sequential(first, nn.ReLU(), nn.MaxPool2d(3, 2), builder.norm(width))
+        self._convs: list[tuple[str, str, str | None]] = []
+        for i, spec in enumerate(convs, start=1):
+            pool = spec.make_pool()
+            conv = builder.conv(
+                f"conv{i}",
+                width,
+                builder.channels(spec.channels),
+                spec.kernel,
+                padding=spec.kernel // 2,
+                groups=spec.groups,
+                extra=extra,
+                pool=pool,
+                pool_first=pool_first,
+            )
+            width, extra, size = conv.out_channels, conv.extra_out, spec.size(size)
+            self.add_module(f"conv{i}", conv)
+            self.add_module(f"bn{i}", builder.norm(width))
+            if pool is not None:
+                self.add_module(f"pool{i}", pool)
+            self._convs.append((f"conv{i}", f"bn{i}", f"pool{i}" if pool is not None else None))
+        hidden = builder.channels(4096)
+        self.fc1 = builder.linear("fc1", width * size**2, hidden, extra=extra * size**2)
+        self.bn_fc1 = builder.norm_1d(hidden)
+        self.fc2 = builder.linear("fc2", hidden, hidden, extra=self.fc1.extra_out)
+        self.bn_fc2 = nn.BatchNorm1d(hidden, eps=last_eps, momentum=0.1)
+        self.linear = builder.classifier(hidden, num_classes, extra=self.fc2.extra_out, reads=reads)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, 3, S, S) to logits (B, classes)."""
+        y = self.stem(self.conv0(images))
+        rest = None
+        for conv, norm, pool in self._convs:
+            y, rest = getattr(self, conv)(y, rest)
+            if pool is None:
+                y = getattr(self, norm)(y)
+            elif self.pool_first:
+                y = getattr(self, norm)(getattr(self, pool)(y))
+            else:
+                y = getattr(self, pool)(getattr(self, norm)(y))
+        y, rest = self.fc1(y, rest)
+        y, rest = self.fc2(self.bn_fc1(y), rest)
+        return self.linear(self.bn_fc2(y), rest)
+
+
+_GROUPED = [Spec(256, 5, 2, "same"), Spec(384, 3, 1, "same"), Spec(384, 3, 2), Spec(256, 3, 2, "valid")]
+
+
+def _tensorpack(builder: Builder, num_classes: int, input_size: int, reads: str) -> Network:
+    builder.eps = 1e-4
+    builder.multiple = 2  # of the groups
+    return AlexNet(
+        builder,
+        num_classes,
+        input_size=input_size,
+        kernel=12,
+        padding=0,
+        convs=_GROUPED,
+        last_eps=builder.eps,
+        reads=reads,
+    )
+
+
+def alexnet_syq(builder: Builder, num_classes: int, *, input_size: int) -> Network:
+    """Return the AlexNet of the released ImageNet script; width scales everything but the classes, to even counts.
+
+    conv0 12x12/4 without padding, bias or batch norm, activation; conv1 to conv4 without bias (two groups but in conv2),
+    each with batch norm (eps 1e-4), pool where there is one, activation; fc1 and fc2 with batch norm and activation, so
+    that the classifier reads quantized activations. The pools behind conv1 and conv2 are padded as TensorFlow does:
+    54 -> 27 right and bottom alone, 27 -> 14 on both sides; that behind conv4 is not. No dropout.
+    """
+    return _tensorpack(builder, num_classes, input_size, "quantized")
+
+
+def alexnet_dorefa(builder: Builder, num_classes: int, *, input_size: int) -> Network:
+    """Return the AlexNet of DoReFa-Net's authors for tensorpack, from which ``alexnet_syq`` descends.
+
+    They differ in what the classifier reads: bounded here, quantized there. (At 32-bit activations the authors use ReLU;
+    here the bounding map is the quantizer's.)
+    """
+    return _tensorpack(builder, num_classes, input_size, "bounded")
+
+
+def alexnet_xnor(builder: Builder, num_classes: int, *, input_size: int) -> Network:
+    """Return XNOR-Net's AlexNet in its block order: batch norm (eps 1e-4), activation, convolution, pool; no groups.
+
+    conv0 11x11/4 with padding 2, batch norm (eps 1e-5), ReLU, max-pool 3/2; pools 3/2 without padding behind conv1 and
+    conv4: 55 -> 27 -> 13 -> 6; batch norm (eps 1e-3) and ReLU before the classifier. ``bn1`` is the one behind conv1,
+    before conv2's activation. The biases of the authors' convolutions all stand before a batch norm, which takes any
+    constant away again; there are none here. No dropout, as in their network with binary activations.
+    """
+    builder.eps = 1e-4
+    return AlexNet(
+        builder,
+        num_classes,
+        input_size=input_size,
+        kernel=11,
+        padding=2,
+        convs=[Spec(256, 5, 1, "valid"), Spec(384, 3), Spec(384, 3), Spec(256, 3, 1, "valid")],
+        stem=True,
+        pool_first=True,
+        last_eps=1e-3,
+        reads="relu",
+    )

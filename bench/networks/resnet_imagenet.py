@@ -1,0 +1,211 @@
+"""Residual networks for ImageNet (He et al., arXiv 1512.03385): 18, 34 and 50 layers in four stages.
+
+The quantizers stand at each low-precision convolution's input; the residual stream is never quantized. First
+convolution, classifier and the shortcuts' projections are full precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from bench.layers import Meeting, Pair
+from bench.networks.builder import Builder, Network
+from bench.networks.resnet import Block, PostBlock, PreBlock
+
+ENTRIES = [
+    {
+        "name": "resnet18",
+        "factory": "resnet18",
+        "help": "ResNet-18 for ImageNet, two 3x3 convolutions a block",
+        "title": "Deep Residual Learning for Image Recognition",
+        "arxiv": "1512.03385",
+        "input_size": 224,
+        "macs": 1_814_073_344,
+        "options": {
+            "shortcut": {
+                "type": "str",
+                "choices": ["A", "B", "D"],
+                "default": "B",
+                "help": "where the shape changes: zeros, a full-precision 1x1 convolution, or that behind average pooling",
+            },
+            "block": {
+                "type": "str",
+                "choices": ["pre", "post"],
+                "default": "pre",
+                "help": "BN, activation, convolution (DoReFa-Net's), or convolution, BN, + shortcut, activation",
+            },
+            "shortcut_per": {
+                "type": "str",
+                "choices": ["block", "convolution"],
+                "default": "block",
+                "help": "one around two convolutions, or one around each (Bi-Real Net, 1808.00278)",
+            },
+            "input_size": {"type": "int", "default": 224, "min": 32, "max": 1024, "help": "pixels, height and width"},
+        },
+    },
+    {
+        "name": "resnet34",
+        "factory": "resnet34",
+        "help": "ResNet-34 for ImageNet, two 3x3 convolutions a block",
+        "title": "Deep Residual Learning for Image Recognition",
+        "arxiv": "1512.03385",
+        "input_size": 224,
+        "macs": 3_663_761_408,
+        "options": {
+            "shortcut": {
+                "type": "str",
+                "choices": ["A", "B", "D"],
+                "default": "B",
+                "help": "where the shape changes: zeros, a full-precision 1x1 convolution, or that behind average pooling",
+            },
+            "block": {
+                "type": "str",
+                "choices": ["pre", "post"],
+                "default": "pre",
+                "help": "BN, activation, convolution (DoReFa-Net's), or convolution, BN, + shortcut, activation",
+            },
+            "shortcut_per": {
+                "type": "str",
+                "choices": ["block", "convolution"],
+                "default": "block",
+                "help": "one around two convolutions, or one around each (Bi-Real Net, 1808.00278)",
+            },
+            "input_size": {"type": "int", "default": 224, "min": 32, "max": 1024, "help": "pixels, height and width"},
+        },
+    },
+    {
+        "name": "resnet50",
+        "factory": "resnet50",
+        "help": "ResNet-50 for ImageNet, bottlenecks with the stride at the 3x3 convolution",
+        "title": "Deep Residual Learning for Image Recognition",
+        "arxiv": "1512.03385",
+        "input_size": 224,
+        "macs": 4_089_184_256,
+        "options": {
+            "shortcut": {
+                "type": "str",
+                "choices": ["A", "B", "D"],
+                "default": "B",
+                "help": "where the shape changes: zeros, a full-precision 1x1 convolution, or that behind average pooling",
+            },
+            "block": {
+                "type": "str",
+                "choices": ["pre", "post"],
+                "default": "pre",
+                "help": "BN, activation, convolution (DoReFa-Net's), or convolution, BN, + shortcut, activation",
+            },
+            "input_size": {"type": "int", "default": 224, "min": 32, "max": 1024, "help": "pixels, height and width"},
+        },
+    },
+]
+
+
+class RealBlock(Block):
+    """Bi-Real Net's order (1808.00278): activation, convolution, batch norm, + shortcut; one convolution a block.
+
+    The shortcut carries the real-valued stream as it is, without a bound. The merge stands behind the batch norms,
+    ``BN(LP u) + f BN'(FP u)``, and joins the stream; what ``concat`` leaves over goes beside the stream to the next
+    convolution, never into the shortcut.
+    """
+
+    def __init__(
+        self,
+        builder: Builder,
+        name: str,
+        in_channels: int,
+        convs: Sequence[tuple[int, int, int]],
+        extra: int,
+        shortcut: str,
+    ) -> None:
+        super().__init__(builder, name, in_channels, convs, extra, shortcut)
+        self.meeting = Meeting(builder.merge)
+
+    def forward(self, stream: Tensor, rest: Tensor | None) -> Pair:
+        """Map the stream (B, C, H, W) and what the block before left over to the next ones."""
+        ((conv, norm),) = self.layers()
+        y, rest = conv(stream, rest)
+        y, rest = self.meeting(norm(y), rest)
+        return y + self.shortcut(stream), rest
+
+
+class ImageNetResNet(Network):
+    """conv0 (7x7/2, 64 channels), max-pool 3/2, four stages of 64 to 512 channels, average pooling, classifier.
+
+    ``depths``: blocks a stage. ``bottleneck``: 1x1, 3x3 and 1x1 with four times the channels instead of two 3x3.
+    ``shortcut_per``: "convolution", blocks of one convolution each. Width scales the channels of conv0 and the stages.
+
+    Block "pre" has no batch norm between conv0 and the first block's; "post" has one there, and the pool before the
+    activation, with which it commutes. The classifier's input is bounded, not quantized; with "post" and a shortcut per
+    convolution it is the stream itself.
+    """
+
+    def __init__(
+        self,
+        builder: Builder,
+        num_classes: int,
+        depths: Sequence[int],
+        *,
+        bottleneck: bool = False,
+        shortcut: str,
+        block: str,
+        shortcut_per: str = "block",
+        input_size: int,
+    ) -> None:
+        super().__init__()
+        self.input_size = input_size
+        builder.merge_at_output = block == "pre"
+        single = shortcut_per == "convolution"
+        kind: type[Block] = PreBlock if block == "pre" else RealBlock if single else PostBlock
+        before, extra = builder.channels(64), 0
+        self.conv0 = builder.first_conv(before, 7, stride=2, padding=3)
+        self.bn0 = builder.norm(before) if block == "post" else None
+        self.pool = nn.MaxPool2d(3, 2, padding=1)
+        blocks: list[Block] = []
+        for stage, depth in enumerate(depths):
+            width = builder.channels(64 * 2**stage)
+            for position in range(depth):
+                stride = 2 if stage > 0 and position == 0 else 1
+                convs = [(width, 3, stride), (width, 3, 1)]
+                if bottleneck:
+                    convs = [(width, 1, 1), (width, 3, stride), (4 * width, 1, 1)]
+                for part in [[conv] for conv in convs] if single else [convs]:
+                    made = kind(builder, f"blocks.{len(blocks)}", before, part, extra, shortcut)
+                    before, extra = made.out_channels, made.extra_out
+                    blocks.append(made)
+        self.blocks = nn.ModuleList(blocks)
+        self.bn_last = builder.norm(before) if block == "pre" else None
+        reads = "unbounded" if kind is RealBlock else "bounded"
+        self.linear = builder.classifier(before, num_classes, extra=extra, average=True, reads=reads)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, 3, S, S) to logits (B, classes)."""
+        y = self.conv0(images)
+        if self.bn0 is not None:
+            y = self.bn0(y)
+        y, rest = self.pool(y), None
+        for block in self.blocks:
+            y, rest = block(y, rest)
+        if self.bn_last is not None:
+            y = self.bn_last(y)
+        return self.linear(y, rest)
+
+
+def resnet18(builder: Builder, num_classes: int, **options) -> Network:
+    """Return ResNet-18, 2 blocks a stage."""
+    return ImageNetResNet(builder, num_classes, (2, 2, 2, 2), **options)
+
+
+def resnet34(builder: Builder, num_classes: int, **options) -> Network:
+    """Return ResNet-34: 3, 4, 6 and 3 blocks."""
+    return ImageNetResNet(builder, num_classes, (3, 4, 6, 3), **options)
+
+
+def resnet50(builder: Builder, num_classes: int, **options) -> Network:
+    """Return ResNet-50: 3, 4, 6 and 3 bottlenecks, the stride at their 3x3 convolution.
+
+    1512.03385 has the stride at the first 1x1 convolution (3.8 instead of 4.1 billion MACs); the implementations that
+    published accuracies come from moved it.
+    """
+    return ImageNetResNet(builder, num_classes, (3, 4, 6, 3), bottleneck=True, **options)
