@@ -764,6 +764,82 @@ class Archives(Target):
         assert not (self.root / "sprung").exists(), "a pickle was executed"
 
 
+class Photographs(Target):
+    """A folder of photographs, and shards of them with manifests and indices that may agree with what was damaged."""
+
+    def prepare(self) -> None:
+        from PIL import Image
+
+        from bench.datasets import shards
+        from bench.datasets.imagefolder import IMAGEFOLDER
+        from bench.datasets.prepare import Settings, prepare
+
+        self.good: dict[str, dict[str, bytes]] = {}
+        for part in ("train", "val"):
+            for name in ("a", "b"):
+                folder = self.data / "own" / part / name
+                folder.mkdir(parents=True)
+                for i in range(2):
+                    Image.new("RGB", (9 + i, 12), (40 * i, 90, 200)).save(folder / f"{i}.jpg")
+        folder = self.data / "own.shards"
+        for form in shards.FORMS:
+            how = Settings(form, 10 if form == "raw" else None)
+            prepare(
+                "own",
+                lambda: IMAGEFOLDER.listing({"name": "own"}, self.data),
+                folder,
+                how,
+                lambda _: True,
+                lambda _: None,
+            )
+            self.good[form] = {path.name: path.read_bytes() for path in folder.iterdir()}
+            shutil.rmtree(folder)
+        images = sorted((self.data / "own").rglob("*.jpg"))
+        self.images = {path: path.read_bytes() for path in images}
+        self.folder = folder
+
+    def case(self, draw: Draw) -> None:
+        from bench import datasets
+
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for path, content in self.images.items():
+            path.write_bytes(content)
+        if draw(st.integers(0, 3)) == 0:
+            victim = draw(st.sampled_from(sorted(self.images)))
+            content = mutate_bytes(draw, self.images[victim])
+            note(f"{victim}: {content[:300]!r}")
+            victim.write_bytes(content)
+            self.attempt(datasets, [victim.name, "own"])
+            return
+        files = dict(self.good[draw(st.sampled_from(sorted(self.good)))])
+        bad = draw(st.sampled_from(sorted(files)))
+        if bad == "manifest.json" and draw(st.booleans()):
+            document = mutate_tree(draw, json.loads(files[bad]), ("files", "counts", "train.index"), RAW_JSON)
+            files[bad] = to_json(document).encode()
+        else:
+            files[bad] = mutate_bytes(draw, files[bad])
+        if bad != "manifest.json" and draw(st.booleans()):
+            document = json.loads(files["manifest.json"])
+            document["files"][bad] = [len(files[bad]), "sha256:" + hashlib.sha256(files[bad]).hexdigest()]
+            files["manifest.json"] = to_json(document).encode()
+        note(f"{bad}: {files[bad][:300]!r}")
+        self.folder.mkdir()
+        for name, content in files.items():
+            (self.folder / name).write_bytes(content)
+        self.attempt(datasets, [*files, "own.shards", "a/", "b/"])
+
+    def attempt(self, datasets: Any, names: Sequence[str]) -> None:
+        def read_all() -> None:
+            found = datasets.load({"kind": "imagefolder", "name": "own"}, self.data)
+            for part in (found.train, found.test):
+                for number in range(len(part.index)):
+                    part.read(number)
+
+        self.bench("data", "list", "--data", str(self.data))
+        self.bench("data", "verify", "imagefolder:own", "--data", str(self.data), names=names)
+        refused(read_all, names)
+
+
 class RecordFiles(Target):
     """Trials' records, the index and the stored experiment file, as somebody else's results folder may hold them."""
 
@@ -863,10 +939,11 @@ class Checkpoints(Target):
         self.good = self.path.read_bytes()
         self.state = torch.load(self.path, weights_only=True)
         from bench import datasets
+        from bench.training.distributed import SOLO
 
         arrays = datasets.load(config.dataset, self.data)
         recorded = self.store.read_trial(self.id)
-        self.live = trial._prepare(config, {}, self.store, arrays, "cpu", recorded, False, self.id)[0]
+        self.live = trial._prepare(config, {}, self.store, arrays, "cpu", recorded, False, self.id, SOLO)[0]
 
     def changed(self, draw: Draw) -> bytes:
         torch = self.torch
@@ -952,6 +1029,7 @@ TARGETS: dict[str, type[Target]] = {
     "published tables": PublishedTables,
     "npz": Npz,
     "CIFAR and SVHN": Archives,
+    "photographs": Photographs,
     "records": RecordFiles,
     "checkpoints": Checkpoints,
     "locks": LockFiles,

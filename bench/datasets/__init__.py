@@ -1,25 +1,36 @@
-"""Sources of images, one module each, and the pipeline that holds them on the training device.
+"""Sources of images, one module each, and the pipelines that make batches of them on the training device.
 
-Importing this package, ``catalog``, ``manage`` or a source imports no torch; ``DeviceData`` does.
+Importing this package, ``catalog``, ``manage`` or a source imports no torch; ``DeviceData`` and ``make_data`` do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bench.datasets.source import Arrays
 from bench.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
+
+    from bench.config import TrialConfig
+    from bench.datasets.photographs import Photographs
     from bench.datasets.pipeline import DeviceData
+    from bench.datasets.streamed import PhotographData
 
-__all__ = ["Arrays", "DeviceData", "load"]
+    Loaded: TypeAlias = Arrays | Photographs  # what ``load`` returns
+    Batches: TypeAlias = DeviceData | PhotographData  # what ``make_data`` returns
+
+__all__ = ["Arrays", "DeviceData", "load", "make_data"]
 
 
-def load(dataset: Mapping[str, Any], data_dir: Path, expected: str | None = None) -> Arrays:
+def load(dataset: Mapping[str, Any], data_dir: Path, expected: str | None = None) -> Loaded:
     """Return the images of ``dataset`` (``{"kind": ..., options}``), every byte of its files checked.
+
+    Of photographs in shards, which may be larger than memory, sizes and indices are checked, and the images stay where
+    they are.
 
     ``expected`` is a checksum taken before (``catalog.checksum``), for instance the one a record was made with.
     Raises ``InputError`` where the data is absent, corrupt, or not the one expected.
@@ -34,6 +45,23 @@ def load(dataset: Mapping[str, Any], data_dir: Path, expected: str | None = None
             f"checksum {found}, expected {expected}"
         )
     return arrays
+
+
+def make_data(
+    images: Loaded,
+    config: TrialConfig,
+    input_size: int,
+    device: torch.device | str,
+    share: tuple[int, int] = (0, 1),
+) -> Batches:
+    """Return the batches of what ``load`` returned: resident on the device, or photographs cut by threads as needed."""
+    if isinstance(images, Arrays):
+        from bench.datasets.pipeline import DeviceData
+
+        return DeviceData(images, config, input_size, device, share)
+    from bench.datasets.streamed import PhotographData
+
+    return PhotographData(images, config, input_size, device, share)
 
 
 def __getattr__(name: str) -> Any:

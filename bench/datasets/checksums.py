@@ -7,8 +7,9 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from bench.datasets.folders import cache_folder
 from bench.datasets.source import CHUNK
@@ -39,6 +40,18 @@ def check(path: Path, stream: BinaryIO) -> str:
     return found
 
 
+def of_many(key: Path, signature: str, compute: Callable[[], str]) -> str:
+    """Return what ``compute`` returned for the files under ``key`` when their names, sizes and times were ``signature``.
+
+    Computed where the cache does not remember it.
+    """
+    known = _noted(key)
+    mark: list[str | int] = [str(key.resolve()), signature]
+    if known is not None and known["file"] == mark:
+        return known["checksum"]
+    return _write(key, mark, compute())
+
+
 def compute(stream: BinaryIO) -> str:
     """Return the checksum of an open file from its start."""
     digest = hashlib.sha256()
@@ -50,21 +63,30 @@ def compute(stream: BinaryIO) -> str:
 
 def remembered(path: Path, stream: BinaryIO) -> str | None:
     """Return the checksum in the cache for this path, size and time, or None."""
+    known = _noted(path)
+    return known["checksum"] if known is not None and known["file"] == _signature(path, stream) else None
+
+
+def _noted(path: Path) -> dict[str, Any] | None:
     try:
-        note = json.loads(_note(path).read_text(encoding="utf-8"))
-        return note["checksum"] if note["file"] == _signature(path, stream) else None
+        known = json.loads(_note(path).read_text(encoding="utf-8"))
+        return known if isinstance(known["checksum"], str) and isinstance(known["file"], list) else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
 def _remember(path: Path, stream: BinaryIO, checksum: str) -> str:
+    return _write(path, _signature(path, stream), checksum)
+
+
+def _write(path: Path, mark: list[str | int], checksum: str) -> str:
     """Write the checksum into the cache, whole or not at all; where that cannot be done, nothing is remembered."""
     note = _note(path)
     with contextlib.suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=note.parent, prefix=note.name)
         with os.fdopen(handle, "w", encoding="utf-8") as out:
-            json.dump({"file": _signature(path, stream), "checksum": checksum}, out)
+            json.dump({"file": mark, "checksum": checksum}, out)
         os.replace(temporary, note)
     return checksum
 

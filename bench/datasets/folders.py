@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from bench.errors import InputError
 
 NAME = "progressive-bench"
+_NAME = re.compile(r"[\w.+=@ /-]{1,200}", re.ASCII)
 
 
 def cache_folder() -> Path:
@@ -40,3 +42,19 @@ def resolve_data_dir(argument: str | os.PathLike[str] | None = None) -> Path:
     if wrong:
         raise InputError(f"{origin}: {folder} is a file; expected the folder that holds the data sets")
     return folder
+
+
+def acceptable(name: str) -> bool:
+    """Return whether a user's data set may have this name: a relative path without ``..`` of harmless characters."""
+    outside = ".." in PurePosixPath(name).parts or PureWindowsPath(name).drive or name.startswith("/")
+    return not outside and _NAME.fullmatch(name) is not None
+
+
+def inside(kind: str, name: str) -> str:
+    """Return the name of a user's data set, as in ``npz:NAME``; raises ``InputError`` where it leads out of the folder."""
+    if not acceptable(name):
+        raise InputError(
+            f"{kind}:{name[:80]!r} is not a name inside the data folder: letters, digits, spaces and ._+=@/- "
+            "make one, of at most 200 characters, without '..' and not from the root"
+        )
+    return name

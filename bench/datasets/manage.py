@@ -1,17 +1,19 @@
-"""``bench data list``, ``fetch`` and ``verify``."""
+"""``bench data list``, ``fetch``, ``prepare`` and ``verify``."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from bench import registry
+from bench.config import NAMED
 from bench.datasets import catalog
 from bench.datasets.source import Source
 from bench.errors import InputError, nearest
 
 
 def _offered(data_dir: Path) -> dict[str, tuple[Source, dict]]:
-    """Return every data set ``bench data`` knows by name; of ``npz`` those that are in the folder."""
+    """Return every data set ``bench data`` knows by name; of the user's own those that are in the folder."""
     found: dict[str, tuple[Source, dict]] = {}
     for kind in registry.entries("datasets"):
         source: Source = registry.load("datasets", kind)
@@ -23,10 +25,11 @@ def _named(name: str, data_dir: Path) -> tuple[Source, dict]:
     offered = _offered(data_dir)
     if name in offered:
         return offered[name]
-    if name.startswith("npz:"):
-        return registry.load("datasets", "npz"), {"name": name[4:]}
+    if name.startswith(NAMED):
+        kind, _, own = name.partition(":")
+        return registry.load("datasets", kind), {"name": own}
     raise InputError(
-        f"no data set is called '{name[:80]}'.{nearest(name, offered)} Known: {', '.join(offered)}, npz:NAME."
+        f"no data set is called '{name[:80]}'.{nearest(name, offered)} Known: {', '.join(offered)}, npz:NAME, imagefolder:NAME."
     )
 
 
@@ -34,7 +37,8 @@ def list_text(data_dir: Path) -> str:
     """Return a table of every data set: whether it is there, images, classes, size on disk; then what is missing."""
     rows: list[tuple[str, ...]] = [("data set", "state", "train", "test", "classes", "on disk")]
     notes = []
-    for name, (source, options) in _offered(data_dir).items():
+    offered = _offered(data_dir)
+    for name, (source, options) in offered.items():
         problem = source.problem(options, data_dir)
         try:
             facts = source.facts(options, data_dir)
@@ -50,10 +54,13 @@ def list_text(data_dir: Path) -> str:
             notes.append(problem)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    missing = [row[0] for row in rows if row[1] in ("missing", "incomplete")]
+    missing = [row[0] for row in rows if row[1] in ("missing", "incomplete") and offered[row[0]][0].fetchable]
     if missing:
         notes.append(f"`bench data fetch NAME` downloads {', '.join(missing)}; nothing is downloaded without it.")
-    notes.append("A file NAME.npz of yours in the data folder is the data set npz:NAME.")
+    notes.append("A file NAME.npz of yours in the data folder is the data set npz:NAME; a folder NAME of photographs,")
+    notes.append(
+        "NAME/train/CLASS/* and NAME/val/CLASS/*, is imagefolder:NAME; `bench data prepare` writes it as shards."
+    )
     return "\n".join([f"data folder: {data_dir}", "", *lines, "", *notes])
 
 
@@ -65,6 +72,42 @@ def fetch(name: str, data_dir: Path) -> str:
     if not paths:
         return f"{name} comes with scikit-learn: nothing to download"
     return f"{name}: ready in {data_dir} ({_megabytes(sum(path.stat().st_size for path in paths))})"
+
+
+def prepare(
+    name: str,
+    data_dir: Path,
+    *,
+    form: str,
+    short_side: int | None,
+    max_corrupt: int,
+    yes: bool,
+    say: Callable[[str], None],
+) -> str:
+    """Write photographs as shards and return a line that says so; raises ``InputError``.
+
+    The size is announced first and has to be confirmed, by ``yes`` or on the terminal.
+    """
+    from bench.datasets import prepare
+    from bench.datasets.imagefolder import PhotographSource
+
+    source, options = _named(name, data_dir)
+    if not isinstance(source, PhotographSource):
+        raise InputError(
+            f"bench data prepare: {name} is read as it is; photographs are prepared (imagenet, imagefolder)"
+        )
+    how = prepare.settings(form, short_side, max_corrupt)
+    manifest = prepare.prepare(
+        name,
+        lambda: source.listing(options, data_dir),
+        source.shards_folder(options, data_dir),
+        how,
+        confirm=lambda text: prepare.ask(text, yes),
+        say=say,
+    )
+    without = f", without {len(manifest.corrupt)} corrupt ones" if manifest.corrupt else ""
+    images = sum(manifest.counts.values())
+    return f"{name}: {images:,} images ready in {manifest.folder} ({_megabytes(manifest.total_bytes)}){without}"
 
 
 def verify(name: str | None, data_dir: Path) -> str:

@@ -8,15 +8,15 @@ not trusted: nothing is unpickled, and types, shapes and sizes are checked in th
 from __future__ import annotations
 
 import os
-import re
 import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bench.datasets import checksums
+from bench.datasets.folders import acceptable, inside
 from bench.datasets.source import CHUNK, Arrays, Facts, Source
 from bench.errors import InputError
 
@@ -58,10 +58,11 @@ class _Header:
 
 class _NPZ(Source):
     kind = "npz"
+    fetchable = False
 
     def labels(self, data_dir: Path) -> dict[str, dict[str, Any]]:
         found = sorted(path.stem for path in data_dir.glob("*.npz")) if data_dir.is_dir() else []
-        return {f"npz:{name}": {"name": name} for name in found if _NAME.fullmatch(name)}
+        return {f"npz:{name}": {"name": name} for name in found if acceptable(name)}
 
     def label(self, options: Mapping[str, Any]) -> str:
         return f"npz:{options['name']}"
@@ -71,13 +72,7 @@ class _NPZ(Source):
 
     def path(self, options: Mapping[str, Any], data_dir: Path) -> Path:
         """Return the file; raises ``InputError`` for a name that would lead out of the data folder."""
-        name = str(options["name"])
-        outside = ".." in PurePosixPath(name).parts or PureWindowsPath(name).drive or name.startswith("/")
-        if outside or not _NAME.fullmatch(name):
-            raise InputError(
-                f"npz:{name[:80]!r} is not a name inside the data folder: letters, digits, spaces and ._+=@/- "
-                "make one, of at most 200 characters, without '..' and not from the root"
-            )
+        name = inside("npz", str(options["name"]))
         return data_dir / (name if name.endswith(".npz") else name + ".npz")
 
     def problem(self, options: Mapping[str, Any], data_dir: Path) -> str | None:
@@ -132,7 +127,6 @@ class _NPZ(Source):
         return _arrays(path, found)
 
 
-_NAME = re.compile(r"[\w.+=@ /-]{1,200}", re.ASCII)
 NPZ = _NPZ()
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from bench.config import TrialConfig
 from bench.datasets import augmentation, catalog
 from bench.datasets.resize import Bilinear
+from bench.datasets.share import WHOLE, rows
 from bench.datasets.source import Arrays
 from bench.randomness import combine, fold, permutation, sample_bits
 
@@ -37,9 +38,19 @@ class DeviceData:
     repeated to three channels; int64 (B,). With augmentation ``crop_flip`` images stay at their own size on the device,
     are cropped and mirrored there, normalised and resized to S without rounding, in tests too; otherwise they are
     resized once and kept as uint8, as the paper does.
+
+    ``share = (rank, ranks)``: of each training and estimation batch the rows that are this worker's, with the draws of
+    their positions in the global batch (see ``bench.datasets.share``), and every ``ranks``-th batch of the tests.
     """
 
-    def __init__(self, arrays: Arrays, config: TrialConfig, input_size: int, device: torch.device | str) -> None:
+    def __init__(
+        self,
+        arrays: Arrays,
+        config: TrialConfig,
+        input_size: int,
+        device: torch.device | str,
+        share: tuple[int, int] = WHOLE,
+    ) -> None:
         """Choose the images and move them to ``device``; raises ``InputError`` where they are fewer than asked for."""
         total = len(arrays.x_train)
         self.train_count = catalog.split(
@@ -70,7 +81,8 @@ class DeviceData:
 
         self._seed = config.seed
         self._augmentation_key = fold(config.seed, "augmentation", config.augmentation)
-        self._samples = torch.arange(config.batch_size, device=self.device)
+        self._share = share
+        self._samples = rows(config.batch_size, share, config.micro_batches).to(self.device)
         self._order: tuple[int, Tensor] | None = None
 
     def train_batch(self, step: int) -> tuple[Tensor, Tensor]:
@@ -78,12 +90,13 @@ class DeviceData:
         return self.prepare(self.indices(step), torch.full((), step, dtype=torch.int64, device=self.device))
 
     def indices(self, step: int) -> Tensor:
-        """Return which training images make up the batch of ``step``: int64 (batch_size,) on the device."""
+        """Return which training images make up this worker's batch of ``step``: int64 (batch_size / ranks,) on the device."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
             key = fold(self._seed, "order", epoch)
             self._order = epoch, permutation(self.train_count, key, self.device)
-        return self._order[1][position * self.batch_size : (position + 1) * self.batch_size]
+        batch = self._order[1][position * self.batch_size : (position + 1) * self.batch_size]
+        return batch if self._share == WHOLE else batch[self._samples]
 
     def prepare(self, indices: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         """Gather, augment and normalise a training batch; ``step`` is a 0-d int64 tensor. Fit for ``torch.compile``."""
@@ -111,7 +124,7 @@ class DeviceData:
         Where they are more than the training images the order begins again.
         """
         order = permutation(self.train_count, fold(self._seed, "estimation"), self.device)
-        places = torch.arange(batch_size, device=self.device)
+        places = rows(batch_size, self._share).to(self.device)
         for batch in range(count):
             indices = order[(places + batch * batch_size) % self.train_count]
             images, labels = (part.index_select(0, indices) for part in self._train)
@@ -119,7 +132,8 @@ class DeviceData:
 
     def _in_order(self, part: tuple[Tensor, Tensor], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         images, labels = part
-        for start in range(0, len(images), batch_size):
+        rank, ranks = self._share
+        for start in range(rank * batch_size, len(images), ranks * batch_size):
             yield self._finished(images[start : start + batch_size]), labels[start : start + batch_size]
 
     def _finished(self, images: Tensor) -> Tensor:

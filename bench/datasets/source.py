@@ -13,6 +13,8 @@ from bench.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
+    from bench.datasets.photographs import Photographs
+
 CHUNK = 1 << 20
 
 
@@ -62,6 +64,7 @@ class Source:
     """
 
     kind: str
+    fetchable = True  # whether ``fetch`` can download it
 
     def labels(self, data_dir: Path) -> dict[str, dict[str, Any]]:
         """Return the names under which ``bench data`` offers it, each with the options it stands for."""
@@ -86,7 +89,7 @@ class Source:
         """Return the checksum that stands for the data in a trial's identity; None where it is absent."""
         raise NotImplementedError
 
-    def load(self, options: Mapping[str, Any], data_dir: Path) -> Arrays:
+    def load(self, options: Mapping[str, Any], data_dir: Path) -> Arrays | Photographs:
         """Return the images, every byte of the files checked; raises ``InputError``."""
         raise NotImplementedError
 

@@ -1,0 +1,155 @@
+"""What is done to photographs before a network sees them: which rectangle, resized how, mirrored or not.
+
+Pure functions of an image's size and of hash values in [0, 2^32) (``bench.randomness.sample_bits``), one row an image;
+S is the network's input size, 224 in the papers, and every other length scales with it. Rectangles are computed for a
+whole batch at once; images, which differ in size, are resized one by one, which on the CPU is faster than padding them
+to a common size and multiplying by matrices.
+
+- ``random_resized_crop`` (Szegedy et al., 1409.4842, as torchvision draws it): a rectangle of 8 to 100 % of the area and
+  a ratio of width to height in [3/4, 4/3], log-uniform; of ten tries the first that fits, else the largest central one
+  of a ratio in range; bilinear, antialiased; half of them mirrored.
+- ``scale_jitter`` (the released AlexNet script): the short side s uniform among the whole numbers S .. 308/224 S, width
+  and height each times a factor uniform in [0.85, 1.15); neither more than the image's own nor less than S, truncated
+  to whole pixels; cubic; a crop of S uniform among the places; half of them mirrored.
+- in tests (``view``): short side 256/224 S, the central S x S; cubic after ``scale_jitter``, else bilinear antialiased.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+TRIES = 10
+RESIZED_CROP_DRAWS = 2 * TRIES + 3
+JITTER_DRAWS = 6
+AREA = (0.08, 1.0)
+RATIO = (3.0 / 4.0, 4.0 / 3.0)
+JITTER = (0.85, 1.15)
+
+
+class Window(NamedTuple):
+    """Where in an image to cut, to what size to resize the cut, and which S x S of it to take; int64 (B,) each.
+
+    The rectangle is ``top, left, height, width`` of the image; it becomes ``to_height`` x ``to_width``, of which the
+    square at ``row, column`` is kept and, where ``flip`` is 1, mirrored.
+    """
+
+    top: np.ndarray
+    left: np.ndarray
+    height: np.ndarray
+    width: np.ndarray
+    to_height: np.ndarray
+    to_width: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+    flip: np.ndarray
+
+
+def unit(draws: np.ndarray) -> np.ndarray:
+    """Return float64 numbers in (0, 1), uniform, of hash values."""
+    return (draws + 0.5) / 4294967296.0
+
+
+def place(draws: np.ndarray, count: np.ndarray | int) -> np.ndarray:
+    """Return whole numbers from 0 to count - 1, uniform, of hash values."""
+    return draws * count >> 32
+
+
+def resized_crop(heights: np.ndarray, widths: np.ndarray, draws: np.ndarray, size: int) -> Window:
+    """Return the windows of ``random_resized_crop``; ``draws`` is int64 (B, RESIZED_CROP_DRAWS)."""
+    tries = unit(draws[:, : 2 * TRIES]).reshape(-1, 2, TRIES)
+    area = (heights * widths)[:, None] * (AREA[0] + (AREA[1] - AREA[0]) * tries[:, 0])
+    low, high = np.log(RATIO)
+    ratio = np.exp(low + (high - low) * tries[:, 1])
+    w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+    h = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+    fits = (w > 0) & (w <= widths[:, None]) & (h > 0) & (h <= heights[:, None])
+    first = fits.argmax(1)[:, None]
+    h, w = (np.take_along_axis(x, first, 1)[:, 0] for x in (h, w))
+    top = place(draws[:, -3], np.maximum(heights - h + 1, 1))
+    left = place(draws[:, -2], np.maximum(widths - w + 1, 1))
+    found = fits.any(1)
+    # the largest central rectangle: the whole side, the other as the nearest ratio in range allows
+    shape = widths / heights
+    central_w = np.where(shape > RATIO[1], np.rint(heights * RATIO[1]), widths).astype(np.int64)
+    central_h = np.where(shape < RATIO[0], np.rint(widths / RATIO[0]), heights).astype(np.int64)
+    h, w = np.where(found, h, central_h), np.where(found, w, central_w)
+    top, left = np.where(found, top, (heights - h) // 2), np.where(found, left, (widths - w) // 2)
+    to, zero = np.full_like(h, size), np.zeros_like(h)
+    return Window(top, left, h, w, to, to, zero, zero, draws[:, -1] >> 31)
+
+
+def scale_jitter(heights: np.ndarray, widths: np.ndarray, draws: np.ndarray, size: int) -> Window:
+    """Return the windows of ``scale_jitter``; ``draws`` is int64 (B, JITTER_DRAWS)."""
+    short = size + place(draws[:, 0], size * 308 // 224 - size + 1)
+    scale = short / np.minimum(heights, widths)
+    factors = JITTER[0] + (JITTER[1] - JITTER[0]) * unit(draws[:, 1:3])
+    to_w = np.maximum(size, np.minimum(widths, scale * factors[:, 0] * widths)).astype(np.int64)
+    to_h = np.maximum(size, np.minimum(heights, scale * factors[:, 1] * heights)).astype(np.int64)
+    row, column = place(draws[:, 3], to_h - size + 1), place(draws[:, 4], to_w - size + 1)
+    zero = np.zeros_like(to_h)
+    return Window(zero, zero, heights, widths, to_h, to_w, row, column, draws[:, 5] >> 31)
+
+
+def view(heights: np.ndarray, widths: np.ndarray, size: int) -> Window:
+    """Return the windows of tests: short side 256/224 S, rounded, the other in proportion; the central square."""
+    short = (2 * 256 * size + 224) // (2 * 224)
+    least = np.minimum(heights, widths)
+    to_h, to_w = ((2 * side * short + least) // (2 * least) for side in (heights, widths))
+    zero = np.zeros_like(to_h)
+    return Window(zero, zero, heights, widths, to_h, to_w, (to_h - size) // 2, (to_w - size) // 2, zero)
+
+
+def resized(cut: np.ndarray, to_height: int, to_width: int, row: int, column: int, size: int, cubic: bool) -> Tensor:
+    """Return the S x S pixels at ``row, column`` of uint8 ``cut`` (H, W, 3) resized to the given size: uint8 (S, S, 3).
+
+    Bilinear with antialiasing as PyTorch and Pillow compute it; or cubic as OpenCV does: a = -0.75, half-pixel centres,
+    edges repeated, no antialiasing.
+    """
+    if cubic:
+        return _cubic(
+            torch.from_numpy(np.require(cut, requirements=["C", "W"])), to_height, to_width, row, column, size
+        )
+    image = torch.from_numpy(np.require(cut, requirements=["C", "W"])).permute(2, 0, 1)[None]
+    if (to_height, to_width) != cut.shape[:2]:
+        image = interpolate(image, (to_height, to_width), mode="bilinear", antialias=True, align_corners=False)
+    return image[0, :, row : row + size, column : column + size].permute(1, 2, 0)
+
+
+def _cubic(cut: Tensor, to_height: int, to_width: int, row: int, column: int, size: int) -> Tensor:
+    """Return what ``resized`` says of ``cubic``, computing the S x S pixels that are asked for alone."""
+    height, width, channels = cut.shape
+    rows, row_weights = _taps(height, to_height, row, size)
+    columns, column_weights = _taps(width, to_width, column, size)
+    low, high = int(columns.min()), int(columns.max()) + 1
+    above, below = int(rows.min()), int(rows.max()) + 1
+    x = cut[above:below, low:high].to(torch.float32).view(below - above, -1)
+    x = _weighted(x, rows - above, row_weights)
+    x = x.view(size, high - low, channels).transpose(0, 1).reshape(high - low, -1)
+    x = _weighted(x, columns - low, column_weights)
+    x = x.view(size, size, channels).transpose(0, 1)
+    return x.round().clamp_(0.0, 255.0).to(torch.uint8)
+
+
+def _weighted(x: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+    """Return the sum over k of the rows ``places[k]`` of ``x`` (N, M) times ``weights[k]``: (count, M)."""
+    total = x.index_select(0, places[0]).mul_(weights[0, :, None])
+    for k in range(1, 4):
+        total.addcmul_(x.index_select(0, places[k]), weights[k, :, None])
+    return total
+
+
+def _taps(source: int, target: int, start: int, count: int) -> tuple[Tensor, Tensor]:
+    """Return the four source positions (4, count) of target pixels ``start`` .. and their weights, float32."""
+    position = (np.arange(start, start + count) + 0.5) * (source / target) - 0.5
+    base = np.floor(position)
+    t, a = position - base, -0.75
+    near = [((a + 2.0) * d - (a + 3.0)) * d * d + 1.0 for d in (t, 1.0 - t)]
+    far = [((a * d - 5.0 * a) * d + 8.0 * a) * d - 4.0 * a for d in (t + 1.0, 2.0 - t)]
+    weights = np.stack([far[0], near[0], near[1], far[1]])
+    places = np.clip(base.astype(np.int64) + np.arange(-1, 3)[:, None], 0, source - 1)
+    return torch.from_numpy(places), torch.from_numpy(weights.astype(np.float32))

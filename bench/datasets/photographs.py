@@ -1,0 +1,158 @@
+"""Photographs of many sizes: what a data set of them is, in memory or in shards on disk. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+
+from bench.datasets import decode
+from bench.devices import cpu_count
+from bench.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+T = TypeVar("T")
+R = TypeVar("R")
+MEAN_SIDE = 256  # of the mean image: short side 256 and its central square, as the AlexNet lineage takes it
+# An image's place and size, its class, and of each channel the sum of its pixels and of their squares.
+RECORD = np.dtype(
+    [
+        ("shard", "<u4"),
+        ("offset", "<u8"),
+        ("length", "<u4"),
+        ("height", "<u4"),
+        ("width", "<u4"),
+        ("label", "<u4"),
+        ("sums", "<u8", (3,)),
+        ("squares", "<u8", (3,)),
+    ]
+)
+
+
+class Images(Protocol):
+    """Images that can be read one by one, from several threads at once; ``index`` (N,) has the type ``RECORD``."""
+
+    index: np.ndarray
+
+    def read(self, number: int, top: int = 0, bottom: int | None = None) -> np.ndarray:
+        """Return rows ``top`` to ``bottom`` (default all) of an image: uint8 (rows, width, 3); not to be written to."""
+        ...
+
+
+class InMemory:
+    """Decoded images in one buffer, in their own sizes."""
+
+    def __init__(self, index: np.ndarray, buffer: np.ndarray) -> None:
+        self.index, self.buffer = index, buffer
+
+    def read(self, number: int, top: int = 0, bottom: int | None = None) -> np.ndarray:
+        return _rows(self.buffer, self.index[number], top, bottom)
+
+
+def _rows(buffer: np.ndarray, record: Any, top: int, bottom: int | None) -> np.ndarray:
+    height, width, offset = int(record["height"]), int(record["width"]), int(record["offset"])
+    bottom = height if bottom is None else bottom
+    return buffer[offset + 3 * width * top : offset + 3 * width * bottom].reshape(bottom - top, width, 3)
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """A data set of photographs; ``mean_sum`` is the sum over the training images of ``central_square``, uint64."""
+
+    train: Images
+    test: Images
+    num_classes: int
+    mean_sum: np.ndarray
+
+    @property
+    def y_train(self) -> np.ndarray:
+        """Labels of the training images, int64 (N,)."""
+        return self.train.index["label"].astype(np.int64)
+
+    @property
+    def y_test(self) -> np.ndarray:
+        """Labels of the test images, int64 (N,)."""
+        return self.test.index["label"].astype(np.int64)
+
+
+def measured(image: Image) -> tuple[list[int], list[int]]:
+    """Return of each channel of an RGB image the sum of its pixels and of their squares, exactly."""
+    counts = np.array(image.histogram(), dtype=np.int64).reshape(3, 256)
+    values = np.arange(256, dtype=np.int64)
+    return (counts @ values).tolist(), (counts @ values**2).tolist()
+
+
+def central_square(image: Image, side: int = MEAN_SIDE) -> np.ndarray:
+    """Return the central square of an RGB image resized (bilinear, antialiased) to the short side ``side``.
+
+    uint8 (side, side, 3). The square begins at half the surplus, rounded down.
+    """
+    import PIL.Image
+
+    width, height = image.size
+    left, top = max(width - height, 0) / 2, max(height - width, 0) / 2
+    short = min(width, height)
+    box = (left, top, left + short, top + short)
+    return np.asarray(image.resize((side, side), PIL.Image.Resampling.BILINEAR, box=box))
+
+
+def decode_all(
+    labels: Sequence[int], encoded: Callable[[int], bytes], name: Callable[[int], str], limit: int
+) -> tuple[InMemory, np.ndarray]:
+    """Return images decoded into memory, and the sum of their central squares; ``encoded`` gives the bytes of each.
+
+    Raises ``InputError`` that names and counts what is no image, or where they take more than ``limit`` bytes.
+    """
+    index = np.zeros(len(labels), dtype=RECORD)
+    index["label"] = labels
+    problems: dict[int, str] = {}
+
+    def size(number: int) -> tuple[int, int]:
+        try:
+            return decode.opened(encoded(number)).size
+        except decode.BadImage as error:
+            problems[number] = str(error)
+            return 0, 0
+
+    def fill(number: int) -> np.ndarray | int:
+        try:
+            image = decode.rgb(encoded(number))
+        except decode.BadImage as error:
+            problems[number] = str(error)
+            return 0
+        images.read(number)[...] = np.asarray(image)
+        index["sums"][number], index["squares"][number] = measured(image)
+        return central_square(image)
+
+    index["width"], index["height"] = np.array(list(in_threads(size, range(len(index)))), dtype=np.uint32).T
+    index["length"] = 3 * index["width"] * index["height"]
+    ends = np.cumsum(index["length"].astype(np.int64))
+    index["offset"] = ends - index["length"]
+    if ends[-1] > limit:
+        raise InputError(f"decoded its images take {ends[-1] / 2**30:.1f} GiB, more than the {limit / 2**30:g} GiB")
+    images = InMemory(index, np.empty(ends[-1], dtype=np.uint8))
+    mean_sum = np.zeros((MEAN_SIDE, MEAN_SIDE, 3), dtype=np.uint64)
+    for square in in_threads(fill, [number for number in range(len(index)) if number not in problems]):
+        mean_sum += np.uint64(square) if isinstance(square, int) else square
+    if problems:
+        raise InputError(corrupt_text([(name(number), reason) for number, reason in sorted(problems.items())]))
+    return images, mean_sum
+
+
+def corrupt_text(found: Sequence[tuple[str, str]]) -> str:
+    """Return what a message says of corrupt images: how many, and the first few by name."""
+    named = "; ".join(f"{name}: {reason}" for name, reason in found[:5])
+    more = f"; and {len(found) - 5:,} more" if len(found) > 5 else ""
+    return f"{len(found):,} corrupt image{'s' if len(found) > 1 else ''}: {named}{more}"
+
+
+def in_threads(action: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """Yield ``action`` of each item, in order, computed by threads a few hundred items ahead at most."""
+    with ThreadPoolExecutor(min(16, cpu_count())) as pool:
+        for start in range(0, len(items), 256):
+            yield from pool.map(action, items[start : start + 256])

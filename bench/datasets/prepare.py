@@ -1,0 +1,341 @@
+"""``bench data prepare``: photographs written once as large sequential shards (see ``bench.datasets.shards``).
+
+A shard is written under a temporary name, flushed and renamed, then its part of the index; so a preparation killed at
+any instant goes on at the first shard that is not there whole. The manifest is written last. No torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.datasets import decode, shards
+from bench.datasets.decode import BadImage
+from bench.datasets.listing import Item, Listing
+from bench.datasets.photographs import MEAN_SIDE, RECORD, central_square, corrupt_text, in_threads, measured
+from bench.datasets.shards import IMAGES_PER_SHARD, MEAN_BYTES, PARTS, Manifest
+from bench.errors import InputError
+from bench.locks import sync_folder
+from bench.reporting.text import clean
+from bench.store import write_atomic
+
+SAMPLES = 256  # images whose headers are read to estimate the size
+ENOUGH = 100  # corrupt images beyond those allowed at which a shard is given up: before, they are counted
+SHORT_SIDE = 352  # the largest side the released augmentation asks for: 308 times 1.15, rounded to whole blocks
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a data set is to be prepared; ``short_side`` has a meaning for ``raw`` alone."""
+
+    form: str = "jpeg"
+    short_side: int | None = None
+    max_corrupt: int = 0
+
+
+def settings(form: str, short_side: int | None, max_corrupt: int) -> Settings:
+    """Return checked settings with the default short side; raises ``InputError``."""
+    if form not in shards.FORMS:
+        raise InputError(f"--form {form!r}: expected {' or '.join(shards.FORMS)}")
+    if form == "jpeg" and short_side is not None:
+        raise InputError("--short-side has a meaning only with --form raw: JPEG shards keep the files as they are")
+    if short_side is not None and not 8 <= short_side <= 4096:
+        raise InputError(f"--short-side {short_side}: expected 8 to 4096 pixels")
+    if max_corrupt < 0:
+        raise InputError(f"--max-corrupt {max_corrupt}: expected 0 or more")
+    return Settings(form, (short_side or SHORT_SIDE) if form == "raw" else None, max_corrupt)
+
+
+def estimate(listing: Listing, how: Settings) -> int:
+    """Return about how many bytes the shards will take, from the sizes or headers of a few hundred images."""
+    images = listing.images
+    chosen = [images[i * len(images) // min(SAMPLES, len(images))] for i in range(min(SAMPLES, len(images)))]
+    total, count = 0, 0
+    for item in chosen:
+        with contextlib.suppress(BadImage):
+            data = item.bytes()
+            size = decode.stored_size(*decode.opened(data).size, how.short_side)
+            total += 3 * size[0] * size[1] if how.form == "raw" else len(data)
+            count += 1
+    return total * len(images) // max(count, 1)
+
+
+def size_text(count: int) -> str:
+    """Return a number of bytes in the unit that suits it."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9)):
+        if count >= 0.1 * scale:
+            return f"{count / scale:,.1f} {unit}"
+    return f"{count / 1e6:,.1f} MB"
+
+
+def prepare(
+    name: str,
+    listing: Callable[[], Listing],
+    folder: Path,
+    how: Settings,
+    confirm: Callable[[str], bool],
+    say: Callable[[str], None],
+) -> Manifest:
+    """Write ``folder``, or go on writing it; return its manifest, at once where it is there already.
+
+    ``confirm`` is told the size before anything is written; where it answers no, or images are corrupt beyond
+    ``how.max_corrupt``, or the folder was begun otherwise, ``InputError`` is raised.
+    """
+    done = shards.read_manifest(folder)
+    if done is not None:
+        problem = shards.size_problem(done)
+        if problem:
+            raise InputError(problem)
+        if (done.form, done.short_side) != (how.form, how.short_side):
+            raise InputError(
+                f"{clean(folder)} holds {name} prepared already, as {_form(done.form, done.short_side)}; "
+                f"delete it to prepare it as {_form(how.form, how.short_side)}"
+            )
+        if len(done.corrupt) > how.max_corrupt:
+            say(f"{name} was prepared without {len(done.corrupt)} corrupt images")
+        _remove_parts(folder)
+        return done
+    say(f"listing the images of {name}")
+    images = listing()
+    plan = {
+        "form": how.form,
+        "short_side": how.short_side,
+        "decoder": decoder(),
+        "source": images.signature(),
+        "images_per_shard": IMAGES_PER_SHARD,
+    }
+    begun = _begun(folder, plan)
+    needed = estimate(images, how)
+    already = sum(path.stat().st_size for path in folder.glob("*.bin")) if begun else 0
+    counts = {part: len(images.parts[part]) for part in PARTS}
+    question = (
+        f"{name}: {counts['train']:,} training and {counts['test']:,} test images of {len(images.classes):,} classes, "
+        f"{_form(how.form, how.short_side)}: about {size_text(needed)} in {clean(folder)}"
+        + (f", {size_text(already)} of it written" if already else "")
+    )
+    if not confirm(question):
+        raise InputError(f"nothing was written; {name} takes about {size_text(needed)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if needed - already > free:
+        raise InputError(f"{clean(folder)}: about {size_text(needed - already)} to write, {size_text(free)} free")
+    with _alone(folder):
+        if not begun:
+            write_atomic(folder / "plan.json", shards.encode(plan))
+        try:
+            return _write(folder, images, how, say)
+        except OSError as error:
+            raise InputError(f"{clean(folder)} cannot be written: {error.strerror or error}") from None
+
+
+def decoder() -> str:
+    """Return the name and version of the decoder, which decides the last bit of raw pixels."""
+    import PIL
+    from PIL import features
+
+    return f"Pillow {PIL.__version__}, libjpeg-turbo {features.version('libjpeg_turbo') or 'none'}"
+
+
+def _form(form: str, short_side: int | None) -> str:
+    return "JPEG shards" if form == "jpeg" else f"raw shards with a short side of at most {short_side}"
+
+
+def _begun(folder: Path, plan: dict[str, Any]) -> bool:
+    """Return whether ``folder`` was begun with this plan; raises ``InputError`` where it was begun otherwise."""
+    try:
+        known = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{clean(folder)} is there and is no preparation: move it away") from None
+        return False
+    except (OSError, ValueError, RecursionError):
+        known = None
+    if known != plan:
+        changed = ", ".join(key for key in plan if not isinstance(known, dict) or known.get(key) != plan[key])
+        raise InputError(
+            f"{clean(folder)} was begun otherwise ({changed} changed): go on as it was begun, or delete it to begin anew"
+        )
+    return True
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; raises ``InputError`` where another process prepares it."""
+    with (folder / ".lock").open("wb") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{clean(folder)} is being prepared by another process") from None
+        yield
+
+
+def _write(folder: Path, images: Listing, how: Settings, say: Callable[[str], None]) -> Manifest:
+    corrupt: list[tuple[str, str]] = []
+    files: dict[str, tuple[int, str]] = {}
+    counts, digests = {}, {}
+    mean = np.zeros((MEAN_SIDE, MEAN_SIDE, 3), dtype=np.uint64)
+    total, done = len(images.images), 0
+    for part in PARTS:
+        # Corrupt images leave no gap: a shard takes the next good ones, so that image i lies in shard i / 2048.
+        items, number, position = images.parts[part], 0, 0
+        indices, hashes = [], []
+        while position < len(items):
+            target = folder / shards.shard_name(part, number)
+            report = _read_report(target, position)
+            if report is None:
+                report = _write_shard(target, part, items, position, how)
+                say(f"{target.name}: {done + report['next'] - position:,} of {total:,} images")
+            done += report["next"] - position
+            position = report["next"]
+            corrupt += [(name, reason) for name, reason in report["corrupt"]]
+            if len(corrupt) > how.max_corrupt:
+                raise InputError(_too_many(corrupt, how.max_corrupt))
+            if report["bytes"]:
+                files[target.name] = report["bytes"], report["sha256"]
+                indices.append(target.with_suffix(".part").read_bytes())
+                hashes += report["hashes"]
+                if part == "train":
+                    mean += np.frombuffer(target.with_suffix(".mean").read_bytes(), "<u4").reshape(mean.shape)
+            number += 1
+        index = np.frombuffer(b"".join(indices), dtype=RECORD)
+        present = np.unique(index["label"])
+        if len(present) != len(images.classes):
+            absent = [name for label, name in enumerate(images.classes) if label not in present]
+            raise InputError(f"{part}: no image that can be read in {', '.join(clean(n, 60) for n in absent[:5])}")
+        counts[part] = len(index)
+        digests[part] = list(zip(index["label"].tolist(), map(bytes.fromhex, hashes), strict=True))
+        _keep(folder / f"{part}.index", index.tobytes(), files)
+    _keep(folder / "mean.bin", mean.astype("<u4").tobytes(), files)
+    manifest = Manifest(
+        folder,
+        how.form,
+        how.short_side,
+        tuple(images.classes),
+        shards.content_digest(images.classes, digests),
+        decoder(),
+        tuple(corrupt),
+        counts,
+        files,
+    )
+    write_atomic(folder / "manifest.json", shards.encode(manifest.document()))
+    _remove_parts(folder)
+    return manifest
+
+
+def _too_many(corrupt: Sequence[tuple[str, str]], allowed: int) -> str:
+    return (
+        f"{corrupt_text(corrupt)}. At most {allowed} may be left out (--max-corrupt N); replace them, or raise it and run "
+        "the command again"
+    )
+
+
+def _read_report(target: Path, position: int) -> dict[str, Any] | None:
+    """Return what was noted of a finished shard that begins at ``position``, None where it is not there whole."""
+    try:
+        report = json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))
+        if report["begin"] != position or (report["bytes"] and target.stat().st_size != report["bytes"]):
+            return None
+        if report["bytes"]:
+            part = target.with_suffix(".part")
+            if part.stat().st_size != RECORD.itemsize * len(report["hashes"]):
+                return None
+            if target.name.startswith("train") and target.with_suffix(".mean").stat().st_size != MEAN_BYTES:
+                return None
+        return report
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write_shard(target: Path, part: str, items: Sequence[Item], position: int, how: Settings) -> dict[str, Any]:
+    """Write the shard of the next ``IMAGES_PER_SHARD`` good images from ``position``, and the note of it, last."""
+
+    def stored(item: Item) -> tuple[bytes, bytes, tuple[int, int], Any, np.ndarray | None] | BadImage:
+        try:
+            data = item.bytes()
+            image = decode.rgb(data, how.short_side)
+        except BadImage as error:
+            return error
+        square = central_square(image) if part == "train" else None
+        kept = image.tobytes() if how.form == "raw" else data
+        return kept, hashlib.sha256(data).digest(), image.size, measured(image), square
+
+    shard = int(target.stem.rpartition("-")[2])
+    records: list[tuple] = []
+    hashes: list[str] = []
+    corrupt: list[tuple[str, str]] = []
+    mean = np.zeros((MEAN_SIDE, MEAN_SIDE, 3), dtype="<u4")
+    digest, offset, begin = hashlib.sha256(), 0, position
+    temporary = target.with_suffix(".tmp")
+    with temporary.open("wb") as stream:
+        while len(records) < IMAGES_PER_SHARD and position < len(items):
+            batch = items[position : position + min(256, IMAGES_PER_SHARD - len(records))]
+            for item, result in zip(batch, in_threads(stored, batch), strict=True):
+                position += 1
+                if isinstance(result, BadImage):
+                    corrupt.append((item.name, str(result)))
+                    if len(corrupt) > how.max_corrupt + ENOUGH:
+                        raise InputError(_too_many(corrupt, how.max_corrupt))
+                    continue
+                kept, source, (width, height), (sums, squares), square = result
+                stream.write(kept)
+                digest.update(kept)
+                records.append((shard, offset, len(kept), height, width, item.label, sums, squares))
+                hashes.append(source.hex())
+                offset += len(kept)
+                if square is not None:
+                    mean += square
+        stream.flush()
+        os.fsync(stream.fileno())
+    if records:
+        os.replace(temporary, target)
+        sync_folder(target.parent)
+        write_atomic(target.with_suffix(".part"), np.array(records, dtype=RECORD).tobytes())
+        if part == "train":
+            write_atomic(target.with_suffix(".mean"), mean.tobytes())
+    else:
+        temporary.unlink()
+    report = {"begin": begin, "next": position, "bytes": offset, "sha256": "sha256:" + digest.hexdigest()}
+    report |= {"corrupt": corrupt, "hashes": hashes}
+    write_atomic(target.with_suffix(".json"), json.dumps(report).encode())
+    return report
+
+
+def _keep(path: Path, data: bytes, files: dict[str, tuple[int, str]]) -> None:
+    write_atomic(path, data)
+    files[path.name] = len(data), "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def _remove_parts(folder: Path) -> None:
+    """Remove what only a preparation under way needs."""
+    for part in PARTS:
+        for kind in ("json", "part", "mean", "tmp"):
+            for path in folder.glob(f"{part}-*.{kind}"):
+                path.unlink(missing_ok=True)
+    for name in ("plan.json", ".lock"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def ask(text: str, yes: bool) -> bool:
+    """Print ``text`` and ask whether to go on; ``yes`` answers in advance. Raises ``InputError`` without a terminal."""
+    from bench.progress import inert
+
+    print(inert(text), flush=True)
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise InputError("not confirmed: there is no terminal to ask on; --yes goes on without asking")
+    try:
+        return input("Go on? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
