@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import permission
 from bench.config import TrialConfig, digest, identity, identity_document
 from bench.datasets import catalog
 from bench.devices import find_devices
 from bench.errors import InputError
 from bench.progress import Progress, inert, percent, say
+from bench.ranks import TRAIN_TOGETHER, groups
 from bench.running import TRAIN, Session, Stop, Task, TrialLike, plan, priorities, run_pool
 from bench.store import Store
 
@@ -42,13 +44,21 @@ def _compare(where: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> lis
 
 def differences(then: Store, now: Store, id: str) -> list[Difference]:
     """Return what the records of trial ``id`` in two stores do not share; clocks, memory and provenance left out."""
-    found = _compare("trial.json", then.read_trial(id) or {}, now.read_trial(id) or {})
+    found = _compare("trial.json", *(_completed(store.read_trial(id) or {}) for store in (then, now)))
     before, after = then.epochs(id), now.epochs(id)
     for a, b in zip(before, after, strict=False):
         found += _compare(f"epochs.jsonl, epoch {a['epoch']}", a, b)
     if len(before) != len(after):
         found.append(Difference("epochs.jsonl", "number of epochs", len(before), len(after)))
     return found + _compare("summary.json", then.summary(id) or {}, now.summary(id) or {})
+
+
+def _completed(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record whose configuration has the fields, at their defaults, that came after it was written."""
+    try:
+        return {**record, "config": TrialConfig.model_validate(record["config"]).dump()}
+    except (KeyError, ValueError):
+        return record
 
 
 def seed_deviation(store: Store, config: TrialConfig) -> tuple[float | None, int]:
@@ -60,7 +70,7 @@ def seed_deviation(store: Store, config: TrialConfig) -> tuple[float | None, int
             record, summary = store.read_trial(id), store.summary(id)
         except InputError:
             continue
-        config_then = (record or {}).get("config")
+        config_then = _completed(record or {}).get("config")
         if summary is None or summary["status"] != "done" or not isinstance(config_then, dict):
             continue
         if {**config_then, "seed": None} == wanted and summary.get("final_test_acc") is not None:
@@ -103,6 +113,7 @@ def verify(text: str, results: Path, data_dir: Path, device: str | None = None, 
         why = f" ({state.reason})" if state.reason else ""
         raise InputError(f"{store.folder(id)}: the trial is {state.status}{why}; only finished ones can be verified")
     trial, record = _recorded(store, id)
+    permission.sealed(trial.config.network, f"{store.folder(id) / 'trial.json'}: network")
     checksum = catalog.checksum(trial.config.dataset, data_dir)
     if checksum is None:
         raise InputError(
@@ -114,7 +125,11 @@ def verify(text: str, results: Path, data_dir: Path, device: str | None = None, 
             f"{store.folder(id)}: the same configuration is trial {now} today: {_why(trial.config, id, record, checksum)}"
         )
     recorded_kind = _table(record, "execution").get("kind")
-    devices = find_devices(device or ("cpu" if recorded_kind == "cpu" else None))[:1]
+    devices = find_devices(device or ("cpu" if recorded_kind == "cpu" else None))
+    workers = _table(record, "execution").get("workers", 1)
+    if workers in range(2, 1025):
+        devices, function = groups(devices, workers), TRAIN_TOGETHER if function == TRAIN else function
+    devices = devices[:1]
     with tempfile.TemporaryDirectory(prefix="bench-verify-") as folder:
         again = Store(folder)
         stop = _run_again(store, again, trial, data_dir, devices, function)

@@ -1,6 +1,6 @@
 """The long attack on the promises of docs/reliability.md; prints what it did, in numbers, and ends with 1 where one broke.
 
-``python -m tests.soak [--minutes M] [--seed S] [--part kills|fuzz|store|runners|disk]``. Everything happens in a
+``python -m tests.soak [--minutes M] [--seed S] [--part kills|wide|nodes|fuzz|store|runners|disk]``. Everything happens in a
 temporary folder. The short forms of each part are in ``make test``.
 """
 
@@ -32,13 +32,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import disturbance as d  # noqa: E402
+import ranks_helpers  # noqa: E402
 import synthetic  # noqa: E402
 
 from bench.config import TrialConfig  # noqa: E402
 from bench.experiment import load_experiment  # noqa: E402
+from bench.running import Task, execute  # noqa: E402
 from bench.store import Store  # noqa: E402
 
-PARTS = ("kills", "runners", "store", "disk", "fuzz")
+PARTS = ("kills", "wide", "nodes", "runners", "store", "disk", "fuzz")
 FUZZ_CASES = 10_000
 
 
@@ -608,6 +610,69 @@ def fuzz(tally: Tally, folder: Path, dice: random.Random) -> None:
     for line in lines[-20:]:
         tally.note("fuzz", line.strip()[:100])
     tally.say(f"fuzzing: {lines[-1] if lines else 'no output'}")
+
+
+# --- several workers, several nodes ------------------------------------------------------------------------------------
+
+WIDE = {
+    "sum, dropout": {"strategy": d.progressive("sum"), "network": d.DROPOUT},
+    "concat, gradient quantizer": {"bits": "1/2/4", "strategy": d.progressive("concat")},
+    "groups, re-estimated": {
+        "batch_norm_group": 4,
+        "strategy": d.progressive("difference", bn_reestimate=2),
+        "eval_bn": 2,
+    },
+    "micro-batches, recomputed": {"micro_batches": 2, "activation_checkpointing": True, "augmentation": "crop_flip"},
+    "apprentice A": {"strategy": d.apprentice("A")},
+}
+
+
+def wide(tally: Tally, folder: Path, dice: random.Random) -> None:
+    """Kill one of two workers at every chosen instant, resume, and compare with a trial whose workers were left alone."""
+
+    def train(config: TrialConfig, results: Path, worker: int = 0, fault: Mapping[str, Any] | None = None) -> str:
+        results.mkdir(parents=True, exist_ok=True)
+        (results / ranks_helpers.FAULT).write_text(json.dumps({"worker": worker, "fault": fault}))
+        function = "ranks_helpers:train_together"
+        task = Task(d.ID, config.dump(), {}, str(results), "/nonexistent", "cpu,cpu", retry=True, function=function)
+        outcome = execute(task)
+        died = outcome.reason == f"WorkerDied: worker {worker} of 2 died (signal 9)"
+        tally.check(outcome.status == "done" or (fault and died), f"{fault}: {outcome}")
+        return outcome.status
+
+    for number, (case, changes) in enumerate(WIDE.items()):
+        config = d.make_config(**changes)
+        calm, killed = folder / f"{number}-calm", folder / f"{number}-killed"
+        train(config, calm)
+        for fault in d.FAULTS:  # the second worker writes nothing
+            worker = 0 if "file" in fault else dice.randrange(2)
+            if train(config, killed, worker, fault) == "failed":
+                tally.add("wide", f"worker {worker} of 2 killed")
+        train(config, killed)
+        unlike = d.unlike(calm, killed)
+        tally.check(not unlike, f"two workers, {case}: {unlike[:3]}")
+        tally.add("wide", "trials compared with undisturbed ones, bit for bit")
+        tally.say(f"two workers, {case}: resumed at steps {d.resumed_steps(killed)}")
+
+
+def nodes(tally: Tally, folder: Path, dice: random.Random) -> None:
+    """Kill the node of two that trains, with a results folder that both see and with one that neither does."""
+    for apart in (False, True):
+        place = folder / ("apart" if apart else "shared")
+        options = ["--epochs", str(dice.randrange(60, 120)), *(["--apart"] if apart else [])]
+        command = [sys.executable, str(ROOT / "tests" / "nodes.py"), str(place), *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        tally.check(done.returncode == 0, f"nodes: {done.stderr[-2000:]}")
+        if done.returncode:
+            continue
+        said = json.loads(done.stdout.splitlines()[-1])
+        tally.check(said["status"] == 0 and said["killed"], f"nodes: {said['output'][-2000:]}")
+        trial = load_experiment(place / "nodes.toml").trials[0]
+        d.run(trial.config, place / "calm", id=str(trial.id))
+        unlike = d.unlike(place / "calm", place / "results", str(trial.id))
+        tally.check(not unlike, f"nodes: {unlike[:3]}")
+        tally.add("nodes", f"node killed, results folder {'not ' if apart else ''}shared, resumed bit for bit")
+        tally.say(f"nodes: {place.name}: resumed at steps {d.resumed_steps(place / 'results', str(trial.id))}")
 
 
 # --- the program -------------------------------------------------------------------------------------------------------

@@ -16,24 +16,16 @@ from typing import Any
 
 import torch
 
+from bench import packing
 from bench.config import TrialConfig
-from bench.devices import threads_per_trial
+from bench.datasets.folders import cache_folder
+from bench.devices import cpu_name, threads_per_trial
 from bench.errors import InputError
 
 # Compiling a step costs about a minute on a slow core; it is worth that where the steps it shortens take much longer.
 COMPILED_STEPS = {"cpu": 50_000, "cuda": 2_000}
+NO_COMPILER = "no C++ compiler is found ($CXX, g++, c++, clang++), so nothing is compiled"
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_tile", "asimd", "bf16", "sve")
-
-
-def cpu_name() -> str:
-    """Return the processor's model name, or its architecture where the system does not tell."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def instruction_sets() -> list[str]:
@@ -59,31 +51,62 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "c++", "clang++") if name)
 
 
-def decide(config: TrialConfig, total_steps: int, device: str) -> dict[str, Any]:
-    """Return the ``execution`` of a record: device, mode, threads and determinism flags. JSON values only."""
+def decide(config: TrialConfig, total_steps: int, device: str, workers: int = 1) -> dict[str, Any]:
+    """Return the ``execution`` of a record: device, mode, threads and determinism flags. JSON values only.
+
+    ``mode``: "eager"; "compiled", where there are steps enough to pay for compiling; "captured", the compiled step in
+    CUDA graphs. Where what a mode needs is missing it is "eager", and ``fallback`` says why.
+    """
     kind = device.partition(":")[0]
-    long_enough = total_steps >= COMPILED_STEPS.get(kind, COMPILED_STEPS["cuda"])
-    compiled = long_enough and (kind != "cpu" or has_compiler())
+    mode = _wanted_mode(config, total_steps, kind, workers)
+    fallback = NO_COMPILER if mode != "eager" and not has_compiler() else None
     execution: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if kind == "cuda" else cpu_name(),
         "kind": kind,
         "instruction_sets": instruction_sets() if kind == "cpu" else [],
-        "mode": "compiled" if compiled else "eager",
+        "mode": mode if fallback is None else "eager",
         "threads": threads_per_trial(device),
-        "workers": 1,
-        "pack": 1,
+        "workers": workers,
+        "pack": packing.layout(),
         "deterministic": True,
         "tf32": False,
         "torch": torch.__version__,
     }
-    return execution
+    return execution if fallback is None else fell_back(execution, fallback)
+
+
+def _wanted_mode(config: TrialConfig, total_steps: int, kind: str, workers: int) -> str:
+    if config.activation_checkpointing:  # what a compiler keeps and computes again is its own affair
+        return "eager"
+    if total_steps < COMPILED_STEPS.get(kind, COMPILED_STEPS["cuda"]):
+        return "eager"
+    # a graph keeps Adam's epsilon as it was when recorded, TensorFlow's changes at each step; and the averaging of
+    # gradients over workers talks to the host
+    changing_epsilon = config.optimizer == "adam" and config.epsilon_mode != "pytorch"
+    return "captured" if kind == "cuda" and workers == 1 and not changing_epsilon else "compiled"
+
+
+def fell_back(execution: Mapping[str, Any], reason: str) -> dict[str, Any]:
+    """Return the execution without compiling and capturing; ``reason`` is one line that says why."""
+    return {**execution, "mode": "eager", "fallback": reason}
+
+
+def slow_precision(config: TrialConfig, execution: Mapping[str, Any], device: str) -> bool:
+    """Return whether the device must emulate the trial's precision: bf16 on a CPU without instructions for it."""
+    return config.precision == "bf16" and execution["kind"] == "cpu" and not has_native_bf16(device)
 
 
 def differences(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """Return what of a recorded execution cannot be had here, a phrase each; the mode is taken from the record."""
-    return [
+    """Return what of a recorded execution cannot be had here, a phrase each.
+
+    The mode is taken from the record, so it is named only where it cannot be had.
+    How many trials share the device is left out: a trial is a process of its own, its numbers do not depend on that.
+    """
+    lost = recorded.get("mode", "eager") != "eager" and "fallback" in here
+    found = [f"mode: {recorded['mode']!r} then, but {here['fallback']} here"] if lost else []
+    return found + [
         f"{key}: {recorded.get(key)!r} then, {here.get(key)!r} here"
-        for key in sorted({*recorded, *here} - {"mode"})
+        for key in sorted({*recorded, *here} - {"mode", "fallback", "pack"})
         if recorded.get(key) != here.get(key)
     ]
 
@@ -104,7 +127,10 @@ def resume_execution(
             f"{where}: this trial was begun under another execution ({'; '.join(changed)}), so its end would not be that of "
             "an undisturbed run. Give --fresh to begin it anew, or --accept-other-hardware to go on and mark the record."
         )
-    return {**here, "mode": recorded.get("mode", here["mode"])}, changed
+    if "fallback" in here and recorded.get("mode") != "eager":  # accepted: what was recorded cannot be had
+        return here, changed
+    rest = {key: value for key, value in here.items() if key != "fallback"}
+    return {**rest, **{key: recorded[key] for key in ("mode", "fallback") if key in recorded}}, changed
 
 
 def apply(execution: Mapping[str, Any]) -> None:
@@ -118,6 +144,17 @@ def apply(execution: Mapping[str, Any]) -> None:
     torch.backends.cuda.matmul.allow_tf32 = execution["tf32"]
     torch.backends.cudnn.allow_tf32 = execution["tf32"]
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # we never read what we did not write
+    if execution["mode"] != "eager":
+        _set_up_compiler()
+
+
+def _set_up_compiler() -> None:
+    """Have compiled code chosen without timing, and kept among the user's caches, where every trial finds it again."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    import torch._inductor.config as inductor  # slow to import, and not needed by eager trials
+
+    inductor.deterministic = True
+    inductor.max_autotune = inductor.coordinate_descent_tuning = False
 
 
 def keep_freed_memory() -> None:

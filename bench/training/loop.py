@@ -1,28 +1,33 @@
 """The training loop and the state it moves.
 
 Everything a step does is a function of the global step and of ``Run``'s state, so a checkpoint between any two steps is
-enough to go on exactly. No value is read back from the device inside an epoch.
+enough to go on exactly. No value is read back from the device inside an epoch. Several workers run the same loop, each
+on its share of every batch (``bench.training.distributed``); what the first decides, all do.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from bench import datasets
 from bench.config import TrialConfig
-from bench.datasets import DeviceData
+from bench.datasets.share import rows
 from bench.layers import observe
 from bench.networks import Network, costs
 from bench.randomness import Clock
 from bench.schedules import learning_rate_value
 from bench.strategies import Strategy
+from bench.training.capture import Recording, Written
+from bench.training.distributed import SOLO, Team, averaged, keeping_gradients, settle_statistics
 from bench.training.evaluate import EVALUATION_BATCH, Accuracy, evaluate, reestimate_batch_norm
 from bench.training.losses import make_loss
 from bench.training.optimizer import make_optimizer, set_step
@@ -49,8 +54,9 @@ def train(
                 return "diverged"
         if run.step == run.total_steps:
             break
-        stopping = stop()
-        if stopping or time.monotonic() - last_save > max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * save_cost):
+        due = time.monotonic() - last_save > max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * save_cost)
+        stopping, due = run.team.decided(stop(), due)
+        if stopping or due:
             begin = time.monotonic()
             save(run)
             last_save = time.monotonic()
@@ -66,21 +72,34 @@ class Run:
     def __init__(
         self,
         config: TrialConfig,
-        data: DeviceData,
+        data: datasets.Batches,
         network: Network,
         strategy: Strategy,
         clock: Clock,
         *,
         mode: str = "eager",
+        team: Team = SOLO,
     ) -> None:
         self.config, self.data, self.network, self.strategy, self.clock = config, data, network, strategy, clock
+        self.team = team
         self.device = clock.step.device
         self.steps_per_epoch = data.steps_per_epoch
         self.total_steps = config.epochs * self.steps_per_epoch
         self.trained = strategy.trained()
-        self.optimizer = make_optimizer(config, [network, *self.trained.values()])
+        networks: list[nn.Module] = [network, *self.trained.values()]
+        self.optimizer = make_optimizer(config, networks, captured_on=self.device if mode == "captured" else None)
         self.loss = make_loss(config)
-        self.forward = torch.compile(self._forward, fullgraph=True) if mode == "compiled" else self._forward
+        compiled = functools.partial(torch.compile, fullgraph=True) if mode != "eager" else lambda function: function
+        self.forward = averaged(compiled(self._forward), networks, team)
+        self.gather: Callable[..., tuple[Tensor, Tensor]] | None = None  # None: the images are not on the device
+        if isinstance(data, datasets.DeviceData):
+            # compiled for a CPU, gathering bytes takes ten times as long as the library's own kernels
+            self.gather = compiled(data.prepare) if self.device.type == "cuda" else data.prepare
+        self.recording = Recording(self.update, self.written) if mode == "captured" else None
+        self.samples: tuple[Tensor | None, ...] = (None,)  # of each part of a batch; None: 0, 1, 2, ...
+        if team.size > 1 or config.micro_batches > 1:
+            places = rows(config.batch_size, team.share, config.micro_batches).to(self.device)
+            self.samples = places.chunk(config.micro_batches)
         self.step = 0
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.correct = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -89,7 +108,7 @@ class Run:
         self.training_seconds = 0.0  # of the epoch under way, earlier sessions included
         self.wall_seconds = 0.0  # of the whole trial
         self._mark = time.perf_counter()
-        for module in (network, *self.trained.values()):
+        for module in networks:
             module.train()
 
     # -- one step ------------------------------------------------------------------------------------------------
@@ -112,8 +131,7 @@ class Run:
         factor = self.strategy.factor(step)
         if self.strategy.bn_reestimate and self.strategy.removal(step):
             self.clock.set(step, 0.0)
-            batches = self.data.estimation_batches(self.strategy.bn_reestimate, config.batch_size)
-            reestimate_batch_norm(self.network, batches)
+            self._reestimate(self.network, self.strategy.bn_reestimate)
         self.clock.set(step, factor)
         set_step(
             self.optimizer,
@@ -121,15 +139,67 @@ class Run:
             step,
             learning_rate_value(config.learning_rate, step, self.total_steps, self.steps_per_epoch),
         )
-        images, labels = self.data.train_batch(step)
-        loss, hits = self.forward(images, labels)
+        if self.recording is None:
+            self.update(*self._inputs(step))
+        else:
+            self.recording.step(self._inputs(step), self.clock.active)
+        self.step += 1
+
+    def _inputs(self, step: int) -> tuple[Tensor, ...]:
+        """Return what ``update`` makes the batch of ``step`` of."""
+        return self.data.train_batch(step) if self.gather is None else (self.data.indices(step),)
+
+    def update(self, *inputs: Tensor) -> None:
+        """Do the clock's step on its batch: all of it that runs on the device."""
+        images, labels = inputs if self.gather is None else self.gather(*inputs, self.clock.step)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        self.backward(images, labels)
         self.optimizer.step()
         self.network.after_step_()
-        self.loss_sum += loss.detach()
-        self.correct += hits
-        self.step += 1
+        settle_statistics([self.network, *self.trained.values()], self.team)
+
+    def written(self) -> Written:
+        """Return copies of all that ``update`` writes."""
+        return Written([self.network, *self.trained.values()], self.optimizer, [self.loss_sum, self.correct])
+
+    def record(self) -> None:
+        """Record the trial's first step and, before it, one of its last stage, to find out that both can be recorded.
+
+        Nothing is changed by it. Raises ``RuntimeError`` where the device cannot.
+        """
+        assert self.recording is not None and self.step == 0
+        for step in (self.total_steps - 1, 0):
+            self.optimizer.state.clear()  # the last stage has no moments of a branch, the first needs them all
+            self.clock.set(step, self.strategy.factor(step))
+            self.recording.record(self._inputs(step), self.clock.active)
+
+    def seconds_per_step(self) -> float:
+        """Measure one step, after one that does not count, and undo both."""
+        fresh, before = not self.optimizer.state, self.written()
+        self.clock.set(self.step, self.strategy.factor(self.step))
+        seconds = 0.0
+        for _ in range(2):
+            begin = time.perf_counter()
+            self.update(*self._inputs(self.step))
+            seconds = time.perf_counter() - begin
+        before.put_back()
+        if fresh:
+            self.optimizer.state.clear()
+        self._mark = time.perf_counter()
+        return seconds
+
+    def backward(self, images: Tensor, labels: Tensor) -> None:
+        """Add the gradients of this worker's batch, part by part (``micro_batches``), and its sums to the epoch's."""
+        count = len(self.samples)
+        parts = zip(self.samples, images.chunk(count), labels.chunk(count), strict=True)
+        for number, (self.clock.samples, x, y) in enumerate(parts, start=1):
+            with keeping_gradients(self.forward) if number < count else contextlib.nullcontext():
+                loss, hits = self.forward(x, y)
+                if count > 1:
+                    loss = loss / count
+                loss.backward()
+            self.loss_sum += loss.detach()
+            self.correct += hits
 
     # -- the end of an epoch -------------------------------------------------------------------------------------
 
@@ -138,8 +208,8 @@ class Run:
         epoch = self.step // self.steps_per_epoch
         last = self.step - 1
         factor = self.strategy.factor(last)
-        loss = self.loss_sum.item() / self.steps_per_epoch
-        hits = self.correct.item()
+        loss = self.team.total(self.loss_sum).item() / (self.steps_per_epoch * self.team.size)
+        hits = self.team.total(self.correct).item()
         self._tick()
         seconds, images = self.training_seconds, self.steps_per_epoch * self.config.batch_size
         line: dict[str, Any] = {
@@ -173,29 +243,44 @@ class Run:
         data, classes = self.data, self.data.num_classes
         if factor > 0.0:
             self.clock.set_factor(factor)
-            expanded = evaluate(self.network, data.test_batches(EVALUATION_BATCH), classes)
+            expanded = self._evaluate(self.network, data.test_batches, data.test_count)
             line["test_acc_expanded"] = expanded.percent
-        observations = observe(self.network, next(iter(data.test_batches(EVALUATION_BATCH)))[0])
-        if line["epoch"] == 1:
-            self.one_level = sorted(name for name, observed in observations.items() if observed["one_level"])
-        ratios = [o["branch_ratio"] for o in observations.values() if o["branch_ratio"] is not None]
-        line["branch_ratio"] = sum(ratios) / len(ratios) if ratios else None
+        if self.team.first:  # its first batch of the test images is the first of all
+            observations = observe(self.network, next(iter(data.test_batches(EVALUATION_BATCH)))[0])
+            if line["epoch"] == 1:
+                self.one_level = sorted(name for name, observed in observations.items() if observed["one_level"])
+            ratios = [o["branch_ratio"] for o in observations.values() if o["branch_ratio"] is not None]
+            line["branch_ratio"] = sum(ratios) / len(ratios) if ratios else None
         self.clock.set_factor(0.0)
         deployed = self._deployed()
-        self.accuracy: Accuracy = evaluate(deployed, data.test_batches(EVALUATION_BATCH), classes)
+        self.accuracy = self._evaluate(deployed, data.test_batches, data.test_count)
         line["test_acc"] = self.accuracy.percent
         line["test_acc_top5"] = self.accuracy.percent_top5 if classes >= 20 else None
         line["test_correct"], line["test_seen"] = self.accuracy.correct, self.accuracy.seen
         if self.config.holdout:
-            line["val_acc"] = evaluate(deployed, data.holdout_batches(EVALUATION_BATCH), classes).percent
+            line["val_acc"] = self._evaluate(deployed, data.holdout_batches, data.holdout_count).percent
+
+    def _evaluate(self, network: Network, batches: Callable[[int], Iterator[Any]], count: int) -> Accuracy:
+        """Evaluate ``network`` on a set of ``count`` images; each worker has every ``size``-th batch of it."""
+        classes = self.data.num_classes
+        if self.team.rank * EVALUATION_BATCH >= count > 0:  # fewer batches than workers
+            found = Accuracy(0, 0, 0, (0,) * classes, (0,) * classes)
+        else:
+            found = evaluate(network, batches(EVALUATION_BATCH), classes)
+        return self.team.accuracy(found)
 
     def _deployed(self) -> Network:
         """Return the network to evaluate as deployed: itself, or a copy with re-estimated batch norm (``eval_bn``)."""
         if not self.config.eval_bn:
             return self.network
         network = copy.deepcopy(self.network)
-        reestimate_batch_norm(network, self.data.estimation_batches(self.config.eval_bn, self.config.batch_size))
+        self._reestimate(network, self.config.eval_bn)
         return network
+
+    def _reestimate(self, network: Network, count: int) -> None:
+        """Re-estimate the batch-norm statistics of ``network`` over ``count`` training batches, in place."""
+        reestimate_batch_norm(network, self.data.estimation_batches(count, self.config.batch_size))
+        settle_statistics([network], self.team)
 
     def _signs(self) -> dict[str, Tensor]:
         return {name: layer.weight.detach() >= 0 for name, layer in self.network.low_precision_layers()}
@@ -233,15 +318,15 @@ class Run:
     # -- state ---------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
+        """Return what a checkpoint keeps; the sums of several workers stand one below the other."""
         self._tick()
         return {
             "step": self.step,
             "network": self.network.state_dict(),
             "trained": {name: module.state_dict() for name, module in self.trained.items()},
             "optimizer": self.optimizer.state_dict(),
-            "loss_sum": self.loss_sum,
-            "correct": self.correct,
+            "loss_sum": self.team.gathered(self.loss_sum),
+            "correct": self.team.gathered(self.correct),
             "signs": self.signs,
             "one_level": self.one_level,
             "training_seconds": self.training_seconds,
@@ -255,8 +340,10 @@ class Run:
         for name, module in self.trained.items():
             module.load_state_dict(state["trained"][name])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.loss_sum.copy_(state["loss_sum"])
-        self.correct.copy_(state["correct"])
+        if self.recording is not None:
+            self.recording.forget()
+        self.loss_sum.copy_(self.team.own(state["loss_sum"]))
+        self.correct.copy_(self.team.own(state["correct"]))
         self.signs = {name: signs.to(self.device) for name, signs in state["signs"].items()}
         self.one_level = state["one_level"]
         self.training_seconds = state["training_seconds"]

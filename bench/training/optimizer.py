@@ -35,11 +35,14 @@ def _kernels(layers: Iterable[nn.Module]) -> list[nn.Parameter]:
     return [p for layer in layers for name, p in layer.named_parameters(recurse=False) if name.startswith("weight")]
 
 
-def make_optimizer(config: TrialConfig, modules: list[nn.Module]) -> torch.optim.Optimizer:
+def make_optimizer(
+    config: TrialConfig, modules: list[nn.Module], captured_on: torch.device | None = None
+) -> torch.optim.Optimizer:
     """Return the recipe's optimizer over every trainable parameter of ``modules``, fused into one kernel.
 
     Weight decay is coupled (added to the gradient), as the recipes mean it. A parameter without a gradient (a branch at
-    factor 0) is skipped, together with its decay and its moments.
+    factor 0) is skipped, together with its decay and its moments. ``captured_on``: the learning rate is a tensor on
+    that device, which a recorded step reads: float32 on a GPU, whose kernel wants that, float64 on the CPU.
     """
     decayed = decayed_parameters(modules, config.weight_decay_on)
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
@@ -48,10 +51,13 @@ def make_optimizer(config: TrialConfig, modules: list[nn.Module]) -> torch.optim
         {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
+    rate: float | torch.Tensor = 0.0
+    if captured_on is not None:
+        rate = torch.zeros((), dtype=torch.float32 if captured_on.type == "cuda" else torch.float64, device=captured_on)
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, nesterov=config.nesterov, fused=True)
-    betas = (config.beta1, config.beta2)
-    return torch.optim.Adam(groups, lr=0.0, betas=betas, eps=config.epsilon, fused=True)
+        return torch.optim.SGD(groups, lr=rate, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+    betas, capturable = (config.beta1, config.beta2), captured_on is not None
+    return torch.optim.Adam(groups, lr=rate, betas=betas, eps=config.epsilon, fused=True, capturable=capturable)
 
 
 def adam_epsilon(config: TrialConfig, step: int) -> float:
@@ -68,6 +74,9 @@ def adam_epsilon(config: TrialConfig, step: int) -> float:
 def set_step(optimizer: torch.optim.Optimizer, config: TrialConfig, step: int, learning_rate: float) -> None:
     """Set the learning rate (and Adam's epsilon) of global ``step``."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(learning_rate)
+        else:
+            group["lr"] = learning_rate
         if config.optimizer == "adam":
             group["eps"] = adam_epsilon(config, step)

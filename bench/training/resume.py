@@ -21,9 +21,9 @@ def resume(run: Run, state: dict[str, Any], path: Path) -> None:
     optimizer's settings are those of the configuration.
     """
     expected = {"schema": checkpoint.SCHEMA, **run.state()}
-    flexible = ("optimizer", "one_level")
+    flexible = ("optimizer", "one_level", "loss_sum", "correct")
     found, wanted = ({key: table[key] for key in table if key not in flexible} for table in (state, expected))
-    problem = checkpoint.misfit(found, wanted) or _odd_optimizer(run, state.get("optimizer"))
+    problem = checkpoint.misfit(found, wanted) or _odd_optimizer(run, state.get("optimizer")) or _odd_sums(run, state)
     names = state.get("one_level")
     if problem is None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         problem = "one_level: no list of names"
@@ -38,6 +38,15 @@ def resume(run: Run, state: dict[str, Any], path: Path) -> None:
         )
     settings = run.optimizer.state_dict()["param_groups"]
     run.restore({**state, "optimizer": {"state": state["optimizer"]["state"], "param_groups": settings}})
+
+
+def _odd_sums(run: Run, state: dict[str, Any]) -> str | None:
+    """Return what is wrong with the epoch's sums: one number each, or one of each worker of the trial's former team."""
+    for name, dtype in (("loss_sum", run.loss_sum.dtype), ("correct", run.correct.dtype)):
+        found = state.get(name)
+        if not isinstance(found, torch.Tensor) or found.dtype != dtype or found.dim() > 1 or found.numel() == 0:
+            return f"{name}: no sum of an epoch"
+    return None
 
 
 def _odd_optimizer(run: Run, found: Any) -> str | None:

@@ -5,24 +5,27 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench import datasets, registry
+from bench import datasets
 from bench.config import SCHEMA, TrialConfig
 from bench.datasets.catalog import checksum
 from bench.errors import InputError
 from bench.layers import strip
 from bench.networks import Network, build, costs, initialize
+from bench.progress import duration
 from bench.randomness import Clock
 from bench.reporting.text import clean
 from bench.store import Store
 from bench.strategies import Strategy, make_strategy
 from bench.training import checkpoint, execution
+from bench.training.distributed import SOLO, Team, batch_norm_for, check_same_data
 from bench.training.loop import Run, train
+from bench.training.memory import recompute_activations
 from bench.training.provenance import provenance
 from bench.training.resume import resume
 
@@ -41,30 +44,38 @@ def run_trial(
     stop: Callable[[], bool] = lambda: False,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     accept_other_hardware: bool = False,
+    team: Team = SOLO,
 ) -> str:
     """Train one trial, from its beginning or its last checkpoint, and write its record into ``store``.
 
     ``needs`` maps the roles "teacher" and "start" to the ids of finished trials in ``store``. ``device`` is "cpu" or
-    "cuda:N". ``stop`` is asked after each step; ``on_epoch`` is given each epoch's line. The caller holds the trial's
+    "cuda:N". ``stop`` is asked after each step; ``on_epoch`` is given each epoch's line, and before
+    them, as ``{"note": text}``, what a person should know of how the trial is trained. The caller holds the trial's
     lock. Returns "done", "diverged" or "stopped" (resumable); whatever else goes wrong is raised.
+
+    Each worker of a ``team`` calls this with a device of its own; only the first one's ``store``, ``stop`` and
+    ``on_epoch`` are used.
     """
-    recorded = store.read_trial(trial_id)
-    arrays = datasets.load(config.dataset, data_dir, _recorded_data(recorded, store.folder(trial_id) / "trial.json"))
-    state = checkpoint.load(store.checkpoint(trial_id), device)
-    run, how, changed = _prepare(config, needs, store, arrays, device, recorded, accept_other_hardware, trial_id)
+    recorded = team.from_first(lambda: store.read_trial(trial_id))
+    begun_with = _recorded_data(recorded, store.folder(trial_id) / "trial.json")
+    arrays = team.agree(lambda: datasets.load(config.dataset, data_dir, begun_with))
+    place = device if team.size == 1 else "cpu"  # what the first worker reads travels to the others
+    state = team.from_first(lambda: checkpoint.load(store.checkpoint(trial_id), place))
+    run, how, changed = _prepare(config, needs, store, arrays, device, recorded, accept_other_hardware, trial_id, team)
     source = provenance(checksum(config.dataset, data_dir))
-    if recorded is None or (state is None and changed):
+    check_same_data(team, run.data, source["data"], config.dump())
+    if team.first and (recorded is None or (state is None and changed)):
         recorded = {"schema": SCHEMA, "id": trial_id, "config": config.dump(), "execution": how, "provenance": source}
         if needs:
             recorded["needs"] = dict(needs)
         store.write_trial(trial_id, recorded)
-    known = store.epochs(trial_id)
+    known = team.from_first(lambda: store.epochs(trial_id))
     if state is not None and _ahead(state, len(known) * run.steps_per_epoch + run.steps_per_epoch):
         log.warning("lines of epochs before the checkpoint are gone; the trial begins anew")
         state = None
     if state is not None:
         resume(run, state, store.checkpoint(trial_id))
-    if state is not None or known:
+    if team.first and (state is not None or known):
         store.append_resume(
             trial_id,
             {
@@ -72,16 +83,25 @@ def run_trial(
                 "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "host": socket.gethostname(),
                 "other_hardware": changed,
+                "pack": how["pack"],  # not a part of other hardware: no number depends on it
                 "provenance": source,
             },
         )
         log.info("resumed at step %d of %d", run.step, run.total_steps)
+    for note in list(_notes(run, how, device)):  # by all workers: they measure together
+        log.warning("%s", note)
+        if on_epoch is not None and team.first:
+            on_epoch({"note": note})
     recorder = _Recorder(store, trial_id, known, on_epoch)
     execution.reset_peak_memory(device)
-    outcome = train(
-        run, stop=stop, save=lambda run: checkpoint.save(store.checkpoint(trial_id), run.state()), record=recorder
-    )
-    if outcome != "stopped":
+
+    def save(run: Run) -> None:
+        state = run.state()  # of all workers
+        if team.first:
+            checkpoint.save(store.checkpoint(trial_id), state)
+
+    outcome = train(run, stop=stop, save=save, record=recorder if team.first else lambda line: None)
+    if outcome != "stopped" and team.first:
         _finish(store, trial_id, config, run, recorder, outcome, device)
     return outcome
 
@@ -110,11 +130,12 @@ def _prepare(
     config: TrialConfig,
     needs: Mapping[str, str],
     store: Store,
-    arrays: datasets.Arrays,
+    arrays: datasets.Loaded,
     device: str,
     recorded: Mapping[str, Any] | None,
     accept_other_hardware: bool,
     trial_id: str,
+    team: Team,
 ) -> tuple[Run, dict[str, Any], list[str]]:
     """Build everything of a trial at its first step; return it with its execution and what differs from the record."""
     clock = Clock(config.seed, device)
@@ -128,18 +149,23 @@ def _prepare(
             blend=strategy.blend if strategy else None,
         )
         initialize(network, config.seed, config.initialization)
+        batch_norm_for(network, config, team)
+        if config.activation_checkpointing:
+            recompute_activations(network)
         return network.to(device).to(memory_format=torch.channels_last)
 
     how = execution.decide(config, 0, device)
     execution.apply(how)  # before the first tensor operation; threads and determinism do not depend on the steps
-    data = datasets.DeviceData(arrays, config, _input_size(config), device)
-    here = execution.decide(config, config.epochs * data.steps_per_epoch, device)
+    size = config.input_size or make(config).input_size  # a network of the user's may tell it itself
+    data = datasets.make_data(arrays, config, size, device, team.share)
+    here = execution.decide(config, config.epochs * data.steps_per_epoch, device, team.size)
     how, changed = execution.resume_execution(
         recorded.get("execution") if recorded else None, here, accept_other_hardware, str(store.folder(trial_id))
     )
+    execution.apply(how)  # with what its mode needs
     strategy = make_strategy(config, data.steps_per_epoch)
     network = make(config, strategy)
-    weights = {role: _final_weights(store, needed, role, device) for role, needed in needs.items()}
+    weights = team.from_first(lambda: _needed_weights(store, needs, device if team.size == 1 else "cpu"))
     try:
         strategy.prepare(network, make, weights)
     except torch.OutOfMemoryError:
@@ -156,15 +182,37 @@ def _prepare(
         raise InputError(
             f"{files}: weights of another network ({clean(error, 300)}); train it anew with --fresh"
         ) from None
-    return Run(config, data, network, strategy, clock, mode=how["mode"]), how, changed
+    run = Run(config, data, network, strategy, clock, mode=how["mode"], team=team)
+    if how["mode"] == "captured" and recorded is None:
+        try:
+            run.record()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # of CUDA, or of the compiler
+            how = execution.fell_back(how, f"the step cannot be captured ({clean(error, 200)})")
+            run = Run(config, data, network, strategy, clock, mode=how["mode"], team=team)
+    return run, how, changed
 
 
-def _input_size(config: TrialConfig) -> int:
-    return registry.get("networks", config.network["kind"]).facts["input_size"]
+def _notes(run: Run, how: Mapping[str, Any], device: str) -> Iterator[str]:
+    """Yield what a person should know of how a trial is trained, before it is."""
+    if "fallback" in how:
+        yield f"{how['fallback']}: trained in eager mode, which takes longer"
+    if execution.slow_precision(run.config, how, device):
+        seconds = run.seconds_per_step()
+        rest = duration(seconds * (run.total_steps - run.step))
+        yield (
+            f"this CPU has no instructions for bf16 and emulates it: {seconds:.2g} s a step, about {rest} for the rest of "
+            'the trial. precision = "fp32" takes about a tenth of that.'
+        )
 
 
 def _weights_path(store: Store, trial_id: str) -> Path:
     return store.folder(trial_id) / "weights.pt"
+
+
+def _needed_weights(store: Store, needs: Mapping[str, str], device: str) -> dict[str, dict[str, Any]]:
+    return {role: _final_weights(store, needed, role, device) for role, needed in needs.items()}
 
 
 def _final_weights(store: Store, trial_id: str, role: str, device: str) -> dict[str, Any]:

@@ -1,0 +1,313 @@
+"""Several workers for one trial: what they share, and what makes their number change nothing but the order of summation.
+
+A worker is a process with a device of its own and a rank; together they train one network on one global batch, of
+which each has its rows (``bench.datasets.share``). Weights, optimizer and schedules are the same on all of them at
+every step. Three things cross the workers: gradients, averaged by ``DistributedDataParallel``; the statistics of batch
+norm (``SharedBatchNorm``); and, once an epoch, the sums of loss and hits. Everything else is keyed by an image's
+position in the global batch. The first worker alone reads and writes records and checkpoints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from bench.config import TrialConfig
+from bench.errors import InputError
+from bench.training.evaluate import Accuracy
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Team:
+    """The workers of one trial, as one of them sees them: its rank among ``size``. Its methods are collective.
+
+    A team of one does what is asked without ``torch.distributed``; a larger one uses the default process group, whose
+    CPU tensors must have a backend (gloo), too.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def joined(cls) -> Team:
+        """Return the team of the process group that this process has joined."""
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the worker that reads and writes."""
+        return self.rank == 0
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """(rank, ranks), as the data sets take it."""
+        return self.rank, self.size
+
+    def from_first(self, work: Callable[[], T]) -> T:
+        """Return on every worker what ``work`` returns on the first, or raise its ``InputError``."""
+        if self.size == 1:
+            return work()
+        answer: list[Any] = [None, None]
+        if self.first:
+            try:
+                answer[0] = work()
+            except InputError as error:
+                answer[1] = error
+        dist.broadcast_object_list(answer)
+        if answer[1] is not None:
+            raise answer[1]
+        return answer[0]
+
+    def agree(self, work: Callable[[], T]) -> T:
+        """Return what ``work`` returns here; where it raises ``InputError`` on one worker, raise that on all of them."""
+        if self.size == 1:
+            return work()
+        result, problem = None, None
+        try:
+            result = work()
+        except InputError as error:
+            problem = f"worker {self.rank} on {socket.gethostname()}: {error}"
+        problems: list[str | None] = [None] * self.size
+        dist.all_gather_object(problems, problem)
+        found = [text for text in problems if text is not None]
+        if found:
+            raise InputError(found[0])
+        return result  # type: ignore[return-value]
+
+    def check_same(self, **facts: Any) -> None:
+        """Raise ``InputError``, naming workers and hosts, unless these facts are the same on all of them."""
+        if self.size == 1:
+            return
+        everyone: list[Any] = [None] * self.size
+        dist.all_gather_object(everyone, (socket.gethostname(), facts))
+        for key in facts:
+            values: dict[Any, str] = {}
+            for rank, (host, known) in enumerate(everyone):
+                values.setdefault(known[key], f"{known[key]!r} for worker {rank} on {host}")
+            if len(values) > 1:
+                name = key.replace("_", " ")
+                raise InputError(f"the workers of a trial do not see the same {name}: {', '.join(values.values())}")
+
+    def decided(self, *flags: bool) -> tuple[bool, ...]:
+        """Return the first worker's flags."""
+        if self.size == 1:
+            return flags
+        answer = torch.tensor(flags, dtype=torch.uint8)
+        dist.broadcast(answer, 0)
+        return tuple(bool(flag) for flag in answer.tolist())
+
+    def total(self, x: Tensor) -> Tensor:
+        """Return the sum of ``x`` over the workers."""
+        return x if self.size == 1 else _summed(x)
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """Return the workers' ``x`` one below the other, (ranks, ...), differentiable; a team of one adds no dimension."""
+        if self.size == 1:
+            return x
+        slots = [x if rank == self.rank else torch.zeros_like(x) for rank in range(self.size)]
+        return _summed(torch.stack(slots))  # nothing but zeros is added, so every worker has the very same numbers
+
+    def own(self, gathered: Tensor) -> Tensor:
+        """Return this worker's part of what ``gathered`` returned; of sums kept by another number of workers its share."""
+        if gathered.dim() == 0:
+            return gathered if self.first else torch.zeros_like(gathered)
+        if len(gathered) == self.size:
+            return gathered[self.rank]
+        return gathered.sum(0) if self.first else torch.zeros_like(gathered[0])
+
+    def accuracy(self, found: Accuracy) -> Accuracy:
+        """Return the counts of all workers together."""
+        if self.size == 1:
+            return found
+        counts = torch.tensor([found.correct, found.top5, found.seen, *found.predicted, *found.labelled])
+        correct, top5, seen, *histograms = _summed(counts).tolist()
+        classes = len(found.predicted)
+        return replace(
+            found,
+            correct=correct,
+            top5=top5,
+            seen=seen,
+            predicted=tuple(histograms[:classes]),
+            labelled=tuple(histograms[classes:]),
+        )
+
+
+SOLO = Team()
+
+
+# A custom operator, so that compiled code has it as one node; its gradient is the sum of the workers' gradients.
+@torch.library.custom_op("bench::summed", mutates_args=())
+def _summed(x: Tensor) -> Tensor:
+    """Return the sum of ``x`` over the workers, the same bits on each."""
+    y = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(y)
+    return y
+
+
+@_summed.register_fake
+def _(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+torch.library.register_autograd("bench::summed", lambda context, grad: _summed(grad.contiguous()))
+
+
+# --- gradients ---------------------------------------------------------------------------------------------------------
+
+
+class _Averaged(nn.Module):
+    """A forward function and the modules whose parameters it reads, as one module."""
+
+    def __init__(self, forward: Callable[..., Any], modules: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.modules_read = nn.ModuleList(modules)
+        self._forward = forward
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self._forward(*inputs)
+
+
+def averaged(forward: Callable[..., Any], modules: Iterable[nn.Module], team: Team) -> Callable[..., Any]:
+    """Return ``forward`` such that the gradients of the modules' parameters are averaged over the workers.
+
+    The mean over the workers' equal shares is the mean over the batch, so what a worker minimises is the mean over its
+    share. A parameter without a gradient on any worker (a branch at factor 0) keeps none: with
+    ``find_unused_parameters`` that is so, and the layout of the buckets, on which the order of summation depends, is
+    then the same from the first step on, so that a resumed trial adds in the order of one never stopped.
+    """
+    if team.size == 1:
+        return forward
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of a new name for broadcast_buffers that 2.11 does not know
+        return DistributedDataParallel(
+            _Averaged(forward, modules),
+            broadcast_buffers=False,
+            find_unused_parameters=True,
+            gradient_as_bucket_view=True,
+        )
+
+
+def keeping_gradients(forward: Callable[..., Any]) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which a backward pass adds to the gradients and leaves averaging them to the next one."""
+    return forward.no_sync() if isinstance(forward, DistributedDataParallel) else contextlib.nullcontext()
+
+
+# --- batch norm --------------------------------------------------------------------------------------------------------
+
+
+class SharedBatchNorm(_BatchNorm):
+    """Batch norm of (B, C, ...) whose statistics are over the global batch, or over groups of ``group`` images.
+
+    Without ``group`` a worker's mean and (population) variance are gathered, two numbers a channel, and combined:
+    ``M = mean_r m_r``, ``V = mean_r (v_r + (m_r - M)^2)``; the gradient goes back the same way, through one sum over
+    the workers. With ``group`` every ``group`` images in the order of the batch are normalised by their own statistics
+    and nothing crosses the workers; the running statistics take the mean over the groups (over the workers: see
+    ``settle_statistics``). Variances in the running statistics are unbiased, as in ``nn.BatchNorm2d``. Given a
+    ``factor`` it is that times batch norm, as in ``bench.layers.FactorBatchNorm``. On any device and backend.
+    """
+
+    def __init__(self, like: _BatchNorm, team: Team, group: int | None) -> None:
+        super().__init__(like.num_features, like.eps, like.momentum)
+        self.weight, self.bias = like.weight, like.bias
+        self.running_mean, self.running_var = like.running_mean, like.running_var
+        self.num_batches_tracked = like.num_batches_tracked
+        self.team, self.group = team, group
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, group={self.group}, workers={self.team.size}"
+
+    def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Return batch norm of ``x``, times ``factor`` where given; statistics in float32 at least."""
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if factor is not None:
+            weight, bias = weight * factor, bias * factor
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, False, 0.0, self.eps)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        grouped = wide.unflatten(0, (1 if self.group is None else -1, self.group or len(x)))  # (groups, images, C, ...)
+        dims = (1, *range(3, grouped.dim()))
+        variance, mean = torch.var_mean(grouped, dims, correction=0)
+        count = grouped.numel() // mean.numel()
+        if self.group is None and self.team.size > 1:
+            means, variances = self.team.gathered(torch.stack([mean, variance])).unbind(1)
+            mean = means.mean(0)
+            variance = (variances + (means - mean).square()).mean(0)
+            count *= self.team.size
+        self._track(mean.detach().mean(0), variance.detach().mean(0) * (count / max(count - 1, 1)))
+        scale = weight * torch.rsqrt(variance + self.eps)
+        shift = bias - mean * scale
+        shape = (len(mean), 1, -1, *(1,) * (grouped.dim() - 3))
+        return (grouped * scale.view(shape) + shift.view(shape)).flatten(0, 1).to(x.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        momentum = self.momentum
+        if momentum is None:  # a cumulative average, while statistics are re-estimated
+            momentum = 1.0 / float(self.num_batches_tracked)
+        for running, now in ((self.running_mean, mean), (self.running_var, variance)):
+            assert running is not None
+            running.mul_(1.0 - momentum).add_(now.to(running.dtype), alpha=momentum)
+
+
+def batch_norm_for(network: nn.Module, config: TrialConfig, team: Team) -> None:
+    """Give ``network`` the batch norm that the recipe means, in place; names of parameters and buffers stay.
+
+    The group over which statistics are taken is ``batch_norm_group`` images, or else the whole (micro-)batch over all
+    workers. One worker and no group keep PyTorch's own layers. With ``micro_batches`` = M the running statistics are
+    updated M times a step, each time with momentum 1 - (1 - m)^(1/M), so that they forget as fast as without.
+    That the workers' shares and the groups come out even is for ``bench.ranks.check_workers`` to see.
+    """
+    parts, group = config.micro_batches, config.batch_norm_group
+    if group == config.batch_size // parts and team.size > 1:
+        group = None  # the whole batch
+    for parent in list(network.modules()):
+        for name, module in list(parent.named_children()):
+            if not isinstance(module, _BatchNorm):
+                continue
+            if parts > 1 and module.momentum is not None:
+                module.momentum = 1.0 - (1.0 - module.momentum) ** (1.0 / parts)
+            if team.size > 1 or group is not None:
+                setattr(parent, name, SharedBatchNorm(module, team, group))
+
+
+@torch.no_grad()
+def settle_statistics(networks: Iterable[nn.Module], team: Team) -> None:
+    """Average running statistics over the workers where each has gathered those of its own groups."""
+    if team.size == 1:
+        return
+    norms = [m for network in networks for m in network.modules() if isinstance(m, SharedBatchNorm) and m.group]
+    buffers = [b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None]
+    if buffers:
+        mean = _summed(torch.cat(buffers)) / team.size
+        for buffer, part in zip(buffers, mean.split([len(b) for b in buffers]), strict=True):
+            buffer.copy_(part)
+
+
+def check_same_data(team: Team, data: Any, checksum: str | None, config: Mapping[str, Any]) -> None:
+    """Raise ``InputError`` unless all workers have the same images, in the same number, and the same configuration."""
+    team.check_same(
+        data=checksum,
+        number_of_training_images=data.train_count,
+        number_of_test_images=data.test_count,
+        configuration=repr(sorted(config.items())),
+        version_of_torch=torch.__version__,
+    )
