@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
+from pathlib import Path
 
 from bench.errors import InputError
 
@@ -35,6 +37,17 @@ def find_devices(requested: str | None) -> list[str]:
     if count == 0 or (match[1] and int(match[1]) >= count):
         raise InputError(f"--device {requested}: there is no such device here; found: {here}")
     return [f"cuda:{int(match[1])}"] if match[1] else [f"cuda:{n}" for n in range(count)]
+
+
+def cpu_name() -> str:
+    """Return the processor's model name, or its architecture where the system does not tell."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
 
 
 def cpu_count() -> int:

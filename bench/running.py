@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import statistics
 import sys
 import threading
 import time
@@ -31,10 +32,13 @@ from bench import registry
 from bench.config import TrialConfig
 from bench.errors import InputError
 from bench.locks import Busy
+from bench.packing import Room, crowded_out, enter
+from bench.permission import Grant, current, granted
 from bench.progress import Progress, duration, inert, percent
 from bench.store import FULL, Damaged, Newer, State, Store, StoreError, explain
 
 TRAIN = "bench.training.trial:run_trial"
+MACS = 100e6  # multiply-accumulates of an image, of a network that does not say
 
 
 class TrialLike(Protocol):
@@ -61,9 +65,11 @@ class Task:
     data_dir: str
     device: str = "cpu"
     threads: int = 1
+    pack: int = 1  # how many trials share its device at most
     retry: bool = False  # it had failed when this run was planned: try it again
     accept_other_hardware: bool = False
     function: str = TRAIN
+    grant: Grant = field(default_factory=current)  # code of the user's that it may import
 
 
 @dataclass(frozen=True)
@@ -126,21 +132,37 @@ def relative_cost(config: TrialConfig) -> float:
     """Return about how long a trial takes, in no particular unit: enough to start the longest first."""
     facts = registry.get("datasets", config.dataset["kind"]).facts
     images = config.train_size or facts.get("train_count") or 50_000
-    per_image = (
-        (0.05 + config.width) * config.width * registry.get("networks", config.network["kind"]).facts.get("macs", 1.0)
-    )
+    per_image = _step_cost(config)
     strategy = config.strategy
     if strategy["kind"] == "progressive":
         per_image *= {"concat": 1.9, "preactivation": 1.2}.get(strategy.get("merge", ""), 1.5)
-    elif strategy["kind"] == "apprentice" and isinstance(strategy.get("teacher"), dict):
-        teacher = strategy["teacher"].get("width", config.width)
-        per_image += teacher * teacher * (1.0 if strategy.get("scheme") == "A" else 0.4)
+    elif strategy["kind"] == "apprentice" and strategy.get("teacher"):
+        teacher = _step_cost(TrialConfig.model_validate(strategy["teacher"]))
+        per_image += teacher * (1.0 if strategy.get("scheme") == "A" else 1 / 3)  # trained with it, or forward alone
     return config.epochs * images * per_image
 
 
-def priorities(planned: Sequence[Planned]) -> dict[str, float]:
+def _step_cost(config: TrialConfig) -> float:
+    """Return the multiply-accumulates of an image at this width: the layers between first and last grow with its square."""
+    entry = registry.entries("networks").get(config.network["kind"])
+    macs = entry.facts.get("macs") if entry is not None else None
+    return (macs or MACS) * (0.05 + config.width) * config.width
+
+
+def costs(planned: Sequence[Planned], measured: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Return how long each trial takes: the seconds that were ``measured`` of its kind, else its share of operations.
+
+    The second are brought to seconds by the median over the trials of which both are known, where there are any.
+    """
+    relative = {p.id: relative_cost(p.config) for p in planned}
+    known = {id: seconds for id, seconds in (measured or {}).items() if id in relative}
+    scale = statistics.median(seconds / relative[id] for id, seconds in known.items()) if known else 1.0
+    return {id: known.get(id, scale * cost) for id, cost in relative.items()}
+
+
+def priorities(planned: Sequence[Planned], measured: Mapping[str, float] | None = None) -> dict[str, float]:
     """Return each trial's cost plus that of the longest chain of trials that wait for it."""
-    costs = {p.id: relative_cost(p.config) for p in planned}
+    taken = costs(planned, measured)
     waiting: dict[str, list[str]] = {}
     for p in planned:
         for needed in p.needs.values():
@@ -149,11 +171,11 @@ def priorities(planned: Sequence[Planned]) -> dict[str, float]:
 
     def rank(id: str) -> float:
         if id not in ranks:
-            ranks[id] = costs[id]  # stands while it is computed: a cycle must not hang us
-            ranks[id] += max((rank(other) for other in waiting.get(id, ()) if other in costs), default=0.0)
+            ranks[id] = taken[id]  # stands while it is computed: a cycle must not hang us
+            ranks[id] += max((rank(other) for other in waiting.get(id, ()) if other in taken), default=0.0)
         return ranks[id]
 
-    return {id: rank(id) for id in costs}
+    return {id: rank(id) for id in taken}
 
 
 # --- one trial -------------------------------------------------------------------------------------------------------
@@ -176,13 +198,13 @@ def execute(
     try:
         with store.lock(task.id) as lock:
             store.tidy(task.id)  # what a killed process was writing
-            settled = _settled(store, task)
+            settled = settle(store, task)
             if settled is not None:
                 store.tidy(task.id, finished=settled.status in ("done", "diverged"))
                 return settled
             if stop():
                 return Outcome(task.id, "stopped")
-            with _logged(store.log(task.id), isolated):
+            with _logged(store.log(task.id), isolated), granted(task.grant):
                 outcome = _train(store, task, lambda: lock.lost or stop(), on_epoch, began)
             if outcome.status == "stopped" and lock.lost:
                 return replace(outcome, status="busy", reason="another runner took it over: no sign of life from here")
@@ -195,7 +217,7 @@ def execute(
         return Outcome(task.id, "refused", str(error))
 
 
-def _settled(store: Store, task: Task) -> Outcome | None:
+def settle(store: Store, task: Task) -> Outcome | None:
     """Return the outcome of a trial that needs no training; make way for the training of one that does."""
     state = store.inspect(task.id, mine=True)
     if state.newer:
@@ -226,6 +248,7 @@ def _train(
     began: float,
 ) -> Outcome:
     try:
+        enter(task.pack)
         set_threads(task.threads)
         module, _, name = task.function.partition(":")
         train = getattr(importlib.import_module(module), name)
@@ -397,7 +420,9 @@ class Session:
     store: Store
     progress: Progress
     stop: Stop
+    room: Room = field(default_factory=lambda: Room({}))
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    said: set[str] = field(default_factory=set)  # notes of trials
     running: set[str] = field(default_factory=set)
     held: dict[str, str] = field(default_factory=dict)  # id -> who trains it elsewhere
     _looked: float = 0.0
@@ -410,10 +435,11 @@ class Session:
 
     def _queued(self) -> list[Task]:
         out = [t for id, t in self.tasks.items() if not (id in self.outcomes or id in self.running or id in self.held)]
-        return sorted(out, key=lambda task: -self.ranks.get(task.id, 0.0))
+        alone = self.room.alone
+        return sorted(out, key=lambda task: (task.id in alone, -self.ranks.get(task.id, 0.0)))
 
     def ready(self) -> list[Task]:
-        """Return the trials that can start now, the longest first."""
+        """Return the trials that can start now, the longest first; last those that want a device to themselves."""
         if self.stop.is_set():
             return []
         self._look_at_held()
@@ -440,18 +466,26 @@ class Session:
         """Return whether trials of ours wait for one that is being trained elsewhere."""
         return not self.stop.is_set() and bool(self.held) and bool(self._queued())
 
-    def started(self, id: str) -> None:
-        """A worker begins a trial."""
+    def started(self, id: str, device: str = "") -> None:
+        """A worker begins a trial on ``device`` (where the placement knows it)."""
         self.running.add(id)
+        self.room.begin(id, device)
         self.progress.started(id)
 
     def epoch(self, id: str, line: Mapping[str, Any]) -> None:
-        """A running trial recorded an epoch."""
-        self.progress.epoch(id, line)
+        """A running trial recorded an epoch, or has a ``note``, which is said once, whichever trial has it first."""
+        if "note" not in line:
+            self.progress.epoch(id, line)
+        elif line["note"] not in self.said:
+            self.said.add(line["note"])
+            self.progress.note(f"{self.progress.labels.get(id, id)}: {line['note']}")
 
     def finished(self, outcome: Outcome) -> None:
         """A worker is through with a trial."""
         self.running.discard(outcome.id)
+        accompanied = self.room.end(outcome.id)
+        if accompanied and outcome.status == "failed" and outcome.trained and crowded_out(outcome.reason):
+            return self._again_alone(outcome)
         if outcome.status == "busy":
             self.held[outcome.id] = outcome.reason
             return self.progress.paused(outcome.id)
@@ -462,6 +496,14 @@ class Session:
         self.progress.finished(outcome.id, str(outcome))
         if outcome.no_space:
             self.stop.set("no space left for records")
+
+    def _again_alone(self, outcome: Outcome) -> None:
+        """Put a trial that failed for lack of room back into the queue: once more, with its device to itself."""
+        self.room.alone.add(outcome.id)
+        self.tasks[outcome.id] = replace(self.tasks[outcome.id], retry=True, pack=1)
+        self.progress.paused(outcome.id)
+        label = self.progress.labels.get(outcome.id, outcome.id)
+        self.progress.note(f"{label}: {outcome.reason}, beside other trials; tried again alone")
 
     def died(self, id: str, reason: str, seconds: float = 0.0) -> None:
         """The process that ran a trial is gone."""
@@ -592,11 +634,15 @@ def _out_of_memory_kills() -> int:
 
 
 def run_pool(session: Session, devices: Sequence[str], jobs: int) -> None:
-    """Run the session's trials in ``jobs`` worker processes, worker k on device k modulo their number.
+    """Run the session's trials in worker processes, ``jobs`` at once, each where ``session.room`` has a place for it.
 
-    A worker is started when it is needed and kept for further trials; one that died, or whose trial failed, is
-    replaced. A second Ctrl-C kills all of them; every trial then goes on from its last checkpoint at the next run.
+    Without a room of its own the session shares ``jobs`` out evenly among ``devices``. A worker is started when it is
+    needed and kept for further trials of its device; one that died, or whose trial failed, is replaced. A second Ctrl-C
+    kills all of them; every trial then goes on from its last checkpoint at the next run.
     """
+    room = session.room
+    if not room.slots:
+        room.slots, room.total = dict.fromkeys(devices, -(-jobs // len(devices))), jobs
     workers: list[_Worker] = []
     kills = _out_of_memory_kills()
 
@@ -606,39 +652,45 @@ def run_pool(session: Session, devices: Sequence[str], jobs: int) -> None:
                 worker.process.terminate()  # SIGTERM: the worker stops at a checkpoint
 
     session.stop.hooks.append(tell)
-    spare = list(range(jobs))  # numbers of workers that do not run
-    numbers: dict[_Worker, int] = {}
 
     def drop(worker: _Worker, *, kill: bool) -> None:
         workers.remove(worker)
-        spare.append(numbers.pop(worker))
         worker.close(kill=kill)
+
+    def worker_for(device: str) -> _Worker | None:
+        """Return an idle worker of ``device`` or a new one; None where no further process can be started."""
+        for worker in workers:
+            if worker.task is None and worker.device == device:
+                return worker
+        try:
+            worker = _Worker(device)
+        except OSError as error:  # no memory, too many processes: go on with those there are
+            if not workers:
+                raise InputError(f"no worker process can be started: {error.strerror}") from error
+            return None
+        workers.append(worker)
+        return worker
 
     try:
         while True:
-            idle = [worker for worker in workers if worker.task is None]
-            while (idle or spare) and (task := session.take()):
-                if idle:
-                    worker = idle.pop()
-                else:
-                    number = min(spare)
-                    spare.remove(number)
-                    try:
-                        worker = _Worker(devices[number % len(devices)])
-                    except OSError as error:  # no memory, too many processes: go on with those there are
-                        if not workers:
-                            raise InputError(f"no worker process can be started: {error.strerror}") from error
-                        break
-                    workers.append(worker)
-                    numbers[worker] = number
+            waits = False
+            while (task := session.take()) is not None:  # strictly in turn: a large trial is not passed by for ever
+                device = room.device_for(task.id)
+                worker = worker_for(device) if device is not None else None
+                if worker is None:
+                    waits = True
+                    break
                 try:
                     worker.give(task)
                 except OSError:  # died while idle: nobody's trial
                     drop(worker, kill=True)
                     continue
-                session.started(task.id)
+                session.started(task.id, worker.device)
                 if session.stop.is_set():
                     tell()
+            if waits:  # what an idle process keeps of a GPU's memory is not there for the trial that waits
+                for worker in [w for w in workers if w.task is None and w.device.startswith("cuda")]:
+                    drop(worker, kill=False)
             busy = [worker for worker in workers if worker.task is not None]
             if not busy:
                 if session.waiting():

@@ -1,0 +1,38 @@
+"""Training functions for trials that share a device: one that notes when it ran, one that trains and kills a victim."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+
+import running_fakes
+
+
+def noted(config, trial_id, needs, store, data_dir, device, *, stop, on_epoch=None, accept_other_hardware=False):
+    """Train nothing (``running_fakes``); note device, beginning and end in ``times.jsonl``."""
+    begin = time.monotonic()
+    once = data_dir / f"full-{config.seed}"
+    try:
+        if once.exists():  # the first time it finds no room
+            once.unlink()
+            raise MemoryError
+        return running_fakes.train(config, trial_id, needs, store, data_dir, device, stop=stop, on_epoch=on_epoch)
+    finally:
+        with open(data_dir / "times.jsonl", "a") as file:
+            file.write(json.dumps([config.seed, device, begin, time.monotonic()]) + "\n")
+
+
+def victim(config, trial_id, needs, store, data_dir, device, *, stop, on_epoch=None, accept_other_hardware=False):
+    """Train really; the process of seed 0 is killed after its first epoch, the first time."""
+    from bench.training.trial import run_trial
+
+    def record(line):
+        on_epoch(line)
+        once = store.root / "killed"
+        if config.seed == 0 and not once.exists():
+            once.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return run_trial(config, trial_id, needs, store, data_dir, device, stop=stop, on_epoch=record)
