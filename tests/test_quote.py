@@ -128,4 +128,4 @@ def test_the_committed_pages_quote_the_committed_tables(page: str) -> None:
 def test_no_accuracy_or_gain_is_typed_by_hand(page: str) -> None:
     text = re.sub(r"<!--.*?<!--/-->", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
     text = re.sub(r"```.*?```|`[^`]*`|\[[^\]]*\]\([^)]*\)", "", text, flags=re.DOTALL)
-    assert not re.findall(r"[+-]\d+\.\d|\d+\.\d+ ?%|\d+\.\d ±", text)
+    assert not re.findall(r"(?<!\w)[+-]\d+\.\d|\d+\.\d+ ?%|\d+\.\d ±", text)

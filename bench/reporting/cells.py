@@ -97,12 +97,14 @@ def label(group: str, choice: Any) -> str:
     if not isinstance(choice, Mapping):
         return "" if choice is None else str(choice)
     kind = str(choice.get("kind", ""))
-    declared = registry.entries(group)
-    options = declared[kind].options if kind in declared else {}
+    entry = registry.find(group, kind)
+    options = entry.options if entry else {}
     shown = []
     for key, value in choice.items():
         spec = options.get(key, {})
         if key == "kind" or ("default" in spec and spec["default"] == value) or (value is None and not spec):
+            continue
+        if spec.get("shown") is False:
             continue
         if group == "datasets" and kind == "npz" and key == "name":
             kind = f"npz:{value}"

@@ -167,8 +167,13 @@ def _check_line(line: Mapping[str, Any], where: str) -> None:
 
 
 def _unique(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the lines without repeats: one trial may be wanted by several profiles."""
-    return list({(_place(line), line.get("id")): line for line in lines}.values())
+    """Return the lines without repeats: one trial of an arm may be wanted by several profiles, with and without an axis."""
+    found: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    for line in lines:
+        key = (_place(line),) if line.get("id") is None else (line.get("arm"), line.get("role"), line["id"])
+        if key not in found or len(line.get("grid") or {}) >= len(found[key].get("grid") or {}):
+            found[key] = line
+    return list(found.values())
 
 
 def _stored_text(store: Store, name: str) -> str:
