@@ -12,19 +12,25 @@ import argparse
 import gc
 import json
 import math
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from bench import datasets
+from bench import peers
 from bench.config import TrialConfig
-from bench.estimate import make_run
+from bench.datasets import throughput
+from bench.datasets.folders import resolve_data_dir
+from bench.devices import cpu_count
+from bench.estimate import at_once, make_run, step_at, synthetic
 from bench.store import write_atomic
 from bench.training import execution
 from bench.training.evaluate import EVALUATION_BATCH, evaluate
@@ -34,9 +40,12 @@ from bench.training.provenance import provenance
 SCHEMA = 1
 BATCH = 128
 ROUNDS = 7
+MODES = ("eager", "compiled", "captured", "packed")
+PACK = 8  # trials at once on a GPU; on the CPU one a core
 ON = {"kind": "constant", "until": 0.5}  # on at step 0, off at the last
 NETWORKS = (("svhn_convnet", 0.25), ("svhn_convnet", 1.0), ("resnet20", 1.0))
 MERGES = ("sum", "difference", "concat", "preactivation")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -62,11 +71,17 @@ class Case:
             {**full, "quantizer": self.quantizer, "bits": self.bits, "strategy": strategy}
         )
 
+    def row(self) -> dict[str, Any]:
+        """Return what a row says of it."""
+        row = {"quantizer": self.quantizer, "bits": self.bits, "strategy": self.strategy}
+        return {**row, "merge": self.merge, "factor_on": self.factor_on}
+
 
 UNIT = Case("full_precision", "32/32")
+PLAIN = Case("dorefa", "1/1")
 CASES = (
     UNIT,
-    Case("dorefa", "1/1"),
+    PLAIN,
     Case("dorefa", "1/2"),
     Case("dorefa", "2/2"),
     Case("dorefa_channelwise", "1/1"),
@@ -78,12 +93,7 @@ CASES = (
 )
 
 
-def synthetic(count: int = 4 * BATCH, size: int = 32) -> datasets.Arrays:
-    """Return ``count`` training and test images of random uint8 pixels, 10 classes."""
-    generator = np.random.default_rng(0)
-    pixels = generator.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-    labels = np.arange(count, dtype=np.int64) % 10
-    return datasets.Arrays(pixels, labels, pixels, labels, 10)
+# --- timing -----------------------------------------------------------------------------------------------------------
 
 
 def timed(action: Callable[[], object], device: str) -> float:
@@ -118,72 +128,180 @@ def summary(seconds: Sequence[float], unit: Sequence[float]) -> dict[str, float]
     }
 
 
-def _step(run: Run, factor_on: bool) -> Callable[[], None]:
-    at = 0 if factor_on else run.total_steps - 1
-
-    def action() -> None:
-        run.step = at
-        run.train_step()
-
-    return action
+# --- the floor --------------------------------------------------------------------------------------------------------
 
 
-def roofline(device: str) -> dict[str, float]:
-    """Return the measured rate of a matrix product (FLOP/s) and of a copy (bytes/s) on ``device``, float32."""
+def roofline(device: str, dtype: str) -> dict[str, float]:
+    """Return the measured rate of arithmetic in ``dtype`` (FLOP/s) and of a copy (bytes/s) on ``device``.
+
+    Arithmetic: the faster of a matrix product and a 3x3 convolution, which other libraries than the product's may do.
+    """
     n = 4096 if device.startswith("cuda") else 768
-    a = torch.randn(n, n, device=device)
-    flops = 2 * n**3 / min(timed(lambda: a @ a, device) for _ in range(7))
+    a = torch.randn(n, n, device=device).to(DTYPES[dtype])
+    flops = 2 * n**3 / min(timed(lambda: a @ a, device) for _ in range(25))
+    images = torch.randn(BATCH, 64, 32, 32, device=device).to(DTYPES[dtype]).to(memory_format=torch.channels_last)
+    kernel = torch.randn(64, 64, 3, 3, device=device).to(DTYPES[dtype]).to(memory_format=torch.channels_last)
+    work = 2 * images.numel() * 64 * 9
+    flops = max(flops, work / min(timed(lambda: F.conv2d(images, kernel, padding=1), device) for _ in range(25)))
     source = torch.empty(1 << 26, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     moved = 2 * source.numel() / min(timed(lambda: target.copy_(source), device) for _ in range(7))
     return {"flops_per_second": flops, "bytes_per_second": moved}
 
 
+@torch.no_grad()
+def step_bytes(run: Run, factor_on: bool) -> int:
+    """Return the bytes that a step of ``run`` has to move at least, were everything between two convolutions fused.
+
+    Of each convolution and linear layer the input and output once forward; backward the input and the gradients of both
+    once; of each weight: read forward and backward, its gradient written, Adam's pass over weight, gradient and two
+    moments (ten times four bytes). Activations at 4 bytes, at 2 in bf16.
+    """
+    moved = 0
+
+    def count(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        nonlocal moved
+        y: Tensor = output[0] if isinstance(output, tuple) else output
+        moved += 3 * inputs[0][0].numel() + 2 * y[0].numel()
+
+    layers = [module for module in run.network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    run.network.eval()
+    run.clock.set(0, 1.0 if factor_on else 0.0)
+    try:
+        size = run.network.input_size
+        run.network(torch.zeros(1, 3, size, size, device=run.device).to(memory_format=torch.channels_last))
+    finally:
+        for handle in handles:
+            handle.remove()
+        run.network.train()
+    weights = sum(p.numel() for p in run.network.parameters())
+    return (4 if run.config.precision == "fp32" else 2) * moved * run.config.batch_size + 40 * weights
+
+
+def floor_seconds(run: Run, factor_on: bool, rates: dict[str, float]) -> float:
+    """Return what the arithmetic of a step costs at the measured rates: its operations or its bytes, the longer."""
+    operations = run.step_flops(factor_on) / rates["flops_per_second"]
+    return max(operations, step_bytes(run, factor_on) / rates["bytes_per_second"])
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def _peer_step(layer: peers.Layer, run: Run, width: float, device: str, mode: str) -> Callable[[], None]:
+    """Return a training step of a peer's network on the batches of ``run``."""
+    network = peers.svhn_convnet(layer, width).to(device).to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
+    forward = torch.compile(network) if mode != "eager" else network
+
+    def action() -> None:
+        images, labels = run.data.train_batch(0)
+        with run._autocast():
+            loss = F.cross_entropy(forward(images), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return action
+
+
+def _allocated(device: str) -> int:
+    return torch.cuda.memory_allocated(device) if device.startswith("cuda") else 0
+
+
 def measure(
     network: str, width: float, mode: str, dtype: str, device: str, rounds: int, rates: dict[str, float]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one network: every case's step, then the data pipeline and evaluation alone."""
-    arrays = synthetic()
-    runs, first = [], []
+    """Yield the rows of one network: every case's step, peers, then the data pipeline and evaluation alone.
+
+    Peak memory is known of a row on a GPU, where the rows' tensors can be told apart.
+    """
+    arrays = synthetic(4 * BATCH)
+    runs, actions, first = [], [], []
+    memory: list[int | None] = []
     for case in CASES:
+        before = _allocated(device)
+        execution.reset_peak_memory(device)
         run = make_run(case.config(network, width, dtype), arrays, device, mode)
-        begin = time.perf_counter()
-        _step(run, case.factor_on)()
-        first.append(time.perf_counter() - begin)
+        actions.append(step_at(run, 0 if case.factor_on else run.total_steps - 1))
+        first.append(timed(actions[-1], device))
+        memory.append(execution.peak_memory(device) - before if device.startswith("cuda") else None)
         runs.append(run)
-    actions = [_step(run, case.factor_on) for case, run in zip(CASES, runs, strict=True)]
     unit_run = runs[0]
     data = unit_run.data
     fixed = data.train_batch(0)
 
     def without_data() -> None:
-        loss, _ = unit_run.forward(*fixed)
         unit_run.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        unit_run.backward(*fixed)
         unit_run.optimizer.step()
 
     def evaluation() -> None:
         evaluate(runs[1].network, data.test_batches(EVALUATION_BATCH), 10)
 
-    extra = [("training without data", without_data, BATCH), ("data", lambda: data.train_batch(0), BATCH)]
-    extra.append(("evaluation", evaluation, data.test_count))
+    extra: list[tuple[dict[str, Any], Callable[[], object], int]] = [
+        ({"kind": "training without data"}, without_data, BATCH),
+        ({"kind": "data"}, lambda: data.train_batch(0), BATCH),
+        ({"kind": "evaluation"}, evaluation, data.test_count),
+    ]
+    for name, layer in peers.installed().items() if network == "svhn_convnet" else ():
+        about: dict[str, Any] = {
+            "kind": "peer",
+            "peer": name,
+            "what": peers.WHAT[name],
+            "quantizer": name,
+            "bits": "1/1",
+        }
+        try:
+            action = _peer_step(layer, unit_run, width, device, mode)
+            about["first_step_seconds"] = timed(action, device)
+        except Exception as error:  # a library that cannot be compiled, or does not know this torch
+            print(f"bench speed: {name} in mode {mode} cannot be measured ({type(error).__name__})", file=sys.stderr)
+            continue
+        extra.append((about, action, BATCH))
     taken = interleaved([*actions, *(action for _, action, _ in extra)], device, rounds)
     common = {"network": network, "width": width, "mode": mode, "dtype": dtype, "batch_size": BATCH}
-    for case, run, seconds, start in zip(CASES, runs, taken, first, strict=False):
-        cost = run.step_flops(case.factor_on)
-        row: dict[str, Any] = {**common, "quantizer": case.quantizer, "bits": case.bits, "strategy": case.strategy}
-        row |= {"merge": case.merge, "factor_on": case.factor_on, **summary(seconds, taken[0])}
+    for case, run, seconds, start, peak in zip(CASES, runs, taken, first, memory, strict=False):
+        row: dict[str, Any] = {**common, **case.row(), **summary(seconds, taken[0])}
         row["images_per_second"] = BATCH / row["seconds"]
-        row["roofline_share"] = cost / rates["flops_per_second"] / row["seconds"]
+        row["operations"] = run.step_flops(case.factor_on)
+        row["roofline_share"] = floor_seconds(run, case.factor_on, rates) / row["seconds"]
         row["first_step_seconds"] = start
-        row["peak_memory_bytes"] = execution.peak_memory(device)
+        row["peak_memory_bytes"] = peak
         yield row
-    for (kind, _, images), seconds in zip(extra, taken[len(CASES) :], strict=True):
+    for (about, _, images), seconds in zip(extra, taken[len(CASES) :], strict=True):
+        row = {**common, **about, **summary(seconds, taken[0])}
+        yield {**row, "images_per_second": images / row["seconds"]}
+
+
+def measure_packed(network: str, width: float, dtype: str, device: str, rounds: int) -> Iterator[dict[str, Any]]:
+    """Yield rows of several trials at once, each in a process: the unit and DoReFa 1/1.
+
+    ``seconds`` of a step of one among them, ``images_per_second`` of all; ``throughput`` is that over the throughput of
+    one process alone in the same rounds.
+    """
+    cuda = device.startswith("cuda")
+    count, inner = (PACK, "captured") if cuda else (cpu_count(), "eager")
+    cases = (UNIT, PLAIN)
+    try:
+        found = at_once([case.config(network, width, dtype) for case in cases], count, device, inner, rounds)
+    except EOFError:
+        print(f"bench speed: {network} {width:g}x packed: a process is gone (out of memory?)", file=sys.stderr)
+        return
+    unit = [statistics.mean(each) for each in found[0].together]
+    for case, result in zip(cases, found, strict=True):
+        seconds = [statistics.mean(each) for each in result.together]
+        rates = [sum(1.0 / one for one in each) for each in result.together]
+        row = {"network": network, "width": width, "mode": "packed", "packed_mode": inner, "dtype": dtype}
         yield {
-            **common,
-            "kind": kind,
-            **summary(seconds, taken[0]),
-            "images_per_second": images / statistics.median(seconds),
+            **row,
+            "batch_size": BATCH,
+            "processes": count,
+            **case.row(),
+            **summary(seconds, unit),
+            "images_per_second": BATCH * statistics.median(rates),
+            "throughput": statistics.median(r * alone for r, alone in zip(rates, result.alone, strict=True)),
+            "peak_memory_bytes": max(result.memory),
         }
 
 
@@ -194,21 +312,18 @@ def dtypes(device: str) -> list[str]:
 
 def modes(device: str) -> list[str]:
     """Return the modes that can be had on ``device``."""
-    return ["eager", "compiled"] if device.startswith("cuda") or execution.has_compiler() else ["eager"]
+    compiles = execution.has_compiler()
+    possible = {"eager": True, "compiled": compiles, "captured": compiles and device.startswith("cuda"), "packed": True}
+    return [mode for mode in MODES if possible[mode]]
 
 
 def _text(row: dict[str, Any]) -> str:
-    name = row.get("kind") or " ".join(
-        str(part)
-        for part in (
-            row["quantizer"],
-            row["bits"],
-            row["strategy"] if row["strategy"] != "plain" else "",
-            row["merge"] or "",
-            "" if row["merge"] is None else ("f > 0" if row["factor_on"] else "f = 0"),
-        )
-        if part
-    )
+    parts = [row.get("quantizer"), row.get("bits"), row.get("strategy", "plain").replace("plain", ""), row.get("merge")]
+    if row.get("merge") is not None:
+        parts.append("f > 0" if row["factor_on"] else "f = 0")
+    if "processes" in row:
+        parts.append(f"{row['processes']} at once, {row['throughput']:.2f} times one")
+    name = row["kind"] if row.get("kind") not in (None, "peer") else " ".join(part for part in parts if part)
     return (
         f"{row['network']:13s}{row['width']:5g}x {row['mode']:9s}{row['dtype']:5s} {name:44s}"
         f"{1e3 * row['seconds']:9.2f} ms  ±{100 * row['spread']:4.0f} %  ratio {row['ratio']:5.2f}  "
@@ -217,31 +332,63 @@ def _text(row: dict[str, Any]) -> str:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure everything on every device of this machine, print a line a row, write ``--json``."""
+    """Measure everything on every device of this machine, or ``--images`` alone; print a line a row, write ``--json``."""
+    if args.images is not None:
+        return _images(args)
     devices = ["cuda:0", "cpu"] if torch.cuda.is_available() else ["cpu"]
+    rounds = args.rounds or ROUNDS
     rows: list[dict[str, Any]] = []
+    rates: dict[str, Any] = {}
+    load = [_load_average()]
     for device in devices:
         kind = device.partition(":")[0]
         name = torch.cuda.get_device_name(device) if kind == "cuda" else execution.cpu_name()
-        rates = roofline(device)
-        print(
-            f"{name}: {rates['flops_per_second'] / 1e9:,.0f} GFLOP/s, {rates['bytes_per_second'] / 1e9:,.1f} GB/s"
-            f"{', one thread' if kind == 'cpu' else ''}",
-            flush=True,
-        )
+        execution.apply(execution.decide(UNIT.config("resnet20", 1.0, "fp32"), 0, device))
+        rates[name] = {dtype: roofline(device, dtype) for dtype in dtypes(device)}
+        for dtype, rate in rates[name].items():
+            print(
+                f"{name}: {dtype} {rate['flops_per_second'] / 1e9:,.0f} GFLOP/s, "
+                f"{rate['bytes_per_second'] / 1e9:,.1f} GB/s{', one thread' if kind == 'cpu' else ''}",
+                flush=True,
+            )
+        chosen = [args.mode] if args.mode else modes(device)
         for network, width in NETWORKS:
-            for mode in [args.mode] if args.mode else modes(device):
+            for mode in [mode for mode in chosen if mode in modes(device)]:
                 for dtype in dtypes(device):
-                    rounds = args.rounds or ROUNDS
-                    for row in measure(network, width, mode, dtype, device, rounds, rates):
+                    if mode == "packed":
+                        found = measure_packed(network, width, dtype, device, rounds)
+                    else:
+                        found = measure(network, width, mode, dtype, device, rounds, rates[name][dtype])
+                    for row in found:
                         if not all(math.isfinite(v) for v in row.values() if isinstance(v, float)):
                             print(f"bench speed: a measurement of {network} is not finite", file=sys.stderr)
                         rows.append({"device": name, **row})
                         print(_text(row), flush=True)
                     gc.collect()
-    if args.json is not None:
-        source = provenance(None)
-        document = {"schema": SCHEMA, "device": rows[0]["device"], "versions": source["versions"], "rows": rows}
-        document |= {"commit": source["commit"], "dirty": source["dirty"]}
-        write_atomic(args.json, (json.dumps(document, indent=1) + "\n").encode())
+    _write(args.json, rows, {"rates": rates, "load_average": [*load, _load_average()]})
     return 0
+
+
+def _images(args: argparse.Namespace) -> int:
+    """Measure the ways to read a folder of photographs, on the CPU."""
+    torch.set_num_threads(1)
+    rows, load = [], [_load_average()]
+    for row in throughput.measure(args.images, resolve_data_dir(args.data), args.rounds or ROUNDS):
+        rows.append({"device": execution.cpu_name(), **row})
+        print(throughput.text(row), flush=True)
+    _write(args.json, rows, {"load_average": [*load, _load_average()]})
+    return 0
+
+
+def _write(path: Path | None, rows: list[dict[str, Any]], more: dict[str, Any]) -> None:
+    """Write the measurements, where a file was asked for."""
+    if path is None:
+        return
+    source = provenance(None)
+    document = {"schema": SCHEMA, "device": rows[0]["device"], "versions": source["versions"], "rows": rows}
+    document |= {**more, "commit": source["commit"], "dirty": source["dirty"]}
+    write_atomic(path, (json.dumps(document, indent=1) + "\n").encode())
+
+
+def _load_average() -> float | None:
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
