@@ -14,6 +14,7 @@ def noted(config, trial_id, needs, store, data_dir, device, *, stop, on_epoch=No
     """Train nothing (``running_fakes``); note device, beginning and end in ``times.jsonl``."""
     begin = time.monotonic()
     once = data_dir / f"full-{config.seed}"
+    meet(config.seed, data_dir)
     try:
         if once.exists():  # the first time it finds no room
             once.unlink()
@@ -22,6 +23,18 @@ def noted(config, trial_id, needs, store, data_dir, device, *, stop, on_epoch=No
     finally:
         with open(data_dir / "times.jsonl", "a") as file:
             file.write(json.dumps([config.seed, device, begin, time.monotonic()]) + "\n")
+
+
+def meet(seed, data_dir):
+    """Wait, where ``meet.json`` lists this seed, until all that it lists have begun: how busy a machine is then no matter."""
+    path = data_dir / "meet.json"
+    expected = json.loads(path.read_text()) if path.exists() else []
+    (data_dir / f"begun-{seed}").touch()
+    end = time.monotonic() + 60
+    while seed in expected and time.monotonic() < end:
+        if all((data_dir / f"begun-{other}").exists() for other in expected):
+            return
+        time.sleep(0.02)
 
 
 def victim(config, trial_id, needs, store, data_dir, device, *, stop, on_epoch=None, accept_other_hardware=False):

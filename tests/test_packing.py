@@ -205,7 +205,7 @@ class TestPlacement:
         here = Path(__file__).parent
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(here.parent), str(here)]))
         (files / "data" / "full-0").touch()
-        (files / "data" / "behaviour.json").write_text(json.dumps({"1": "slow"}))
+        (files / "data" / "meet.json").write_text("[0, 1]")
         assert self.run(files, "--jobs", "2", "--seeds", "2") == 0
         assert [seed for seed, *_ in self.times(files)].count(0) == 2
         assert "tried again alone" in capsys.readouterr().out
@@ -223,6 +223,7 @@ class TestPlacement:
             assert share is None and set(configs) == set(ids.values())
             return Room({"cuda:0": 8}, 4, {"cuda:0": 10.0}, needs), "as measured"
 
+        (files / "data" / "meet.json").write_text("[0, 1]")
         monkeypatch.setattr("bench.devices.find_devices", lambda requested: ["cuda:0"])
         monkeypatch.setattr(packing, "make_room", room)
         monkeypatch.setattr(
