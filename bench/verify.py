@@ -213,7 +213,7 @@ def _revised(document: dict[str, Any], where: str = "") -> Iterator[tuple[str, d
 def _run_again(store: Store, again: Store, trial: _Trial, data_dir: Path, devices: list[str], function: str) -> Stop:
     """Train a trial in the store ``again``; its needs come from ``store`` where it has weights, else are trained."""
     trials: list[TrialLike] = []
-    for needed in trial.needs.values():
+    for needed in dict.fromkeys(trial.needs.values()):  # one trial may be both teacher and start
         if (store.folder(needed) / "weights.pt").exists() and store.status(needed) == "done":
             again.folder(needed).parent.mkdir(parents=True, exist_ok=True)
             again.folder(needed).symlink_to(store.folder(needed).resolve())

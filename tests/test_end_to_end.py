@@ -153,6 +153,25 @@ def test_verify_says_identical(ran):
     assert done.returncode == 0 and "identical" in done.stdout, done.stdout + done.stderr
 
 
+def test_verify_of_a_trial_that_needs_one_other_twice(tmp_path):
+    file = tmp_path / "twice.toml"  # the teacher of scheme C is the network it starts from
+    file.write_text(
+        TINY[: TINY.index("[grid]")]
+        + """
+[[arms]]
+name = "Apprentice"
+quantizer = "dorefa"
+bits = "1/1"
+strategy = { kind = "apprentice", scheme = "C" }
+"""
+    )
+    assert bench("run", file, "--no-ray", "--results", tmp_path / "runs").returncode == 0
+    trial = next(t for t in load_experiment(file).trials if t.needs)
+    assert len(trial.needs) == 2 and len(set(trial.needs.values())) == 1
+    done = bench("verify", str(trial.id), "--results", tmp_path / "runs")
+    assert done.returncode == 0 and "identical" in done.stdout, done.stderr
+
+
 def test_a_misspelt_key_ends_before_training(tmp_path):
     file = tmp_path / "wrong.toml"
     file.write_text(TINY.replace("batch_size", "bacth_size"))
