@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from bench import peers
 from bench.config import TrialConfig
@@ -209,23 +210,44 @@ def _allocated(device: str) -> int:
     return torch.cuda.memory_allocated(device) if device.startswith("cuda") else 0
 
 
+def _peak_memory_cpu(run: Run, action: Callable[[], None]) -> int:
+    """Return the bytes of all tensors at the peak of a step on the CPU: weights, moments, gradients and what it allocates.
+
+    The libraries' own scratch memory is not among them, nor are the images.
+    """
+    networks = [run.network, *run.trained.values(), *run.strategy.forward_only()]
+    tensors = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
+    tensors += [tensor.grad for tensor in tensors if tensor.grad is not None]
+    tensors += [value for state in run.optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    live = peak = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        action()
+    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
 def measure(
     network: str, width: float, mode: str, dtype: str, device: str, rounds: int, rates: dict[str, float]
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of one network: every case's step, peers, then the data pipeline and evaluation alone.
 
-    Peak memory is known of a row on a GPU, where the rows' tensors can be told apart.
+    In other modes and precisions also the eager step of DoReFa 1/1 in fp32, in the same rounds, to compare modes by.
     """
     arrays = synthetic(4 * BATCH)
     runs, actions, first = [], [], []
-    memory: list[int | None] = []
+    memory: list[int] = []
     for case in CASES:
         before = _allocated(device)
         execution.reset_peak_memory(device)
         run = make_run(case.config(network, width, dtype), arrays, device, mode)
         actions.append(step_at(run, 0 if case.factor_on else run.total_steps - 1))
         first.append(timed(actions[-1], device))
-        memory.append(execution.peak_memory(device) - before if device.startswith("cuda") else None)
+        on_gpu = device.startswith("cuda")
+        memory.append(execution.peak_memory(device) - before if on_gpu else _peak_memory_cpu(run, actions[-1]))
         runs.append(run)
     unit_run = runs[0]
     data = unit_run.data
@@ -244,6 +266,9 @@ def measure(
         ({"kind": "data"}, lambda: data.train_batch(0), BATCH),
         ({"kind": "evaluation"}, evaluation, data.test_count),
     ]
+    if (mode, dtype) != ("eager", "fp32"):
+        reference = make_run(PLAIN.config(network, width, "fp32"), arrays, device, "eager")
+        extra.append(({"kind": "eager fp32"}, step_at(reference, 0), BATCH))
     for name, layer in peers.installed().items() if network == "svhn_convnet" else ():
         about: dict[str, Any] = {
             "kind": "peer",

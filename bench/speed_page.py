@@ -1,6 +1,7 @@
 """The tables of ``docs/performance.md`` from ``docs/speed/*.json``: ``python -m bench.speed_page`` writes them anew.
 
-A table stands between ``<!-- speed: FILE TABLE DTYPE -->`` and ``<!-- end -->``, for instance ``amd-epyc.json ratios fp32``.
+A table stands between ``<!-- speed: FILE TABLE DTYPE -->`` and ``<!-- end -->``, for instance ``amd-epyc.json ratios fp32``;
+that of the modes is over all precisions, ``amd-epyc.json modes all``.
 """
 
 from __future__ import annotations
@@ -117,7 +118,40 @@ def aims(document: Row, dtype: str) -> str:
     return _table(["", "at most", *columns], lines)
 
 
-TABLES = {"aims": aims, "ratios": ratios, "rates": rates, "machine": machine}
+def modes(document: Row) -> str:
+    """Return how many times as many images a second each mode and precision trains as eager fp32: DoReFa 1/1.
+
+    The eager step was measured in the same rounds; several trials at once are compared with one of them alone.
+    """
+    found: dict[str, dict[str, str]] = {}
+    reference: dict[tuple[str, str], float] = {}
+    rows = [r for r in document["rows"] if r["mode"] != "eager" or r["dtype"] != "fp32"]
+    for row in rows:
+        if row.get("kind") == "eager fp32":
+            reference[_column(row), row["dtype"]] = row["ratio"]
+    for row in rows:
+        if "kind" in row or (row["quantizer"], row["bits"], row["strategy"]) != ("dorefa", "1/1", "plain"):
+            continue
+        times = row["throughput"] if "processes" in row else reference[_column(row), row["dtype"]] / row["ratio"]
+        many = f", {row['processes']} at once, over one of them" if "processes" in row else ""
+        name = f"{row['mode']} {row['dtype']}{many}"
+        found.setdefault(name, {})[f"{row['network']} {row['width']:g}x"] = f"{times:.2f}"
+    columns = list(dict.fromkeys(column for cells in found.values() for column in cells))
+    return _table(["", *columns], [[name, *(cells.get(c, "") for c in columns)] for name, cells in found.items()])
+
+
+def memory(document: Row, dtype: str) -> str:
+    """Return the table of peak memory of a step in megabytes, for the rows that differ."""
+    rows = [r for r in document["rows"] if r["dtype"] == dtype and r.get("peak_memory_bytes") and "processes" not in r]
+    columns = list(dict.fromkeys(map(_column, rows)))
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows:
+        name = _name(row).removesuffix(", ms")
+        cells.setdefault(name, {})[_column(row)] = f"{row['peak_memory_bytes'] / 1e6:.0f}"
+    return _table(["MB", *columns], [[name, *(found.get(c, "") for c in columns)] for name, found in cells.items()])
+
+
+TABLES = {"aims": aims, "ratios": ratios, "rates": rates, "machine": machine, "memory": memory}
 
 
 def filled(text: str, folder: Path) -> str:
@@ -125,7 +159,8 @@ def filled(text: str, folder: Path) -> str:
 
     def table(found: re.Match[str]) -> str:
         document = json.loads((folder / found[2]).read_text(encoding="utf-8"))
-        return f"{found[1]}{TABLES[found[3]](document, found[4])}\n{found[5]}"
+        table = modes(document) if found[3] == "modes" else TABLES[found[3]](document, found[4])
+        return f"{found[1]}{table}\n{found[5]}"
 
     return _MARKED.sub(table, text)
 

@@ -55,5 +55,6 @@ def crop_flip(images: Tensor, draws: Tensor) -> Tensor:
     places = (draws[:, :2] * (2 * PAD + 1)) >> 32
     windows = padded.unfold(1, height, 1).unfold(2, width, 1).permute(0, 1, 2, 4, 5, 3)
     cropped = windows[torch.arange(count, device=images.device), places[:, 0], places[:, 1]]
-    mirrored = (draws[:, 2] >> 31).to(torch.bool)
-    return torch.where(mirrored[:, None, None, None], cropped.flip(2), cropped)
+    # a choice as bytes that wrap around: torch.where takes ten times as long on a CPU
+    mirrored = (draws[:, 2] >> 31).to(torch.uint8)[:, None, None, None]
+    return cropped.flip(2).sub_(cropped).mul_(mirrored).add_(cropped)
