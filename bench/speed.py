@@ -364,7 +364,10 @@ def main(args: argparse.Namespace) -> int:
     rounds = args.rounds or ROUNDS
     rows: list[dict[str, Any]] = []
     rates: dict[str, Any] = {}
-    load = [_load_average()]
+    load, complete = [_load_average()], True
+    os.environ.setdefault(
+        "KINETO_LOG_LEVEL", "6"
+    )  # the profiler, which counts memory, otherwise reports to the terminal
     for device in devices:
         kind = device.partition(":")[0]
         name = torch.cuda.get_device_name(device) if kind == "cuda" else execution.cpu_name()
@@ -384,14 +387,25 @@ def main(args: argparse.Namespace) -> int:
                         found = measure_packed(network, width, dtype, device, rounds)
                     else:
                         found = measure(network, width, mode, dtype, device, rounds, rates[name][dtype])
-                    for row in found:
-                        if not all(math.isfinite(v) for v in row.values() if isinstance(v, float)):
-                            print(f"bench speed: a measurement of {network} is not finite", file=sys.stderr)
-                        rows.append({"device": name, **row})
-                        print(_text(row), flush=True)
+                    complete &= _collect({"device": name}, found, rows, f"{network} {width:g}x {mode} {dtype}")
                     gc.collect()
-    _write(args.json, rows, {"rates": rates, "load_average": [*load, _load_average()]})
-    return 0
+                    if rows:
+                        _write(args.json, rows, {"rates": rates, "load_average": [*load, _load_average()]})
+    return 0 if complete else 1
+
+
+def _collect(about: dict[str, Any], found: Iterator[dict[str, Any]], rows: list[dict[str, Any]], what: str) -> bool:
+    """Print and append the rows of ``found``; return False where measuring failed, so that the rest can still be done."""
+    try:
+        for row in found:
+            if not all(math.isfinite(v) for v in row.values() if isinstance(v, float)):
+                print(f"bench speed: a measurement of {what} is not finite", file=sys.stderr)
+            rows.append({**about, **row})
+            print(_text(row), flush=True)
+    except Exception as error:  # of a compiler or a device
+        print(f"bench speed: {what} cannot be measured ({type(error).__name__}: {error})", file=sys.stderr)
+        return False
+    return True
 
 
 def _images(args: argparse.Namespace) -> int:

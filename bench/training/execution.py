@@ -151,10 +151,12 @@ def apply(execution: Mapping[str, Any]) -> None:
 def _set_up_compiler() -> None:
     """Have compiled code chosen without timing, and kept among the user's caches, where every trial finds it again."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
-    import torch._inductor.config as inductor  # slow to import, and not needed by eager trials
+    import torch._dynamo.config as dynamo  # slow to import, and not needed by eager trials
+    import torch._inductor.config as inductor
 
     inductor.deterministic = True
     inductor.max_autotune = inductor.coordinate_descent_tuning = False
+    dynamo.recompile_limit = 64  # of one step's code: every network, stage and precision of a process counts
 
 
 def keep_freed_memory() -> None:
