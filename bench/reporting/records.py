@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.config import parse_bits
+from bench.config import FIELDS, parse_bits
 from bench.errors import InputError
 from bench.store import Store, StoreError
 
@@ -288,7 +288,10 @@ def _take_trial(row: dict[str, Any], trial: Mapping[str, Any], id: str) -> None:
 
 
 def _checked(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a recorded configuration whose fields that tables are made of have the right types."""
+    """Return a recorded configuration whose fields that tables are made of have the right types.
+
+    Fields that came after the record have their defaults, which is what it was made with: its identity is the same.
+    """
     for key in ("dataset", "network", "quantizer", "strategy"):
         if not isinstance(config.get(key), dict) or not isinstance(config[key].get("kind"), str):
             raise _Wrong(f"trial.json: config.{key}: expected a table with a kind")
@@ -301,7 +304,8 @@ def _checked(config: dict[str, Any]) -> dict[str, Any]:
         parse_bits(config.get("bits"))
     except InputError as error:
         raise _Wrong(f"trial.json: config.{error}") from None
-    return config
+    later = {name: info.get_default() for name, info in FIELDS.items() if not info.is_required() and name not in config}
+    return later | config
 
 
 def _table(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
