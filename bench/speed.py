@@ -237,6 +237,8 @@ def measure(
 
     In other modes and precisions also the eager step of DoReFa 1/1 in fp32, in the same rounds, to compare modes by.
     """
+    if mode == "compiled":
+        torch._dynamo.reset()  # what other networks were compiled to, of which a process keeps a limited number
     arrays = synthetic(4 * BATCH)
     runs, actions, first = [], [], []
     memory: list[int] = []
