@@ -104,6 +104,38 @@ class TestRows:
         out, err = capsys.readouterr()
         assert "images/s" in out and "broken in mode eager cannot be measured (ZeroDivisionError)" in err
 
+    def test_a_mode_that_fails_costs_no_other_and_what_was_measured_is_kept(self, tmp_path, monkeypatch, capsys):
+        def broken(*_):
+            yield row
+            raise RuntimeError("no compiler today")
+
+        row = {"network": "resnet20", "width": 1.0, "mode": "eager", "dtype": "fp32", "kind": "data", "spread": 0.1}
+        row |= {"seconds": 0.01, "ratio": 0.1, "images_per_second": 1e4}
+        monkeypatch.setattr(speed, "NETWORKS", (("resnet20", 1.0),))
+        monkeypatch.setattr(speed, "modes", lambda device: ["eager", "packed"])
+        monkeypatch.setattr(speed, "dtypes", lambda device: ["fp32"])
+        monkeypatch.setattr(speed, "measure", broken)
+        monkeypatch.setattr(speed, "measure_packed", lambda *_: iter([{**row, "mode": "packed"}]))
+        file = tmp_path / "speed.json"
+        assert speed.main(argparse.Namespace(json=file, rounds=2, mode=None, images=None)) == 1
+        assert [r["mode"] for r in json.loads(file.read_text())["rows"]] == ["eager", "packed"]
+        assert "resnet20 1x eager fp32 cannot be measured (RuntimeError: no compiler today)" in capsys.readouterr().err
+
+    def test_peak_memory_is_what_is_held_and_what_a_step_adds(self):
+        run = estimate.make_run(speed.UNIT.config("svhn_convnet", 0.125, "fp32"), estimate.synthetic(128), "cpu")
+        held = []
+
+        def action() -> None:
+            big = torch.empty(1 << 22)  # 16 MB
+            del big
+            held.append(torch.empty(1 << 20))  # 4 MB
+
+        weights = sum(t.numel() * t.element_size() for t in (*run.network.parameters(), *run.network.buffers()))
+        assert speed._peak_memory_cpu(run, action) == pytest.approx(weights + (16 << 20), abs=4096)
+        assert speed._peak_memory_cpu(run, lambda: (action(), action())) == pytest.approx(
+            weights + (20 << 20), abs=4096
+        )
+
     def test_several_at_once(self, monkeypatch):
         monkeypatch.setattr(speed, "BATCH", 8)
         monkeypatch.setattr(speed, "cpu_count", lambda: 2)
@@ -218,3 +250,15 @@ class TestPage:
         assert table[0] == "| | resnet20 1x eager |"
         assert table[2:4] == ["| full precision, ms | 50.0 |", "| dorefa 1/1 | 1.20 |"]
         assert "| resnet20 1x eager | 5,120 |" in speed_page.rates({"rows": rows}, "fp32")
+
+    def test_modes_are_compared_with_the_eager_step_of_the_same_rounds(self):
+        common = {"network": "resnet20", "width": 1.0, "mode": "compiled", "dtype": "bf16"}
+        packed = {**common, **speed.PLAIN.row(), "mode": "packed", "ratio": 1.0, "throughput": 1.9, "processes": 2}
+        rows = [
+            {**common, **speed.PLAIN.row(), "ratio": 1.2, "peak_memory_bytes": 5_000_000},
+            {**common, "kind": "eager fp32", "ratio": 1.8},
+            packed,
+        ]
+        table = speed_page.modes({"rows": rows}).splitlines()
+        assert table[2:] == ["| compiled bf16 | 1.50 |", "| packed bf16, 2 at once, over one of them | 1.90 |"]
+        assert speed_page.memory({"rows": rows}, "bf16").splitlines()[2:] == ["| dorefa 1/1 | 5 |"]
