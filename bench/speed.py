@@ -237,7 +237,7 @@ def measure(
 
     In other modes and precisions also the eager step of DoReFa 1/1 in fp32, in the same rounds, to compare modes by.
     """
-    if mode == "compiled":
+    if mode != "eager":
         torch._dynamo.reset()  # what other networks were compiled to, of which a process keeps a limited number
     arrays = synthetic(4 * BATCH)
     runs, actions, first = [], [], []
@@ -248,8 +248,10 @@ def measure(
         run = make_run(case.config(network, width, dtype), arrays, device, mode)
         actions.append(step_at(run, 0 if case.factor_on else run.total_steps - 1))
         first.append(timed(actions[-1], device))
-        on_gpu = device.startswith("cuda")
-        memory.append(execution.peak_memory(device) - before if on_gpu else _peak_memory_cpu(run, actions[-1]))
+        if device.startswith("cuda"):
+            memory.append(execution.peak_memory(device) - before)
+        else:
+            memory.append(_peak_memory_cpu(run, actions[-1]))
         runs.append(run)
     unit_run = runs[0]
     data = unit_run.data
@@ -367,9 +369,7 @@ def main(args: argparse.Namespace) -> int:
     rows: list[dict[str, Any]] = []
     rates: dict[str, Any] = {}
     load, complete = [_load_average()], True
-    os.environ.setdefault(
-        "KINETO_LOG_LEVEL", "6"
-    )  # the profiler, which counts memory, otherwise reports to the terminal
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler, which counts memory, writes to the terminal
     for device in devices:
         kind = device.partition(":")[0]
         name = torch.cuda.get_device_name(device) if kind == "cuda" else execution.cpu_name()

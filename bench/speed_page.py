@@ -1,7 +1,7 @@
 """The tables of ``docs/performance.md`` from ``docs/speed/*.json``: ``python -m bench.speed_page`` writes them anew.
 
 A table stands between ``<!-- speed: FILE TABLE DTYPE -->`` and ``<!-- end -->``, for instance ``amd-epyc.json ratios fp32``;
-that of the modes is over all precisions, ``amd-epyc.json modes all``.
+``all`` stands for all precisions in that of the modes.
 """
 
 from __future__ import annotations
@@ -118,14 +118,16 @@ def aims(document: Row, dtype: str) -> str:
     return _table(["", "at most", *columns], lines)
 
 
-def modes(document: Row) -> str:
-    """Return how many times as many images a second each mode and precision trains as eager fp32: DoReFa 1/1.
+def modes(document: Row, dtype: str) -> str:
+    """Return how many times as many images a second each mode trains as eager fp32: DoReFa 1/1; ``dtype`` may be "all".
 
     The eager step was measured in the same rounds; several trials at once are compared with one of them alone.
     """
     found: dict[str, dict[str, str]] = {}
     reference: dict[tuple[str, str], float] = {}
-    rows = [r for r in document["rows"] if r["mode"] != "eager" or r["dtype"] != "fp32"]
+    rows = [
+        r for r in document["rows"] if dtype in ("all", r["dtype"]) and (r["mode"], r["dtype"]) != ("eager", "fp32")
+    ]
     for row in rows:
         if row.get("kind") == "eager fp32":
             reference[_column(row), row["dtype"]] = row["ratio"]
@@ -141,7 +143,7 @@ def modes(document: Row) -> str:
 
 
 def memory(document: Row, dtype: str) -> str:
-    """Return the table of peak memory of a step in megabytes, for the rows that differ."""
+    """Return the table of peak memory of a step in megabytes (10^6 bytes), a column for each network and mode."""
     rows = [r for r in document["rows"] if r["dtype"] == dtype and r.get("peak_memory_bytes") and "processes" not in r]
     columns = list(dict.fromkeys(map(_column, rows)))
     cells: dict[str, dict[str, str]] = {}
@@ -151,7 +153,7 @@ def memory(document: Row, dtype: str) -> str:
     return _table(["MB", *columns], [[name, *(found.get(c, "") for c in columns)] for name, found in cells.items()])
 
 
-TABLES = {"aims": aims, "ratios": ratios, "rates": rates, "machine": machine, "memory": memory}
+TABLES = {"aims": aims, "machine": machine, "memory": memory, "modes": modes, "rates": rates, "ratios": ratios}
 
 
 def filled(text: str, folder: Path) -> str:
@@ -159,8 +161,7 @@ def filled(text: str, folder: Path) -> str:
 
     def table(found: re.Match[str]) -> str:
         document = json.loads((folder / found[2]).read_text(encoding="utf-8"))
-        table = modes(document) if found[3] == "modes" else TABLES[found[3]](document, found[4])
-        return f"{found[1]}{table}\n{found[5]}"
+        return f"{found[1]}{TABLES[found[3]](document, found[4])}\n{found[5]}"
 
     return _MARKED.sub(table, text)
 

@@ -112,6 +112,15 @@ def test_a_recorded_step_is_the_eager_one_bit_for_bit(case, arrays, uncompiled):
     assert equal(eager.state(), captured.state())
 
 
+def test_a_process_may_compile_more_networks_than_the_compiler_expects(arrays, monkeypatch):
+    """By default it keeps 8 versions of one function, and the step of every network is the same function."""
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **named: compiler(function, backend="eager", **named))
+    torch._dynamo.reset()
+    for seed in range(10):
+        steps(make_run(config(epochs=2, seed=seed), arrays, "cpu", "compiled"), 1)
+
+
 def test_each_stage_is_recorded_once_and_a_removed_branch_is_left_alone(arrays, uncompiled, monkeypatch):
     run = make_run(config(epochs=4, strategy=progressive()), arrays, "cpu", "captured")
     recorded, record = [], run.recording.record
