@@ -577,15 +577,18 @@ def test_formats_are_chosen_and_checked(tmp_path):
         write_report(None, "quick", root)
 
 
-def test_a_record_made_before_a_field_was_added_has_its_default(tmp_path):
+def test_a_record_made_before_a_field_or_option_was_added_has_its_default(tmp_path):
     """Its identity is that of a trial with the default, so its seeds belong to the same cell."""
     results = Results(tmp_path)
     results.experiment("two", 'title = "T"\n[[arms]]\nname = "DoReFa-Net"\n')
     results.trial("two", "DoReFa-Net", [10.0, 70.0], seed=0)
     results.trial("two", "DoReFa-Net", [10.0, 72.0], seed=1, micro_batches=1, activation_checkpointing=False)
     results.trial("two", "DoReFa-Net", [10.0, 74.0], seed=2, micro_batches=2)
+    syq = {"kind": "syq"}
+    for seed, quantizer in ((3, syq), (4, {**syq, "granularity": "pixel", "eta": None, "scale": 1.0})):
+        results.trial("two", "DoReFa-Net", [10.0, 76.0], seed=seed, quantizer=quantizer, bits="2/2/32")
     cells = make_cells(read_experiment(results.write(), "two"))
-    assert sorted(len(cell.trials) for cell in cells) == [1, 2]
+    assert sorted(len(cell.trials) for cell in cells) == [1, 2, 2]
 
 
 def test_widths_stand_beside_the_published_ones(tmp_path):

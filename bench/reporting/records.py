@@ -6,6 +6,7 @@ Every trial of the index is a row, whatever became of it: ``done``, ``diverged``
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.config import FIELDS, parse_bits
+from bench.config import FIELDS, check_field, parse_bits
 from bench.errors import InputError
 from bench.store import Store, StoreError
 
@@ -288,10 +289,7 @@ def _take_trial(row: dict[str, Any], trial: Mapping[str, Any], id: str) -> None:
 
 
 def _checked(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a recorded configuration whose fields that tables are made of have the right types.
-
-    Fields that came after the record have their defaults, which is what it was made with: its identity is the same.
-    """
+    """Return a recorded configuration, completed, whose fields that tables are made of have the right types."""
     for key in ("dataset", "network", "quantizer", "strategy"):
         if not isinstance(config.get(key), dict) or not isinstance(config[key].get("kind"), str):
             raise _Wrong(f"trial.json: config.{key}: expected a table with a kind")
@@ -304,8 +302,19 @@ def _checked(config: dict[str, Any]) -> dict[str, Any]:
         parse_bits(config.get("bits"))
     except InputError as error:
         raise _Wrong(f"trial.json: config.{error}") from None
-    later = {name: info.get_default() for name, info in FIELDS.items() if not info.is_required() and name not in config}
-    return later | config
+    return _completed(config)
+
+
+def _completed(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration with the fields and options that came after it at their defaults, as its identity has them.
+
+    What this version does not know (an entry of a user's own, say) stays as it is.
+    """
+    completed = {name: info.get_default() for name, info in FIELDS.items() if not info.is_required()} | config
+    for name in FIELDS.keys() & config.keys():
+        with contextlib.suppress(InputError):
+            completed[name] = check_field(name, config[name])
+    return completed
 
 
 def _table(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
