@@ -53,6 +53,11 @@ def _gain(row: Mapping[str, str]) -> str:
     return f"{mean} [{float(low):+.1f}, {float(high):+.1f}]" if low else f"{mean} ({row['gain_note']})"
 
 
+def _by_seed(row: Mapping[str, str]) -> list[str]:
+    """Return the accuracies of the seeds, in percent."""
+    return [pair.split(":")[1] for pair in row["accuracy_by_seed"].split()]
+
+
 def _dip(row: Mapping[str, str]) -> str:
     """Return the dip at removal, points: mean and half its interval."""
     if not row["dip"]:
@@ -82,6 +87,7 @@ VALUES: dict[str, tuple[str, Callable[[Mapping[str, str]], str]]] = {
     "mean_gain": ("accuracy", lambda row: _number(row["gain"], "+.1f")),
     "interval": ("accuracy", lambda row: f"{_number(row['gain_low'], '+.1f')} to {_number(row['gain_high'], '+.1f')}"),
     "n": ("accuracy", lambda row: row["n"]),
+    "least": ("accuracy", lambda row: _number(min(_by_seed(row), key=float))),
     "claim": ("claims", lambda row: row["claim"]),
     "p": ("claims", _p),
     "dip": ("convergence", _dip),
