@@ -591,6 +591,26 @@ def test_a_record_made_before_a_field_or_option_was_added_has_its_default(tmp_pa
     assert sorted(len(cell.trials) for cell in cells) == [1, 2, 2]
 
 
+def test_a_gain_under_a_heading_says_what_it_differs_in_from_those_beside_it(tmp_path):
+    from bench.reporting import curves
+
+    results = Results(tmp_path)
+    cells, headings = [], {}
+    for name, widths in (("one", (0.25,)), ("two", (0.5, 1.0))):
+        arms = 'title = "T"\n[[arms]]\nname = "P"\n[[arms]]\nname = "S"\nbaseline = "P"\n'
+        results.experiment(name, arms)
+        for width in widths:
+            for seed in (0, 1):
+                results.trial(name, "P", [10.0, 50.0 + seed], seed=seed, width=width)
+                results.trial(name, "S", [10.0, 60.0], baseline="P", seed=seed, width=width, strategy=SUM)
+        headings[len(cells)] = name
+        cells += make_cells(read_experiment(results.write(), name))
+    figure = curves.forest_figure(cells, headings=headings)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert [text for text in texts if text.startswith("S")] == ["S", "S, width 0.5", "S, width 1"]
+    curves.close(figure)
+
+
 def test_widths_stand_beside_the_published_ones(tmp_path):
     from bench.reporting import curves
     from bench.reporting.cells import compare_published

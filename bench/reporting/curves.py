@@ -6,6 +6,7 @@ grey. Files hold no dates, so equal records give equal files on equal versions o
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import io
 import textwrap
@@ -483,10 +484,15 @@ def forest_figure(
         ]
         for cell in shown
     ]
-    varying = [i for i in range(5) if len({f[i] for f in facts}) > 1]
-    names = [
-        ", ".join(filter(None, [cell.label, *(f[i] for i in varying)])) for cell, f in zip(shown, facts, strict=True)
-    ]
+    starts = sorted(headings or {})
+    groups = [
+        bisect.bisect_right(starts, place) for place in places
+    ]  # what no gain under a heading differs in is left out
+    names = []
+    for cell, fact, group in zip(shown, facts, groups, strict=False):
+        beside = [f for f, g in zip(facts, groups, strict=False) if g == group]
+        varying = [text for i, text in enumerate(fact) if len({f[i] for f in beside}) > 1]
+        names.append(", ".join(filter(None, [cell.label, *varying])))
     wide = max(map(len, names)) > 40
     above = {
         next((k for k, i in enumerate(places) if i >= start), -1): text for start, text in (headings or {}).items()
