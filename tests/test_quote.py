@@ -12,7 +12,8 @@ from bench.reporting import quote
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/findings.md")
-ACCURACY = """arm,role,bits,settings,width,epochs,n,accuracy,accuracy_low,accuracy_high,accuracy_by_seed,gain,gain_low,gain_high,gain_note,claim
+ACCURACY = """arm,role,bits,settings,width,epochs,n,accuracy,accuracy_low,accuracy_high,accuracy_by_seed,\
+gain,gain_low,gain_high,gain_note,claim
 Plain,,1/1/32,,0.25,40,3,61.9,54.1,69.7,0:9.5 1:62.04 2:100,,,,,
 Plain,,1/2/32,,0.25,40,3,70.0,69.0,71.0,,,,,,
 "With, comma|bar",,1/1/32,,0.25,40,3,76.99,70.4,83.6,,15.09,1.3,28.88,,better
