@@ -32,7 +32,7 @@ test: install
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 soak: install
-	$(BIN)/python -m tests.soak
+	$(BIN)/python -m tests.robustness.soak
 
 check: install
 	$(BIN)/ruff check .

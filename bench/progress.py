@@ -44,7 +44,9 @@ def table(head: list[str], rows: list[list[str]], *, right: Collection[int] = ()
             c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
         )
 
-    return "\n".join(text.rstrip() for text in [line(head), line(["-" * w for w in widths]), *map(line, rows)])
+    return "\n".join(
+        text.rstrip() for text in [line(head), line(["-" * w for w in widths]), *map(line, rows)]
+    )
 
 
 def say(text: str = "", stream: TextIO | None = None) -> None:
@@ -112,7 +114,9 @@ class Progress:
 
     def remaining(self) -> float | None:
         """Return the seconds that the rest should take, None as long as nothing is known."""
-        worked = sum(self.costs.get(id, 1.0) * (f - self._at_start.get(id, 0.0)) for id, f in self._fractions.items())
+        worked = sum(
+            self.costs.get(id, 1.0) * (f - self._at_start.get(id, 0.0)) for id, f in self._fractions.items()
+        )
         rest = sum(self.costs.get(id, 1.0) * (1.0 - self._fractions.get(id, 0.0)) for id in self.labels)
         return None if worked <= 0 else rest * (time.monotonic() - self._began) / worked
 

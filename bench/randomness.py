@@ -45,7 +45,11 @@ def fold(*parts: int | str) -> int:
     """
     key = 0
     for part in parts:
-        number = int.from_bytes(hashlib.sha256(part.encode()).digest()[:4], "little") if isinstance(part, str) else part
+        number = (
+            int.from_bytes(hashlib.sha256(part.encode()).digest()[:4], "little")
+            if isinstance(part, str)
+            else part
+        )
         key = combine(key, number & _MASK)
     return key
 

@@ -76,7 +76,9 @@ def _declared(path: Path, variable: str) -> list[dict[str, Any]]:
             targets = [node.target]
         else:
             continue
-        if node.value is not None and any(isinstance(target, ast.Name) and target.id == variable for target in targets):
+        if node.value is not None and any(
+            isinstance(target, ast.Name) and target.id == variable for target in targets
+        ):
             return ast.literal_eval(node.value)
     return []
 
@@ -98,7 +100,9 @@ def entries(group: str) -> dict[str, Entry]:
             known = {key: value for key, value in declared.items() if key in _KNOWN}
             entry = Entry(group=group, module=module, facts=facts, **known)
             if entry.name in found:
-                raise ValueError(f"{group}: '{entry.name}' is declared in {found[entry.name].module} and in {module}")
+                raise ValueError(
+                    f"{group}: '{entry.name}' is declared in {found[entry.name].module} and in {module}"
+                )
             found[entry.name] = entry
     return dict(sorted(found.items()))
 

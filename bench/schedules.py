@@ -154,7 +154,12 @@ FACTORS: list[dict[str, Any]] = [
                 "min": 0,
                 "help": "the same in epochs",
             },
-            "values": {"type": "floats", "min": 0, "max": 1, "help": "the factor from each of these times on"},
+            "values": {
+                "type": "floats",
+                "min": 0,
+                "max": 1,
+                "help": "the factor from each of these times on",
+            },
             "keep": {"type": "bool", "default": False, "help": "an upper bound: the factor need not reach 0"},
         },
     },
@@ -184,7 +189,12 @@ LEARNING_RATES: list[dict[str, Any]] = [
         "options": {
             "initial": {"type": "float", "above": 0, "help": "the highest learning rate"},
             "final": {"type": "float", "default": 0.0, "min": 0, "help": "what it falls to"},
-            "warmup_epochs": {"type": "float", "default": 0.0, "min": 0, "help": "linear rise over the first epochs"},
+            "warmup_epochs": {
+                "type": "float",
+                "default": 0.0,
+                "min": 0,
+                "help": "linear rise over the first epochs",
+            },
         },
     },
     {
@@ -194,7 +204,12 @@ LEARNING_RATES: list[dict[str, Any]] = [
         "options": {
             "initial": {"type": "float", "above": 0, "help": "the highest learning rate"},
             "final": {"type": "float", "default": 0.0, "min": 0, "help": "what it falls to"},
-            "warmup_epochs": {"type": "float", "default": 0.0, "min": 0, "help": "linear rise over the first epochs"},
+            "warmup_epochs": {
+                "type": "float",
+                "default": 0.0,
+                "min": 0,
+                "help": "linear rise over the first epochs",
+            },
         },
     },
     {
@@ -205,7 +220,12 @@ LEARNING_RATES: list[dict[str, Any]] = [
             "initial": {"type": "float", "above": 0, "help": "the highest learning rate"},
             "final": {"type": "float", "default": 0.0, "min": 0, "help": "what it falls to"},
             "power": {"type": "float", "default": 2.0, "above": 0, "help": "the exponent"},
-            "warmup_epochs": {"type": "float", "default": 0.0, "min": 0, "help": "linear rise over the first epochs"},
+            "warmup_epochs": {
+                "type": "float",
+                "default": 0.0,
+                "min": 0,
+                "help": "linear rise over the first epochs",
+            },
         },
     },
     {
@@ -215,7 +235,12 @@ LEARNING_RATES: list[dict[str, Any]] = [
         "options": {
             "initial": {"type": "float", "above": 0, "help": "the highest learning rate"},
             "final": {"type": "float", "above": 0, "help": "what it falls to"},
-            "warmup_epochs": {"type": "float", "default": 0.0, "min": 0, "help": "linear rise over the first epochs"},
+            "warmup_epochs": {
+                "type": "float",
+                "default": 0.0,
+                "min": 0,
+                "help": "linear rise over the first epochs",
+            },
         },
     },
     {
@@ -226,7 +251,12 @@ LEARNING_RATES: list[dict[str, Any]] = [
             "initial": {"type": "float", "above": 0, "help": "the first learning rate"},
             "decay": {"type": "float", "above": 0, "max": 1, "help": "what each step down multiplies by"},
             "every_epochs": {"type": "float", "above": 0, "help": "epochs between two steps down"},
-            "warmup_epochs": {"type": "float", "default": 0.0, "min": 0, "help": "linear rise over the first epochs"},
+            "warmup_epochs": {
+                "type": "float",
+                "default": 0.0,
+                "min": 0,
+                "help": "linear rise over the first epochs",
+            },
         },
     },
     {
@@ -264,7 +294,12 @@ LEARNING_RATES: list[dict[str, Any]] = [
                 "min": 0,
                 "help": "the rate from each time on",
             },
-            "warmup_epochs": {"type": "float", "default": 0.0, "min": 0, "help": "linear rise over the first epochs"},
+            "warmup_epochs": {
+                "type": "float",
+                "default": 0.0,
+                "min": 0,
+                "help": "linear rise over the first epochs",
+            },
         },
     },
 ]
@@ -352,23 +387,31 @@ def _progress(step: int, total_steps: int, warmup: float) -> float:
     return min(1.0, (step - warmup) / (total_steps - warmup))
 
 
-def constant_rate(spec: Mapping[str, Any], step: int, total_steps: int, steps_per_epoch: int, warmup: float) -> float:
+def constant_rate(
+    spec: Mapping[str, Any], step: int, total_steps: int, steps_per_epoch: int, warmup: float
+) -> float:
     """initial."""
     return spec["initial"]
 
 
-def cosine_rate(spec: Mapping[str, Any], step: int, total_steps: int, steps_per_epoch: int, warmup: float) -> float:
+def cosine_rate(
+    spec: Mapping[str, Any], step: int, total_steps: int, steps_per_epoch: int, warmup: float
+) -> float:
     """final + (initial - final) (1 + cos(pi p)) / 2, p = the share of the steps after the warm-up that are over."""
     p = _progress(step, total_steps, warmup)
     return spec["final"] + (spec["initial"] - spec["final"]) * 0.5 * (1.0 + math.cos(math.pi * p))
 
 
-def linear_rate(spec: Mapping[str, Any], step: int, total_steps: int, steps_per_epoch: int, warmup: float) -> float:
+def linear_rate(
+    spec: Mapping[str, Any], step: int, total_steps: int, steps_per_epoch: int, warmup: float
+) -> float:
     """final + (initial - final) (1 - p)."""
     return spec["final"] + (spec["initial"] - spec["final"]) * (1.0 - _progress(step, total_steps, warmup))
 
 
-def polynomial_rate(spec: Mapping[str, Any], step: int, total_steps: int, steps_per_epoch: int, warmup: float) -> float:
+def polynomial_rate(
+    spec: Mapping[str, Any], step: int, total_steps: int, steps_per_epoch: int, warmup: float
+) -> float:
     """final + (initial - final) (1 - p)^power."""
     share = (1.0 - _progress(step, total_steps, warmup)) ** spec["power"]
     return spec["final"] + (spec["initial"] - spec["final"]) * share
@@ -381,12 +424,16 @@ def exponential_rate(
     return spec["initial"] * (spec["final"] / spec["initial"]) ** _progress(step, total_steps, warmup)
 
 
-def staircase_rate(spec: Mapping[str, Any], step: int, total_steps: int, steps_per_epoch: int, warmup: float) -> float:
+def staircase_rate(
+    spec: Mapping[str, Any], step: int, total_steps: int, steps_per_epoch: int, warmup: float
+) -> float:
     """initial decay^k, k = floor(epoch / every_epochs)."""
     return spec["initial"] * spec["decay"] ** math.floor(step / (spec["every_epochs"] * steps_per_epoch))
 
 
-def step_rate(spec: Mapping[str, Any], step: int, total_steps: int, steps_per_epoch: int, warmup: float) -> float:
+def step_rate(
+    spec: Mapping[str, Any], step: int, total_steps: int, steps_per_epoch: int, warmup: float
+) -> float:
     """initial before the first time; then initial gamma^i, or values[i - 1], after i of them."""
     passed = _passed(spec, step, total_steps, steps_per_epoch)
     if spec["values"] is not None:
@@ -452,10 +499,14 @@ def never_removed(spec: Mapping[str, Any], epochs: int, steps_per_epoch: int | N
     if last == 0.0:
         return None
     length = f"{epochs} epochs" + (f" of {steps_per_epoch} steps" if steps_per_epoch else "")
-    return f"the factor is still {last:.3g} at the last step of {length}; it must end at 0, or say keep = true"
+    return (
+        f"the factor is still {last:.3g} at the last step of {length}; it must end at 0, or say keep = true"
+    )
 
 
-def check_factor(spec: Mapping[str, Any], epochs: int, steps_per_epoch: int, where: str = "strategy.factor") -> None:
+def check_factor(
+    spec: Mapping[str, Any], epochs: int, steps_per_epoch: int, where: str = "strategy.factor"
+) -> None:
     """Raise ``InputError`` where the factor does not end at 0: ``never_removed`` for callers who know the steps."""
     reason = never_removed(spec, epochs, steps_per_epoch)
     if reason:

@@ -10,21 +10,29 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from bench.experiment import load_experiment
-from bench.store import Store
+from bench.experiments.expand import load_experiment
+from bench.records.store import Store
 
 BITS = ("1/1", "1/2", "1/4", "2/2", "2/4", "4/4", "8/8", "1/8", "2/8", "1/3")
 
 
 def experiment_file(path: Path, *, seeds: int, arms: int, widths: int = 1) -> Path:
     """Write an experiment of ``arms`` arms, half of them progressive with the other half as baselines."""
-    lines = ['title = "synthetic"', "[defaults]", 'dataset = "digits"', 'network = "svhn_convnet"', "epochs = 30"]
+    lines = [
+        'title = "synthetic"',
+        "[defaults]",
+        'dataset = "digits"',
+        'network = "svhn_convnet"',
+        "epochs = 30",
+    ]
     lines += ['quantizer = "dorefa"', "[grid]", f"seed = {list(range(seeds))}"]
     lines += [f"width = {[round(0.125 * (w + 1), 3) for w in range(widths)]}"]
     for k in range(arms // 2):
         lines += ["[[arms]]", f'name = "DoReFa {k}"', f'bits = "{BITS[k]}"']
         lines += ["[[arms]]", f'name = "EXP {k}"', f'baseline = "DoReFa {k}"', f'bits = "{BITS[k]}"']
-        lines += ['strategy = { kind = "progressive", merge = "sum", factor = { kind = "cosine", until = 0.5 } }']
+        lines += [
+            'strategy = { kind = "progressive", merge = "sum", factor = { kind = "cosine", until = 0.5 } }'
+        ]
     path.write_text("\n".join(lines) + "\n")
     return path
 
@@ -43,7 +51,9 @@ def many_trials(folder: Path, results: Path, *, trials: int, epochs: int) -> tup
     return file, [str(trial.id) for trial in experiment.trials]
 
 
-def _record(store: Store, id: str, config: dict[str, Any], number: int, epochs: int, dice: random.Random) -> None:
+def _record(
+    store: Store, id: str, config: dict[str, Any], number: int, epochs: int, dice: random.Random
+) -> None:
     provenance = {"commit": "c0ffee", "dirty": False, "versions": {"torch": "2.11.0"}, "data": "sha256:0"}
     execution = {"device": "a processor", "kind": "cpu", "mode": "eager", "threads": 1}
     store.write_trial(id, {"config": config, "execution": execution, "provenance": provenance})

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.experiment import load_experiment
-from bench.store import Store
+from bench.experiments.expand import load_experiment
+from bench.records.store import Store
 from bench.training.trial import comparable
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,7 +71,9 @@ def records(folder: Path) -> dict[str, object]:
     for trial_id in store.ids():
         summary = store.summary(trial_id)
         assert summary is not None
-        kept = {key: value for key, value in summary.items() if key not in ("wall_seconds", "peak_memory_bytes")}
+        kept = {
+            key: value for key, value in summary.items() if key not in ("wall_seconds", "peak_memory_bytes")
+        }
         trial = store.read_trial(trial_id)
         assert trial is not None
         del trial["provenance"]
@@ -123,7 +125,16 @@ def test_without_ray_nothing_of_ray_is_imported(ran, tmp_path):
     (tmp_path / "ray/__init__.py").write_text("raise SystemExit('ray was imported')")
     path = f"{tmp_path}{os.pathsep}{ROOT}"
     done = bench(
-        "run", file, "--no-ray", "--results", tmp_path / "r", "--only", "Plain", "--seeds", "1", PYTHONPATH=path
+        "run",
+        file,
+        "--no-ray",
+        "--results",
+        tmp_path / "r",
+        "--only",
+        "Plain",
+        "--seeds",
+        "1",
+        PYTHONPATH=path,
     )
     assert done.returncode == 0 and "ray was imported" not in done.stdout + done.stderr
 
@@ -186,7 +197,8 @@ def test_shipped_experiments_and_their_quick_profiles_expand(file):
     quick = load_experiment(file, profile="quick")
     assert whole.title and len(quick.trials) <= len(whole.trials)
     assert all(
-        trial.config.epochs <= other.config.epochs for trial, other in zip(quick.trials, whole.trials, strict=False)
+        trial.config.epochs <= other.config.epochs
+        for trial, other in zip(quick.trials, whole.trials, strict=False)
     )
     if file.stem == "svhn_figure":
         assert len(load_experiment(file, seeds=1).trials) == 48

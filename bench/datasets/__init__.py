@@ -9,16 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from bench.datasets.source import Arrays
+from bench.datasets.sources import Arrays
 from bench.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
-    from bench.config import TrialConfig
+    from bench.datasets.device_batches import DeviceData
     from bench.datasets.photographs import Photographs
-    from bench.datasets.pipeline import DeviceData
-    from bench.datasets.streamed import PhotographData
+    from bench.datasets.streamed_batches import PhotographData
+    from bench.experiments.config import TrialConfig
 
     Loaded: TypeAlias = Arrays | Photographs  # what ``load`` returns
     Batches: TypeAlias = DeviceData | PhotographData  # what ``make_data`` returns
@@ -56,17 +56,17 @@ def make_data(
 ) -> Batches:
     """Return the batches of what ``load`` returned: resident on the device, or photographs cut by threads as needed."""
     if isinstance(images, Arrays):
-        from bench.datasets.pipeline import DeviceData
+        from bench.datasets.device_batches import DeviceData
 
         return DeviceData(images, config, input_size, device, share)
-    from bench.datasets.streamed import PhotographData
+    from bench.datasets.streamed_batches import PhotographData
 
     return PhotographData(images, config, input_size, device, share)
 
 
 def __getattr__(name: str) -> Any:
     if name == "DeviceData":
-        from bench.datasets.pipeline import DeviceData
+        from bench.datasets.device_batches import DeviceData
 
         return DeviceData
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,15 +8,27 @@ from typing import Any
 
 from bench import registry
 from bench.datasets.folders import cache_folder, resolve_data_dir
-from bench.datasets.source import Facts, Source
+from bench.datasets.sources import Facts, Source
 from bench.errors import InputError
 
-__all__ = ["Facts", "cache_folder", "checksum", "facts", "label", "require", "resolve_data_dir", "source_of", "split"]
+__all__ = [
+    "Facts",
+    "cache_folder",
+    "checksum",
+    "facts",
+    "label",
+    "require",
+    "resolve_data_dir",
+    "source_of",
+    "split",
+]
 
 
 def source_of(dataset: Mapping[str, Any]) -> tuple[Source, dict[str, Any]]:
     """Return the source of ``{"kind": name, options}`` and its options."""
-    return registry.load("datasets", dataset["kind"]), {key: value for key, value in dataset.items() if key != "kind"}
+    return registry.load("datasets", dataset["kind"]), {
+        key: value for key, value in dataset.items() if key != "kind"
+    }
 
 
 def label(dataset: Mapping[str, Any]) -> str:
@@ -50,7 +62,9 @@ def facts(dataset: Mapping[str, Any], data_dir: Path) -> Facts:
     return source.facts(options, data_dir)
 
 
-def split(total: int, *, batch_size: int, train_size: int | None = None, holdout: int = 0, name: str = "") -> int:
+def split(
+    total: int, *, batch_size: int, train_size: int | None = None, holdout: int = 0, name: str = ""
+) -> int:
     """Return how many of ``total`` training images are trained on: ``train_size``, or all but ``holdout``.
 
     The steps of an epoch are that over ``batch_size``, rounded down. Raises ``InputError`` where they do not suffice.
@@ -63,7 +77,9 @@ def split(total: int, *, batch_size: int, train_size: int | None = None, holdout
     else:
         count = train_size
         if train_size + holdout > total:
-            what = f"train_size + holdout: {train_size} + {holdout}" if holdout else f"train_size: {train_size}"
+            what = (
+                f"train_size + holdout: {train_size} + {holdout}" if holdout else f"train_size: {train_size}"
+            )
             raise InputError(f"{what} is more than the {total} training images{of}")
     if batch_size > count:
         raise InputError(f"batch_size: {batch_size} is more than the {count} images{of} trained on")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from bench.datasets.folders import cache_folder
-from bench.datasets.source import CHUNK
+from bench.datasets.sources import CHUNK
 from bench.errors import InputError
 
 

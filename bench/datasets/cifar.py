@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.datasets.source import Arrays, Download, PublishedFile, PublishedSource, brief, checked_labels
+from bench.datasets.sources import Arrays, Download, PublishedFile, PublishedSource, brief, checked_labels
 from bench.errors import InputError
-from bench.reporting.text import clean
+from bench.text import clean
 
 ENTRIES = [
     {
@@ -63,7 +63,13 @@ class CIFAR(PublishedSource):
     """One of the two: its training and test files, the key of its labels, its archive."""
 
     def __init__(
-        self, kind: str, train: Sequence[PublishedFile], test: PublishedFile, key: str, classes: int, archive: Download
+        self,
+        kind: str,
+        train: Sequence[PublishedFile],
+        test: PublishedFile,
+        key: str,
+        classes: int,
+        archive: Download,
     ) -> None:
         self.kind = kind
         self.train = tuple(train)
@@ -101,7 +107,9 @@ class CIFAR(PublishedSource):
             # whatever a reader makes of bytes that are no pickle of arrays: wrong types, absurd shapes and more
             except Exception as error:
                 reason = str(error) or type(error).__name__
-                raise InputError(f"{data_dir / file.path} is not a file of {self.kind}: {clean(reason, 200)}") from None
+                raise InputError(
+                    f"{data_dir / file.path} is not a file of {self.kind}: {clean(reason, 200)}"
+                ) from None
 
 
 def pixels(rows: Any) -> Any:
@@ -126,7 +134,10 @@ CIFAR10 = CIFAR(
     key="labels",
     classes=10,
     archive=Download(
-        _SITE + "cifar-10-python.tar.gz", "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", unpack=True
+        _SITE + "cifar-10-python.tar.gz",
+        "cifar-10-python.tar.gz",
+        "c58f30108f718f92721af3b95e74349a",
+        unpack=True,
     ),
 )
 CIFAR100 = CIFAR(
@@ -136,6 +147,9 @@ CIFAR100 = CIFAR(
     key="fine_labels",
     classes=100,
     archive=Download(
-        _SITE + "cifar-100-python.tar.gz", "cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85", unpack=True
+        _SITE + "cifar-100-python.tar.gz",
+        "cifar-100-python.tar.gz",
+        "eb9058c3a382ffc7106e4002c42a8d85",
+        unpack=True,
     ),
 )

@@ -104,7 +104,9 @@ def view(heights: np.ndarray, widths: np.ndarray, size: int) -> Window:
     return Window(zero, zero, heights, widths, to_h, to_w, (to_h - size) // 2, (to_w - size) // 2, zero)
 
 
-def resized(cut: np.ndarray, to_height: int, to_width: int, row: int, column: int, size: int, cubic: bool) -> Tensor:
+def resized(
+    cut: np.ndarray, to_height: int, to_width: int, row: int, column: int, size: int, cubic: bool
+) -> Tensor:
     """Return the S x S pixels at ``row, column`` of uint8 ``cut`` (H, W, 3) resized to the given size: uint8 (S, S, 3).
 
     Bilinear with antialiasing as PyTorch and Pillow compute it; or cubic as OpenCV does: a = -0.75, half-pixel centres,
@@ -116,7 +118,9 @@ def resized(cut: np.ndarray, to_height: int, to_width: int, row: int, column: in
         )
     image = torch.from_numpy(np.require(cut, requirements=["C", "W"])).permute(2, 0, 1)[None]
     if (to_height, to_width) != cut.shape[:2]:
-        image = interpolate(image, (to_height, to_width), mode="bilinear", antialias=True, align_corners=False)
+        image = interpolate(
+            image, (to_height, to_width), mode="bilinear", antialias=True, align_corners=False
+        )
     return image[0, :, row : row + size, column : column + size].permute(1, 2, 0)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.reporting.text import clean
+from bench.text import clean
 
 if TYPE_CHECKING:
     import numpy as np

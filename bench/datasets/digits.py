@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.datasets.source import Arrays, Source
+from bench.datasets.sources import Arrays, Source
 from bench.errors import InputError
 
 ENTRIES = [
@@ -71,7 +71,9 @@ class _Digits(Source):
         arrays = Arrays(images[train], labels[train], images[~train], labels[~train], 10)
         found = digest(arrays)
         if found != CHECKSUM:
-            raise InputError(f"scikit-learn's digits are not the ones known here: {found}, expected {CHECKSUM}")
+            raise InputError(
+                f"scikit-learn's digits are not the ones known here: {found}, expected {CHECKSUM}"
+            )
         return arrays
 
 

@@ -19,9 +19,9 @@ from bench.datasets.decode import BadImage, pixels
 from bench.datasets.folders import acceptable, inside
 from bench.datasets.listing import Item, Listing
 from bench.datasets.photographs import InMemory, Photographs
-from bench.datasets.source import Facts, Source
+from bench.datasets.sources import Facts, Source
 from bench.errors import InputError
-from bench.reporting.text import clean
+from bench.text import clean
 
 ENTRIES = [
     {
@@ -112,7 +112,9 @@ class PhotographSource(Source):
             return _decoded(images)
         except InputError as error:
             remedy = f"bench data prepare {self.label(options)} --max-corrupt N"
-            raise InputError(f"data set '{self.label(options)}': {error}. `{remedy}` leaves up to N out.") from None
+            raise InputError(
+                f"data set '{self.label(options)}': {error}. `{remedy}` leaves up to N out."
+            ) from None
 
     def verify(self, options: Mapping[str, Any], data_dir: Path) -> list[str]:
         problem = self.problem(options, data_dir)
@@ -174,7 +176,9 @@ class _ImageFolder(PhotographSource):
             if (data_dir / name / "manifest.json").is_file()
             or ((data_dir / name / "train").is_dir() and listing.test_folder(data_dir / name))
         }
-        return {f"imagefolder:{name}": {"name": name} for name in sorted(names - {"imagenet"}) if acceptable(name)}
+        return {
+            f"imagefolder:{name}": {"name": name} for name in sorted(names - {"imagenet"}) if acceptable(name)
+        }
 
     def label(self, options: Mapping[str, Any]) -> str:
         return f"imagefolder:{options['name']}"
@@ -207,8 +211,9 @@ class _ImageFolder(PhotographSource):
             return str(error)
         size = sum(item.path.stat().st_size for item in images)
         if size > FOLDER_BYTES:
-            return f"{clean(root)}: {size / 2**30:.1f} GiB of files are too many to read at once. " + self.remedy(
-                options, data_dir
+            return (
+                f"{clean(root)}: {size / 2**30:.1f} GiB of files are too many to read at once. "
+                + self.remedy(options, data_dir)
             )
         return None
 

@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 from bench.datasets.imagefolder import PhotographSource
 from bench.datasets.listing import Item, Listing, class_folders, image_files, of_classes
 from bench.errors import InputError
-from bench.reporting.text import clean
+from bench.text import clean
 
 ENTRIES = [
     {
@@ -95,7 +95,9 @@ class ImageNet(PhotographSource):
         else:
             classes, train = self._train_archive(root / TRAIN_TAR)
         _expect(root, "training images", len(train), published.train)
-        test = self._val_folder(root, classes) if (root / "val").is_dir() else self._val_archive(root, classes)
+        test = (
+            self._val_folder(root, classes) if (root / "val").is_dir() else self._val_archive(root, classes)
+        )
         _expect(root, "validation images", len(test), published.test)
         return Listing(classes, {"train": train, "test": test})
 
@@ -119,7 +121,9 @@ class ImageNet(PhotographSource):
         for name, offset, length in _members(path):
             match = re.fullmatch(r"(n\d{8})\.tar", name)
             if not match or match[1] in inner:
-                raise InputError(f"{clean(path)}: unexpected member {clean(name, 80)!r}; expected n01440764.tar, ...")
+                raise InputError(
+                    f"{clean(path)}: unexpected member {clean(name, 80)!r}; expected n01440764.tar, ..."
+                )
             inner[match[1]] = offset, length
         if len(inner) != self.published.classes:
             raise InputError(
@@ -156,7 +160,8 @@ class ImageNet(PhotographSource):
         members = sorted(_members(path))
         labels = self._labels(root, classes, len(members))
         return [
-            Item(labels[_number(path, name)], f"val/{name}", path, offset, length) for name, offset, length in members
+            Item(labels[_number(path, name)], f"val/{name}", path, offset, length)
+            for name, offset, length in members
         ]
 
     def _labels(self, root: Path, classes: Sequence[str], count: int) -> dict[int, int]:
@@ -174,7 +179,11 @@ class ImageNet(PhotographSource):
         label = {synset: number for number, synset in enumerate(classes)}
         wrong = sorted({synset for synset in synsets.values() if synset not in label})
         if wrong or set(synsets) != set(range(1, count + 1)):
-            reason = f"{clean(wrong[0], 40)} is no training class" if wrong else f"{len(synsets):,} images of {count:,}"
+            reason = (
+                f"{clean(wrong[0], 40)} is no training class"
+                if wrong
+                else f"{len(synsets):,} images of {count:,}"
+            )
             raise InputError(f"{clean(root)}: the classes of the validation images do not fit: {reason}")
         return {number: label[synset] for number, synset in synsets.items()}
 
@@ -195,14 +204,18 @@ def _missing(root: Path) -> str | None:
 
 def _expect(root: Path, what: str, found: int, expected: int) -> None:
     if found != expected:
-        hint = "something is cut short or half extracted" if found < expected else "there is something else, too"
+        hint = (
+            "something is cut short or half extracted" if found < expected else "there is something else, too"
+        )
         raise InputError(f"{clean(root)}: {found:,} {what} of {expected:,}: {hint}")
 
 
 def _number(where: Path, name: str) -> int:
     match = _VAL.fullmatch(name)
     if not match or int(match[1]) < 1:
-        raise InputError(f"{clean(where)}: unexpected {clean(name, 80)!r}; expected ILSVRC2012_val_00000001.JPEG, ...")
+        raise InputError(
+            f"{clean(where)}: unexpected {clean(name, 80)!r}; expected ILSVRC2012_val_00000001.JPEG, ..."
+        )
     return int(match[1])
 
 
@@ -256,7 +269,9 @@ def _members(path: Path, start: int = 0, length: int | None = None) -> Iterator[
             if end + 2 * tarfile.BLOCKSIZE > length or stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
                 raise InputError(f"{clean(path)} is cut short: it has no end")
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        raise InputError(f"{clean(path)} is not a tar archive, or it is cut short: {clean(error, 120)}") from None
+        raise InputError(
+            f"{clean(path)} is not a tar archive, or it is cut short: {clean(error, 120)}"
+        ) from None
 
 
 def _solution(path: Path) -> dict[int, str]:
@@ -264,9 +279,15 @@ def _solution(path: Path) -> dict[int, str]:
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             rows = list(csv.reader(stream))
-        return {_number(path, f"{row[0]}.JPEG"): row[1].split()[0] for row in rows[1:] if row and _SYNSET.match(row[1])}
+        return {
+            _number(path, f"{row[0]}.JPEG"): row[1].split()[0]
+            for row in rows[1:]
+            if row and _SYNSET.match(row[1])
+        }
     except (OSError, ValueError, IndexError, csv.Error) as error:
-        raise InputError(f"{clean(path)} is not Kaggle's table of the validation images: {clean(error, 120)}") from None
+        raise InputError(
+            f"{clean(path)} is not Kaggle's table of the validation images: {clean(error, 120)}"
+        ) from None
 
 
 def _devkit(path: Path, md5: str) -> dict[int, str]:
@@ -282,7 +303,10 @@ def _devkit(path: Path, md5: str) -> dict[int, str]:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
             for member in archive:
                 name = member.name.rpartition("/")[2]
-                if name in ("ILSVRC2012_validation_ground_truth.txt", "meta.mat") and member.size <= _MAX_READ:
+                if (
+                    name in ("ILSVRC2012_validation_ground_truth.txt", "meta.mat")
+                    and member.size <= _MAX_READ
+                ):
                     content = archive.extractfile(member)
                     texts[name] = content.read() if content else b""
         numbers = texts["ILSVRC2012_validation_ground_truth.txt"].split()

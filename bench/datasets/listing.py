@@ -13,7 +13,7 @@ from bench.datasets import checksums
 from bench.datasets.decode import MAX_FILE, SUFFIXES, BadImage, file_bytes
 from bench.datasets.shards import PARTS, content_digest
 from bench.errors import InputError
-from bench.reporting.text import clean
+from bench.text import clean
 
 TEST_FOLDERS = ("val", "test")
 
@@ -94,7 +94,9 @@ def class_folders(folder: Path) -> list[str]:
     """Return the names of the folders in ``folder``, sorted; hidden ones are none."""
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+            return sorted(
+                entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
+            )
     except OSError as error:
         raise InputError(f"{clean(folder)} cannot be read: {error.strerror or error}") from None
 
@@ -106,7 +108,9 @@ def image_files(folder: Path) -> list[str]:
             return sorted(
                 entry.name
                 for entry in entries
-                if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".") and entry.is_file()
+                if entry.name.lower().endswith(SUFFIXES)
+                and not entry.name.startswith(".")
+                and entry.is_file()
             )
     except OSError as error:
         raise InputError(f"{clean(folder)} cannot be read: {error.strerror or error}") from None
@@ -130,7 +134,9 @@ def of_tree(root: Path) -> Listing:
     """Return the images of ``root/train/CLASS/*`` and ``root/val/CLASS/*`` (or ``test``); raises ``InputError``."""
     tests = test_folder(root)
     if not (root / "train").is_dir() or tests is None:
-        raise InputError(f"{clean(root)}: expected the folders train/CLASS/ and val/CLASS/ (or test/CLASS/) of images")
+        raise InputError(
+            f"{clean(root)}: expected the folders train/CLASS/ and val/CLASS/ (or test/CLASS/) of images"
+        )
     classes, others = class_folders(root / "train"), class_folders(tests)
     if len(classes) < 2:
         raise InputError(f"{clean(root / 'train')}: {len(classes)} folders of classes; at least 2 are needed")
@@ -140,7 +146,9 @@ def of_tree(root: Path) -> Listing:
         raise InputError(
             f"{clean(root)}: train has {len(classes)} classes, {tests.name} {len(others)}: {', '.join(found)}"
         )
-    return Listing(classes, {"train": of_classes(root / "train", classes), "test": of_classes(tests, classes)})
+    return Listing(
+        classes, {"train": of_classes(root / "train", classes), "test": of_classes(tests, classes)}
+    )
 
 
 def _few(names: Sequence[str]) -> str:

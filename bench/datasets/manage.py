@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench import registry
-from bench.config import NAMED
 from bench.datasets import catalog
-from bench.datasets.source import Source
+from bench.datasets.sources import Source
 from bench.errors import InputError, nearest
+from bench.experiments.config import NAMED
 
 
 def _offered(data_dir: Path) -> dict[str, tuple[Source, dict]]:
@@ -53,11 +53,17 @@ def list_text(data_dir: Path) -> str:
         if problem and present:
             notes.append(problem)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
     missing = [row[0] for row in rows if row[1] in ("missing", "incomplete") and offered[row[0]][0].fetchable]
     if missing:
-        notes.append(f"`bench data fetch NAME` downloads {', '.join(missing)}; nothing is downloaded without it.")
-    notes.append("A file NAME.npz of yours in the data folder is the data set npz:NAME; a folder NAME of photographs,")
+        notes.append(
+            f"`bench data fetch NAME` downloads {', '.join(missing)}; nothing is downloaded without it."
+        )
+    notes.append(
+        "A file NAME.npz of yours in the data folder is the data set npz:NAME; a folder NAME of photographs,"
+    )
     notes.append(
         "NAME/train/CLASS/* and NAME/val/CLASS/*, is imagefolder:NAME; `bench data prepare` writes it as shards."
     )
@@ -107,7 +113,9 @@ def prepare(
     )
     without = f", without {len(manifest.corrupt)} corrupt ones" if manifest.corrupt else ""
     images = sum(manifest.counts.values())
-    return f"{name}: {images:,} images ready in {manifest.folder} ({_megabytes(manifest.total_bytes)}){without}"
+    return (
+        f"{name}: {images:,} images ready in {manifest.folder} ({_megabytes(manifest.total_bytes)}){without}"
+    )
 
 
 def verify(name: str | None, data_dir: Path) -> str:
@@ -120,7 +128,9 @@ def verify(name: str | None, data_dir: Path) -> str:
     for label, (source, options) in chosen.items():
         paths = source.paths(options, data_dir)
         absent = bool(paths) and not any(path.is_file() for path in paths)
-        extras = name is None and source.problem(options, data_dir) and _covered(label, paths, chosen, data_dir)
+        extras = (
+            name is None and source.problem(options, data_dir) and _covered(label, paths, chosen, data_dir)
+        )
         if (absent and name is None) or extras:
             lines.append(f"{label}: not there")
             continue

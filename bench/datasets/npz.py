@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bench.datasets import checksums
 from bench.datasets.folders import acceptable, inside
-from bench.datasets.source import CHUNK, Arrays, Facts, Source
+from bench.datasets.sources import CHUNK, Arrays, Facts, Source
 from bench.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ ENTRIES = [
         "name": "npz",
         "factory": "NPZ",
         "help": "your own images: npz:NAME reads NAME.npz in the data folder (x_train, y_train, x_test, y_test)",
-        "options": {"name": {"type": "str", "help": "the file's name without .npz, relative to the data folder"}},
+        "options": {
+            "name": {"type": "str", "help": "the file's name without .npz, relative to the data folder"}
+        },
         "num_classes": None,
         "image_size": None,
         "train_count": None,
@@ -151,16 +153,22 @@ def _headers(path: Path, archive: zipfile.ZipFile) -> dict[str, _Header]:
     missing = [key for key in KEYS if f"{key}.npy" not in names]
     if missing:
         there = ", ".join(name.removesuffix(".npy")[:40] for name in names[:8]) or "nothing"
-        raise InputError(f"{path}: {', '.join(missing)} missing; it holds {there}; expected {', '.join(KEYS)}")
+        raise InputError(
+            f"{path}: {', '.join(missing)} missing; it holds {there}; expected {', '.join(KEYS)}"
+        )
     if any(names.count(f"{key}.npy") > 1 for key in KEYS):
         raise InputError(f"{path}: an array is in it twice")
     headers = {key: _header(path, archive, key) for key in KEYS}
     total = sum(header.bytes for header in headers.values())
     packed = os.fstat(archive.fp.fileno()).st_size  # type: ignore[union-attr]
     if total > min(MAX_BYTES, _memory()):
-        raise InputError(f"{path}: it unpacks to {total:,} bytes, more than this machine's memory or the limit")
+        raise InputError(
+            f"{path}: it unpacks to {total:,} bytes, more than this machine's memory or the limit"
+        )
     if total > SMALL and total > MAX_RATIO * packed:
-        raise InputError(f"{path}: {packed:,} bytes that unpack to {total:,}: images do not shrink so, it is refused")
+        raise InputError(
+            f"{path}: {packed:,} bytes that unpack to {total:,}: images do not shrink so, it is refused"
+        )
     for part in ("train", "test"):
         images, labels = headers[f"x_{part}"].shape, headers[f"y_{part}"].shape
         if images[0] != labels[0]:
@@ -188,7 +196,9 @@ def _header(path: Path, archive: zipfile.ZipFile, key: str) -> _Header:
             offset = stream.tell()
     except InputError:
         raise
-    except Exception as error:  # whatever numpy's parser makes of bytes that are no header: tokenizer errors and more
+    except (
+        Exception
+    ) as error:  # whatever numpy's parser makes of bytes that are no header: tokenizer errors and more
         raise InputError(f"{where} is corrupt: {error}") from None
     images = key.startswith("x_")
     if dtype.hasobject:
@@ -201,7 +211,9 @@ def _header(path: Path, archive: zipfile.ZipFile, key: str) -> _Header:
         raise InputError(f"{where} is {dtype}; expected integer labels")
     sides = shape[1:3]
     if images and not (
-        len(shape) in (3, 4) and all(1 <= side <= MAX_SIDE for side in sides) and shape[3:] in ((), (1,), (3,))
+        len(shape) in (3, 4)
+        and all(1 <= side <= MAX_SIDE for side in sides)
+        and shape[3:] in ((), (1,), (3,))
     ):
         expected = f"(N, H, W), (N, H, W, 1) or (N, H, W, 3) with sides up to {MAX_SIDE}"
         raise InputError(f"{where} has the shape {_brief(shape)}; expected {expected}")
@@ -269,8 +281,12 @@ def _arrays(path: Path, found: Mapping[str, np.ndarray]) -> Arrays:
     counts = np.bincount(train.astype(np.int64), minlength=classes)
     if classes < 2 or not counts.all():
         absent = ", ".join(map(str, np.flatnonzero(counts == 0)[:8])) or "all but 0"
-        raise InputError(f"{path}: y_train must hold every class from 0 to {max(classes - 1, 1)}; absent: {absent}")
+        raise InputError(
+            f"{path}: y_train must hold every class from 0 to {max(classes - 1, 1)}; absent: {absent}"
+        )
     if test.max() >= classes:
-        raise InputError(f"{path}: y_test has the label {test.max()}, which is not among the {classes} of y_train")
+        raise InputError(
+            f"{path}: y_test has the label {test.max()}, which is not among the {classes} of y_train"
+        )
     images = {key: x if x.ndim == 4 else x[..., None] for key, x in found.items() if key.startswith("x_")}
     return Arrays(images["x_train"], train.astype(np.int64), images["x_test"], test.astype(np.int64), classes)

@@ -134,13 +134,17 @@ def decode_all(
     ends = np.cumsum(index["length"].astype(np.int64))
     index["offset"] = ends - index["length"]
     if ends[-1] > limit:
-        raise InputError(f"decoded its images take {ends[-1] / 2**30:.1f} GiB, more than the {limit / 2**30:g} GiB")
+        raise InputError(
+            f"decoded its images take {ends[-1] / 2**30:.1f} GiB, more than the {limit / 2**30:g} GiB"
+        )
     images = InMemory(index, np.empty(ends[-1], dtype=np.uint8))
     mean_sum = np.zeros((MEAN_SIDE, MEAN_SIDE, 3), dtype=np.uint64)
     for square in in_threads(fill, [number for number in range(len(index)) if number not in problems]):
         mean_sum += np.uint64(square) if isinstance(square, int) else square
     if problems:
-        raise InputError(corrupt_text([(name(number), reason) for number, reason in sorted(problems.items())]))
+        raise InputError(
+            corrupt_text([(name(number), reason) for number, reason in sorted(problems.items())])
+        )
     return images, mean_sum
 
 

@@ -26,13 +26,15 @@ from bench.datasets.listing import Item, Listing
 from bench.datasets.photographs import MEAN_SIDE, RECORD, central_square, corrupt_text, in_threads, measured
 from bench.datasets.shards import IMAGES_PER_SHARD, MEAN_BYTES, PARTS, Manifest
 from bench.errors import InputError
-from bench.locks import sync_folder
-from bench.reporting.text import clean
-from bench.store import write_atomic
+from bench.records.locks import sync_folder
+from bench.records.store import write_atomic
+from bench.text import clean
 
 SAMPLES = 256  # images whose headers are read to estimate the size
 ENOUGH = 100  # corrupt images beyond those allowed at which a shard is given up: before, they are counted
-SHORT_SIDE = 352  # the largest side the released augmentation asks for: 308 times 1.15, rounded to whole blocks
+SHORT_SIDE = (
+    352  # the largest side the released augmentation asks for: 308 times 1.15, rounded to whole blocks
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,9 @@ def settings(form: str, short_side: int | None, max_corrupt: int) -> Settings:
     if form not in shards.FORMS:
         raise InputError(f"--form {form!r}: expected {' or '.join(shards.FORMS)}")
     if form == "jpeg" and short_side is not None:
-        raise InputError("--short-side has a meaning only with --form raw: JPEG shards keep the files as they are")
+        raise InputError(
+            "--short-side has a meaning only with --form raw: JPEG shards keep the files as they are"
+        )
     if short_side is not None and not 8 <= short_side <= 4096:
         raise InputError(f"--short-side {short_side}: expected 8 to 4096 pixels")
     if max_corrupt < 0:
@@ -129,7 +133,9 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if needed - already > free:
-        raise InputError(f"{clean(folder)}: about {size_text(needed - already)} to write, {size_text(free)} free")
+        raise InputError(
+            f"{clean(folder)}: about {size_text(needed - already)} to write, {size_text(free)} free"
+        )
     with _alone(folder):
         if not begun:
             write_atomic(folder / "plan.json", shards.encode(plan))
@@ -212,7 +218,9 @@ def _write(folder: Path, images: Listing, how: Settings, say: Callable[[str], No
         present = np.unique(index["label"])
         if len(present) != len(images.classes):
             absent = [name for label, name in enumerate(images.classes) if label not in present]
-            raise InputError(f"{part}: no image that can be read in {', '.join(clean(n, 60) for n in absent[:5])}")
+            raise InputError(
+                f"{part}: no image that can be read in {', '.join(clean(n, 60) for n in absent[:5])}"
+            )
         counts[part] = len(index)
         digests[part] = list(zip(index["label"].tolist(), map(bytes.fromhex, hashes), strict=True))
         _keep(folder / f"{part}.index", index.tobytes(), files)
@@ -257,7 +265,9 @@ def _read_report(target: Path, position: int) -> dict[str, Any] | None:
         return None
 
 
-def _write_shard(target: Path, part: str, items: Sequence[Item], position: int, how: Settings) -> dict[str, Any]:
+def _write_shard(
+    target: Path, part: str, items: Sequence[Item], position: int, how: Settings
+) -> dict[str, Any]:
     """Write the shard of the next ``IMAGES_PER_SHARD`` good images from ``position``, and the note of it, last."""
 
     def stored(item: Item) -> tuple[bytes, bytes, tuple[int, int], Any, np.ndarray | None] | BadImage:

@@ -32,7 +32,9 @@ class Axis:
 class Bilinear:
     """Resizes (B, height, width, C) to (B, size, size, C); ``denominator`` is what its sums are to be divided by."""
 
-    def __init__(self, height: int, width: int, size: int, channels: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, height: int, width: int, size: int, channels: int, device: torch.device | str = "cpu"
+    ) -> None:
         rows, columns = _fractions(height, size), _fractions(width, size)
         self.denominator = rows[2] * columns[2]
         exact = 255 * self.denominator <= _EXACT_FLOAT32
@@ -58,7 +60,9 @@ class Bilinear:
 
 
 def _interpolate(x: Tensor, axis: Axis, low_weight: Tensor, high_weight: Tensor, dim: int) -> Tensor:
-    return x.index_select(dim, axis.low).mul_(low_weight).add_(x.index_select(dim, axis.high).mul_(high_weight))
+    return (
+        x.index_select(dim, axis.low).mul_(low_weight).add_(x.index_select(dim, axis.high).mul_(high_weight))
+    )
 
 
 def _fractions(source: int, target: int) -> tuple[list[int], list[int], int]:

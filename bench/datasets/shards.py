@@ -23,7 +23,7 @@ import numpy as np
 from bench.datasets import checksums, decode, photographs
 from bench.datasets.photographs import MEAN_SIDE, RECORD, InMemory, Photographs
 from bench.errors import InputError
-from bench.reporting.text import clean
+from bench.text import clean
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -191,7 +191,9 @@ def size_problem(manifest: Manifest) -> str | None:
     if not wrong:
         return None
     more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-    return f"{manifest.folder} is damaged: {', '.join(wrong[:5])}{more}. Delete the folder and prepare it again."
+    return (
+        f"{manifest.folder} is damaged: {', '.join(wrong[:5])}{more}. Delete the folder and prepare it again."
+    )
 
 
 def problems(manifest: Manifest) -> list[str]:
@@ -202,7 +204,9 @@ def problems(manifest: Manifest) -> list[str]:
         try:
             with path.open("rb") as stream:
                 if os.fstat(stream.fileno()).st_size != size:
-                    found.append(f"{path} is cut short or too long: {os.fstat(stream.fileno()).st_size:,} of {size:,}")
+                    found.append(
+                        f"{path} is cut short or too long: {os.fstat(stream.fileno()).st_size:,} of {size:,}"
+                    )
                 elif checksums.compute(stream) != digest:
                     found.append(f"{path} is corrupt: its checksum is not the manifest's")
         except OSError as error:
@@ -241,7 +245,10 @@ def _small(manifest: Manifest, name: str) -> bytes:
 def read_index(manifest: Manifest, part: str) -> np.ndarray:
     """Return a part's records (N,), every one checked against the shards; raises ``InputError``."""
     index = np.frombuffer(_small(manifest, f"{part}.index"), dtype=RECORD)
-    wide = {name: index[name].astype(np.int64) for name in ("shard", "offset", "length", "height", "width", "label")}
+    wide = {
+        name: index[name].astype(np.int64)
+        for name in ("shard", "offset", "length", "height", "width", "label")
+    }
     pixels = wide["height"] * wide["width"]
     ends = np.array([manifest.files[name][0] for name in manifest.shards(part)])
     good = (
@@ -290,7 +297,9 @@ class Shards:
         try:
             image = opened()
             if image.size != (record["width"], record["height"]):
-                raise decode.BadImage(f"its size is {image.size}, {record['width']} x {record['height']} in the index")
+                raise decode.BadImage(
+                    f"its size is {image.size}, {record['width']} x {record['height']} in the index"
+                )
         except decode.BadImage as error:
             raise InputError(f"{self.paths[int(record['shard'])]}: image {number}: {error}") from None
         return image

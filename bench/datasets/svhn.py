@@ -12,9 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.datasets.source import Arrays, Download, Facts, PublishedFile, PublishedSource, brief, checked_labels
+from bench.datasets.sources import (
+    Arrays,
+    Download,
+    Facts,
+    PublishedFile,
+    PublishedSource,
+    brief,
+    checked_labels,
+)
 from bench.errors import InputError
-from bench.reporting.text import clean
+from bench.text import clean
 
 ENTRIES = [
     {
@@ -23,7 +31,11 @@ ENTRIES = [
         "help": "SVHN: 73,257 (with extra 604,388) + 26,032 house-number digits of 32x32",
         "title": "Reading Digits in Natural Images with Unsupervised Feature Learning (Netzer et al., 2011)",
         "options": {
-            "extra": {"type": "bool", "default": False, "help": "train on train + extra, 604,388 digits, as the paper"}
+            "extra": {
+                "type": "bool",
+                "default": False,
+                "help": "train on train + extra, 604,388 digits, as the paper",
+            }
         },
         "num_classes": 10,
         "image_size": 32,
@@ -57,7 +69,9 @@ class _SVHN(PublishedSource):
         return replace(facts, train_count=count)
 
     def files(self, options: Mapping[str, Any]) -> Sequence[PublishedFile]:
-        return [FILES[split] for split in ("train", "extra", "test") if split != "extra" or options.get("extra")]
+        return [
+            FILES[split] for split in ("train", "extra", "test") if split != "extra" or options.get("extra")
+        ]
 
     def downloads(self, options: Mapping[str, Any]) -> Sequence[Download]:
         return [Download(_SITE + file.path, file.path, file.md5) for file in self.files(options)]
@@ -82,7 +96,9 @@ class _SVHN(PublishedSource):
                 content = scipy.io.loadmat(stream, variable_names=("X", "y"))
                 pixels, digits = content["X"], content["y"]
                 if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[:3] != (32, 32, 3):
-                    raise ValueError(f"expected uint8 pixels of the shape (32, 32, 3, N), not {brief(pixels)}")
+                    raise ValueError(
+                        f"expected uint8 pixels of the shape (32, 32, 3, N), not {brief(pixels)}"
+                    )
                 images = np.ascontiguousarray(pixels.transpose(3, 0, 1, 2))
                 labels = checked_labels(digits.reshape(-1), len(images), 11) % 10
             except MemoryError as error:

@@ -11,8 +11,8 @@ is and why.
 from __future__ import annotations
 
 from bench import registry
-from bench.config import TrialConfig
-from bench.layers import Branch
+from bench.experiments.config import TrialConfig
+from bench.layers.low_precision import Branch
 from bench.networks.builder import Builder, Network
 from bench.networks.costs import Costs, LayerRow, costs, describe_layers
 from bench.networks.initialization import initialize

@@ -23,7 +23,13 @@ ENTRIES = [
         "input_size": 224,
         "macs": 1_937_082_368,
         "options": {
-            "input_size": {"type": "int", "default": 224, "min": 44, "max": 1024, "help": "pixels; fc1 follows"},
+            "input_size": {
+                "type": "int",
+                "default": 224,
+                "min": 44,
+                "max": 1024,
+                "help": "pixels; fc1 follows",
+            },
         },
     },
     {
@@ -35,7 +41,13 @@ ENTRIES = [
         "input_size": 224,
         "macs": 1_937_082_368,
         "options": {
-            "input_size": {"type": "int", "default": 224, "min": 44, "max": 1024, "help": "pixels; fc1 follows"},
+            "input_size": {
+                "type": "int",
+                "default": 224,
+                "min": 44,
+                "max": 1024,
+                "help": "pixels; fc1 follows",
+            },
         },
     },
     {
@@ -47,7 +59,13 @@ ENTRIES = [
         "input_size": 224,
         "macs": 1_135_256_096,
         "options": {
-            "input_size": {"type": "int", "default": 224, "min": 63, "max": 1024, "help": "pixels; fc1 follows"},
+            "input_size": {
+                "type": "int",
+                "default": 224,
+                "min": 63,
+                "max": 1024,
+                "help": "pixels; fc1 follows",
+            },
         },
     },
 ]

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.config import TrialConfig
 from bench.errors import InputError, nearest
-from bench.layers import (
+from bench.experiments.config import TrialConfig
+from bench.layers.low_precision import (
     MERGES,
     Branch,
     BranchConv2d,
@@ -85,9 +85,13 @@ class Builder:
 
     def quantizer(self, name: str, weight_shape: tuple[int, ...] | None) -> Quantizer:
         """Return a quantizer for one weight tensor (or for activations alone), with a stream of random numbers."""
-        options: dict[str, Any] = {key: value for key, value in self.config.quantizer.items() if key != "kind"}
+        options: dict[str, Any] = {
+            key: value for key, value in self.config.quantizer.items() if key != "kind"
+        }
         w, a, g = self.config.bit_widths
-        quantizer = make_quantizer(self.config.quantizer["kind"], w, a, g, weight_shape=weight_shape, **options)
+        quantizer = make_quantizer(
+            self.config.quantizer["kind"], w, a, g, weight_shape=weight_shape, **options
+        )
         quantizer.draws = Draws(self.clock, "quantizer", name)
         return quantizer
 
@@ -105,7 +109,9 @@ class Builder:
         conv = nn.Conv2d(3, channels, kernel, stride, padding, bias=bias)
         return _full_precision(conv, "the first convolution")
 
-    def projection(self, in_channels: int, out_channels: int, stride: int, *, pooled: bool = False) -> nn.Sequential:
+    def projection(
+        self, in_channels: int, out_channels: int, stride: int, *, pooled: bool = False
+    ) -> nn.Sequential:
         """Return a shortcut's 1x1 convolution and batch norm (option B of 1512.03385).
 
         ``pooled``: behind average pooling, instead of a stride that skips three of four pixels (1808.00278, 1812.01187).
@@ -168,7 +174,9 @@ class Builder:
         ``extra``: ``extra_out`` of the layer whose ``rest`` it reads. ``pool``: how the main path is pooled behind it,
         so that the branch is as well; ``pool_first``: before the batch norm. ``dropout``: of its activated input.
         """
-        layer = LowPrecisionConv2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False)
+        layer = LowPrecisionConv2d(
+            in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False
+        )
         self._set_up(layer, name, extra, dropout)
         if self._expanded(name, by_default=True):
             assert self.branch is not None
@@ -176,7 +184,9 @@ class Builder:
             width = self._branch_width(out_channels)
             if self.merge == "preactivation" or self.merge_at_output:
                 pool = None  # the merge stands before the main path's pooling
-            layer.branch = BranchConv2d(layer, in_channels + extra, width, size, self._branch_eps(), pool, pool_first)
+            layer.branch = BranchConv2d(
+                layer, in_channels + extra, width, size, self._branch_eps(), pool, pool_first
+            )
             layer.extra_out = width if self.merge == "concat" else 0
         return layer
 
@@ -193,7 +203,9 @@ class Builder:
             layer.extra_out = width if self.merge == "concat" else 0
         return layer
 
-    def _set_up(self, layer: LowPrecisionConv2d | LowPrecisionLinear, name: str, extra: int, dropout: float) -> None:
+    def _set_up(
+        self, layer: LowPrecisionConv2d | LowPrecisionLinear, name: str, extra: int, dropout: float
+    ) -> None:
         joint = self.branch is not None and self.branch.statistics == "joint"
         layer.setup(
             name=name,
@@ -265,7 +277,9 @@ def _check(branch: Branch) -> None:
             f"strategy.merge: {branch.merge!r} is not one of {', '.join(MERGES)}.{nearest(branch.merge, MERGES)}"
         )
     if branch.merge != "concat" and branch.width_ratio != 1.0:
-        raise InputError(f'strategy.width_ratio: {branch.width_ratio} needs merge = "concat", not "{branch.merge}"')
+        raise InputError(
+            f'strategy.width_ratio: {branch.width_ratio} needs merge = "concat", not "{branch.merge}"'
+        )
     if branch.merge != "concat" and branch.statistics == "joint":
         raise InputError(f'strategy.statistics: "joint" needs merge = "concat", not "{branch.merge}"')
     if branch.kernel is not None and branch.kernel < 1:

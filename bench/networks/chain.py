@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from bench.errors import InputError
+from bench.layers.max_pool import MaxPool2
 from bench.networks.builder import Builder, Network, is_bipolar
-from bench.pooling import MaxPool2
 
 ENTRIES = [
     {
@@ -178,7 +178,9 @@ def svhn_convnet(builder: Builder, num_classes: int, *, activation: str, dropout
         Spec(512, 5, 0, dropout=dropout),
     ]
     first = Spec(48, 5, 0, pool=True)
-    return ChainNetwork(builder, num_classes, input_size=40, first=first, first_norm=False, convs=convs, hidden=[])
+    return ChainNetwork(
+        builder, num_classes, input_size=40, first=first, first_norm=False, convs=convs, hidden=[]
+    )
 
 
 _VGG = [Spec(128, 3, 1, True), Spec(256, 3, 1), Spec(256, 3, 1, True), Spec(512, 3, 1), Spec(512, 3, 1, True)]
@@ -190,7 +192,9 @@ def vgg_small(builder: Builder, num_classes: int) -> Network:
     Each convolution (3x3, same, no bias) is followed by batch norm, max-pool 2 behind every second, and the activation.
     """
     first = Spec(128, 3, 1)
-    return ChainNetwork(builder, num_classes, input_size=32, first=first, first_norm=True, convs=_VGG, hidden=[])
+    return ChainNetwork(
+        builder, num_classes, input_size=32, first=first, first_norm=True, convs=_VGG, hidden=[]
+    )
 
 
 def bnn_convnet(builder: Builder, num_classes: int) -> Network:

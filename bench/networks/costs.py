@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.layers import BranchConv2d, BranchLinear, Classifier, LowPrecisionLayer
+from bench.layers.low_precision import BranchConv2d, BranchLinear, Classifier, LowPrecisionLayer
 from bench.networks.builder import Network
 from bench.quantizers import Quantizer
 
@@ -79,8 +79,12 @@ def describe_layers(network: Network) -> list[LayerRow]:
             shape, bits = (module.num_features,), 32 * 2 * parameters
             reason = "batch norm: four numbers a channel"
             rows.append(LayerRow(name, "batch norm", shape, parameters, 0, 0, 32, 32, bits, False, reason))
-        elif not isinstance(module, Quantizer) and (own := [p.numel() for p in module.parameters(recurse=False)]):
-            rows.append(LayerRow(name, type(module).__name__, (), sum(own), 0, 0, 32, 32, 32 * sum(own), False, _KEPT))
+        elif not isinstance(module, Quantizer) and (
+            own := [p.numel() for p in module.parameters(recurse=False)]
+        ):
+            rows.append(
+                LayerRow(name, type(module).__name__, (), sum(own), 0, 0, 32, 32, 32 * sum(own), False, _KEPT)
+            )
     return rows
 
 
@@ -115,7 +119,9 @@ def _low_precision(name: str, layer: Any, positions: int) -> LayerRow:
     macs = positions * weights
     train = macs + (positions * layer.weight_extra.numel() if layer.weight_extra is not None else 0)
     if layer.branch is not None and not layer.one_convolution:
-        train += positions * layer.branch.weight.numel()  # as many positions as the main path; pooling comes after
+        train += (
+            positions * layer.branch.weight.numel()
+        )  # as many positions as the main path; pooling comes after
     low = quantizer.w_bits < 32 or quantizer.a_bits < 32
     unquantized = "the quantizer is full_precision at 32/32 bits"
     return LayerRow(
@@ -137,7 +143,9 @@ def _full_precision(name: str, layer: nn.Conv2d | nn.Linear, positions: int) -> 
     weights = layer.weight.numel()
     parameters = weights + (0 if layer.bias is None else layer.bias.numel())
     macs = positions * weights
-    extra = layer.weight_extra.numel() if isinstance(layer, Classifier) and layer.weight_extra is not None else 0
+    extra = (
+        layer.weight_extra.numel() if isinstance(layer, Classifier) and layer.weight_extra is not None else 0
+    )
     return LayerRow(
         name=name,
         type="convolution" if layer.weight.dim() == 4 else "linear",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.layers import LowPrecisionConv2d, Pair
+from bench.layers.low_precision import LowPrecisionConv2d, Pair
 from bench.networks.builder import Builder, Network
 
 ENTRIES = [
@@ -144,7 +144,9 @@ class Block(nn.Module):
         before, stride, norms = in_channels, 1, []
         self.depth = len(convs)
         for i, (after, kernel, step) in enumerate(convs, start=1):
-            conv = builder.conv(f"{name}.conv{i}", before, after, kernel, padding=kernel // 2, stride=step, extra=extra)
+            conv = builder.conv(
+                f"{name}.conv{i}", before, after, kernel, padding=kernel // 2, stride=step, extra=extra
+            )
             self.add_module(f"conv{i}", conv)
             norms.append(self.norm_channels(before, after))
             before, extra, stride = after, conv.extra_out, stride * step

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from bench.layers import Meeting, Pair
+from bench.layers.low_precision import Meeting, Pair
 from bench.networks.builder import Builder, Network
 from bench.networks.resnet import Block, PostBlock, PreBlock
 
@@ -42,7 +42,13 @@ ENTRIES = [
                 "default": "block",
                 "help": "one around two convolutions, or one around each (Bi-Real Net, 1808.00278)",
             },
-            "input_size": {"type": "int", "default": 224, "min": 32, "max": 1024, "help": "pixels, height and width"},
+            "input_size": {
+                "type": "int",
+                "default": 224,
+                "min": 32,
+                "max": 1024,
+                "help": "pixels, height and width",
+            },
         },
     },
     {
@@ -72,7 +78,13 @@ ENTRIES = [
                 "default": "block",
                 "help": "one around two convolutions, or one around each (Bi-Real Net, 1808.00278)",
             },
-            "input_size": {"type": "int", "default": 224, "min": 32, "max": 1024, "help": "pixels, height and width"},
+            "input_size": {
+                "type": "int",
+                "default": 224,
+                "min": 32,
+                "max": 1024,
+                "help": "pixels, height and width",
+            },
         },
     },
     {
@@ -96,7 +108,13 @@ ENTRIES = [
                 "default": "pre",
                 "help": "BN, activation, convolution (DoReFa-Net's), or convolution, BN, + shortcut, activation",
             },
-            "input_size": {"type": "int", "default": 224, "min": 32, "max": 1024, "help": "pixels, height and width"},
+            "input_size": {
+                "type": "int",
+                "default": 224,
+                "min": 32,
+                "max": 1024,
+                "help": "pixels, height and width",
+            },
         },
     },
 ]

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench import permission
 from bench.errors import InputError, nearest
+from bench.experiments import permission
 from bench.networks.builder import Builder, Network
-from bench.networks.choosing import Choices
-from bench.networks.transform import transform
+from bench.networks.convert.plan import Choices
+from bench.networks.convert.rewrite import transform
 from bench.randomness import fold
-from bench.reporting.text import clean
+from bench.text import clean
 
 ENTRIES = [
     {
@@ -31,7 +31,13 @@ ENTRIES = [
         "input_size": 224,
         "macs": 300_774_272,
         "options": {
-            "input_size": {"type": "int", "default": 224, "min": 8, "max": 1024, "help": "pixels, height and width"},
+            "input_size": {
+                "type": "int",
+                "default": 224,
+                "min": 8,
+                "max": 1024,
+                "help": "pixels, height and width",
+            },
             "first": {
                 "type": "str",
                 "choices": ["full", "low"],
@@ -67,7 +73,13 @@ ENTRIES = [
         "input_size": 224,
         "macs": 349_151_936,
         "options": {
-            "input_size": {"type": "int", "default": 224, "min": 8, "max": 1024, "help": "pixels, height and width"},
+            "input_size": {
+                "type": "int",
+                "default": 224,
+                "min": 8,
+                "max": 1024,
+                "help": "pixels, height and width",
+            },
             "first": {
                 "type": "str",
                 "choices": ["full", "low"],
@@ -101,7 +113,13 @@ ENTRIES = [
         "input_size": 224,
         "options": {
             "name": {"type": "str", "help": "torchvision's name, for instance shufflenet_v2_x1_0"},
-            "input_size": {"type": "int", "default": 224, "min": 8, "max": 1024, "help": "pixels, height and width"},
+            "input_size": {
+                "type": "int",
+                "default": 224,
+                "min": 8,
+                "max": 1024,
+                "help": "pixels, height and width",
+            },
             "first": {
                 "type": "str",
                 "choices": ["full", "low"],
@@ -196,7 +214,9 @@ def torchvision(builder: Builder, num_classes: int, *, name: str, **options: Any
     return _torchvision(name, builder, num_classes, **options)
 
 
-def _torchvision(name: str, builder: Builder, num_classes: int, *, input_size: int, **choices: str) -> Network:
+def _torchvision(
+    name: str, builder: Builder, num_classes: int, *, input_size: int, **choices: str
+) -> Network:
     from torchvision import models
 
     known = models.list_models(module=models)

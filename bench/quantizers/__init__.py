@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench import registry
-from bench.config import complete
 from bench.errors import InputError
+from bench.experiments.config import complete
 from bench.quantizers.base import Quantizer
-from bench.quantizers.compare import differences
+from bench.quantizers.variants import differences
 
 __all__ = ["Quantizer", "differences", "make_quantizer"]
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from bench.quantizers.base import Quantizer
-from bench.quantizers.maps import bipolar, clip, compute_dtype, pass_inside, sign_window
+from bench.quantizers.functional import bipolar, clip, compute_dtype, pass_inside, sign_window
 
 ENTRIES = [
     {

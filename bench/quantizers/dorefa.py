@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from bench.quantizers.base import Quantizer
-from bench.quantizers.maps import bipolar, clip, compute_dtype, level_, round_unit, steps, ternary
+from bench.quantizers.functional import bipolar, clip, compute_dtype, level_, round_unit, steps, ternary
 
 ENTRIES = [
     {
@@ -93,7 +93,9 @@ class _TanhRound(Function):
         t = torch.tanh(w.to(compute_dtype(w)))
         ctx.own_maximum = maximum is None
         m = t.abs().amax() if maximum is None else maximum.to(t.dtype)
-        m = m + (m < 2.0**-126)  # all weights zero: every one is in the middle of the range, whatever the range
+        m = m + (
+            m < 2.0**-126
+        )  # all weights zero: every one is in the middle of the range, whatever the range
         ctx.save_for_backward(t, m)
         ctx.factor = n if as_codes else 1
         codes = torch.div(t, 2.0 * m).add_(0.5).mul_(n).round_().mul_(2.0).sub_(n)
@@ -109,7 +111,9 @@ class _TanhRound(Function):
         to_maximum = (grad * t).sum().neg_().div_(m).div_(m)  # q = t / m but for the rounding
         grad = grad / m
         if ctx.own_maximum:
-            at_maximum = ternary(t, m * (1.0 - torch.finfo(t.dtype).eps / 2))  # the sign where |t| = m, else 0
+            at_maximum = ternary(
+                t, m * (1.0 - torch.finfo(t.dtype).eps / 2)
+            )  # the sign where |t| = m, else 0
             grad += at_maximum.mul_(to_maximum / at_maximum.abs().sum().clamp_min(1.0))
         grad = torch.ops.aten.tanh_backward(grad, t)
         return grad.to(dtype), None if ctx.own_maximum else to_maximum, None, None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from bench.quantizers.base import Quantizer
-from bench.quantizers.maps import bipolar, clip, compute_dtype, round_unit, ternary
+from bench.quantizers.functional import bipolar, clip, compute_dtype, round_unit, ternary
 
 ENTRIES = [
     {

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from bench.quantizers.base import Quantizer
-from bench.quantizers.maps import clip, compute_dtype, round_unit, ternary
+from bench.quantizers.functional import clip, compute_dtype, round_unit, ternary
 
 ENTRIES = [
     {
@@ -28,7 +28,12 @@ ENTRIES = [
                 "below": 1.0,
                 "help": "threshold as a part of max |w|",
             },
-            "scale": {"type": "float", "default": 1.0, "above": 0.0, "help": "what the learned scales start at"},
+            "scale": {
+                "type": "float",
+                "default": 1.0,
+                "above": 0.0,
+                "help": "what the learned scales start at",
+            },
         },
         "w_bits": [2],
         "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],

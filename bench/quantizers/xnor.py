@@ -9,7 +9,7 @@ from torch.autograd import Function
 
 from bench.quantizers.base import Quantizer
 from bench.quantizers.dorefa import mean_magnitude
-from bench.quantizers.maps import bipolar, clip, compute_dtype, pass_inside, sign_window
+from bench.quantizers.functional import bipolar, clip, compute_dtype, pass_inside, sign_window
 
 ENTRIES = [
     {

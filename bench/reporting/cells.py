@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from bench import registry
-from bench.config import parse_bits
 from bench.errors import InputError
+from bench.experiments.config import parse_bits
 from bench.reporting import statistics as st
 from bench.reporting.records import Records
 from bench.reporting.targets import Match, Names, Row, matches
@@ -58,7 +58,9 @@ class Cell:
     top5: st.Interval = field(default_factory=lambda: st.mean_interval([]))
     selected: st.Interval = field(default_factory=lambda: st.mean_interval([]))
     best: st.Interval = field(default_factory=lambda: st.mean_interval([]))
-    test_set: tuple[float, float] | None = None  # Wilson interval of a single network, where there is no other
+    test_set: tuple[float, float] | None = (
+        None  # Wilson interval of a single network, where there is no other
+    )
     against: Cell | None = None
     gain: st.Gain | None = None
     adjusted: float | None = None
@@ -205,7 +207,9 @@ def _grouped(records: Records) -> list[Cell]:
         if row["data"] is None:  # never begun: it belongs to the runs that differ in the seed alone
             budget = next((key[:5] for key in groups if key[:4] == budget[:4]), budget)
         again = 0
-        while (*budget, again) in groups and any(t["seed"] == row["seed"] for t in groups[(*budget, again)].trials):
+        while (*budget, again) in groups and any(
+            t["seed"] == row["seed"] for t in groups[(*budget, again)].trials
+        ):
             again += 1
         cell = groups.setdefault(
             (*budget, again),
@@ -238,18 +242,30 @@ def _grouped(records: Records) -> list[Cell]:
     return list(groups.values())
 
 
-def _join_unknown(groups: dict[tuple, Cell], unknown: Iterable[dict[str, Any]], order: Mapping[Any, int]) -> None:
+def _join_unknown(
+    groups: dict[tuple, Cell], unknown: Iterable[dict[str, Any]], order: Mapping[Any, int]
+) -> None:
     """Put trials without any record into the one cell of their arm and grid point, or, at several budgets, into their own."""
     for row in unknown:
         place = (row["arm"], row["role"], _canonical(row["grid"]))
-        found = [c for k, c in groups.items() if k[:3] == place and all(t["seed"] != row["seed"] for t in c.trials)]
+        found = [
+            c for k, c in groups.items() if k[:3] == place and all(t["seed"] != row["seed"] for t in c.trials)
+        ]
         if len(found) == 1:
             found[0].trials.append(row)
             continue
         config = _presumed(row, groups.values())
         cell = groups.setdefault(
             (*place, _canonical(config), None, 0),
-            Cell(row["arm"], row["baseline"], row["role"], order.get(row["arm"], len(order)), row["grid"], config, []),
+            Cell(
+                row["arm"],
+                row["baseline"],
+                row["role"],
+                order.get(row["arm"], len(order)),
+                row["grid"],
+                config,
+                [],
+            ),
         )
         cell.trials.append(row)
 
@@ -306,7 +322,16 @@ def _tell_apart(cells: Sequence[Cell]) -> None:
             f"{key.split('.')[-1]} {_plain(value) if not isinstance(value, Mapping) else label('factors', value)}"
             for key, value in sorted(axes.items())
         )
-        key = (cell.arm, cell.role, cell.dataset, cell.network, cell.width, cell.bits, cell.epochs, cell.batch_size)
+        key = (
+            cell.arm,
+            cell.role,
+            cell.dataset,
+            cell.network,
+            cell.width,
+            cell.bits,
+            cell.epochs,
+            cell.batch_size,
+        )
         by_arm.setdefault((*key, cell.settings), []).append(cell)
     for same in by_arm.values():
         if len(same) < 2:
@@ -434,7 +459,8 @@ def _pair(cells: Sequence[Cell]) -> None:
         candidates = [
             other
             for other in by_arm.get(cell.baseline, [])
-            if other.precision == cell.precision and all(_axis(other, key) == _axis(cell, key) for key in other.grid)
+            if other.precision == cell.precision
+            and all(_axis(other, key) == _axis(cell, key) for key in other.grid)
         ]
         ranked = sorted(candidates, key=lambda other: len(_differences(cell, other)))
         if not ranked:

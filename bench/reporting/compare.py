@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.errors import InputError
 from bench.reporting import statistics as st
-from bench.reporting.text import clean
+from bench.text import clean
 
 KEY = (
     "arm",
@@ -44,7 +44,9 @@ def compare_tables(new: Path, committed: Path) -> int:
         print(error)
         return 1
     problems = [f"missing row: {_name(old[key])}" for key in old if key not in fresh]
-    problems += [f"row that is not in the committed table: {_name(fresh[key])}" for key in fresh if key not in old]
+    problems += [
+        f"row that is not in the committed table: {_name(fresh[key])}" for key in fresh if key not in old
+    ]
     counts = {"identical": 0, "within noise": 0, "differs": 0, "no interval": 0}
     for key, row in fresh.items():
         if key not in old:

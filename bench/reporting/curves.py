@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bench.reporting.cells import Cell
-from bench.reporting.text import clean
+from bench.text import clean
 
 COLUMN, PAGE = 3.5, 7.16  # inches
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C510A")
@@ -64,7 +64,9 @@ _STYLE: dict[str, Any] = {
 def _style() -> Iterator[None]:
     style: dict[Any, Any] = {**sns.axes_style("ticks"), **_STYLE}
     with plt.rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in a script that the font lacks
+        warnings.filterwarnings(
+            "ignore", message="Glyph .* missing"
+        )  # a name in a script that the font lacks
         yield
 
 
@@ -106,7 +108,9 @@ def looks(cells: Sequence[Cell]) -> dict[str, Look]:
             result[cell.label] = Look(GREY, MARKERS[greys % len(MARKERS)])
             greys += 1
         else:
-            result[cell.label] = Look(PALETTE[colours % len(PALETTE)], MARKERS[colours // len(PALETTE) % len(MARKERS)])
+            result[cell.label] = Look(
+                PALETTE[colours % len(PALETTE)], MARKERS[colours // len(PALETTE) % len(MARKERS)]
+            )
             colours += 1
     return result
 
@@ -129,7 +133,11 @@ def panels(cells: Sequence[Cell]) -> list[Panel]:
         else:
             groups.setdefault((*place, cell.bits), []).append(cell)
     for place, cell in references:
-        joined = [group for key, group in groups.items() if key[:4] == place and not all(map(_full_precision, group))]
+        joined = [
+            group
+            for key, group in groups.items()
+            if key[:4] == place and not all(map(_full_precision, group))
+        ]
         for group in joined:
             group.append(cell)
         if not joined:
@@ -140,7 +148,9 @@ def panels(cells: Sequence[Cell]) -> list[Panel]:
     for key, group in groups.items():
         facts = described[key]
         shown = [facts[i] for i in varying if facts[i]] or [facts[i] for i in (0, 1, 2, 3)]
-        result.append(Panel(clean(", ".join(shown), 100), tuple(sorted(group, key=lambda c: (c.order, c.settings)))))
+        result.append(
+            Panel(clean(", ".join(shown), 100), tuple(sorted(group, key=lambda c: (c.order, c.settings))))
+        )
     return result
 
 
@@ -243,7 +253,9 @@ def convergence_figure(
                 for run in _diverged(cell, epochs):
                     dotted = True
                     axes[0][j].plot(run["epoch"], run["test_acc"].astype(float), ":", color=how.color, lw=0.8)
-                    axes[1][j].plot(run["epoch"], run["train_loss"].astype(float), ":", color=how.color, lw=0.8)
+                    axes[1][j].plot(
+                        run["epoch"], run["train_loss"].astype(float), ":", color=how.color, lw=0.8
+                    )
             axes[-1][j].set_xlabel("epoch")
             axes[-1][j].xaxis.get_major_locator().set_params(integer=True)
         axes[0][0].set_ylabel("test accuracy, %")
@@ -254,7 +266,9 @@ def convergence_figure(
         sns.despine(figure)
         figure.align_ylabels()
         handles = [
-            Line2D([], [], color=look[label].color, marker=look[label].marker, ms=3, label=clean(label, _LABEL))
+            Line2D(
+                [], [], color=look[label].color, marker=look[label].marker, ms=3, label=clean(label, _LABEL)
+            )
             for label in labels
         ]
         handles.append(Line2D([], [], color="black", label="deployed (f = 0)" if dashed else "deployed"))
@@ -264,7 +278,9 @@ def convergence_figure(
             handles.append(Line2D([], [], color="black", alpha=0.18, lw=5, label="lowest to highest seed"))
         if dotted:
             handles.append(Line2D([], [], color="black", ls=":", lw=0.8, label="a run that diverged"))
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns, columnspacing=1.2, labelspacing=0.25)
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=columns, columnspacing=1.2, labelspacing=0.25
+        )
         figure.canvas.draw()
     return figure
 
@@ -292,7 +308,9 @@ def _curve(cell: Cell, epochs: Mapping[str, pd.DataFrame]) -> pd.DataFrame | Non
     data = curve_data([cell], epochs)
     if data.empty:
         return None
-    numbers = [column for column in data.columns if column not in ("arm", "settings", "dataset", "network", "bits")]
+    numbers = [
+        column for column in data.columns if column not in ("arm", "settings", "dataset", "network", "bits")
+    ]
     return data.assign(**{column: pd.to_numeric(data[column], errors="coerce") for column in numbers})
 
 
@@ -344,7 +362,9 @@ def width_figure(cells: Sequence[Cell], look: Mapping[str, Look], title: str = "
     widths = sorted({cell.width for group in groups.values() for cell in group if cell.width is not None})
     if len(widths) < 2:
         return None
-    keys = sorted(groups, key=lambda key: (key[0], key[1], key[4] or 0, _first_order(groups[key]), key[3]))[:PANELS]
+    keys = sorted(groups, key=lambda key: (key[0], key[1], key[4] or 0, _first_order(groups[key]), key[3]))[
+        :PANELS
+    ]
     across = min(3, len(keys))
     down = -(-len(keys) // across)
     labels = [label for label in look if any(cell.label == label for key in keys for cell in groups[key])]
@@ -356,7 +376,13 @@ def width_figure(cells: Sequence[Cell], look: Mapping[str, Look], title: str = "
     with _style():
         height = 1.75 * down + 0.5 + 0.125 * -(-(len(labels) + 3) // columns) + _room(headline)
         figure, axes = plt.subplots(
-            down, across, figsize=(figure_width, height), sharex=True, sharey=True, squeeze=False, layout="constrained"
+            down,
+            across,
+            figsize=(figure_width, height),
+            sharex=True,
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
         )
         if title:
             figure.suptitle(headline, fontsize=8)
@@ -389,18 +415,29 @@ def width_figure(cells: Sequence[Cell], look: Mapping[str, Look], title: str = "
             row[0].set_ylabel("test accuracy, %")
         sns.despine(figure)
         handles = [
-            Line2D([], [], color=look[label].color, marker="o", ms=3.5, label=clean(label, _LABEL)) for label in labels
+            Line2D([], [], color=look[label].color, marker="o", ms=3.5, label=clean(label, _LABEL))
+            for label in labels
         ]
         handles.append(Line2D([], [], color="black", marker="o", ms=3.5, label="ours, 95 % interval"))
         if published:
             handles.append(
                 Line2D(
-                    [], [], color="black", marker="o", ms=3.5, mfc="white", ls=(0, (1, 1)), lw=0.8, label="published"
+                    [],
+                    [],
+                    color="black",
+                    marker="o",
+                    ms=3.5,
+                    mfc="white",
+                    ls=(0, (1, 1)),
+                    lw=0.8,
+                    label="published",
                 )
             )
         if missing:
             handles.append(Line2D([], [], color="black", marker="x", ms=4, ls="", label="no finished run"))
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns, columnspacing=1.2, labelspacing=0.25)
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=columns, columnspacing=1.2, labelspacing=0.25
+        )
         figure.canvas.draw()
     return figure
 
@@ -430,7 +467,9 @@ def _draw_widths(axis: Axes, own: Sequence[Cell], how: Look, shift: float) -> bo
     x = np.array([cell.width for cell in known], dtype=float) * shift
     y = np.array([cell.accuracy.mean for cell in known], dtype=float)
     half = np.array([cell.accuracy.half or 0.0 for cell in known])
-    axis.errorbar(x, y, half, color=how.color, marker="o", ms=3.5, lw=1.1, elinewidth=0.8, capsize=1.8, capthick=0.8)
+    axis.errorbar(
+        x, y, half, color=how.color, marker="o", ms=3.5, lw=1.1, elinewidth=0.8, capsize=1.8, capthick=0.8
+    )
     targets = [
         (cell.width * shift, c.match.row.accuracy)
         for cell in own
@@ -439,7 +478,18 @@ def _draw_widths(axis: Axes, own: Sequence[Cell], how: Look, shift: float) -> bo
     ]
     if targets:
         tx, ty = zip(*targets, strict=True)
-        axis.plot(tx, ty, color=how.color, marker="o", ms=3.5, mfc="white", mew=0.9, ls=(0, (1, 1)), lw=0.8, zorder=1.5)
+        axis.plot(
+            tx,
+            ty,
+            color=how.color,
+            marker="o",
+            ms=3.5,
+            mfc="white",
+            mew=0.9,
+            ls=(0, (1, 1)),
+            lw=0.8,
+            zorder=1.5,
+        )
     return bool(targets)
 
 
@@ -447,14 +497,20 @@ def _draw_missing(axis: Axes, own: Sequence[Cell], how: Look, shift: float) -> b
     absent = [cell.width * shift for cell in own if cell.accuracy.mean is None and cell.width is not None]
     if absent:  # an empty line that is not clipped would upset the layout
         bottom = axis.get_xaxis_transform()
-        axis.plot(absent, [0.03] * len(absent), "x", color=how.color, ms=4, mew=1.0, transform=bottom, clip_on=False)
+        axis.plot(
+            absent, [0.03] * len(absent), "x", color=how.color, ms=4, mew=1.0, transform=bottom, clip_on=False
+        )
     return bool(absent)
 
 
 # -- gains -----------------------------------------------------------------------------------------------------------
 
 
-_BACKING = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # behind text that crosses the line at zero
+_BACKING = {
+    "facecolor": "white",
+    "edgecolor": "none",
+    "pad": 0.6,
+}  # behind text that crosses the line at zero
 
 
 def forest_figure(
@@ -467,7 +523,9 @@ def forest_figure(
 
     ``headings`` maps the position of a cell in ``cells`` to the line written above the first gain from there on.
     """
-    places = [i for i, cell in enumerate(cells) if cell.gain is not None and cell.gain.interval.mean is not None]
+    places = [
+        i for i, cell in enumerate(cells) if cell.gain is not None and cell.gain.interval.mean is not None
+    ]
     shown = [cells[i] for i in places]
     if not shown:
         return None
@@ -495,7 +553,8 @@ def forest_figure(
         names.append(", ".join(filter(None, [cell.label, *varying])))
     wide = max(map(len, names)) > 40
     above = {
-        next((k for k, i in enumerate(places) if i >= start), -1): text for start, text in (headings or {}).items()
+        next((k for k, i in enumerate(places) if i >= start), -1): text
+        for start, text in (headings or {}).items()
     }
     lines, line = [], 0  # a heading takes a line of its own
     for k in range(len(shown)):
@@ -552,7 +611,9 @@ def forest_figure(
 def render(figure: Figure, kind: str) -> bytes:
     """Return the figure as ``png`` or ``pdf`` bytes without dates or versions, and close nothing."""
     out = io.BytesIO()
-    metadata = {"Software": None} if kind == "png" else {"CreationDate": None, "Creator": None, "Producer": None}
+    metadata = (
+        {"Software": None} if kind == "png" else {"CreationDate": None, "Creator": None, "Producer": None}
+    )
     with _style():
         figure.savefig(out, format=kind, metadata=metadata)
     return out.getvalue()

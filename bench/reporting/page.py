@@ -13,28 +13,40 @@ from typing import Any
 import pandas as pd
 
 from bench.errors import InputError
+from bench.records.store import StoreError, write_atomic
 from bench.reporting import tables as tb
 from bench.reporting.cells import Cell, compare_published, convergence, make_cells
 from bench.reporting.records import Records, experiments_in, read_experiment
 from bench.reporting.targets import Row, find_table, load_names, load_table
-from bench.reporting.text import clean, webpage
-from bench.store import StoreError, write_atomic
+from bench.text import clean, webpage
 
 FORMATS = ("md", "tex", "csv", "png", "pdf", "html")
 SINGLE_PANELS = 6  # up to so many panels get a figure of their own at column width
 _RESERVED = {"published", "gains"}  # names in the output folder that are no experiment's
 
 _COLUMNS = (
-    ("Arm", "the line of the comparison, as the experiment file names it, with the grid axes that have no column"),
-    ("W/A", "bits of weights and activations (and of gradients, where they are quantized); 32 is full precision"),
+    (
+        "Arm",
+        "the line of the comparison, as the experiment file names it, with the grid axes that have no column",
+    ),
+    (
+        "W/A",
+        "bits of weights and activations (and of gradients, where they are quantized); 32 is full precision",
+    ),
     ("n", "finished runs, one a seed; '2 of 3': one is missing, diverged or failed, see Flags and Runs"),
     (
         "Test accuracy",
         "of the network that would ship, at the last epoch, on the whole test set: the branch removed (factor 0), fp32. "
         "Mean over seeds ± half the 95 % interval (Student's t). One run, or runs that are all the same, have no interval",
     ),
-    ("Gain", "accuracy minus the baseline's at the same seed, mean over seeds, with its 95 % interval (paired)"),
-    ("Published", "what others printed for the same method, network, width and bits, with its kind; never averaged"),
+    (
+        "Gain",
+        "accuracy minus the baseline's at the same seed, mean over seeds, with its 95 % interval (paired)",
+    ),
+    (
+        "Published",
+        "what others printed for the same method, network, width and bits, with its kind; never averaged",
+    ),
     ("Budget", "epochs × training images of an epoch"),
     ("Claim", "after Holm's correction over all gains of the experiment, at a family-wise error of 5 %"),
     ("Deployed, as trained", "with the factor forced to 0; with the branch as it stood at that epoch"),
@@ -61,7 +73,9 @@ class Report:
     tables: list[tb.Table]
     epochs: dict[str, pd.DataFrame]
     text: str = ""
-    figures: list[tuple[str, str, dict[str, bytes]]] = field(default_factory=list)  # name, caption, kind -> bytes
+    figures: list[tuple[str, str, dict[str, bytes]]] = field(
+        default_factory=list
+    )  # name, caption, kind -> bytes
 
 
 def make_report(records: Records, text: str = "") -> Report:
@@ -69,7 +83,10 @@ def make_report(records: Records, text: str = "") -> Report:
     cells = make_cells(records)
     folders = _folders(records)
     names = load_names(folders)
-    wanted = [*records.targets, *(p["table"] for p in records.published.values() if isinstance(p.get("table"), str))]
+    wanted = [
+        *records.targets,
+        *(p["table"] for p in records.published.values() if isinstance(p.get("table"), str)),
+    ]
     tables: dict[str, list[Row]] = {}
     for name in dict.fromkeys(wanted):
         try:
@@ -112,7 +129,11 @@ def _plans(report: Report, curves: Any, look: Any, title: str) -> Iterator[tuple
     """Yield (file name, caption, function that draws) of every figure."""
     cells, epochs = report.cells, report.epochs
     yield "widths", "Accuracy by width: ours and published.", lambda: curves.width_figure(cells, look, title)
-    yield "forest", "Gains over the baseline, paired by seed.", lambda: curves.forest_figure(cells, look, title)
+    yield (
+        "forest",
+        "Gains over the baseline, paired by seed.",
+        lambda: curves.forest_figure(cells, look, title),
+    )
     panels = curves.panels(cells)
     drawn = panels[: curves.PANELS]
     caption = "Test accuracy, training loss and factor."
@@ -127,7 +148,11 @@ def _plans(report: Report, curves: Any, look: Any, title: str) -> Iterator[tuple
             taken.add(name)
             yield name, caption, lambda panel=panel: curves.convergence_figure([panel], epochs, look, title)
         if len(drawn) == 1 and len(drawn[0].cells) > 4:
-            yield "curves_wide", caption, lambda: curves.convergence_figure(drawn, epochs, look, title, wide=True)
+            yield (
+                "curves_wide",
+                caption,
+                lambda: curves.convergence_figure(drawn, epochs, look, title, wide=True),
+            )
     if len(drawn) > 1:
         for start in range(0, len(drawn), 3):
             name = "curves_wide" if len(drawn) <= 3 else f"curves_wide-{start // 3 + 1}"
@@ -201,15 +226,15 @@ def _images(report: Report, table: str) -> list[str]:
         if name == "curves" and any(other == "curves_wide" for other, _, _ in report.figures):
             continue
         data = base64.b64encode(kinds["png"]).decode()
-        inches = int.from_bytes(kinds["png"][16:20], "big") / 200  # drawn at 200 dots an inch, shown at 120 pixels
+        inches = (
+            int.from_bytes(kinds["png"][16:20], "big") / 200
+        )  # drawn at 200 dots an inch, shown at 120 pixels
         parts.append(
             f'<figure><img alt="{webpage(caption)}" width="{inches * 120:.0f}" src="data:image/png;base64,{data}">'
             f'<figcaption class="small">{webpage(caption)}</figcaption></figure>'
         )
     if parts and table == "convergence":
-        note = (
-            "Solid: deployed, mean over seeds; band: lowest to highest seed. Dashed: expanded, while the branch is on."
-        )
+        note = "Solid: deployed, mean over seeds; band: lowest to highest seed. Dashed: expanded, while the branch is on."
         parts.append(f'<p class="small">{note}</p>')
     return parts
 
@@ -240,7 +265,10 @@ def _provenance(report: Report) -> str:
         ("Code", ", ".join(commits) or "not recorded"),
         ("Versions", ", ".join(versions) or "not recorded"),
         ("Device", "; ".join(sorted({str(t["device"]) for t in trials if t["device"]})) or "not recorded"),
-        ("Data checksums", ", ".join(sorted({t["data"].strip('"') for t in trials if t["data"]})) or "not recorded"),
+        (
+            "Data checksums",
+            ", ".join(sorted({t["data"].strip('"') for t in trials if t["data"]})) or "not recorded",
+        ),
         ("Training time", f"{sum(t['wall_seconds'] or 0 for t in trials) / 3600:.2f} hours over all runs"),
     ]
     return "<dl>" + "".join(f"<dt>{webpage(k)}</dt><dd>{webpage(v)}</dd>" for k, v in facts) + "</dl>"
@@ -270,7 +298,9 @@ def write_report(
         try:
             records, text = read()
             if records.name in _RESERVED:
-                raise InputError(f"{records.name}: the report keeps this name for itself; rename the experiment file")
+                raise InputError(
+                    f"{records.name}: the report keeps this name for itself; rename the experiment file"
+                )
             report = make_report(records, text)
             _write(report, out / records.name, wanted)
             reports.append(report)
@@ -305,12 +335,14 @@ def _selected(
         raise InputError("--profile needs the experiment file whose profile it is")
     names = experiments_in(results)
     if not names:
-        raise InputError(f"{results}: no experiment is recorded here; `bench run FILE --results {results}` makes one")
+        raise InputError(
+            f"{results}: no experiment is recorded here; `bench run FILE --results {results}` makes one"
+        )
     return [partial(_read_stored, name, results) for name in names]
 
 
 def _read_file(path: Path, profile: str | None, results: Path) -> tuple[Records, str]:
-    from bench.experiment import load_experiment
+    from bench.experiments.expand import load_experiment
 
     loaded = load_experiment(path, profile=profile)
     return read_experiment(results, loaded.name, loaded), loaded.text

@@ -23,7 +23,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.errors import InputError, nearest
-from bench.store import write_atomic
+from bench.records.store import write_atomic
 
 _PLACE = re.compile(r"<!--(=|table )\s*(.*?)\s*-->(.*?)<!--/-->", re.DOTALL)
 Rows = list[dict[str, str]]
@@ -77,7 +77,13 @@ def _reached(row: Mapping[str, str], name: str) -> str:
 
 
 def _p(row: Mapping[str, str]) -> str:
-    return "–" if not row["p_holm"] else f"{float(row['p_holm']):.3f}" if float(row["p_holm"]) >= 0.001 else "< 0.001"
+    return (
+        "–"
+        if not row["p_holm"]
+        else f"{float(row['p_holm']):.3f}"
+        if float(row["p_holm"]) >= 0.001
+        else "< 0.001"
+    )
 
 
 VALUES: dict[str, tuple[str, Callable[[Mapping[str, str]], str]]] = {
@@ -85,7 +91,10 @@ VALUES: dict[str, tuple[str, Callable[[Mapping[str, str]], str]]] = {
     "mean": ("accuracy", lambda row: _number(row["accuracy"])),
     "gain": ("accuracy", _gain),
     "mean_gain": ("accuracy", lambda row: _number(row["gain"], "+.1f")),
-    "interval": ("accuracy", lambda row: f"{_number(row['gain_low'], '+.1f')} to {_number(row['gain_high'], '+.1f')}"),
+    "interval": (
+        "accuracy",
+        lambda row: f"{_number(row['gain_low'], '+.1f')} to {_number(row['gain_high'], '+.1f')}",
+    ),
     "n": ("accuracy", lambda row: row["n"]),
     "least": ("accuracy", lambda row: _number(min(_by_seed(row), key=float))),
     "claim": ("claims", lambda row: row["claim"]),
@@ -164,7 +173,10 @@ def _same(row: Mapping[str, str], key: str, value: str) -> bool:
 def _compute(tables: Path) -> list[list[str]]:
     """Return what all recorded runs took, by data set, network and width: each run once, whichever experiments want it."""
     runs = {
-        row["run"]: row for path in sorted(tables.glob("*/runs.csv")) for row in _rows(path) if row["status"] == "done"
+        row["run"]: row
+        for path in sorted(tables.glob("*/runs.csv"))
+        for row in _rows(path)
+        if row["status"] == "done"
     }
     groups: dict[tuple[str, ...], list[float]] = {}
     for row in runs.values():
@@ -210,7 +222,9 @@ def _value(experiment: str, name: str, wanted: Mapping[str, str], tables: Path, 
     source, show = VALUES[name]
     rows = _select(tables, experiment, source, wanted, where)
     if len(rows) != 1:
-        raise InputError(f"{where}: {len(rows)} rows of {experiment}/{source}.csv have {dict(wanted)}; one is meant")
+        raise InputError(
+            f"{where}: {len(rows)} rows of {experiment}/{source}.csv have {dict(wanted)}; one is meant"
+        )
     return show(rows[0])
 
 
@@ -236,7 +250,9 @@ def fill(text: str, tables: Path, name: str = "page") -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fill or check pages; returns 1 where a checked page differs, 2 where a place cannot be filled."""
-    parser = argparse.ArgumentParser(prog="python -m bench.reporting.quote", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.reporting.quote", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("pages", nargs="+", type=Path)
     parser.add_argument("--tables", type=Path, default=Path("paper_tables"))
     parser.add_argument("--check", action="store_true", help="change nothing")

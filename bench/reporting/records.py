@@ -16,9 +16,9 @@ from typing import Any
 
 import pandas as pd
 
-from bench.config import FIELDS, check_field, parse_bits
 from bench.errors import InputError
-from bench.store import Store, StoreError
+from bench.experiments.config import FIELDS, check_field, parse_bits
+from bench.records.store import Store, StoreError
 
 TRIAL_COLUMNS = (
     "arm",
@@ -96,7 +96,7 @@ def experiments_in(results: Path) -> list[str]:
 def read_experiment(results: Path, name: str, experiment: Any = None) -> Records:
     """Return the records of experiment ``name`` in ``results``.
 
-    With ``experiment`` (a ``bench.experiment.Experiment``) only the trials that it names, whether or not they were ever
+    With ``experiment`` (a ``bench.experiments.expand.Experiment``) only the trials that it names, whether or not they were ever
     run; else every line of the index, all profiles and overrides. Raises ``InputError`` where the index itself is
     damaged.
     """
@@ -115,7 +115,9 @@ def read_experiment(results: Path, name: str, experiment: Any = None) -> Records
     title, targets, arms, published, notes = _description(text, name)
     rows: list[dict[str, Any]] = []
     epochs: list[dict[str, Any]] = []
-    read: dict[str | None, tuple[dict[str, Any], list[dict[str, Any]]]] = {}  # an id may stand under several arms
+    read: dict[
+        str | None, tuple[dict[str, Any], list[dict[str, Any]]]
+    ] = {}  # an id may stand under several arms
     named = {str(line.get("id")) for line in lines if line.get("arm") is not None}
     for number, line in enumerate(_unique(lines), 1):
         if line.get("arm") is None and str(line.get("id")) in named:
@@ -194,11 +196,18 @@ def _description(
     """Return title, targets, arms in order, what they call published, and remarks, from an experiment file's text."""
     try:
         content: Mapping[str, Any] = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # not TOML, an integer of thousands of digits, nested too deeply
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # not TOML, an integer of thousands of digits, nested too deeply
         return name, (), (), {}, (f"the experiment file stored with the records cannot be read ({error})",)
     title = content.get("title")
     targets = content.get("targets", ())
-    arms = [arm for arm in _list(content.get("arms")) if isinstance(arm, dict) and isinstance(arm.get("name"), str)]
+    arms = [
+        arm
+        for arm in _list(content.get("arms"))
+        if isinstance(arm, dict) and isinstance(arm.get("name"), str)
+    ]
     return (
         title if isinstance(title, str) and title.strip() else name,
         tuple(target for target in _list(targets) if isinstance(target, str)),
@@ -230,7 +239,9 @@ def _wanted(experiment: Any, recorded: Iterable[Mapping[str, Any]]) -> list[Mapp
 
 def _place(line: Mapping[str, Any]) -> str:
     """Return arm, role and grid point of an index line as one string."""
-    return json.dumps([line.get("arm"), line.get("role"), line.get("grid") or {}], sort_keys=True, default=str)
+    return json.dumps(
+        [line.get("arm"), line.get("role"), line.get("grid") or {}], sort_keys=True, default=str
+    )
 
 
 def _read_trial(
@@ -238,7 +249,9 @@ def _read_trial(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return a trial's row (without its place in the index) and its epochs' lines."""
     row: dict[str, Any] = dict.fromkeys(TRIAL_COLUMNS)
-    row.update(id=id, status="missing", reason="", flags=(), warnings=(), config=config, kept=False, versions={})
+    row.update(
+        id=id, status="missing", reason="", flags=(), warnings=(), config=config, kept=False, versions={}
+    )
     if id is None:
         row["reason"] = "its data is absent"
         return row, []
@@ -280,7 +293,9 @@ def _take_trial(row: dict[str, Any], trial: Mapping[str, Any], id: str) -> None:
         raise _Wrong("trial.json: config: expected a table")
     provenance, execution = _table(trial, "provenance"), _table(trial, "execution")
     row["config"] = _checked(trial["config"])
-    row["data"] = json.dumps(provenance.get("data"), sort_keys=True) if provenance.get("data") is not None else None
+    row["data"] = (
+        json.dumps(provenance.get("data"), sort_keys=True) if provenance.get("data") is not None else None
+    )
     row["commit"] = provenance.get("commit")
     row["dirty"] = provenance.get("dirty")
     versions = provenance.get("versions")
@@ -293,7 +308,12 @@ def _checked(config: dict[str, Any]) -> dict[str, Any]:
     for key in ("dataset", "network", "quantizer", "strategy"):
         if not isinstance(config.get(key), dict) or not isinstance(config[key].get("kind"), str):
             raise _Wrong(f"trial.json: config.{key}: expected a table with a kind")
-    for key, types in (("epochs", int), ("batch_size", int), ("width", int | float), ("precision", str | None)):
+    for key, types in (
+        ("epochs", int),
+        ("batch_size", int),
+        ("width", int | float),
+        ("precision", str | None),
+    ):
         value = config.get(key)
         possible = isinstance(value, types) and not isinstance(value, bool)
         if not possible or (isinstance(value, int | float) and not 0 < value < 1e9):
@@ -343,7 +363,9 @@ def _take_epochs(row: dict[str, Any], lines: Sequence[Mapping[str, Any]]) -> Non
         raise _Wrong(f"epochs.jsonl: the last test_acc, {accuracy}, is not {correct} correct of {seen} seen")
 
 
-def _take_summary(row: dict[str, Any], summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
+def _take_summary(
+    row: dict[str, Any], summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]
+) -> None:
     row["status"] = summary["status"]
     row["reason"] = str(summary.get("reason") or "")
     row["flags"] = tuple(str(flag) for flag in _list(summary.get("flags")))
@@ -356,7 +378,9 @@ def _take_summary(row: dict[str, Any], summary: Mapping[str, Any], lines: Sequen
     top5 = _number(summary, "final_test_acc_top5", "summary.json", 0.0, 100.0)
     if row["status"] != "done":
         return
-    if final is None:  # a branch that is never removed has no deployed network: its own accuracy is an upper bound
+    if (
+        final is None
+    ):  # a branch that is never removed has no deployed network: its own accuracy is an upper bound
         final = _number(summary, "final_test_acc_expanded", "summary.json", 0.0, 100.0)
         row["kept"] = final is not None
     elif lines and lines[-1].get("test_acc") is not None and abs(lines[-1]["test_acc"] - final) > 1e-6:

@@ -175,9 +175,12 @@ def verdict(
         if kind == "quoted":
             return Verdict("inconclusive", f"{difference}, but the value is quoted without a recipe")
         return Verdict(
-            "not reproduced", f"{difference}, interval {'below' if high < 0 else 'above'} by more than {margin:g}"
+            "not reproduced",
+            f"{difference}, interval {'below' if high < 0 else 'above'} by more than {margin:g}",
         )
-    return Verdict("inconclusive", f"{difference}, interval {low:+.2f} to {high:+.2f} against a margin of {margin:g}")
+    return Verdict(
+        "inconclusive", f"{difference}, interval {low:+.2f} to {high:+.2f} against a margin of {margin:g}"
+    )
 
 
 @dataclass(frozen=True)

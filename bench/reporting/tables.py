@@ -1,7 +1,7 @@
 """Cells -> tables, and tables -> markdown, CSV, LaTeX (booktabs) and HTML.
 
 Markdown, LaTeX and HTML show rounded numbers for reading; the CSV has everything, unrounded, with the ids of the runs.
-Text from files is escaped for each format (``bench.reporting.text``).
+Text from files is escaped for each format (``bench.text``).
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ import pandas as pd
 from bench.reporting import statistics as st
 from bench.reporting.cells import Cell, Comparison, Convergence
 from bench.reporting.records import Records
-from bench.reporting.text import clean, latex, markdown, spreadsheet, webpage
+from bench.text import clean, latex, markdown, spreadsheet, webpage
 
 NONE = "–"
-PUBLISHED_IN_CELL = 3  # published values listed in the accuracy table itself; the table of published values has all
+PUBLISHED_IN_CELL = (
+    3  # published values listed in the accuracy table itself; the table of published values has all
+)
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,13 @@ def _accuracy_data(records: Records, cells: Sequence[Cell]) -> pd.DataFrame:
                 "best_on_test": cell.best.mean,
                 **{
                     key: cell.mean_of(key)
-                    for key in ("wall_seconds", "peak_memory_bytes", "model_bits", "bit_operations", "train_flops")
+                    for key in (
+                        "wall_seconds",
+                        "peak_memory_bytes",
+                        "model_bits",
+                        "bit_operations",
+                        "train_flops",
+                    )
                 },
                 "flags": "; ".join(cell.flags),
                 "runs": " ".join(str(trial["id"] or "?") for trial in cell.trials),
@@ -248,7 +256,11 @@ def claims_table(records: Records, cells: Sequence[Cell]) -> Table | None:
         "in this table is at most 5 %. No claim is made on one pair, on identical differences, or where a run diverged."
     ]
     return Table(
-        "claims", f"{records.title}: gains over the baseline", columns, pd.DataFrame(data, dtype=object), notes
+        "claims",
+        f"{records.title}: gains over the baseline",
+        columns,
+        pd.DataFrame(data, dtype=object),
+        notes,
     )
 
 
@@ -268,7 +280,9 @@ def published_table(records: Records, cells: Sequence[Cell]) -> Table:
     columns = [
         *_where([cell for cell, _ in entries]),
         Column("Ours, %", [with_interval(interval) for interval in ours], "r"),
-        Column("Published, %", [f"{c.match.row.accuracy:.2f}" if c else "not available" for _, c in entries], "r"),
+        Column(
+            "Published, %", [f"{c.match.row.accuracy:.2f}" if c else "not available" for _, c in entries], "r"
+        ),
         Column("Metric", [c.match.row.metric if c else "" for _, c in entries], common=True),
         Column("Kind", [_kind(c.match.row.kind) if c else "" for _, c in entries]),
         Column("Source", [c.match.row.source if c else "" for _, c in entries]),
@@ -357,7 +371,12 @@ def convergence_table(records: Records, rows: Sequence[Convergence]) -> Table | 
             "seconds_trained": row.seconds_trained,
             "recovery_epochs": row.recovery,
         }
-        entry = {"experiment": records.name, "arm": row.cell.arm, **_place(row.cell), "threshold": row.threshold}
+        entry = {
+            "experiment": records.name,
+            "arm": row.cell.arm,
+            **_place(row.cell),
+            "threshold": row.threshold,
+        }
         entry["n"] = row.epochs_deployed.n
         for key, value in times.items():
             entry[key] = value.median
@@ -391,7 +410,9 @@ def runs_table(records: Records, cells: Sequence[Cell]) -> Table:
         Column("Seed", [str(trial["seed"]) for _, trial in entries], "r"),
         Column("Run", [trial["id"] or "?" for _, trial in entries]),
         Column("Status", [trial["status"] for _, trial in entries]),
-        Column("Epochs", [f"{trial['epochs_done'] or 0:g}/{cell.epochs or '?'}" for cell, trial in entries], "r"),
+        Column(
+            "Epochs", [f"{trial['epochs_done'] or 0:g}/{cell.epochs or '?'}" for cell, trial in entries], "r"
+        ),
         Column("Accuracy, %", [_or_none(trial["accuracy"]) for _, trial in entries], "r"),
         Column("Reason", [clean(trial["reason"] or "", 160) for _, trial in entries], note=True),
     ]
@@ -470,7 +491,9 @@ def to_latex(table: Table) -> str:
     columns = [column for column in columns if not column.note]
     letters: dict[str, str] = {}
     marks = []
-    for row in zip(*(column.values for column in remarks), strict=True) if remarks else [()] * len(columns[0].values):
+    for row in (
+        zip(*(column.values for column in remarks), strict=True) if remarks else [()] * len(columns[0].values)
+    ):
         own = [letters.setdefault(value, _letter(len(letters))) for value in row if value]
         marks.append(f"\\textsuperscript{{{','.join(own)}}}" if own else "")
     caption = latex(table.title) + "."
@@ -510,7 +533,9 @@ def to_html(table: Table) -> str:
     columns, same = table.shown()
     parts = []
     if same:
-        parts.append("<p>All rows: " + "; ".join(f"{webpage(t)} <b>{webpage(v)}</b>" for t, v in same) + ".</p>")
+        parts.append(
+            "<p>All rows: " + "; ".join(f"{webpage(t)} <b>{webpage(v)}</b>" for t, v in same) + ".</p>"
+        )
     head = "".join(f'<th class="{column.align}">{webpage(column.title)}</th>' for column in columns)
     parts.append(f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>')
     for row in zip(*(column.values for column in columns), strict=True):

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.config import shown
 from bench.errors import InputError, nearest
-from bench.reading import parse_toml, read_text
-from bench.reporting.text import clean
+from bench.experiments.config import shown
+from bench.experiments.toml_files import parse_toml, read_text
+from bench.text import clean
 
 NEEDED = ("dataset", "network", "method", "w_bits", "a_bits", "metric", "accuracy_pct", "source")
 OPTIONAL = ("width", "g_bits", "kind", "reading_error_pct", "source_location", "arxiv_id", "note")
@@ -111,14 +111,18 @@ def load_table(path: Path, names: Names | None = None) -> list[Row]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     if data is None:
-        raise InputError(f"{path}: larger than {_LARGEST // 2**20} MiB, which no table of published numbers is")
+        raise InputError(
+            f"{path}: larger than {_LARGEST // 2**20} MiB, which no table of published numbers is"
+        )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise InputError(f"{path}, line {line}: not UTF-8 text") from None
     if "\0" in text:
-        raise InputError(f"{path}, line {text[: text.index(chr(0))].count(chr(10)) + 1}: not text (a NUL character)")
+        raise InputError(
+            f"{path}, line {text[: text.index(chr(0))].count(chr(10)) + 1}: not text (a NUL character)"
+        )
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         lines = [(reader.line_num, cells) for cells in reader]
@@ -135,7 +139,9 @@ def load_table(path: Path, names: Names | None = None) -> list[Row]:
             if not any(cell.strip() for cell in cells):
                 continue
             if len(cells) != len(header):
-                problems.append(f"{path}, line {line}: {len(cells)} columns, but the header has {len(header)}")
+                problems.append(
+                    f"{path}, line {line}: {len(cells)} columns, but the header has {len(header)}"
+                )
                 continue
             values = {key: cell.strip() for key, cell in zip(header, cells, strict=True)}
             rows.append(_row(path, line, values, defaults, problems))
@@ -156,16 +162,22 @@ def _header_problems(path: Path, header: Sequence[str]) -> list[str]:
     return problems
 
 
-def _row(path: Path, line: int, values: dict[str, str], defaults: Mapping[str, Any], problems: list[str]) -> Row | None:
+def _row(
+    path: Path, line: int, values: dict[str, str], defaults: Mapping[str, Any], problems: list[str]
+) -> Row | None:
     before = len(problems)
 
     def wrong(column: str, expected: str) -> None:
-        problems.append(f"{path}, line {line}, column {column}: {clean(values[column], 60)!r} is not {expected}")
+        problems.append(
+            f"{path}, line {line}, column {column}: {clean(values[column], 60)!r} is not {expected}"
+        )
 
     def real(column: str, low: float, high: float, expected: str) -> float | None:
         try:
             value = (
-                float(values[column]) if re.fullmatch(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?", values[column]) else math.nan
+                float(values[column])
+                if re.fullmatch(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?", values[column])
+                else math.nan
             )
         except ValueError:
             value = math.nan
@@ -183,10 +195,16 @@ def _row(path: Path, line: int, values: dict[str, str], defaults: Mapping[str, A
             wrong(column, "a number of bits, 't', 'mixed', '?' or a range such as '1-8'")
     accuracy = real("accuracy_pct", 0, 100, "an accuracy in percent, 0 to 100")
     width = real("width", 1e-6, 1e6, "a width multiplier above 0") if values.get("width") else None
-    error = real("reading_error_pct", 0, 100, "an error in percent") if values.get("reading_error_pct") else None
+    error = (
+        real("reading_error_pct", 0, 100, "an error in percent") if values.get("reading_error_pct") else None
+    )
     if values["metric"] not in METRICS:
         wrong("metric", f"one of {', '.join(METRICS)}")
-    kind = values.get("kind") or defaults.get("kinds", {}).get(values["method"]) or defaults.get("kind", "original")
+    kind = (
+        values.get("kind")
+        or defaults.get("kinds", {}).get(values["method"])
+        or defaults.get("kind", "original")
+    )
     if kind not in KINDS:
         values["kind"] = kind
         wrong("kind", f"one of {', '.join(KINDS)}.{nearest(kind, KINDS)}")
@@ -215,8 +233,20 @@ def _row(path: Path, line: int, values: dict[str, str], defaults: Mapping[str, A
 
 _ENTRY_KEYS: dict[str, dict[str, tuple[type, ...]]] = {
     "datasets": {"published": (list,), "kind": (str,), "train_images": (int,), "images": (int,)},
-    "networks": {"published": (list,), "kind": (str,), "options": (dict,), "width": (int, float), "note": (str,)},
-    "methods": {"published": (list,), "quantizer": (list,), "strategy": (list,), "options": (dict,), "table": (str,)},
+    "networks": {
+        "published": (list,),
+        "kind": (str,),
+        "options": (dict,),
+        "width": (int, float),
+        "note": (str,),
+    },
+    "methods": {
+        "published": (list,),
+        "quantizer": (list,),
+        "strategy": (list,),
+        "options": (dict,),
+        "table": (str,),
+    },
 }
 
 
@@ -240,7 +270,9 @@ def load_names(folders: Iterable[Path] = ()) -> Names:
                     tables.setdefault(name, table)
                 continue
             if key not in _ENTRY_KEYS:
-                raise InputError(f"{path}: unknown key '{clean(key)}'.{nearest(key, [*_ENTRY_KEYS, 'tables'])}")
+                raise InputError(
+                    f"{path}: unknown key '{clean(key)}'.{nearest(key, [*_ENTRY_KEYS, 'tables'])}"
+                )
             if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
                 raise InputError(f"{path}: {key}: expected [[{key}]]")
             for number, entry in enumerate(value, 1):

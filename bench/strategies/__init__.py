@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from bench import registry
-from bench.config import TrialConfig
-from bench.layers import Branch
+from bench.experiments.config import TrialConfig
+from bench.layers.low_precision import Branch
 from bench.networks import Network
 from bench.schedules import factor_value
 
@@ -51,7 +51,9 @@ class Strategy:
         """Return whether ``step`` is the first at which a factor that was above 0 is 0."""
         return step > 0 and self.factor(step) == 0.0 and self.factor(step - 1) > 0.0
 
-    def prepare(self, network: Network, build: Callable[[TrialConfig], Network], weights: Mapping[str, Any]) -> None:
+    def prepare(
+        self, network: Network, build: Callable[[TrialConfig], Network], weights: Mapping[str, Any]
+    ) -> None:
         """Get ready before the first step; also called before a checkpoint is restored.
 
         ``build(config)`` returns another, initialised network on the device; ``weights`` maps the roles of the trials

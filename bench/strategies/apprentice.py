@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.config import TrialConfig
+from bench.experiments.config import TrialConfig
 from bench.networks import Network
 from bench.strategies import Loss, Strategy
 
@@ -32,7 +32,11 @@ ENTRIES = [
         "title": "Apprentice: Using Knowledge Distillation Techniques To Improve Low-Precision Network Accuracy",
         "arxiv": "1711.05852",
         "options": {
-            "scheme": {"type": "str", "choices": ["A", "B", "C"], "help": "A joint, B frozen teacher, C fine-tuning"},
+            "scheme": {
+                "type": "str",
+                "choices": ["A", "B", "C"],
+                "help": "A joint, B frozen teacher, C fine-tuning",
+            },
             "teacher": {
                 "type": "teacher",
                 "default": {},
@@ -53,8 +57,18 @@ ENTRIES = [
                 "help": "scheme A: weight of the teacher's own loss",
             },
             "beta": {"type": "float", "default": 0.5, "min": 0, "help": "weight of the loss on the labels"},
-            "gamma": {"type": "float", "default": 0.5, "min": 0, "help": "weight of the loss on the teacher's output"},
-            "temperature": {"type": "float", "default": 1.0, "above": 0, "help": "of both softmaxes in the gamma term"},
+            "gamma": {
+                "type": "float",
+                "default": 0.5,
+                "min": 0,
+                "help": "weight of the loss on the teacher's output",
+            },
+            "temperature": {
+                "type": "float",
+                "default": 1.0,
+                "above": 0,
+                "help": "of both softmaxes in the gamma term",
+            },
             "soft_loss": {
                 "type": "str",
                 "choices": ["cross_entropy", "mse"],
@@ -78,7 +92,9 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> 
 class Apprentice(Strategy):
     """Schemes A, B and C of the paper."""
 
-    def prepare(self, network: Network, build: Callable[[TrialConfig], Network], weights: Mapping[str, Any]) -> None:
+    def prepare(
+        self, network: Network, build: Callable[[TrialConfig], Network], weights: Mapping[str, Any]
+    ) -> None:
         self.joint = self.options["scheme"] == "A"
         self.teacher = build(TrialConfig.model_validate(self.options["teacher"]))
         if not self.joint:

@@ -6,7 +6,7 @@ released scripts (see ``bench/layers.py``). The factor f(t) multiplies the outpu
 
 from __future__ import annotations
 
-from bench.layers import Branch
+from bench.layers.low_precision import Branch
 from bench.strategies import Faded
 
 ENTRIES = [

@@ -24,7 +24,9 @@ WARM_UPS = 3  # runs before a recording: libraries choose algorithms and allocat
 class Written:
     """Copies of all that a training step writes; ``put_back`` writes them into the very same tensors."""
 
-    def __init__(self, modules: Iterable[nn.Module], optimizer: torch.optim.Optimizer, sums: Iterable[Tensor]) -> None:
+    def __init__(
+        self, modules: Iterable[nn.Module], optimizer: torch.optim.Optimizer, sums: Iterable[Tensor]
+    ) -> None:
         self.optimizer = optimizer
         tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
         tensors += [*sums, *_moments(optimizer)]

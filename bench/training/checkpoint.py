@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from bench.errors import InputError
-from bench.store import write_atomic
+from bench.records.store import write_atomic
 
 SCHEMA = 1
 LARGEST_INDEX = 64 << 20  # bytes of the part of a checkpoint that names its tensors
@@ -100,7 +100,9 @@ def misfit(found: Any, expected: Any, where: str = "") -> str | None:
         if not isinstance(found, torch.Tensor):
             return f"{where}: no tensor"
         if (found.shape, found.dtype) != (expected.shape, expected.dtype) or found.layout != expected.layout:
-            return f"{where}: {found.dtype} {tuple(found.shape)}, not {expected.dtype} {tuple(expected.shape)}"
+            return (
+                f"{where}: {found.dtype} {tuple(found.shape)}, not {expected.dtype} {tuple(expected.shape)}"
+            )
         return None
     if type(found) is not type(expected) and not (isinstance(found, dict) and isinstance(expected, dict)):
         return f"{where}: {type(found).__name__}, not {type(expected).__name__}"

@@ -1,7 +1,7 @@
 """Several workers for one trial: what they share, and what makes their number change nothing but the order of summation.
 
 A worker is a process with a device of its own and a rank; together they train one network on one global batch, of
-which each has its rows (``bench.datasets.share``). Weights, optimizer and schedules are the same on all of them at
+which each has its rows (``bench.datasets.batch_rows``). Weights, optimizer and schedules are the same on all of them at
 every step. Three things cross the workers: gradients, averaged by ``DistributedDataParallel``; the statistics of batch
 norm (``SharedBatchNorm``); and, once an epoch, the sums of loss and hits. Everything else is keyed by an image's
 position in the global batch. The first worker alone reads and writes records and checkpoints.
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from bench.config import TrialConfig
 from bench.errors import InputError
+from bench.experiments.config import TrialConfig
 from bench.training.evaluate import Accuracy
 
 T = TypeVar("T")
@@ -99,7 +99,9 @@ class Team:
                 values.setdefault(known[key], f"{known[key]!r} for worker {rank} on {host}")
             if len(values) > 1:
                 name = key.replace("_", " ")
-                raise InputError(f"the workers of a trial do not see the same {name}: {', '.join(values.values())}")
+                raise InputError(
+                    f"the workers of a trial do not see the same {name}: {', '.join(values.values())}"
+                )
 
     def decided(self, *flags: bool) -> tuple[bool, ...]:
         """Return the first worker's flags."""
@@ -118,7 +120,9 @@ class Team:
         if self.size == 1:
             return x
         slots = [x if rank == self.rank else torch.zeros_like(x) for rank in range(self.size)]
-        return _summed(torch.stack(slots))  # nothing but zeros is added, so every worker has the very same numbers
+        return _summed(
+            torch.stack(slots)
+        )  # nothing but zeros is added, so every worker has the very same numbers
 
     def own(self, gathered: Tensor) -> Tensor:
         """Return this worker's part of what ``gathered`` returned; of sums kept by another number of workers its share."""
@@ -191,7 +195,9 @@ def averaged(forward: Callable[..., Any], modules: Iterable[nn.Module], team: Te
     if team.size == 1:
         return forward
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of a new name for broadcast_buffers that 2.11 does not know
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # of a new name for broadcast_buffers that 2.11 does not know
         return DistributedDataParallel(
             _Averaged(forward, modules),
             broadcast_buffers=False,
@@ -216,7 +222,7 @@ class SharedBatchNorm(_BatchNorm):
     the workers. With ``group`` every ``group`` images in the order of the batch are normalised by their own statistics
     and nothing crosses the workers; the running statistics take the mean over the groups (over the workers: see
     ``settle_statistics``). Variances in the running statistics are unbiased, as in ``nn.BatchNorm2d``. Given a
-    ``factor`` it is that times batch norm, as in ``bench.layers.FactorBatchNorm``. On any device and backend.
+    ``factor`` it is that times batch norm, as in ``bench.layers.low_precision.FactorBatchNorm``. On any device and backend.
     """
 
     def __init__(self, like: _BatchNorm, team: Team, group: int | None) -> None:
@@ -241,7 +247,9 @@ class SharedBatchNorm(_BatchNorm):
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, False, 0.0, self.eps)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        grouped = wide.unflatten(0, (1 if self.group is None else -1, self.group or len(x)))  # (groups, images, C, ...)
+        grouped = wide.unflatten(
+            0, (1 if self.group is None else -1, self.group or len(x))
+        )  # (groups, images, C, ...)
         dims = (1, *range(3, grouped.dim()))
         variance, mean = torch.var_mean(grouped, dims, correction=0)
         count = grouped.numel() // mean.numel()
@@ -274,7 +282,7 @@ def batch_norm_for(network: nn.Module, config: TrialConfig, team: Team) -> None:
     The group over which statistics are taken is ``batch_norm_group`` images, or else the whole (micro-)batch over all
     workers. One worker and no group keep PyTorch's own layers. With ``micro_batches`` = M the running statistics are
     updated M times a step, each time with momentum 1 - (1 - m)^(1/M), so that they forget as fast as without.
-    That the workers' shares and the groups come out even is for ``bench.ranks.check_workers`` to see.
+    That the workers' shares and the groups come out even is for ``bench.launch.data_parallel.check_workers`` to see.
     """
     parts, group = config.micro_batches, config.batch_norm_group
     if group == config.batch_size // parts and team.size > 1:
@@ -294,7 +302,9 @@ def settle_statistics(networks: Iterable[nn.Module], team: Team) -> None:
     """Average running statistics over the workers where each has gathered those of its own groups."""
     if team.size == 1:
         return
-    norms = [m for network in networks for m in network.modules() if isinstance(m, SharedBatchNorm) and m.group]
+    norms = [
+        m for network in networks for m in network.modules() if isinstance(m, SharedBatchNorm) and m.group
+    ]
     buffers = [b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None]
     if buffers:
         mean = _summed(torch.cat(buffers)) / team.size

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from bench import packing
-from bench.config import TrialConfig
 from bench.datasets.folders import cache_folder
 from bench.devices import cpu_name, threads_per_trial
 from bench.errors import InputError
+from bench.experiments.config import TrialConfig
+from bench.launch import gpu_sharing
 
 # Compiling a step costs about a minute on a slow core; it is worth that where the steps it shortens take much longer.
 COMPILED_STEPS = {"cpu": 50_000, "cuda": 2_000}
@@ -67,7 +67,7 @@ def decide(config: TrialConfig, total_steps: int, device: str, workers: int = 1)
         "mode": mode if fallback is None else "eager",
         "threads": threads_per_trial(device),
         "workers": workers,
-        "pack": packing.layout(),
+        "pack": gpu_sharing.layout(),
         "deterministic": True,
         "tf32": False,
         "torch": torch.__version__,

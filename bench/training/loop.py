@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from bench import datasets
-from bench.config import TrialConfig
-from bench.datasets.share import rows
-from bench.layers import observe
+from bench.datasets.batch_rows import rows
+from bench.experiments.config import TrialConfig
+from bench.layers.low_precision import observe
 from bench.networks import Network, costs
 from bench.randomness import Clock
 from bench.schedules import learning_rate_value
@@ -32,7 +32,9 @@ from bench.training.evaluate import EVALUATION_BATCH, Accuracy, evaluate, reesti
 from bench.training.losses import make_loss
 from bench.training.optimizer import make_optimizer, set_step
 
-CHECKPOINT_SECONDS = 60.0  # at least; and at least 50 times what writing one took, so that they cost under 3 %
+CHECKPOINT_SECONDS = (
+    60.0  # at least; and at least 50 times what writing one took, so that they cost under 3 %
+)
 CHECKPOINT_SHARE = 50.0
 
 
@@ -80,18 +82,30 @@ class Run:
         mode: str = "eager",
         team: Team = SOLO,
     ) -> None:
-        self.config, self.data, self.network, self.strategy, self.clock = config, data, network, strategy, clock
+        self.config, self.data, self.network, self.strategy, self.clock = (
+            config,
+            data,
+            network,
+            strategy,
+            clock,
+        )
         self.team = team
         self.device = clock.step.device
         self.steps_per_epoch = data.steps_per_epoch
         self.total_steps = config.epochs * self.steps_per_epoch
         self.trained = strategy.trained()
         networks: list[nn.Module] = [network, *self.trained.values()]
-        self.optimizer = make_optimizer(config, networks, captured_on=self.device if mode == "captured" else None)
+        self.optimizer = make_optimizer(
+            config, networks, captured_on=self.device if mode == "captured" else None
+        )
         self.loss = make_loss(config)
-        compiled = functools.partial(torch.compile, fullgraph=True) if mode != "eager" else lambda function: function
+        compiled = (
+            functools.partial(torch.compile, fullgraph=True) if mode != "eager" else lambda function: function
+        )
         self.forward = averaged(compiled(self._forward), networks, team)
-        self.gather: Callable[..., tuple[Tensor, Tensor]] | None = None  # None: the images are not on the device
+        self.gather: Callable[..., tuple[Tensor, Tensor]] | None = (
+            None  # None: the images are not on the device
+        )
         if isinstance(data, datasets.DeviceData):
             # compiled for a CPU, gathering bytes takes ten times as long as the library's own kernels
             self.gather = compiled(data.prepare) if self.device.type == "cuda" else data.prepare
@@ -224,7 +238,9 @@ class Run:
             "test_correct": None,
             "test_seen": None,
             "factor": factor,
-            "lr": learning_rate_value(self.config.learning_rate, last, self.total_steps, self.steps_per_epoch),
+            "lr": learning_rate_value(
+                self.config.learning_rate, last, self.total_steps, self.steps_per_epoch
+            ),
             "seconds": seconds,
             "images_per_second": images / seconds if seconds > 0 else None,
             "sign_flip_rate": self._sign_flip_rate(),
@@ -248,7 +264,9 @@ class Run:
         if self.team.first:  # its first batch of the test images is the first of all
             observations = observe(self.network, next(iter(data.test_batches(EVALUATION_BATCH)))[0])
             if line["epoch"] == 1:
-                self.one_level = sorted(name for name, observed in observations.items() if observed["one_level"])
+                self.one_level = sorted(
+                    name for name, observed in observations.items() if observed["one_level"]
+                )
             ratios = [o["branch_ratio"] for o in observations.values() if o["branch_ratio"] is not None]
             line["branch_ratio"] = sum(ratios) / len(ratios) if ratios else None
         self.clock.set_factor(0.0)
@@ -307,7 +325,9 @@ class Run:
         per_image = float(cost.train_flops_per_image if branch_on else cost.train_flops_per_image_plain)
         per_image += sum(costs(network).train_flops_per_image for network in self.trained.values())
         # a forward pass is a third of a step
-        per_image += sum(costs(network).train_flops_per_image / 3.0 for network in self.strategy.forward_only())
+        per_image += sum(
+            costs(network).train_flops_per_image / 3.0 for network in self.strategy.forward_only()
+        )
         return self.config.batch_size * per_image
 
     def train_flops(self, steps: int) -> float:

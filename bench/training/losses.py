@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.config import TrialConfig
+from bench.experiments.config import TrialConfig
 from bench.strategies import Loss
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from bench.layers import low_precision_modules
+from bench.layers.low_precision import low_precision_modules
 
 
 def recompute_activations(network: nn.Module) -> None:
@@ -23,7 +23,9 @@ def recompute_activations(network: nn.Module) -> None:
     """
     parts: list[nn.Module] = []
     inside: set[nn.Module] = set()
-    lists = [element for module in network.modules() if isinstance(module, nn.ModuleList) for element in module]
+    lists = [
+        element for module in network.modules() if isinstance(module, nn.ModuleList) for element in module
+    ]
     for part in (*lists, *(layer for _, layer in low_precision_modules(network))):
         if part not in inside:
             parts.append(part)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from bench.config import TrialConfig
+from bench.experiments.config import TrialConfig
 
 
 def decayed_parameters(modules: Iterable[nn.Module], where: str) -> set[int]:
@@ -32,7 +32,12 @@ def decayed_parameters(modules: Iterable[nn.Module], where: str) -> set[int]:
 
 
 def _kernels(layers: Iterable[nn.Module]) -> list[nn.Parameter]:
-    return [p for layer in layers for name, p in layer.named_parameters(recurse=False) if name.startswith("weight")]
+    return [
+        p
+        for layer in layers
+        for name, p in layer.named_parameters(recurse=False)
+        if name.startswith("weight")
+    ]
 
 
 def make_optimizer(
@@ -53,11 +58,17 @@ def make_optimizer(
     groups = [group for group in groups if group["params"]]
     rate: float | torch.Tensor = 0.0
     if captured_on is not None:
-        rate = torch.zeros((), dtype=torch.float32 if captured_on.type == "cuda" else torch.float64, device=captured_on)
+        rate = torch.zeros(
+            (), dtype=torch.float32 if captured_on.type == "cuda" else torch.float64, device=captured_on
+        )
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=rate, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+        return torch.optim.SGD(
+            groups, lr=rate, momentum=config.momentum, nesterov=config.nesterov, fused=True
+        )
     betas, capturable = (config.beta1, config.beta2), captured_on is not None
-    return torch.optim.Adam(groups, lr=rate, betas=betas, eps=config.epsilon, fused=True, capturable=capturable)
+    return torch.optim.Adam(
+        groups, lr=rate, betas=betas, eps=config.epsilon, fused=True, capturable=capturable
+    )
 
 
 def adam_epsilon(config: TrialConfig, step: int) -> float:

@@ -21,9 +21,15 @@ def code_revision() -> tuple[str | None, bool | None]:
     folder = Path(bench.__file__).resolve().parent
     git = ["git", "-C", str(folder)]
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        commit = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
         status = subprocess.run(
-            [*git, "status", "--porcelain", "--", str(folder)], capture_output=True, text=True, timeout=10, check=True
+            [*git, "status", "--porcelain", "--", str(folder)],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         )
         tracked = subprocess.run(
             [*git, "ls-files", "--", "__init__.py"], capture_output=True, text=True, timeout=10, check=True

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from bench.errors import InputError
-from bench.reporting.text import clean
+from bench.text import clean
 from bench.training import checkpoint
 from bench.training.loop import Run
 
@@ -23,7 +23,11 @@ def resume(run: Run, state: dict[str, Any], path: Path) -> None:
     expected = {"schema": checkpoint.SCHEMA, **run.state()}
     flexible = ("optimizer", "one_level", "loss_sum", "correct")
     found, wanted = ({key: table[key] for key in table if key not in flexible} for table in (state, expected))
-    problem = checkpoint.misfit(found, wanted) or _odd_optimizer(run, state.get("optimizer")) or _odd_sums(run, state)
+    problem = (
+        checkpoint.misfit(found, wanted)
+        or _odd_optimizer(run, state.get("optimizer"))
+        or _odd_sums(run, state)
+    )
     names = state.get("one_level")
     if problem is None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         problem = "one_level: no list of names"
@@ -44,7 +48,12 @@ def _odd_sums(run: Run, state: dict[str, Any]) -> str | None:
     """Return what is wrong with the epoch's sums: one number each, or one of each worker of the trial's former team."""
     for name, dtype in (("loss_sum", run.loss_sum.dtype), ("correct", run.correct.dtype)):
         found = state.get(name)
-        if not isinstance(found, torch.Tensor) or found.dtype != dtype or found.dim() > 1 or found.numel() == 0:
+        if (
+            not isinstance(found, torch.Tensor)
+            or found.dtype != dtype
+            or found.dim() > 1
+            or found.numel() == 0
+        ):
             return f"{name}: no sum of an epoch"
     return None
 

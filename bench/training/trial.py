@@ -12,16 +12,16 @@ from typing import Any
 import torch
 
 from bench import datasets
-from bench.config import SCHEMA, TrialConfig
 from bench.datasets.catalog import checksum
 from bench.errors import InputError
-from bench.layers import strip
+from bench.experiments.config import SCHEMA, TrialConfig
+from bench.layers.low_precision import strip
 from bench.networks import Network, build, costs, initialize
 from bench.progress import duration
 from bench.randomness import Clock
-from bench.reporting.text import clean
-from bench.store import Store
+from bench.records.store import Store
 from bench.strategies import Strategy, make_strategy
+from bench.text import clean
 from bench.training import checkpoint, execution
 from bench.training.distributed import SOLO, Team, batch_norm_for, check_same_data
 from bench.training.loop import Run, train
@@ -61,11 +61,19 @@ def run_trial(
     arrays = team.agree(lambda: datasets.load(config.dataset, data_dir, begun_with))
     place = device if team.size == 1 else "cpu"  # what the first worker reads travels to the others
     state = team.from_first(lambda: checkpoint.load(store.checkpoint(trial_id), place))
-    run, how, changed = _prepare(config, needs, store, arrays, device, recorded, accept_other_hardware, trial_id, team)
+    run, how, changed = _prepare(
+        config, needs, store, arrays, device, recorded, accept_other_hardware, trial_id, team
+    )
     source = provenance(checksum(config.dataset, data_dir))
     check_same_data(team, run.data, source["data"], config.dump())
     if team.first and (recorded is None or (state is None and changed)):
-        recorded = {"schema": SCHEMA, "id": trial_id, "config": config.dump(), "execution": how, "provenance": source}
+        recorded = {
+            "schema": SCHEMA,
+            "id": trial_id,
+            "config": config.dump(),
+            "execution": how,
+            "provenance": source,
+        }
         if needs:
             recorded["needs"] = dict(needs)
         store.write_trial(trial_id, recorded)
@@ -155,12 +163,17 @@ def _prepare(
         return network.to(device).to(memory_format=torch.channels_last)
 
     how = execution.decide(config, 0, device)
-    execution.apply(how)  # before the first tensor operation; threads and determinism do not depend on the steps
+    execution.apply(
+        how
+    )  # before the first tensor operation; threads and determinism do not depend on the steps
     size = config.input_size or make(config).input_size  # a network of the user's may tell it itself
     data = datasets.make_data(arrays, config, size, device, team.share)
     here = execution.decide(config, config.epochs * data.steps_per_epoch, device, team.size)
     how, changed = execution.resume_execution(
-        recorded.get("execution") if recorded else None, here, accept_other_hardware, str(store.folder(trial_id))
+        recorded.get("execution") if recorded else None,
+        here,
+        accept_other_hardware,
+        str(store.folder(trial_id)),
     )
     execution.apply(how)  # with what its mode needs
     strategy = make_strategy(config, data.steps_per_epoch)
@@ -224,8 +237,12 @@ def _final_weights(store: Store, trial_id: str, role: str, device: str) -> dict[
             "train it again with --fresh (records travel without weights)"
         )
     weights = state.get("network")
-    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise InputError(f"{_weights_path(store, trial_id)}: network: no weights; train it again with --fresh")
+    if not isinstance(weights, dict) or not all(
+        isinstance(value, torch.Tensor) for value in weights.values()
+    ):
+        raise InputError(
+            f"{_weights_path(store, trial_id)}: network: no weights; train it again with --fresh"
+        )
     return weights
 
 
@@ -246,7 +263,9 @@ class _Recorder:
         if position < len(self.lines):
             if comparable(self.lines[position]) != comparable(line):
                 log.warning("epoch %d came out otherwise than before the interruption", line["epoch"])
-                self.store.append_resume(self.trial_id, {"epoch": line["epoch"], "differs_from": self.lines[position]})
+                self.store.append_resume(
+                    self.trial_id, {"epoch": line["epoch"], "differs_from": self.lines[position]}
+                )
                 self.lines[position:] = [line]
                 self.store.write_epochs(self.trial_id, self.lines)
         else:
@@ -268,7 +287,9 @@ def _finish(
     run.clock.set_factor(0.0)
     if outcome == "done":
         checkpoint.save(_weights_path(store, trial_id), {"network": strip(run.network).state_dict()})
-    store.write_summary(trial_id, summarize(recorder.lines, config, run, outcome, execution.peak_memory(device)))
+    store.write_summary(
+        trial_id, summarize(recorder.lines, config, run, outcome, execution.peak_memory(device))
+    )
     checkpoint.discard(store.checkpoint(trial_id))
     if outcome == "done":
         (store.folder(trial_id) / "weights.pt.previous").unlink(missing_ok=True)
@@ -292,7 +313,9 @@ def summarize(
     return {
         "schema": SCHEMA,
         "status": status,
-        "reason": None if status == "done" else f"the training loss of epoch {lines[-1]['epoch']} was not finite",
+        "reason": None
+        if status == "done"
+        else f"the training loss of epoch {lines[-1]['epoch']} was not finite",
         "final_test_acc": final and final["test_acc"],
         "final_test_acc_top5": final and final["test_acc_top5"],
         "final_test_acc_expanded": lines[-1]["test_acc_expanded"] if status == "done" else None,
@@ -306,5 +329,7 @@ def summarize(
         "bit_operations": cost.bit_operations,
         "train_flops": run.train_flops(run.step),
         "flags": flags,
-        "warnings": [f"after the first epoch all activations of {name} were one level" for name in run.one_level],
+        "warnings": [
+            f"after the first epoch all activations of {name} were one level" for name in run.one_level
+        ],
     }

@@ -1,0 +1,301 @@
+"""The texts of ``bench list`` and ``bench show``. No torch, except behind ``show --cost`` and ``show --layers``.
+
+Names and titles come from files of other people: they pass through ``clean``, so that a terminal does not act on them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tomllib
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from bench import registry
+from bench.errors import InputError, nearest
+from bench.experiments.config import CHOICES, TrialConfig, label, short_bits
+from bench.experiments.expand import Experiment, IndexLine
+from bench.experiments.overrides import differences, flatten, listed
+from bench.experiments.toml_files import recipe_names
+from bench.text import clean
+
+# what `bench list` offers -> the groups of the registry
+LISTS: dict[str, tuple[str, ...]] = {
+    "quantizers": ("quantizers",),
+    "strategies": ("strategies",),
+    "networks": ("networks",),
+    "datasets": ("datasets",),
+    "schedules": ("factors", "learning_rates"),
+    "recipes": (),
+}
+
+
+def list_text(what: str | None = None, *, full: bool = True, width: int | None = None) -> str:
+    """Return what there is: a table of name, paper, arXiv id and help for each group, or for ``what`` with its options.
+
+    Unless ``full``, lines are cut to ``width`` columns (None: the terminal's). Raises ``InputError`` for a wrong name.
+    """
+    if what is not None and what not in LISTS:
+        raise InputError(
+            f"bench list: nothing is called {what[:80]!r}.{nearest(what, LISTS)} Known: {', '.join(LISTS)}."
+        )
+    cut = None if full else width or shutil.get_terminal_size().columns
+    parts = []
+    for name in [what] if what else LISTS:
+        if name == "recipes":
+            parts.append("\n".join(["Recipes", *_recipe_table(cut)]))
+        for group in LISTS[name]:
+            title = group.replace("_", " ").capitalize()
+            rows = [(e.name, e.title, e.arxiv, e.help) for e in registry.entries(group).values()]
+            parts.append("\n".join([title, *table(("name", "paper", "arXiv", "help"), rows, cut)]))
+            options = [row for e in registry.entries(group).values() for row in _option_rows(e)]
+            if what and options:
+                header = ("option", "takes", "default", "help")
+                parts.append("\n".join([f"{title}: options", *table(header, options, cut)]))
+    return "\n\n".join(parts)
+
+
+def _recipe_table(cut: int | None) -> list[str]:
+    rows = []
+    for name, path in recipe_names().items():
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+        source = fields.get("source", "")
+        ids = [
+            word.strip(",.;)")
+            for word in source.replace("arXiv ", "arXiv:").split()
+            if word.startswith("arXiv:")
+        ]
+        rows.append((name, source, ", ".join(i.removeprefix("arXiv:") for i in ids), fields.get("title", "")))
+    return table(("name", "source", "arXiv", "help"), rows, cut)
+
+
+def _option_rows(entry: registry.Entry) -> Iterable[tuple[str, str, str, str]]:
+    for option, spec in entry.options.items():
+        takes = " | ".join(map(str, spec["choices"])) if "choices" in spec else spec["type"]
+        default = _value(spec["default"]) if "default" in spec else "needed"
+        yield f"{entry.name}.{option}", takes, default, spec.get("help", "")
+
+
+def show_text(
+    experiment: Experiment,
+    *,
+    diff: str | None = None,
+    cost: bool = False,
+    layers: bool = False,
+    data_dir: Path | str | None = None,
+    full: bool = True,
+    width: int | None = None,
+) -> str:
+    """Return what an experiment expands to: trials with identities and needs, and the parity of its arms.
+
+    ``diff`` shows, field by field, what differs between that arm and its baseline; ``cost`` and ``layers`` add what
+    ``bench.costs.measure`` says (which loads torch). An identity of absent data is shown as ``?``. Raises ``InputError`` for
+    an arm that does not exist or has no baseline.
+    """
+    cut = None if full else width or shutil.get_terminal_size().columns
+    if diff is not None:
+        parts = [_heading(experiment), _diff_text(experiment, diff, cut)]
+    else:
+        parts = [_heading(experiment), _trials_text(experiment, cut), _arms_text(experiment, cut)]
+    if cost:
+        parts.append(_estimate("cost_text", experiment, data_dir))
+    if layers:
+        parts.append(_estimate("layers_text", experiment, data_dir))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _estimate(function: str, experiment: Experiment, data_dir: Path | str | None) -> str:
+    """Return the text of ``bench.costs.measure.<function>(experiment, data_dir) -> str``."""
+    if find_spec("bench.costs.measure") is None:
+        raise InputError(f"bench show: this version cannot tell --{function.removesuffix('_text')}")
+    return str(getattr(import_module("bench.costs.measure"), function)(experiment, data_dir))
+
+
+def _heading(experiment: Experiment) -> str:
+    extra = sum(line.arm is None for line in experiment.index)
+    counts = f"{_count(len(experiment.arms), 'arm')}, {_count(len(experiment.trials), 'trial')}"
+    if extra:
+        counts += f" ({extra} wanted as teachers or starts)"
+    profile = f", profile {experiment.profile}" if experiment.profile else ""
+    lines = [clean(experiment.title)] if experiment.title else []
+    lines.append(clean(f"{experiment.path}{profile}: {counts}"))
+    if any(trial.id is None for trial in experiment.trials):
+        absent = sorted({label("datasets", t.config.dataset) for t in experiment.trials if t.id is None})
+        lines.append(
+            clean(f"Absent data, so no identity yet (?): {', '.join(absent)}. See `bench data list`.")
+        )
+    return "\n".join(lines)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _columns(config: TrialConfig) -> dict[str, str]:
+    """Return what a line of the table of trials tells of a configuration."""
+    return {
+        "dataset": label("datasets", config.dataset),
+        "network": label("networks", config.network),
+        "width": f"{config.width:g}",
+        "quantizer": label("quantizers", config.quantizer),
+        "bits": short_bits(config.bits),
+        "strategy": label("strategies", config.strategy),
+        "epochs": str(config.epochs),
+        "precision": config.precision,
+        "seed": str(config.seed),
+    }
+
+
+def _trials_text(experiment: Experiment, cut: int | None) -> str:
+    """Return the table of trials; what is the same in all of them stands above it."""
+    wanted: dict[int, list[str]] = {}
+    axes: dict[int, dict[str, str]] = {}
+    for line in experiment.index:
+        wanted.setdefault(id(line.trial), []).append(line.arm or f"({line.role})")
+        shown = {name: _value(value) for name, value in line.grid.items()}
+        axes.setdefault(id(line.trial), {}).update(shown if line.arm else {})
+    facts = [(_columns(trial.config), axes.get(id(trial), {})) for trial in experiment.trials]
+    names = list(facts[0][0])
+    common = {
+        name: facts[0][0][name]
+        for name in names
+        if len({row[name] for row, _ in facts}) == 1 and name != "seed"
+    }
+    varying = [name for name in names if name not in common]
+    further = [
+        n
+        for n in dict.fromkeys(n for _, row in facts for n in row)
+        if n not in names and "strategy." not in n
+    ]
+    rows = []
+    for trial, (row, grid) in zip(experiment.trials, facts, strict=True):
+        arms = " = ".join(dict.fromkeys(wanted.get(id(trial), [])))
+        needs = ", ".join(f"{role} {needed or '?'}" for role, needed in trial.needs.items())
+        rows.append(
+            (trial.id or "?", arms, *(row[n] for n in varying), *(grid.get(n, "") for n in further), needs)
+        )
+    header = ["id", "arm", *varying, *further, "needs"]
+    if not any(trial.needs for trial in experiment.trials):
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    lines = (
+        [clean("In all of them: " + ", ".join(f"{name} {value}" for name, value in common.items()))]
+        if common
+        else []
+    )
+    return "\n".join([*lines, *table(header, rows, cut)])
+
+
+def _arms_text(experiment: Experiment, cut: int | None) -> str:
+    """Return the table of arms: what each is measured against, in how many pairs, and what differs."""
+    rows = []
+    for arm in experiment.arms:
+        lines = experiment.lines(arm.name)
+        pairs = _pairs(lines)
+        fields = dict.fromkeys(key.split(".")[0] for line in pairs for key in _differences(line))
+        own = [name for name in fields if not listed(name, arm.allow_differences)]
+        allowed = [f"{name} (allowed)" for name in fields if name not in own]
+        against = f"{len(pairs)} of {len(lines)}" if arm.baseline else ""
+        rows.append((arm.name, str(len(lines)), arm.baseline or "", against, ", ".join(own + allowed)))
+    return "\n".join(["Arms", *table(("arm", "trials", "baseline", "pairs", "differs in"), rows, cut)])
+
+
+def _pairs(lines: Sequence[IndexLine]) -> list[IndexLine]:
+    return [line for line in lines if line.baseline_trial is not None]
+
+
+def _differences(line: IndexLine) -> Mapping[str, tuple[Any, Any]]:
+    assert line.baseline_trial is not None
+    return differences(line.trial.config, line.baseline_trial.config)
+
+
+def _diff_text(experiment: Experiment, name: str, cut: int | None) -> str:
+    """Return, field by field, what differs between an arm and its baseline over all pairs."""
+    arms = {arm.name: arm for arm in experiment.arms}
+    if name not in arms:
+        raise InputError(
+            f"{clean(experiment.path)}: --diff: there is no arm {name[:80]!r}.{nearest(name, arms)} "
+            f"Arms: {clean(', '.join(arms))}."
+        )
+    baseline = arms[name].baseline
+    if baseline is None:
+        raise InputError(f"{clean(experiment.path)}: --diff: arm {name[:80]!r} has no baseline")
+    pairs = _pairs(experiment.lines(name))
+    found: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
+    for line in pairs:
+        own = flatten(line.trial.config.dump())
+        for key, values in _differences(line).items():
+            if _as_the_arm(key, values[0], own):
+                continue
+            sides = found.setdefault(key, ({}, {}))
+            for side, value in zip(sides, values, strict=True):
+                side["-" if value is None else _value(value)] = None
+    if not found:
+        return (
+            f"{clean(name)} and its baseline {clean(baseline)} are the same in {_count(len(pairs), 'pair')}."
+        )
+    rows = []
+    for key, (mine, theirs) in found.items():
+        reason = "allowed by the arm" if listed(key, arms[name].allow_differences) else ""
+        if key == "bits" and not reason:
+            reason = "the quantizers have no bit widths in common"
+        rows.append((key, ", ".join(mine), ", ".join(theirs), reason))
+    header = ("field", clean(name), clean(baseline), "")
+    same = "Everything else is the same"
+    return "\n".join([*table(header, rows, cut), f"{same} in {_count(len(pairs), 'pair')}."])
+
+
+def _as_the_arm(key: str, value: Any, own: Mapping[str, Any]) -> bool:
+    """Return whether ``key`` is a field of a teacher that is as the arm itself has it: not worth a line."""
+    role, _, rest = key.removeprefix("strategy.").partition(".")
+    return key == f"strategy.{role}.{rest}" and rest in own and own[rest] == value
+
+
+# --- tables ---
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict) and isinstance(value.get("kind"), str):
+        for group in ("factors", *CHOICES.values()):
+            if value["kind"] in registry.entries(group):
+                return label(group, value)
+    return json.dumps(value, default=str)
+
+
+def columns_of(text: str) -> int:
+    """Return the columns that ``text`` takes on a terminal: two for wide letters, none for combining marks."""
+    return sum(
+        0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+        for letter in text
+    )
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], cut: int | None = None) -> list[str]:
+    """Return the lines of a plain table, every cell made inert; ``cut`` limits a line's columns."""
+    cells = [[clean(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(columns_of(row[i]) for row in cells) for i in range(len(header))]
+    cells.insert(1, ["-" * width for width in widths])
+    lines = [
+        "  ".join(c + " " * (w - columns_of(c)) for c, w in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    ]
+    return [_cut(line, cut) for line in lines]
+
+
+def _cut(line: str, columns: int | None) -> str:
+    if columns is None or columns_of(line) <= columns:
+        return line
+    kept, used = [], 0
+    for letter in line:
+        used += columns_of(letter)
+        if used > columns - 1:
+            break
+        kept.append(letter)
+    return "".join(kept) + "…"

@@ -1,0 +1,148 @@
+"""Texts about where trials stand: what ``bench status`` prints, and the table at the end of ``bench run``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from bench.launch.pool import ACTIONS
+from bench.progress import inert, percent, plural, table
+from bench.records.store import State, Store, StoreError
+
+STATUSES = ("done", "failed", "diverged", "running", "unfinished", "missing", "damaged")
+_LISTED = 20  # lines of detail of one kind
+
+
+def label(line: Mapping[str, Any]) -> str:
+    """Return the name of a trial for people: its arm (or what it is needed for) and its grid point."""
+    grid = " ".join(f"{key}={value}" for key, value in line.get("grid", {}).items())
+    return f"{arm_name(line)} {grid}".strip()
+
+
+def arm_name(line: Mapping[str, Any]) -> str:
+    """Return the arm of an index line; a trial that others need is called by its role."""
+    if line.get("arm") is not None:
+        return str(line["arm"])
+    needed_by = line.get("needed_by")
+    role = line.get("role") or "needed"
+    if isinstance(needed_by, list | tuple):
+        needed_by = ", ".join(map(str, needed_by))
+    return f"({role} of {needed_by})" if needed_by else f"({role})"
+
+
+def status_text(
+    title: str, lines: Sequence[Mapping[str, Any]], states: Mapping[str, State], epochs: Mapping[str, int]
+) -> str:
+    """Return counts, a table of the arms, what is wrong or half done, and what ``bench run`` would do.
+
+    ``lines`` are index lines, ``states`` and ``epochs`` (how many a trial has in all) go by id.
+    """
+    ids = list(dict.fromkeys(line["id"] for line in lines if line["id"] is not None))
+    counts = Counter(states[id].status for id in ids)
+    out = [inert(title), f"{plural(len(ids), 'trial')}: " + (_counted(counts) or "none")]
+    arms: dict[str, list[Mapping[str, Any]]] = {}
+    for line in lines:
+        arms.setdefault(arm_name(line), []).append(line)
+    rows = []
+    for arm, of_arm in arms.items():
+        c = Counter(states[line["id"]].status if line["id"] else "no data" for line in of_arm)
+        rows.append([inert(arm), str(len(of_arm)), *(str(c[s] or ".") for s in STATUSES)])
+    out += ["", table(["arm", "trials", *STATUSES], rows, right=range(1, 9)), ""]
+    names = {line["id"]: label(line) for line in reversed(lines)}
+    for status in ("failed", "diverged", "damaged", "running", "unfinished"):
+        of_status = [id for id in ids if states[id].status == status]
+        for id in of_status[:_LISTED]:
+            state = states[id]
+            at = f"epoch {state.epochs} of {epochs.get(id, '?')}"
+            what = {"unfinished": at, "running": f"{at}, by {state.reason}"}.get(status, state.reason)
+            out.append(inert(f"{status} {id} {names[id]}: {what}"))
+        if len(of_status) > _LISTED:
+            out.append(f"{status}: and {len(of_status) - _LISTED} more")
+    if absent := sum(line["id"] is None for line in lines):
+        out.append(f"{plural(absent, 'trial')} without identity: the data is absent (`bench data list`)")
+    out.append(_intent(states[id] for id in ids))
+    return "\n".join(out)
+
+
+def one_line(text: str) -> str:
+    """Make a line harmless for a terminal."""
+    return inert(text)
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts.get(status))
+
+
+def intent(states: Iterable[State]) -> list[str]:
+    """Return phrases that say what ``bench run`` does with trials in these states."""
+    actions = Counter("refused" if state.newer else ACTIONS[state.status] for state in states)
+    words = {
+        "train": "train {} from the beginning",
+        "continue": "continue {}",
+        "retry": "retry {} that failed",
+        "redo": "set {} damaged aside and train again",
+        "busy": "wait for {} that run elsewhere",
+        "refused": "leave {} of a newer version",
+        "leave": "leave {} diverged",
+        "keep": "keep {} done",
+    }
+    return [text.format(actions[action]) for action, text in words.items() if actions[action]]
+
+
+def _intent(states: Iterable[State]) -> str:
+    phrases = intent(states)
+    return f"`bench run` will {', '.join(phrases)}." if phrases else "`bench run` has nothing to do."
+
+
+def results_table(lines: Sequence[Mapping[str, Any]], states: Mapping[str, State]) -> str:
+    """Return arm, grid point, accuracy of each trial, or why there is none."""
+    axes = list(dict.fromkeys(axis for line in lines for axis in line.get("grid", {})))
+    axes = [axis for axis in axes if axis != "seed"] + ["seed"]
+    named = {line["id"] for line in lines if line.get("arm") is not None}
+    rows = []
+    for line in lines:
+        if line.get("arm") is None and line["id"] in named:
+            continue  # a teacher that is an arm's run as well stands there
+        state = states[line["id"]]
+        if state.status == "done":
+            result = percent(state.accuracy)
+        else:
+            result = f"{state.status}: {state.reason}" if state.reason else state.status
+        grid = line.get("grid", {})
+        rows.append([arm_name(line), *(str(grid.get(axis, "")) for axis in axes), result, line["id"]])
+    rows = [[inert(cell) for cell in row] for row in rows]
+    return table(["arm", *axes, "test accuracy", "trial"], rows)
+
+
+def recorded_epochs(store: Store, id: str) -> int | None:
+    """Return how many epochs a recorded trial has in all, None where its record does not tell."""
+    config = (store.read_trial(id) or {}).get("config")
+    epochs = config.get("epochs") if isinstance(config, dict) else None
+    return epochs if isinstance(epochs, int) else None
+
+
+def results_text(store: Store) -> str:
+    """Return where the trials of every experiment in a results folder stand, and what belongs to none."""
+    parts, indexed = [], set()
+    for name in store.experiments():
+        try:
+            lines = store.index(name)
+        except StoreError as error:
+            parts.append(f"{inert(name)}: damaged: {inert(error)}")
+            continue
+        ids = list(dict.fromkeys(line["id"] for line in lines))
+        indexed.update(ids)
+        states, epochs = {}, {}
+        for id in ids:
+            states[id] = store.inspect(id)
+            with contextlib.suppress(StoreError):
+                if (count := recorded_epochs(store, id)) is not None:
+                    epochs[id] = count
+        parts.append(status_text(name, lines, states, epochs))
+    others = [id for id in store.ids() if id not in indexed]
+    if others:
+        counts = Counter(store.inspect(id).status for id in others)
+        parts.append(f"{plural(len(others), 'trial')} of no experiment here: {_counted(counts)}")
+    return "\n\n".join(parts) or f"{store.root}: no records"

@@ -1,0 +1,1 @@
+"""What a trial costs: measured steps, and the prediction made of them."""

@@ -1,0 +1,190 @@
+"""What steps and evaluations were measured to cost, kept per device, and what a trial and a run of many will take.
+
+The measuring is ``bench.costs.measure``'s, which loads torch; here measurements are kept in a file among the user's caches and
+added up, without torch, so that `bench run` can start the longest trials first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import importlib.metadata
+import json
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import bench
+from bench.datasets import catalog
+from bench.datasets.folders import cache_folder
+from bench.devices import cpu_name
+from bench.errors import InputError
+from bench.experiments.config import TrialConfig
+from bench.records.store import write_atomic
+from bench.schedules import factor_value
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What one kind of trial costs. Seconds of a core on the CPU, which a busy machine does not change; else of the clock.
+
+    ``setup`` once: data, network and what the first step takes longer; ``step_on`` and ``step_off``: a training step with
+    the factor above and at 0; ``epoch_on`` and ``epoch_off``: the evaluations at the end of an epoch; ``memory``: peak bytes
+    of the process on the CPU, else of the device's allocator, to which ``context`` bytes of the process come.
+    """
+
+    setup: float
+    step_on: float
+    step_off: float
+    epoch_on: float
+    epoch_off: float
+    memory: int
+    context: int = 0
+
+
+def trial_seconds(config: TrialConfig, steps_per_epoch: int, measured: Calibration) -> float:
+    """Return the seconds a trial will take: its steps with the branch on and off, and its epochs' evaluations."""
+    total = config.epochs * steps_per_epoch
+    factor = config.strategy.get("factor")
+    on = 0
+    if factor is not None:  # once 0 it stays 0
+        on = bisect_left(
+            range(total), True, key=lambda step: factor_value(factor, step, total, steps_per_epoch) == 0.0
+        )
+    epochs_on = on // steps_per_epoch
+    steps = on * measured.step_on + (total - on) * measured.step_off
+    return (
+        measured.setup
+        + steps
+        + epochs_on * measured.epoch_on
+        + (config.epochs - epochs_on) * measured.epoch_off
+    )
+
+
+def makespan(seconds: Mapping[str, float], needs: Mapping[str, list[str]], jobs: int) -> float:
+    """Return when the last trial ends if ``jobs`` run at once, the longest that can start first.
+
+    ``needs`` are the trials that must be over before one starts. Raises ``ValueError`` for a circle of needs.
+    """
+    left = {id: {needed for needed in needs.get(id, ()) if needed in seconds} for id in seconds}
+    running: list[tuple[float, str]] = []
+    now = 0.0
+    while left or running:
+        for id in sorted(
+            (id for id, open_needs in left.items() if not open_needs), key=lambda id: -seconds[id]
+        ):
+            if len(running) < jobs:
+                heapq.heappush(running, (now + seconds[id], id))
+                del left[id]
+        if not running:
+            raise ValueError("trials that need each other")
+        now, ended = heapq.heappop(running)
+        for open_needs in left.values():
+            open_needs.discard(ended)
+    return now
+
+
+def kind(config: TrialConfig) -> dict[str, Any]:
+    """Return what of a configuration decides the cost of a step: everything but seed, budget and learning rate."""
+    return config.model_copy(update={"seed": 0}).model_dump(
+        mode="json", exclude={"epochs", "learning_rate", "initialization"}
+    )
+
+
+class Kept:
+    """Measurements kept in a file, by device, release and kind of trial."""
+
+    def __init__(self, device: str) -> None:
+        name = cpu_name()
+        if device.startswith("cuda"):
+            import torch
+
+            name = torch.cuda.get_device_name(device)
+        self.where = f"{name} | torch {importlib.metadata.version('torch')} | bench {bench.__version__}"
+        self.path: Path = cache_folder() / "calibration.json"
+        self.kept = self._read()
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def _key(self, what: Any) -> str:
+        return hashlib.sha256(json.dumps([self.where, what], sort_keys=True).encode()).hexdigest()[:16]
+
+    def keep(self, what: Any, value: Any) -> None:
+        """Keep a JSON ``value`` under ``what`` on this device; where that cannot be written it is measured again."""
+        self.kept = {**self._read(), **self.kept, self._key(what): value}
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.path, json.dumps(self.kept, indent=0).encode())
+        except OSError:
+            pass
+
+    def number(self, name: str) -> float | None:
+        """Return a number kept under ``name``, None where there is none."""
+        found = self.kept.get(self._key(name))
+        return float(found) if isinstance(found, int | float) else None
+
+    def find(self, config: TrialConfig, mode: str) -> Calibration | None:
+        """Return what was measured of trials like ``config`` in ``mode``, None where nothing was."""
+        try:
+            return Calibration(**self.kept[self._key([kind(config), mode])])
+        except (KeyError, TypeError):
+            return None
+
+    def remember(self, config: TrialConfig, mode: str, found: Calibration) -> None:
+        """Keep what was measured."""
+        self.keep([kind(config), mode], asdict(found))
+
+
+def steps_per_epoch(config: TrialConfig, train_count: int) -> int:
+    """Return the steps of an epoch on a data set of ``train_count`` images."""
+    count = catalog.split(
+        train_count,
+        batch_size=config.batch_size,
+        train_size=config.train_size,
+        holdout=config.holdout,
+        name=catalog.label(config.dataset),
+    )
+    return count // config.batch_size
+
+
+def measured_mode(config: TrialConfig, total_steps: int, device: str) -> str:
+    """Return the mode in which trials like this are measured: theirs, but eager for compiled ones, which is an upper bound.
+
+    Compiling takes longer than a calibration may.
+    """
+    if not device.startswith("cuda"):
+        return "eager"
+    from bench.training import execution
+
+    mode = execution.decide(config, total_steps, device)["mode"]
+    return "eager" if mode == "compiled" else mode
+
+
+def known_seconds(configs: Mapping[str, TrialConfig], device: str, data_dir: Path) -> dict[str, float]:
+    """Return what those trials will take whose kind has been measured on ``device`` before, by id; nothing is measured."""
+    if device != "cpu" and not device.startswith("cuda"):  # a cluster's
+        return {}
+    kept, found = Kept(device), {}
+    counts: dict[str, int | None] = {}
+    for id, config in configs.items():
+        name = json.dumps(config.dataset, sort_keys=True)
+        if name not in counts:
+            counts[name] = catalog.facts(config.dataset, data_dir).train_count
+        count = counts[name]
+        if count is None:
+            continue
+        try:
+            steps = steps_per_epoch(config, count)
+        except InputError:  # the trial will say so itself
+            continue
+        measured = kept.find(config, measured_mode(config, config.epochs * steps, device))
+        if measured is not None:
+            found[id] = trial_seconds(config, steps, measured)
+    return found

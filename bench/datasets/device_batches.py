@@ -1,0 +1,213 @@
+"""Images resident on the training device as uint8, and the batches made of them there.
+
+Which images, in which order, augmented how, are functions of the seed and the global step: ``train_batch`` answers
+for any step in any order, so that a resumed trial needs no state of the data, and two arms of one seed see the same
+batches. Nothing waits for the device and nothing is left to worker processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.datasets import augmentation, catalog
+from bench.datasets.batch_rows import WHOLE, rows
+from bench.datasets.resize import Bilinear
+from bench.datasets.sources import Arrays
+from bench.experiments.config import TrialConfig
+from bench.randomness import combine, fold, permutation, sample_bits
+
+_CHUNK = 256  # images resized or measured at a time
+
+
+class DeviceData:
+    """The images of one trial on its device.
+
+    ``num_classes``, ``train_count``, ``test_count``, ``holdout_count``; ``steps_per_epoch`` is ``train_count`` over the
+    batch size, rounded down: the images left over at the end of an epoch's order are not used in it.
+
+    ``train_size`` and ``holdout`` are cut from one random order of the training images that depends on their number
+    alone, not on the trial's seed: the first ``train_size`` train, the last ``holdout`` are set aside. So every seed
+    trains on the same images, a smaller ``train_size`` is part of a larger one, and changing one leaves the other's
+    images as they were.
+
+    Batches are ``(images, labels)``: float32 (B, 3, S, S) in channels-last memory, S the network's input size, grey
+    repeated to three channels; int64 (B,). With augmentation ``crop_flip`` images stay at their own size on the device,
+    are cropped and mirrored there, normalised and resized to S without rounding, in tests too; otherwise they are
+    resized once and kept as uint8, as the paper does.
+
+    ``share = (rank, ranks)``: of each training and estimation batch the rows that are this worker's, with the draws of
+    their positions in the global batch (see ``bench.datasets.batch_rows``), and every ``ranks``-th batch of the tests.
+    """
+
+    def __init__(
+        self,
+        arrays: Arrays,
+        config: TrialConfig,
+        input_size: int,
+        device: torch.device | str,
+        share: tuple[int, int] = WHOLE,
+    ) -> None:
+        """Choose the images and move them to ``device``; raises ``InputError`` where they are fewer than asked for."""
+        total = len(arrays.x_train)
+        self.train_count = catalog.split(
+            total,
+            batch_size=config.batch_size,
+            train_size=config.train_size,
+            holdout=config.holdout,
+            name=catalog.label(config.dataset),
+        )
+        self.holdout_count = config.holdout
+        self.test_count = len(arrays.x_test)
+        self.num_classes = arrays.num_classes
+        self.batch_size = config.batch_size
+        self.steps_per_epoch = self.train_count // config.batch_size
+        self.device = torch.device(device)
+
+        train, holdout = chosen_images(total, self.train_count, config.holdout)
+        x_train = arrays.x_train if len(train) == total else arrays.x_train[train]
+        height, width = x_train.shape[1:3]
+        resize = (
+            Bilinear(height, width, input_size, 3, self.device)
+            if (height, width) != (input_size,) * 2
+            else None
+        )
+        self._augmentation = config.augmentation
+        self._late = (
+            resize if config.augmentation == "crop_flip" else None
+        )  # resizes batches, not the stored images
+        early = None if self._late else resize
+        self._train = _resident(x_train, arrays.y_train[train], early, self.device)
+        self._holdout = _resident(arrays.x_train[holdout], arrays.y_train[holdout], early, self.device)
+        self._test = _resident(arrays.x_test, arrays.y_test, early, self.device)
+        self._shift, self._scale = _normalization(config.normalization, x_train, self.device)
+
+        self._seed = config.seed
+        self._augmentation_key = fold(config.seed, "augmentation", config.augmentation)
+        self._share = share
+        self._samples = rows(config.batch_size, share, config.micro_batches).to(self.device)
+        self._order: tuple[int, Tensor] | None = None
+
+    def train_batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return the training batch of the global ``step`` (from 0), augmented."""
+        return self.prepare(self.indices(step), torch.full((), step, dtype=torch.int64, device=self.device))
+
+    def indices(self, step: int) -> Tensor:
+        """Return which training images make up this worker's batch of ``step``: int64 (batch_size / ranks,) on the device."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            key = fold(self._seed, "order", epoch)
+            self._order = epoch, permutation(self.train_count, key, self.device)
+        batch = self._order[1][position * self.batch_size : (position + 1) * self.batch_size]
+        return batch if self._share == WHOLE else batch[self._samples]
+
+    def prepare(self, indices: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """Gather, augment and normalise a training batch; ``step`` is a 0-d int64 tensor. Fit for ``torch.compile``."""
+        images, labels = (part.index_select(0, indices) for part in self._train)
+        key = combine(self._augmentation_key, step)
+        if self._augmentation == "svhn":
+            draws = sample_bits(key, self._samples, (augmentation.SVHN_DRAWS,))
+            return self._normalized(augmentation.svhn(images, draws)), labels
+        if self._augmentation == "crop_flip":
+            draws = sample_bits(key, self._samples, (augmentation.CROP_FLIP_DRAWS,))
+            images = augmentation.crop_flip(images, draws)
+        return self._finished(images), labels
+
+    def test_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate over the test images in their order; the last batch may be smaller."""
+        return self._in_order(self._test, batch_size)
+
+    def holdout_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate over the held-out training images, un-augmented; nothing where ``holdout`` is 0."""
+        return self._in_order(self._holdout, batch_size)
+
+    def estimation_batches(self, count: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate over ``count`` batches of un-augmented training images in a random order fixed by the seed.
+
+        Where they are more than the training images the order begins again.
+        """
+        order = permutation(self.train_count, fold(self._seed, "estimation"), self.device)
+        places = rows(batch_size, self._share).to(self.device)
+        for batch in range(count):
+            indices = order[(places + batch * batch_size) % self.train_count]
+            images, labels = (part.index_select(0, indices) for part in self._train)
+            yield self._finished(images), labels
+
+    def _in_order(self, part: tuple[Tensor, Tensor], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        images, labels = part
+        rank, ranks = self._share
+        for start in range(rank * batch_size, len(images), ranks * batch_size):
+            yield self._finished(images[start : start + batch_size]), labels[start : start + batch_size]
+
+    def _finished(self, images: Tensor) -> Tensor:
+        """Return uint8 images resized where that was not done before, normalised, channels last."""
+        if self._late is None:
+            return self._normalized(images.to(torch.float32))
+        return self._normalized(self._late.sums(images), self._late.denominator)
+
+    def _normalized(self, x: Tensor, denominator: int = 1) -> Tensor:
+        """Return (x / denominator - shift) * scale of a fresh x, (B, S, S, 3), as float32 (B, 3, S, S), channels last.
+
+        One subtraction and one multiplication, in this order, which no compiler may fuse into one rounding.
+        """
+        count, height, width, channels = x.shape
+        if self._shift is None or isinstance(self._scale, float):
+            return x.mul_(self._scale / denominator).to(torch.float32).permute(0, 3, 1, 2)
+        rows = x.view(count, height, width * channels)
+        shift = (self._shift * denominator).repeat(width)
+        scale = (self._scale / denominator).repeat(width)
+        rows = rows.sub_(shift).mul_(scale)
+        return rows.view(count, height, width, channels).to(torch.float32).permute(0, 3, 1, 2)
+
+
+def chosen_images(total: int, train_count: int, holdout: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices, ascending, of the images trained on and of those set aside (see ``DeviceData``)."""
+    order = permutation(total, fold(0, "subset")).numpy()
+    return np.sort(order[:train_count]), np.sort(order[total - holdout :])
+
+
+def _resident(
+    images: np.ndarray, labels: np.ndarray, resize: Bilinear | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return images as uint8 (N, S, S, 3) and labels as int64 on the device, resized in chunks."""
+    stored = torch.from_numpy(np.ascontiguousarray(images))
+    count, height, width, channels = stored.shape
+    placed = torch.from_numpy(np.ascontiguousarray(labels)).to(device)
+    if resize is None and channels == 3:
+        return stored.to(device), placed
+    side = (height, width) if resize is None else (resize.size, resize.size)
+    result = torch.empty((count, *side, 3), dtype=torch.uint8, device=device)
+    for start in range(0, count, _CHUNK):
+        chunk = stored[start : start + _CHUNK].to(device).expand(-1, -1, -1, 3).contiguous()
+        result[start : start + _CHUNK] = chunk if resize is None else resize.to_uint8(chunk)
+    return result, placed
+
+
+def _normalization(
+    kind: str, images: np.ndarray, device: torch.device
+) -> tuple[Tensor | None, float | Tensor]:
+    """Return (shift, scale) of pixels 0..255: a shift of None for none; float32 (3,) where they differ by channel.
+
+    ``standardize`` takes each channel's mean and (population) standard deviation over the images trained on, at their
+    own size, from exact integer sums.
+    """
+    if kind != "standardize":
+        return None, {"divide_256": 1.0 / 256.0, "divide_255": 1.0 / 255.0}[kind]
+    channels = images.shape[3]
+    total = np.zeros(channels, dtype=np.int64)
+    squares = np.zeros(channels, dtype=np.int64)
+    for start in range(0, len(images), _CHUNK):
+        pixels = images[start : start + _CHUNK].reshape(-1, images[0].size).astype(np.uint32)
+        total += pixels.sum(0, dtype=np.int64).reshape(-1, channels).sum(0)
+        squares += (pixels * pixels).sum(0, dtype=np.int64).reshape(-1, channels).sum(0)
+    count = images.size // channels
+    mean = total / count
+    deviation = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
+    deviation[deviation == 0.0] = 1.0  # a channel of one value
+    shift, scale = (
+        torch.tensor(np.broadcast_to(v, 3).copy(), dtype=torch.float32) for v in (mean, 1.0 / deviation)
+    )
+    return shift.to(device), scale.to(device)

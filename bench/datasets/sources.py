@@ -1,0 +1,236 @@
+"""What a source of images is, and the sources whose files are published with checksums. No torch is imported."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from bench.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from bench.datasets.photographs import Photographs
+
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A data set in memory: images uint8 (N, H, W, C) with C 1 or 3, labels int64 (N,) in [0, num_classes)."""
+
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    num_classes: int
+
+
+def brief(value: Any) -> str:
+    """Return what a message says of an array, or of what is there in its place."""
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    return type(value).__name__ if shape is None or dtype is None else f"{str(dtype)[:40]} {str(shape)[:80]}"
+
+
+def checked_labels(labels: np.ndarray, count: int, classes: int) -> np.ndarray:
+    """Return int64 labels (N,); raises ``ValueError`` unless they are ``count`` whole numbers from 0 to classes - 1."""
+    import numpy as np
+
+    if labels.dtype.kind not in "iu" or labels.shape != (count,):
+        raise ValueError(f"expected {count} whole numbers as labels, not {brief(labels)}")
+    if count and (labels.min() < 0 or labels.max() >= classes):
+        raise ValueError(f"labels from {labels.min()} to {labels.max()}; expected 0 to {classes - 1}")
+    return labels.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a data set without reading its images; None where only absent files could tell."""
+
+    num_classes: int | None = None
+    train_count: int | None = None
+    test_count: int | None = None
+    image_size: int | None = None  # the longer side, in pixels
+    default_recipe: str | None = None
+
+
+class Source:
+    """A source of images. ``options`` are the options of its registry entry, ``data_dir`` the data folder.
+
+    A source subclasses this and names itself in its module's ``ENTRIES``: the factory is the instance.
+    """
+
+    kind: str
+    fetchable = True  # whether ``fetch`` can download it
+
+    def labels(self, data_dir: Path) -> dict[str, dict[str, Any]]:
+        """Return the names under which ``bench data`` offers it, each with the options it stands for."""
+        return {self.kind: {}}
+
+    def label(self, options: Mapping[str, Any]) -> str:
+        """Return the name under which ``bench data`` offers it with these options."""
+        return self.kind
+
+    def facts(self, options: Mapping[str, Any], data_dir: Path) -> Facts:
+        """Return what is known without reading the images; quick."""
+        from bench import registry
+
+        known = registry.get("datasets", self.kind).facts
+        return Facts(**{name: known.get(name) for name in Facts.__dataclass_fields__})
+
+    def problem(self, options: Mapping[str, Any], data_dir: Path) -> str | None:
+        """Return what keeps it from being loaded as far as presence and sizes of files tell, or None; quick."""
+        raise NotImplementedError
+
+    def checksum(self, options: Mapping[str, Any], data_dir: Path) -> str | None:
+        """Return the checksum that stands for the data in a trial's identity; None where it is absent."""
+        raise NotImplementedError
+
+    def load(self, options: Mapping[str, Any], data_dir: Path) -> Arrays | Photographs:
+        """Return the images, every byte of the files checked; raises ``InputError``."""
+        raise NotImplementedError
+
+    def verify(self, options: Mapping[str, Any], data_dir: Path) -> list[str]:
+        """Check everything that is on disk and return what is wrong, a line each."""
+        try:
+            self.load(options, data_dir)
+        except InputError as error:
+            return [str(error)]
+        return []
+
+    def fetch(self, options: Mapping[str, Any], data_dir: Path) -> None:
+        """Download what is missing; raises ``InputError`` where that is not possible."""
+        raise NotImplementedError
+
+    def paths(self, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
+        """Return its files, there or not."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """A file that is read, with its published MD5 and its size in bytes where that is known."""
+
+    path: str
+    md5: str
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class Download:
+    """What is downloaded: an address, the name it gets in the data folder, its MD5, and whether it is an archive."""
+
+    url: str
+    filename: str
+    md5: str
+    unpack: bool = False
+
+
+class PublishedSource(Source):
+    """A source whose files are known by published checksums; subclasses list them and ``read`` them."""
+
+    def files(self, options: Mapping[str, Any]) -> Sequence[PublishedFile]:
+        """Return the files that are read."""
+        raise NotImplementedError
+
+    def downloads(self, options: Mapping[str, Any]) -> Sequence[Download]:
+        """Return what ``fetch`` downloads."""
+        raise NotImplementedError
+
+    def read(self, options: Mapping[str, Any], data_dir: Path) -> Arrays:
+        """Read the files, each only after its checksum matched (``opened``)."""
+        raise NotImplementedError
+
+    def paths(self, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
+        return [data_dir / file.path for file in self.files(options)]
+
+    def problem(self, options: Mapping[str, Any], data_dir: Path) -> str | None:
+        files = self.files(options)
+        missing = [file.path for file in files if not (data_dir / file.path).is_file()]
+        remedy = f"`bench data fetch {self.label(options)} --data {data_dir}` downloads it."
+        if missing:
+            return (
+                f"data set '{self.label(options)}' is not in {data_dir}: {', '.join(missing)} "
+                f"{'is' if len(missing) == 1 else 'are'} missing. {remedy}"
+            )
+        for file in files:
+            size = (data_dir / file.path).stat().st_size
+            if file.size is not None and size != file.size:
+                return f"{data_dir / file.path} is corrupt: {size} bytes, published {file.size}. {remedy}"
+        return None
+
+    def checksum(self, options: Mapping[str, Any], data_dir: Path) -> str | None:
+        if self.problem(options, data_dir):
+            return None
+        listing = "\n".join(f"{file.md5}  {Path(file.path).name}" for file in self.files(options))
+        return "md5s:" + hashlib.sha256(listing.encode()).hexdigest()
+
+    def load(self, options: Mapping[str, Any], data_dir: Path) -> Arrays:
+        problem = self.problem(options, data_dir)
+        if problem:
+            raise InputError(problem)
+        return self.read(options, data_dir)
+
+    def verify(self, options: Mapping[str, Any], data_dir: Path) -> list[str]:
+        problem = self.problem(options, data_dir)
+        problems = [problem] if problem else []
+        for file in self.files(options):
+            if (data_dir / file.path).is_file():
+                try:
+                    self.opened(file, data_dir, options).close()
+                except InputError as error:
+                    if not any(str(data_dir / file.path) in known for known in problems):
+                        problems.append(str(error))
+        return problems
+
+    def opened(self, file: PublishedFile, data_dir: Path, options: Mapping[str, Any]) -> BinaryIO:
+        """Return the file open at its start, its MD5 checked; raises ``InputError`` naming it where it is corrupt."""
+        path = data_dir / file.path
+        try:
+            stream = path.open("rb")
+            digest = hashlib.md5(usedforsecurity=False)
+            while block := stream.read(CHUNK):
+                digest.update(block)
+            stream.seek(0)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+        if digest.hexdigest() != file.md5:
+            stream.close()
+            raise InputError(
+                f"{path} is corrupt: MD5 {digest.hexdigest()}, published {file.md5}. "
+                f"`bench data fetch {self.label(options)} --data {data_dir}` replaces it."
+            )
+        return stream
+
+    def fetch(self, options: Mapping[str, Any], data_dir: Path) -> None:
+        """Download with torchvision, which checks the MD5 of what arrives and keeps what is already there and intact."""
+        import socket
+
+        if not self.verify(options, data_dir):
+            return
+        downloads = self.downloads(options)
+        patience = socket.getdefaulttimeout()
+        try:
+            data_dir.mkdir(parents=True, exist_ok=True)
+            socket.setdefaulttimeout(60)  # urllib waits for ever otherwise
+            from torchvision.datasets import utils
+
+            for item in downloads:
+                get = utils.download_and_extract_archive if item.unpack else utils.download_url
+                get(item.url, str(data_dir), filename=item.filename, md5=item.md5)
+        except (OSError, RuntimeError, EOFError) as error:
+            by_hand = "\n".join(
+                f"  {item.url} as {data_dir / item.filename} (MD5 {item.md5})" for item in downloads
+            )
+            raise InputError(
+                f"data set '{self.label(options)}' could not be downloaded: {error}\n"
+                f"Where there is no network, put these files there by hand and run the command again:\n{by_hand}"
+            ) from None
+        finally:
+            socket.setdefaulttimeout(patience)
+        problems = self.verify(options, data_dir)
+        if problems:
+            raise InputError("\n".join(problems))

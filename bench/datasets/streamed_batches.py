@@ -1,0 +1,283 @@
+"""Batches of photographs, decoded and cut by threads a few steps ahead, from memory or from shards on disk.
+
+As in ``bench.datasets.device_batches`` a batch is a function of the seed and the global step. The threads are told step
+numbers; what they hold is a cache, so a resumed trial begins at any step with nothing to restore, and reading ahead
+changes no pixel. Shards are read image by image at random places: they want a solid-state disk or a warm cache.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.datasets import catalog, crops
+from bench.datasets.batch_rows import WHOLE, rows
+from bench.datasets.device_batches import chosen_images
+from bench.datasets.photographs import MEAN_SIDE, Images, Photographs
+from bench.devices import cpu_count
+from bench.errors import InputError
+from bench.experiments.config import TrialConfig
+from bench.randomness import combine, fold, permutation, sample_bits
+
+AHEAD = 3  # batches under way while one is trained on
+KEPT_BYTES = 1 << 30  # test views that take no more are kept from the first evaluation on
+AUGMENTATIONS = ("none", "random_resized_crop", "scale_jitter")
+
+
+class PhotographData:
+    """The photographs of one trial: the interface of ``DeviceData``, for images of many sizes and any number.
+
+    ``train_size``, ``holdout``, the order and ``share`` mean what they mean there. Batches are ``(images, labels)``:
+    float32 (B, 3, S, S) in channels-last memory on the device, int64 (B,). What is done to the images is described in
+    ``bench.datasets.crops``; it ends in uint8, which is normalised on the device. ``standardize`` takes the channels'
+    mean and deviation over the images trained on, in the size they are stored in; ``pixel_mean`` subtracts the mean
+    image of all training images (short side 256, central square; its central S/256 * 256/224 part at S) and divides by
+    255.
+    """
+
+    def __init__(
+        self,
+        photographs: Photographs,
+        config: TrialConfig,
+        input_size: int,
+        device: torch.device | str,
+        share: tuple[int, int] = WHOLE,
+        workers: int | None = None,
+    ) -> None:
+        """Choose the images; ``workers`` threads cut them. Raises ``InputError`` where they are fewer than asked for."""
+        if config.augmentation not in AUGMENTATIONS:
+            raise InputError(
+                f"augmentation: '{config.augmentation}' is for images of one small size; photographs take one of "
+                f"{', '.join(AUGMENTATIONS)}"
+            )
+        total = len(photographs.train.index)
+        self.train_count = catalog.split(
+            total,
+            batch_size=config.batch_size,
+            train_size=config.train_size,
+            holdout=config.holdout,
+            name=catalog.label(config.dataset),
+        )
+        self.holdout_count = config.holdout
+        self.test_count = len(photographs.test.index)
+        self.num_classes = photographs.num_classes
+        self.batch_size = config.batch_size
+        self.steps_per_epoch = self.train_count // config.batch_size
+        self.device = torch.device(device)
+        self.size = input_size
+        self.workers = workers or (1 if self.device.type == "cpu" else min(16, cpu_count()))
+
+        self._images = photographs
+        self._train, self._holdout = chosen_images(total, self.train_count, config.holdout)
+        self._test = np.arange(self.test_count)
+        self._augmentation = config.augmentation
+        self._cubic = config.augmentation == "scale_jitter"
+        self._seed = config.seed
+        self._key = fold(config.seed, "augmentation", config.augmentation)
+        self._share = share
+        self._samples = rows(config.batch_size, share, config.micro_batches)
+        self._order: tuple[int, np.ndarray] | None = None
+        shift, scale = _normalization(config.normalization, photographs, self._train, input_size)
+        self._shift = None if shift is None else shift.to(self.device)
+        self._scale = scale if isinstance(scale, float) else scale.to(self.device)
+        self._pool: ThreadPoolExecutor | None = None
+        self._under_way: dict[int, tuple[list[Future], Tensor, np.ndarray]] = {}
+        self._kept: dict[str, list[Tensor]] = {}
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def train_batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return the training batch of the global ``step`` (from 0), augmented; the next ones are begun."""
+        wanted = range(step, step + AHEAD + 1)
+        for other in [other for other in self._under_way if other not in wanted]:
+            for future in self._under_way.pop(other)[0]:
+                future.cancel()
+        for each in wanted:
+            if each not in self._under_way:
+                numbers = self._numbers(each)
+                self._under_way[each] = (
+                    *self._begin(self._images.train, numbers, self._windows(numbers, each)),
+                    numbers,
+                )
+        futures, pixels, numbers = self._under_way.pop(step)
+        for future in futures:
+            future.result()
+        return self._finished(pixels), self._labels(self._images.train, numbers)
+
+    def indices(self, step: int) -> Tensor:
+        """Return which training images make up this worker's batch of ``step``: int64 on the device."""
+        return torch.from_numpy(self._positions(step)).to(self.device)
+
+    def prepare(self, indices: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """Cut, augment and normalise a training batch; not for compiled code: images are read on the CPU."""
+        numbers = self._train[indices.cpu().numpy()]
+        futures, pixels = self._begin(self._images.train, numbers, self._windows(numbers, int(step)))
+        for future in futures:
+            future.result()
+        return self._finished(pixels), self._labels(self._images.train, numbers)
+
+    def _positions(self, step: int) -> np.ndarray:
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, permutation(self.train_count, fold(self._seed, "order", epoch)).numpy()
+        batch = self._order[1][position * self.batch_size : (position + 1) * self.batch_size]
+        return batch[self._samples.numpy()]
+
+    def _numbers(self, step: int) -> np.ndarray:
+        return self._train[self._positions(step)]
+
+    def _windows(self, numbers: np.ndarray, step: int) -> crops.Window:
+        heights, widths = _sizes(self._images.train, numbers)
+        if self._augmentation == "none":
+            return crops.view(heights, widths, self.size)
+        many, cut = {
+            "random_resized_crop": (crops.RESIZED_CROP_DRAWS, crops.resized_crop),
+            "scale_jitter": (crops.JITTER_DRAWS, crops.scale_jitter),
+        }[self._augmentation]
+        draws = sample_bits(combine(self._key, step), self._samples, (many,)).numpy()
+        return cut(heights, widths, draws, self.size)
+
+    # -- evaluation ----------------------------------------------------------------------------------------------
+
+    def test_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate over the test images in their order; the last batch may be smaller."""
+        return self._in_order("test", self._images.test, self._test, batch_size)
+
+    def holdout_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate over the held-out training images, un-augmented; nothing where ``holdout`` is 0."""
+        return self._in_order("holdout", self._images.train, self._holdout, batch_size)
+
+    def estimation_batches(self, count: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate over ``count`` batches of un-augmented training images in a random order fixed by the seed.
+
+        Where they are more than the training images the order begins again.
+        """
+        order = permutation(self.train_count, fold(self._seed, "estimation")).numpy()
+        places = rows(batch_size, self._share).numpy()
+        batches = [self._train[order[(places + b * batch_size) % self.train_count]] for b in range(count)]
+        for pixels, numbers in self._views(self._images.train, batches):
+            yield self._finished(pixels), self._labels(self._images.train, numbers)
+
+    def _in_order(
+        self, part: str, images: Images, numbers: np.ndarray, batch_size: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        rank, ranks = self._share
+        starts = range(rank * batch_size, len(numbers), ranks * batch_size)
+        batches = [numbers[start : start + batch_size] for start in starts]
+        key = f"{part} {batch_size}"
+        kept = self._kept.get(key)
+        keep = kept is None and 3 * self.size**2 * len(numbers) <= KEPT_BYTES
+        views: list[Tensor] = []
+        for pixels, which in (
+            self._views(images, batches) if kept is None else zip(kept, batches, strict=True)
+        ):
+            if keep:
+                views.append(pixels)
+            yield self._finished(pixels), self._labels(images, which)
+        if keep:
+            self._kept[key] = views
+
+    def _views(self, images: Images, batches: list[np.ndarray]) -> Iterator[tuple[Tensor, np.ndarray]]:
+        """Yield the uint8 views of batches, the next ones under way."""
+        begun: dict[int, tuple[list[Future], Tensor]] = {}
+        try:
+            for place, numbers in enumerate(batches):
+                for each in range(place, min(place + 2, len(batches))):
+                    if each not in begun:
+                        heights, widths = _sizes(images, batches[each])
+                        begun[each] = self._begin(
+                            images, batches[each], crops.view(heights, widths, self.size)
+                        )
+                futures, pixels = begun.pop(place)
+                for future in futures:
+                    future.result()
+                yield pixels, numbers
+        finally:
+            for futures, _ in begun.values():
+                for future in futures:
+                    future.cancel()
+
+    # -- pixels --------------------------------------------------------------------------------------------------
+
+    def _begin(
+        self, images: Images, numbers: np.ndarray, windows: crops.Window
+    ) -> tuple[list[Future], Tensor]:
+        """Let the threads cut a batch; return what to wait for and the pixels, uint8 (B, S, S, 3), that they write."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="photographs")
+            weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
+        pinned = self.device.type == "cuda"
+        pixels = torch.empty((len(numbers), self.size, self.size, 3), dtype=torch.uint8, pin_memory=pinned)
+        cut = _Cut(images, numbers, windows, pixels, self.size, self._cubic)
+        return [self._pool.submit(cut, start) for start in range(0, len(numbers), _Cut.CHUNK)], pixels
+
+    def _labels(self, images: Images, numbers: np.ndarray) -> Tensor:
+        return torch.from_numpy(images.index["label"][numbers].astype(np.int64)).to(self.device)
+
+    def _finished(self, pixels: Tensor) -> Tensor:
+        """Return uint8 (B, S, S, 3) on the device, normalised: float32 (B, 3, S, S), channels last."""
+        x = pixels.to(self.device, non_blocking=True).to(torch.float32)
+        if self._shift is not None:
+            x = x.sub_(self._shift)
+        return x.mul_(self._scale).permute(0, 3, 1, 2)
+
+
+class _Cut:
+    """Cuts the images of a batch, a chunk a call, into its rows of ``pixels``; holds no reference to the data's owner."""
+
+    CHUNK = 8
+
+    def __init__(
+        self,
+        images: Images,
+        numbers: np.ndarray,
+        windows: crops.Window,
+        pixels: Tensor,
+        size: int,
+        cubic: bool,
+    ) -> None:
+        self.images, self.numbers, self.pixels, self.size, self.cubic = images, numbers, pixels, size, cubic
+        self.windows = np.stack(windows, axis=1).tolist()
+
+    def __call__(self, start: int) -> None:
+        for i in range(start, min(start + self.CHUNK, len(self.numbers))):
+            top, left, height, width, to_height, to_width, row, column, flip = self.windows[i]
+            cut = self.images.read(int(self.numbers[i]), top, top + height)[:, left : left + width]
+            image = crops.resized(cut, to_height, to_width, row, column, self.size, self.cubic)
+            self.pixels[i] = image.flip(1) if flip else image
+
+
+def _sizes(images: Images, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    chosen = images.index[numbers]
+    return chosen["height"].astype(np.int64), chosen["width"].astype(np.int64)
+
+
+def _normalization(
+    kind: str, photographs: Photographs, chosen: np.ndarray, size: int
+) -> tuple[Tensor | None, float | Tensor]:
+    """Return (shift, scale) of pixels 0..255: a shift of None for none; float32 (S, S, 3) where they differ by place."""
+    if kind in ("divide_255", "divide_256"):
+        return None, 1.0 / {"divide_255": 255.0, "divide_256": 256.0}[kind]
+    if kind == "pixel_mean":
+        mean = photographs.mean_sum.astype(np.float64) / len(photographs.train.index)
+        square = torch.from_numpy(mean.astype(np.float32)).permute(2, 0, 1)[None]
+        short = (2 * MEAN_SIDE * size + 224) // (2 * 224)
+        if short != MEAN_SIDE:
+            square = torch.nn.functional.interpolate(square, (short, short), mode="bilinear", antialias=True)
+        edge = (short - size) // 2
+        shift = square[0, :, edge : edge + size, edge : edge + size].permute(1, 2, 0).contiguous()
+        return shift, 1.0 / 255.0
+    index = photographs.train.index[chosen]
+    count = int((index["height"].astype(np.int64) * index["width"]).sum())
+    mean = index["sums"].astype(np.int64).sum(0) / count
+    deviation = np.sqrt(np.maximum(index["squares"].astype(np.int64).sum(0) / count - mean**2, 0.0))
+    deviation[deviation == 0.0] = 1.0  # a channel of one value
+    shift, scale = (
+        torch.tensor(np.broadcast_to(v, (size, size, 3)), dtype=torch.float32) for v in (mean, 1 / deviation)
+    )
+    return shift, scale

@@ -1,0 +1,1 @@
+"""Trials on processes, devices and machines."""

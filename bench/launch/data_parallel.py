@@ -1,0 +1,400 @@
+"""The processes that train one trial together, started here or by ``torchrun`` (see ``bench.training.distributed``).
+
+A trial's ``device`` is then a list, "cuda:0,cuda:1" or "cpu,cpu": a worker on each. The process that runs the trial
+(it holds the lock and writes how the trial ended) trains nothing itself: it starts the workers, hands on what the
+first reports, and ends all of them when one is gone, so that the trial goes on as a whole from its last checkpoint.
+No torch is imported before a worker trains.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import faulthandler
+import functools
+import importlib
+import logging
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from multiprocessing import connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.errors import InputError
+from bench.experiments.config import TrialConfig
+from bench.experiments.permission import current, granted
+from bench.launch.pool import TRAIN, Session, execute
+from bench.records.store import Store
+
+if TYPE_CHECKING:
+    from bench.training.distributed import Team
+
+TRAIN_TOGETHER = "bench.launch.data_parallel:run_trial"
+LEAD = "bench.launch.data_parallel:lead_trial"
+CONTEXT: Any = multiprocessing.get_context("spawn")  # a forked process would inherit half of torch's threads
+TIMEOUT = timedelta(minutes=30)  # for what one worker does while the others wait: reading a large data set
+
+
+class WorkerDied(RuntimeError):
+    """One of a trial's workers is gone."""
+
+
+def check_workers(config: TrialConfig, workers: int) -> None:
+    """Raise ``InputError`` where a trial's batch cannot be shared by so many workers."""
+    part = config.batch_size // config.micro_batches
+    if part % workers:
+        what = "batch" if config.micro_batches == 1 else "micro-batch"
+        raise InputError(f"batch_size: a {what} of {part} images does not divide among {workers} workers")
+    own, group = part // workers, config.batch_norm_group
+    if group is not None and group != part and own % group:
+        raise InputError(
+            f"batch_norm_group: each of {workers} workers has {own} images of a batch, which groups of {group} do not "
+            "divide; take fewer workers, or leave it out for the statistics of the whole batch"
+        )
+
+
+def groups(devices: Sequence[str], workers: int) -> list[str]:
+    """Return the devices of as many trials as can run at once: lists of ``workers`` of them, separated by commas.
+
+    Raises ``InputError`` where there are fewer GPUs than workers; on the CPU any number of workers may share the cores.
+    """
+    if devices[0] == "cpu":
+        return [",".join(["cpu"] * workers)]
+    if len(devices) < workers:
+        raise InputError(
+            f"--workers-per-trial {workers}: there are {len(devices)} GPUs here ({', '.join(devices)})"
+        )
+    return [",".join(devices[at : at + workers]) for at in range(0, len(devices) - workers + 1, workers)]
+
+
+def backend(device: str) -> str:
+    """Return the backends of ``torch.distributed``: decisions and objects cross on the CPU, tensors where they are."""
+    return "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+
+
+# --- workers of this machine -------------------------------------------------------------------------------------------
+
+
+def run_trial(
+    config: TrialConfig,
+    trial_id: str,
+    needs: Mapping[str, str],
+    store: Store,
+    data_dir: Path,
+    device: str,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    accept_other_hardware: bool = False,
+    function: str = TRAIN,
+) -> str:
+    """Train one trial by a process on each device of ``device``; otherwise as ``bench.training.trial.run_trial``.
+
+    ``function`` is what each of them calls, with ``team`` besides. Raises what a worker raised, or ``WorkerDied``.
+    """
+    devices = device.split(",")
+    check_workers(config, len(devices))
+    folder = tempfile.mkdtemp(prefix="bench-ranks-")
+    call = _call(function, config, trial_id, needs, store, data_dir, accept_other_hardware)
+    pipes: list[connection.Connection] = []
+    processes: list[Any] = []
+    try:
+        for rank in range(len(devices)):
+            here, there = CONTEXT.Pipe()
+            process = CONTEXT.Process(
+                target=_serve, args=(there, rank, devices, folder, call), name=f"bench-{rank}"
+            )
+            process.start()
+            there.close()
+            pipes.append(here)
+            processes.append(process)
+        return _watch(pipes, processes, stop, on_epoch)
+    finally:
+        for pipe in pipes:
+            pipe.close()
+        for process in processes:
+            process.kill()
+            process.join()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _call(
+    function: str,
+    config: TrialConfig,
+    trial_id: str,
+    needs: Mapping[str, str],
+    store: Store,
+    data_dir: Path,
+    accept_other_hardware: bool,
+) -> tuple[Any, ...]:
+    """Return what ``train`` is given, as plain values that any process can read."""
+    places = str(store.root), str(data_dir)
+    return function, config.dump(), trial_id, dict(needs), *places, accept_other_hardware, current()
+
+
+def _watch(
+    pipes: Sequence[connection.Connection],
+    processes: Sequence[Any],
+    stop: Callable[[], bool],
+    on_epoch: Callable[[dict[str, Any]], None] | None,
+) -> str:
+    """Return how the trial ended, from the first worker, once all of them are through."""
+    ended: dict[int, str] = {}
+    errors: list[BaseException] = []
+    gone: set[int] = set()
+    patience = float(
+        "inf"
+    )  # until when to wait for the cause of an error: the others notice a dead one before we do
+    asked = False
+    while len(ended) < len(pipes):
+        if not asked and stop():
+            asked = True
+            with contextlib.suppress(OSError):
+                pipes[0].send("stop")
+        connection.wait(
+            [pipe for rank, pipe in enumerate(pipes) if rank not in gone | ended.keys()], timeout=0.2
+        )
+        for rank, pipe in enumerate(pipes):
+            try:
+                while rank not in gone and pipe.poll():
+                    kind, value = pipe.recv()
+                    if kind == "epoch" and on_epoch is not None:
+                        on_epoch(value)
+                    elif kind == "end":
+                        ended[rank] = value
+                    elif kind == "error":
+                        errors.append(value)
+            except (EOFError, OSError):
+                gone.add(rank)
+        failed = errors or gone - ended.keys()
+        patience = min(patience, time.monotonic() + 3.0) if failed else patience
+        for rank in sorted(gone - ended.keys()):
+            processes[rank].join(1.0)
+            code = processes[rank].exitcode
+            if code is not None and code < 0:
+                raise WorkerDied(f"worker {rank} of {len(pipes)} died (signal {-code})")
+        if failed and (time.monotonic() > patience or len(gone | ended.keys()) == len(pipes)):
+            raise errors[0] if errors else WorkerDied(f"worker {min(gone)} of {len(pipes)} died")
+    return ended[0]
+
+
+def _serve(
+    pipe: connection.Connection, rank: int, devices: Sequence[str], folder: str, call: tuple[Any, ...]
+) -> None:
+    """Train as worker ``rank``: what a started process does. It ends with the process that started it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # they reach the whole group; who started us decides
+    faulthandler.enable()
+    asked = threading.Event()
+
+    def listen() -> None:
+        try:
+            while pipe.recv() == "stop":
+                asked.set()
+        except (EOFError, OSError):
+            os._exit(1)
+
+    threading.Thread(target=listen, daemon=True).start()
+    try:
+        if sys.platform == "linux":
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        device = devices[rank]
+        join_team(device, init_method=f"file://{folder}/rendezvous", rank=rank, world_size=len(devices))
+        status = train(call, device, stop=asked.is_set, on_epoch=lambda line: pipe.send(("epoch", line)))
+        pipe.send(("end", status))
+    except BaseException as error:
+        traceback.print_exc()
+        pipe.send(("error", _portable(error)))
+        raise SystemExit(1) from None
+
+
+def join_team(device: str, **arguments: Any) -> None:
+    """Join the process group; a worker on a GPU sees to it that this is the current one."""
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group(backend(device), timeout=TIMEOUT, **arguments)
+
+
+def train(
+    call: tuple[Any, ...],
+    device: str,
+    *,
+    stop: Callable[[], bool],
+    on_epoch: Callable[[dict[str, Any]], None],
+) -> str:
+    """Train the trial ``call`` as one of a team that was joined before; return how it ended."""
+    from bench.training.distributed import Team
+
+    function, config, trial_id, needs, root, data_dir, accept_other_hardware, grant = call
+    team = Team.joined()
+    _log(team)
+    module, _, name = function.partition(":")
+    with granted(grant):
+        return getattr(importlib.import_module(module), name)(
+            TrialConfig.model_validate(config),
+            trial_id,
+            needs,
+            Store(root),
+            Path(data_dir),
+            device,
+            stop=stop,
+            on_epoch=on_epoch if team.first else None,
+            accept_other_hardware=accept_other_hardware,
+            team=team,
+        )
+
+
+def _log(team: Team) -> None:
+    """Send this worker's messages where its output goes, the first one's in full."""
+    print(f"worker {team.rank} of {team.size}: process {os.getpid()}", file=sys.stderr, flush=True)
+    logger = logging.getLogger("bench")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(
+            logging.Formatter(f"%(asctime)s %(levelname)s %(name)s (worker {team.rank}): %(message)s")
+        )
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO if team.first else logging.WARNING)
+
+
+def _portable(error: BaseException) -> BaseException:
+    """Return an error that another process can read."""
+    try:
+        copy.copy(error)  # made anew as pickle does: fails where the arguments are not those of its class
+        pickle.dumps(error)
+        return error
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+# --- workers started by torchrun ---------------------------------------------------------------------------------------
+
+
+def torchrun_workers() -> int:
+    """Return how many workers ``torchrun`` started, this process among them; 0 where it did not."""
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+
+
+def together(device: str, lead: Callable[[], int]) -> int:
+    """Do ``lead`` in the first of ``torchrun``'s processes, and in the others train what it starts; return the status.
+
+    Every process must call this. ``device`` is "cpu" or "cuda": a worker takes the GPU of its local rank.
+    """
+    import torch
+
+    if os.environ["RANK"] != "0":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(
+                number, signal.SIG_IGN
+            )  # torchrun hands them to all; the first stops at a checkpoint
+    own = own_device(device)
+    join_team(own)
+    status = lead_or_follow(own, lead)
+    torch.distributed.destroy_process_group()
+    return status
+
+
+def own_device(device: str) -> str:
+    """Return the device of this process of ``torchrun``; ``InputError`` where there are fewer GPUs than workers."""
+    if device == "cpu":
+        return device
+    import torch
+
+    rank, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if rank >= count:
+        raise InputError(
+            f"torchrun started {rank + 1} workers or more on this machine, which has {count} GPUs"
+        )
+    return f"cuda:{rank}"
+
+
+def lead_or_follow(device: str, lead: Callable[[], int]) -> int:
+    """Do ``lead`` where this is the first worker of the team that was joined, and train what it starts elsewhere.
+
+    What goes wrong in ``lead`` but for wrong input leaves the other workers waiting: all of them are to be ended then.
+    """
+    import torch
+
+    if torch.distributed.get_rank() == 0:
+        try:
+            status = lead()
+        except InputError:
+            torch.distributed.broadcast_object_list([None])  # no more trials
+            raise
+        torch.distributed.broadcast_object_list([None])
+        return status
+    while call := _next_call():
+        with contextlib.suppress(InputError):  # raised on all workers, and said by the first
+            train(call, device, stop=lambda: False, on_epoch=lambda line: None)
+    return 0
+
+
+def _next_call() -> tuple[Any, ...] | None:
+    import torch
+
+    answer: list[Any] = [None]
+    torch.distributed.broadcast_object_list(answer)
+    return answer[0]
+
+
+def lead_trial(
+    config: TrialConfig,
+    trial_id: str,
+    needs: Mapping[str, str],
+    store: Store,
+    data_dir: Path,
+    device: str,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    accept_other_hardware: bool = False,
+) -> str:
+    """Train one trial with the other processes of ``torchrun``: the part of the first one."""
+    import torch
+
+    check_workers(config, torch.distributed.get_world_size())
+    call = _call(TRAIN, config, trial_id, needs, store, data_dir, accept_other_hardware)
+    torch.distributed.broadcast_object_list([call])
+    try:
+        return train(call, device, stop=stop, on_epoch=on_epoch or (lambda line: None))
+    except RuntimeError as error:
+        if any(
+            text in str(error) for text in ("onnection closed by peer", "onnection reset by peer", "NCCL")
+        ):
+            raise WorkerDied(f"another worker of the trial is gone ({error})") from error
+        raise
+
+
+def run_torchrun(session: Session, device: str) -> None:
+    """Run the session's trials one after the other, each on all of ``torchrun``'s processes.
+
+    Where a trial fails the other workers may wait for this one, so all of them are ended (``torchrun`` starts them
+    again where ``--max-restarts`` says so, and the trial goes on from its last checkpoint).
+    """
+    while task := session.take():
+        session.started(task.id)
+        outcome = execute(
+            replace(task, device=device, function=LEAD),
+            stop=session.stop.is_set,
+            on_epoch=functools.partial(session.epoch, task.id),
+        )
+        session.finished(outcome)
+        session.tick()
+        if outcome.status == "failed" and outcome.trained:
+            session.close()
+            raise WorkerDied(f"trial {task.id} failed: {outcome.reason}")
+        if outcome.status == "stopped":
+            break

@@ -1,0 +1,284 @@
+"""Run a recorded trial again and compare: equal records but for clocks, or the difference put in perspective."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import statistics
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.datasets import catalog
+from bench.devices import find_devices
+from bench.errors import InputError
+from bench.experiments import permission
+from bench.experiments.config import TrialConfig, digest, identity, identity_document
+from bench.launch.data_parallel import TRAIN_TOGETHER, groups
+from bench.launch.pool import TRAIN, Session, Stop, Task, TrialLike, plan, priorities, run_pool
+from bench.progress import Progress, inert, percent, say
+from bench.records.store import Store
+
+CLOCKS = {"seconds", "images_per_second", "wall_seconds", "peak_memory_bytes", "provenance"}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One value that two records do not share."""
+
+    where: str
+    key: str
+    then: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.key} was {self.then!r}, is {self.now!r}"
+
+
+def _compare(where: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
+    keys = [key for key in dict.fromkeys([*then, *now]) if key not in CLOCKS]
+    return [Difference(where, k, then.get(k), now.get(k)) for k in keys if then.get(k) != now.get(k)]
+
+
+def differences(then: Store, now: Store, id: str) -> list[Difference]:
+    """Return what the records of trial ``id`` in two stores do not share; clocks, memory and provenance left out."""
+    found = _compare("trial.json", *(_completed(store.read_trial(id) or {}) for store in (then, now)))
+    before, after = then.epochs(id), now.epochs(id)
+    for a, b in zip(before, after, strict=False):
+        found += _compare(f"epochs.jsonl, epoch {a['epoch']}", a, b)
+    if len(before) != len(after):
+        found.append(Difference("epochs.jsonl", "number of epochs", len(before), len(after)))
+    return found + _compare("summary.json", then.summary(id) or {}, now.summary(id) or {})
+
+
+def _completed(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record whose configuration has the fields, at their defaults, that came after it was written."""
+    try:
+        return {**record, "config": TrialConfig.model_validate(record["config"]).dump()}
+    except (KeyError, ValueError):
+        return record
+
+
+def seed_deviation(store: Store, config: TrialConfig) -> tuple[float | None, int]:
+    """Return the standard deviation of the final accuracy between a configuration's seeds, and how many there are."""
+    wanted = {**config.dump(), "seed": None}
+    found = []
+    for id in store.ids():
+        try:
+            record, summary = store.read_trial(id), store.summary(id)
+        except InputError:
+            continue
+        config_then = _completed(record or {}).get("config")
+        if summary is None or summary["status"] != "done" or not isinstance(config_then, dict):
+            continue
+        if {**config_then, "seed": None} == wanted and summary.get("final_test_acc") is not None:
+            found.append(summary["final_test_acc"])
+    return (statistics.stdev(found) if len(found) > 1 else None), len(found)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    id: str
+    config: TrialConfig
+    needs: dict[str, str]
+
+
+def _recorded(store: Store, id: str) -> tuple[_Trial, dict[str, Any]]:
+    record = store.read_trial(id)
+    if record is None:
+        raise InputError(f"{store.folder(id)}: no trial.json: there is nothing to run again")
+    try:
+        config = TrialConfig.model_validate(record.get("config"))
+        identity_document(config)  # reads a teacher's configuration, too
+    except ValueError as error:
+        reason = str(error).splitlines()
+        raise InputError(
+            f"{store.folder(id) / 'trial.json'}: not a configuration of this version ({reason[0]})"
+        ) from None
+    return _Trial(id, config, dict(_table(record, "needs"))), record
+
+
+def verify(
+    text: str, results: Path, data_dir: Path, device: str | None = None, *, function: str = TRAIN
+) -> int:
+    """Train the trial named ``text`` again in a temporary folder and say how the records compare.
+
+    Returns 0 where they are identical, 1 where they differ, 3 when stopped. Raises ``InputError`` where the trial
+    is not finished, its data is absent, or the data, an entry's revision or the version changed what the id stands for.
+    """
+    store = Store(results)
+    id = store.find(text)
+    state = store.inspect(id)
+    if state.status not in ("done", "diverged"):
+        why = f" ({state.reason})" if state.reason else ""
+        raise InputError(
+            f"{store.folder(id)}: the trial is {state.status}{why}; only finished ones can be verified"
+        )
+    trial, record = _recorded(store, id)
+    permission.sealed(trial.config.network, f"{store.folder(id) / 'trial.json'}: network")
+    checksum = catalog.checksum(trial.config.dataset, data_dir)
+    if checksum is None:
+        raise InputError(
+            f"{data_dir}: the data set '{trial.config.dataset['kind']}' is not here; see `bench data fetch`"
+        )
+    now = identity(trial.config, checksum)
+    if now != id:
+        raise InputError(
+            f"{store.folder(id)}: the same configuration is trial {now} today: {_why(trial.config, id, record, checksum)}"
+        )
+    recorded_kind = _table(record, "execution").get("kind")
+    devices = find_devices(device or ("cpu" if recorded_kind == "cpu" else None))
+    workers = _table(record, "execution").get("workers", 1)
+    if workers in range(2, 1025):
+        devices, function = groups(devices, workers), TRAIN_TOGETHER if function == TRAIN else function
+    devices = devices[:1]
+    with tempfile.TemporaryDirectory(prefix="bench-verify-") as folder:
+        again = Store(folder)
+        stop = _run_again(store, again, trial, data_dir, devices, function)
+        if stop.is_set():
+            say(f"stopped ({stop.reason}); nothing was compared")
+            return 3
+        summary = again.summary(id)
+        if summary is None or summary["status"] == "failed":
+            log = again.log(id).read_text(errors="replace")[-4000:] if again.log(id).exists() else ""
+            _tell(
+                f"{log}\nit could not be run again: {(summary or {}).get('reason') or 'no summary was written'}"
+            )
+            return 1
+        for change in changes(record, again.read_trial(id) or {}):
+            _tell(f"since then: {change}")
+        return _judge(store, again, trial, differences(store, again, id))
+
+
+def _table(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = record.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _tell(text: str) -> None:
+    """Print; a terminal cannot take what is quoted from a record for a command."""
+    for line in text.splitlines():
+        say(inert(line))
+
+
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what of code, versions, Python and platform changed between two records of a trial, a phrase each."""
+    before, after = _table(then, "provenance"), _table(now, "provenance")
+    if not before:
+        return []
+    found = []
+    for key in ("commit", "bench", "python", "platform"):
+        if before.get(key) != after.get(key):
+            found.append(f"{key} {before.get(key)} is now {after.get(key)}")
+    for when, source in (("then", before), ("now", after)):
+        if source.get("dirty"):
+            found.append(f"the code had uncommitted changes {when}")
+    versions = [_table(source, "versions") for source in (before, after)]
+    for package in sorted({*versions[0], *versions[1]}):
+        a, b = (of.get(package, "absent") for of in versions)
+        if a != b:
+            found.append(f"{package} {a} is now {b}")
+    return found
+
+
+def _why(config: TrialConfig, id: str, record: Mapping[str, Any], checksum: str) -> str:
+    """Return why a recorded configuration has another identity today: other data, or entries whose revision was raised."""
+    data = _table(record, "provenance").get("data")
+    if data is not None and data != checksum:
+        return f"the data set '{config.dataset['kind']}' has changed: checksum {data} then, {checksum} now"
+    document = identity_document(config)
+    revised = list(_revised(document))
+    for numbers in itertools.islice(
+        itertools.product(*(range(1, entry["revision"] + 1) for _, entry in revised)), 4096
+    ):
+        earlier = copy.deepcopy(document)
+        for (_, entry), number in zip(_revised(earlier), numbers, strict=True):
+            entry["revision"] = number
+            if number == 1:
+                del entry["revision"]
+        if digest(earlier, checksum) == id:
+            both = zip(revised, numbers, strict=True)
+            raised = [
+                f"{name} from {number} to {e['revision']}"
+                for (name, e), number in both
+                if number != e["revision"]
+            ]
+            return f"the revision was raised since: {', '.join(raised)}; its numbers have changed"
+    return "the data set, or a quantizer, network, strategy or data set's revision has changed since"
+
+
+def _revised(document: dict[str, Any], where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (what it is, the table) of every choice in an identity's document that has a revision."""
+    tables = [(key, value) for key, value in document.items() if isinstance(value, dict)]
+    for key, value in tables:
+        if isinstance(value.get("revision"), int):
+            yield f"{where}{key} '{value.get('kind', '?')}'", value
+        yield from _revised(value, f"{where}{key}.")
+
+
+def _run_again(
+    store: Store, again: Store, trial: _Trial, data_dir: Path, devices: list[str], function: str
+) -> Stop:
+    """Train a trial in the store ``again``; its needs come from ``store`` where it has weights, else are trained."""
+    trials: list[TrialLike] = []
+    for needed in dict.fromkeys(trial.needs.values()):  # one trial may be both teacher and start
+        if (store.folder(needed) / "weights.pt").exists() and store.status(needed) == "done":
+            again.folder(needed).parent.mkdir(parents=True, exist_ok=True)
+            again.folder(needed).symlink_to(store.folder(needed).resolve())
+        trials.append(_recorded(store, needed)[0])
+    planned = plan([*trials, trial], again)
+    stop = Stop()
+    progress = Progress(
+        {p.id: p.id for p in planned}, {p.id: p.config.epochs for p in planned}, {p.id: 1.0 for p in planned}
+    )
+    tasks = {
+        p.id: Task(p.id, p.config.dump(), p.needs, str(again.root), str(data_dir), function=function)
+        for p in planned
+        if p.action != "keep"
+    }
+    session = Session(
+        tasks, priorities(planned), {p.id: p.state.status for p in planned}, again, progress, stop
+    )
+    session.known = {id: status for id, status in session.known.items() if id not in tasks}
+    progress.total = len(tasks)
+    with stop.watching():
+        run_pool(session, devices, 1)
+    progress.close()
+    session.close()
+    refused = [outcome.reason for outcome in session.outcomes.values() if outcome.status == "refused"]
+    if refused:
+        raise InputError(refused[0])
+    return stop
+
+
+def _judge(store: Store, again: Store, trial: _Trial, found: list[Difference]) -> int:
+    numbers = [d for d in found if not (d.where == "trial.json" and d.key == "execution")]
+    if not found:
+        say(f"identical: trial {trial.id}, {len(again.epochs(trial.id))} epochs, all records but clocks")
+        return 0
+    execution = [d for d in found if d not in numbers]
+    for difference in execution:
+        was: dict[str, Any] = difference.then if isinstance(difference.then, dict) else {}
+        now_is: dict[str, Any] = difference.now if isinstance(difference.now, dict) else {}
+        for key in sorted({*was, *now_is}):
+            if was.get(key) != now_is.get(key):
+                _tell(f"other execution: {key} was {was.get(key)!r}, is {now_is.get(key)!r}")
+    if not numbers:
+        say(f"identical numbers under another execution: trial {trial.id}")
+        return 0
+    _tell(f"different: trial {trial.id}, {len(numbers)} values; the first: {numbers[0]}")
+    then = (store.summary(trial.id) or {}).get("final_test_acc")
+    now = (again.summary(trial.id) or {}).get("final_test_acc")
+    if then is not None and now is not None:
+        text = f"final test accuracy {percent(then)} then, {percent(now)} now: {now - then:+.2f} points"
+        deviation, count = seed_deviation(store, trial.config)
+        if deviation:
+            text += f", {abs(now - then) / deviation:.2f} standard deviations between the {count} seeds in the results"
+        elif count > 1:
+            text += f" ({count} seeds in the results, no deviation between them)"
+        else:
+            text += " (no other seed in the results to compare it with)"
+        _tell(text)
+    return 1

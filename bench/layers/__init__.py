@@ -1,0 +1,1 @@
+"""Low-precision layers and their branches."""

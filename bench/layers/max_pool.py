@@ -1,0 +1,76 @@
+"""The largest of 2x2, with the numbers of ``nn.MaxPool2d(2)`` and without its costs on a CPU.
+
+There the library's kernel writes int64 indices that evaluation never reads, and compiled it stores them, as it does
+bools, one at a time: half the compiled step of a small network. So in evaluation the maximum is three vectorised passes,
+and compiled the place of the largest is kept as a float, computed without a comparison (which a compiler would keep as a
+bool instead).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+
+
+def _quarters(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the upper left, upper right, lower left and lower right elements of all windows; (B, C, H//2, W//2) each."""
+    height, width = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
+    upper, lower = x[:, :, 0:height:2], x[:, :, 1:height:2]
+    return upper[..., 0:width:2], upper[..., 1:width:2], lower[..., 0:width:2], lower[..., 1:width:2]
+
+
+def largest(x: Tensor) -> Tensor:
+    """Return the largest of each 2x2 window, (B, C, H, W) -> (B, C, H//2, W//2), in the memory format of ``x``."""
+    height, width = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
+    rows = torch.maximum(
+        x[:, :, 0:height:2], x[:, :, 1:height:2]
+    )  # whole rows first: the longest inner loops
+    return torch.maximum(rows[..., 0:width:2], rows[..., 1:width:2])
+
+
+class _Largest(Function):
+    @staticmethod
+    def forward(ctx, x):
+        first, second, third, fourth = _quarters(x)
+        y = torch.maximum(torch.maximum(first, second), torch.maximum(third, fourth))
+        # 0 to 3: the first of the window, row by row, that is the largest; each sign is 0 or 1
+        place = (y - first).sign() * (1.0 + (y - second).sign() * (1.0 + (y - third).sign()))
+        ctx.save_for_backward(place)
+        ctx.size = x.shape[2:]
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        (place,) = ctx.saved_tensors
+        count, channels, rows, columns = place.shape
+        spread = (count, rows, 1, columns, 1, channels)
+        numbers = torch.arange(4, dtype=place.dtype, device=place.device).view(1, 1, 2, 1, 2, 1)
+        here = (1.0 - (place.permute(0, 2, 3, 1).reshape(spread) - numbers).abs()).clamp_min(0.0)
+        whole = (grad.permute(0, 2, 3, 1).reshape(spread) * here).reshape(
+            count, 2 * rows, 2 * columns, channels
+        )
+        # what permute(0, 3, 1, 2) gives, but a compiler stores it as it lies here instead of transposing it
+        whole = whole.as_strided(
+            (count, channels, 2 * rows, 2 * columns),
+            (4 * rows * columns * channels, 1, 2 * columns * channels, channels),
+        )
+        height, width = ctx.size
+        return (
+            F.pad(whole, [0, width - 2 * columns, 0, height - 2 * rows]) if height % 2 or width % 2 else whole
+        )
+
+
+class MaxPool2(nn.MaxPool2d):
+    """``nn.MaxPool2d(2)``: (B, C, H, W) -> (B, C, H//2, W//2); the gradient goes to the first of equal largest ones."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and torch.compiler.is_compiling():
+            return _Largest.apply(x)
+        if x.device.type == "cpu" and not torch.is_grad_enabled():
+            return largest(x)
+        return super().forward(x)

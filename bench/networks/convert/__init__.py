@@ -1,0 +1,1 @@
+"""Anybody's network as one of low-precision layers."""

@@ -1,0 +1,460 @@
+"""Which layers of a traced network become low precision, which not, and why; and what each operation is to a branch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+from torch import fx, nn
+from torchvision.ops import FrozenBatchNorm2d, SqueezeExcitation, StochasticDepth
+
+from bench.networks.convert.trace import Traced, calls, function_name, place
+from bench.quantizers import Quantizer
+
+LAYERS = ("convolution", "depthwise convolution", "grouped convolution", "linear")
+LOW, FULL, REPLACED, KEPT, REMOVED = "low precision", "full precision", "replaced", "left as is", "removed"
+
+_NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.LocalResponseNorm,
+    FrozenBatchNorm2d,
+)
+_ACTIVATIONS = (
+    *(nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.SiLU, nn.Mish, nn.GELU),
+    *(nn.Hardswish, nn.Softplus, nn.Tanh),
+)
+_ACTIVATION_FUNCTIONS = {
+    *(
+        "relu",
+        "relu6",
+        "hardtanh",
+        "leaky_relu",
+        "elu",
+        "celu",
+        "selu",
+        "silu",
+        "mish",
+        "gelu",
+        "hardswish",
+        "softplus",
+    ),
+    "tanh",
+}
+_GATES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax)
+_GATE_FUNCTIONS = {"sigmoid", "hardsigmoid", "softmax"}
+_SPATIAL = (
+    *(
+        nn.MaxPool2d,
+        nn.AvgPool2d,
+        nn.AdaptiveAvgPool2d,
+        nn.AdaptiveMaxPool2d,
+        nn.LPPool2d,
+        nn.Upsample,
+        nn.ZeroPad2d,
+    ),
+    *(nn.Identity, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d),
+)
+_SPATIAL_FUNCTIONS = {
+    *(
+        "max_pool2d",
+        "avg_pool2d",
+        "adaptive_avg_pool2d",
+        "adaptive_max_pool2d",
+        "lp_pool2d",
+        "interpolate",
+        "contiguous",
+    ),
+}
+_MOVES = {
+    "view",
+    "reshape",
+    "transpose",
+    "permute",
+    "chunk",
+    "split",
+    "getitem",
+    "unflatten",
+    "squeeze",
+    "flip",
+}
+_WEIGHTED = {
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "linear",
+    "bilinear",
+}
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What becomes low precision beyond the default, each "full" or "low"."""
+
+    first: str = "full"
+    last: str = "full"
+    depthwise: str = "full"
+    projection: str = "full"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of one layer or operation: a line of the table of ``bench show --layers``."""
+
+    name: str
+    kind: str
+    decision: str
+    reason: str
+
+
+@dataclass
+class Plan:
+    """The decisions, and what the rewriting needs of them.
+
+    ``roles``: "low" and "last" (layers that read pairs), "activation", "norm", "spatial" (each channel by itself),
+    "move" (no arithmetic), "add", "cat", "dropout"; ``bounded``: activations that become the bounding map;
+    ``paddings`` of convolutions in pixels; ``moved``: dropouts that go into layers, ``dropouts``: their probability by
+    layer; ``reads_images``: the low-precision layers that do.
+    """
+
+    traced: Traced
+    roles: dict[fx.Node, str] = field(default_factory=dict)
+    low: list[str] = field(default_factory=list)
+    bounded: set[fx.Node] = field(default_factory=set)
+    paddings: dict[fx.Node, tuple[int, int]] = field(default_factory=dict)
+    moved: set[fx.Node] = field(default_factory=set)
+    dropouts: dict[fx.Node, float] = field(default_factory=dict)
+    reads_images: set[fx.Node] = field(default_factory=set)
+    decisions: list[Decision] = field(default_factory=list)
+
+    def reason(self, name: str) -> str:
+        """Return the reason given for a layer."""
+        return next((row.reason for row in self.decisions if row.name == name), "")
+
+    def travels(self, node: fx.Node) -> bool:
+        """Return whether what a layer's branch leaves over comes to an activation, or to layers that read it, before
+        the path forks or somebody else reads it."""
+        while True:
+            users = list(node.users)
+            roles = [self.roles.get(user, "") for user in users]
+            if users and all(role in ("activation", "low", "last") for role in roles):
+                return True
+            if len(users) != 1 or roles[0] not in ("norm", "spatial", "add", "dropout"):
+                return False
+            node = users[0]
+
+
+def choose(traced: Traced, kind: str, choices: Choices, probe: Quantizer) -> Plan:
+    """Return the plan for a traced network; ``kind`` of the quantizer and ``probe``, one of that kind.
+
+    Raises ``InputError`` for layers that cannot stay as they are either.
+    """
+    plan = Plan(traced)
+    for node in traced.graph.nodes:
+        role = _role(traced, node)
+        if role:
+            plan.roles[node] = role
+    _layers(plan, choices, probe)
+    _activations(plan, kind)
+    _dropouts(plan)
+    _rows(plan, kind)
+    return plan
+
+
+def _role(traced: Traced, node: fx.Node) -> str:
+    module, name = traced.module(node), function_name(node)
+    if module is not None:
+        if isinstance(module, nn.Dropout | StochasticDepth):
+            return "dropout"
+        flat = type(module) is nn.Flatten and module.start_dim == 1
+        table = ((_NORMS, "norm"), (_ACTIVATIONS, "activation"), (_SPATIAL, "spatial"))
+        return "spatial" if flat else next((role for types, role in table if isinstance(module, types)), "")
+    if node.op not in ("call_function", "call_method"):
+        return ""
+    if name in _ACTIVATION_FUNCTIONS:
+        return "activation"
+    if name in _SPATIAL_FUNCTIONS or (name == "flatten" and _argument(node, 1, "start_dim", 0) == 1):
+        return "spatial"
+    if name == "mean" and sorted(d % 4 for d in _dims(_argument(node, 1, "dim", ()))) == [2, 3]:
+        return "spatial"
+    if name == "add" and len([n for n in node.args if isinstance(n, fx.Node)]) == 2 and not node.kwargs:
+        return "add"
+    if name in ("cat", "concat") and _argument(node, 1, "dim", 0) in (1, -3) and _four(traced, node):
+        return "cat"
+    return "move" if name in _MOVES else ""
+
+
+def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def _dims(value: Any) -> list[int]:
+    found = list(value) if isinstance(value, list | tuple) else [value]
+    return [d for d in found if isinstance(d, int)]
+
+
+def _four(traced: Traced, node: fx.Node) -> bool:
+    return len(traced.shapes.get(node, ())) == 4 and isinstance(node.args[0], list | tuple)
+
+
+# -- convolutions and linear layers --------------------------------------------------------------------------------------
+
+
+def _layers(plan: Plan, choices: Choices, probe: Quantizer) -> None:
+    traced = plan.traced
+    nodes = [n for n in traced.graph.nodes if type(traced.module(n)) in (nn.Conv2d, nn.Linear)]
+    behind, ahead = _reach(nodes, forward=False), _reach(nodes, forward=True)
+    counted = calls(traced.graph)
+    seen: set[str] = set()
+    for node in nodes:
+        name, layer = str(node.target), cast("nn.Conv2d | nn.Linear", traced.module(node))
+        if name in seen:
+            continue
+        seen.add(name)
+        reason, role = _obstacle(plan, node, layer, counted[name], probe), "low"
+        if not reason and not behind[node] and choices.first == "full" and isinstance(layer, nn.Conv2d):
+            reason = "the first convolution"
+        elif not reason and not ahead[node] and choices.last == "full":
+            reason, role = (
+                f"the last {'linear layer' if isinstance(layer, nn.Linear) else 'convolution'}",
+                "last",
+            )
+        elif not reason and _is_depthwise(layer) and choices.depthwise == "full":
+            reason = "depthwise: one filter a channel, few weights"
+        elif not reason and choices.projection == "full" and _is_projection(plan, node):
+            reason = "reads the residual stream"
+        decision = FULL if reason else LOW
+        if not reason or role == "last":
+            plan.roles[node] = role
+            plan.paddings[node] = _padding(layer) or (0, 0)
+        if not reason:
+            plan.low.append(name)
+            if not behind[node] and isinstance(layer, nn.Conv2d):
+                plan.reads_images.add(node)
+                reason = "weights alone: it reads the images"
+            elif not _is_activated(plan, node.args[0]):
+                reason = "bounds its input itself: no activation stands before it"
+        else:
+            layer.full_precision_reason = reason  # type: ignore[assignment]
+        plan.decisions.append(Decision(name, _kind(layer), decision, reason))
+
+
+def _is_activated(plan: Plan, node: Any) -> bool:
+    """Return whether what a layer reads comes from activations, but for poolings, dropout and concatenation."""
+    role = plan.roles.get(node)
+    if role in ("spatial", "dropout", "move"):
+        return _is_activated(plan, node.all_input_nodes[0])
+    if role == "cat":
+        return all(_is_activated(plan, term) for term in node.all_input_nodes)
+    return role == "activation"
+
+
+def _reach(nodes: list[fx.Node], *, forward: bool) -> dict[fx.Node, bool]:
+    """Return for each node whether another of them lies behind (or ahead of) it."""
+    known: dict[fx.Node, bool] = {}
+    members = set(nodes)
+    order = list(nodes[0].graph.nodes) if nodes else []
+    for node in reversed(order) if forward else order:
+        near = node.users if forward else node.all_input_nodes
+        known[node] = any(other in members or known.get(other, False) for other in near)
+    return {node: known[node] for node in nodes}
+
+
+def _kind(layer: nn.Conv2d | nn.Linear) -> str:
+    if isinstance(layer, nn.Linear):
+        return "linear"
+    return (
+        "depthwise convolution"
+        if _is_depthwise(layer)
+        else "grouped convolution"
+        if layer.groups > 1
+        else "convolution"
+    )
+
+
+def _is_depthwise(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels
+
+
+def _padding(layer: nn.Conv2d | nn.Linear) -> tuple[int, int] | None:
+    """Return a convolution's padding in pixels, None where it is not the same on both sides."""
+    if isinstance(layer, nn.Linear):
+        return (0, 0)
+    if layer.padding == "valid":
+        return (0, 0)
+    if layer.padding == "same":
+        whole = [(size - 1) * step for size, step in zip(layer.kernel_size, layer.dilation, strict=True)]
+        return None if any(pixels % 2 for pixels in whole) else (whole[0] // 2, whole[1] // 2)
+    return (int(layer.padding[0]), int(layer.padding[1]))
+
+
+def _obstacle(plan: Plan, node: fx.Node, layer: nn.Conv2d | nn.Linear, count: int, probe: Quantizer) -> str:
+    """Return why a layer cannot become low precision, "" where it can."""
+    traced = plan.traced
+    if count > 1:
+        return f"called {count} times: a low-precision layer has one place"
+    if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
+        return "called with other arguments than its input"
+    if isinstance(layer, nn.Linear) and len(traced.shapes.get(node.args[0], ())) != 2:
+        return "applied at every position"
+    if isinstance(layer, nn.Conv2d):
+        if layer.padding_mode != "zeros":
+            return f"padded by {layer.padding_mode!r}, not zeros"
+        if _padding(layer) is None:
+            return "padded more on one side"
+        if probe.scales_input and max(layer.dilation) > 1:
+            return "dilated, for which the quantizer's input scale is not defined"
+    parent = str(node.target).rpartition(".")[0]
+    if isinstance(traced.modules.get(parent), SqueezeExcitation):
+        return "squeeze and excitation: a gate"
+    users = list(node.users)
+    if len(users) == 1 and (
+        isinstance(traced.module(users[0]), _GATES)
+        or (traced.module(users[0]) is None and function_name(users[0]) in _GATE_FUNCTIONS)
+    ):
+        return "a gate: its output goes into a sigmoid"
+    return ""
+
+
+def _is_projection(plan: Plan, node: fx.Node) -> bool:
+    """Return whether a 1x1 convolution is a shortcut: it meets, in a sum, a path of more layers from its own input."""
+    layer = plan.traced.module(node)
+    if not isinstance(layer, nn.Conv2d) or layer.kernel_size != (1, 1):
+        return False
+    end = node
+    while len(end.users) == 1 and plan.roles.get(next(iter(end.users))) == "norm":
+        end = next(iter(end.users))
+    source = node.all_input_nodes[0]
+    while plan.roles.get(source) == "spatial":  # pooling before the projection
+        source = source.all_input_nodes[0]
+    for total in end.users:
+        if plan.roles.get(total) == "add":
+            others = [n for n in total.all_input_nodes if n is not end]
+            if any(_depth(plan.traced, source, other, node) > 1 for other in others):
+                return True
+    return False
+
+
+def _depth(traced: Traced, source: fx.Node, target: fx.Node, without: fx.Node) -> int:
+    """Return the most convolutions and linear layers on a way from ``source`` to ``target``; -1 where there is none.
+
+    Ways through ``without`` do not count.
+    """
+    depth: dict[fx.Node, int] = {source: 0}
+    passed = False
+    for node in traced.graph.nodes:
+        if node is source:
+            passed = True
+        elif passed and node is not without:
+            before = [depth[n] for n in node.all_input_nodes if n in depth]
+            if before:
+                depth[node] = max(before) + isinstance(traced.module(node), nn.Conv2d | nn.Linear)
+    return depth.get(target, -1)
+
+
+# -- activations, dropout --------------------------------------------------------------------------------------------------
+
+
+def _activations(plan: Plan, kind: str) -> None:
+    """Find the activations that a low-precision layer or the last one reads, before other layers and activations."""
+    if kind == "full_precision":
+        return
+    for node in [n for n, role in plan.roles.items() if role == "activation"]:
+        pending, seen = list(node.users), {node}
+        while pending:
+            user = pending.pop()
+            if user in seen:
+                continue
+            seen.add(user)
+            if plan.roles.get(user) in ("low", "last"):
+                plan.bounded.add(node)
+                break
+            if plan.roles.get(user) != "activation" and not isinstance(
+                plan.traced.module(user), nn.Conv2d | nn.Linear
+            ):
+                pending += user.users
+
+
+def _dropouts(plan: Plan) -> None:
+    """Find the dropouts that go into the layers behind them, directly or behind a flattening."""
+    for node in [n for n, role in plan.roles.items() if role == "dropout"]:
+        module = plan.traced.module(node)
+        if not isinstance(module, nn.Dropout):
+            continue
+        readers, pending = [], list(node.users)
+        while pending:
+            user = pending.pop()
+            name = (
+                type(plan.traced.module(user)).__name__ if user.op == "call_module" else function_name(user)
+            )
+            if name.lower() == "flatten":
+                pending += user.users
+            else:
+                readers.append(user)
+        fit = bool(readers) and all(plan.roles.get(reader) in ("low", "last") for reader in readers)
+        if module.p == 0 or (fit and not any(reader in plan.dropouts for reader in readers)):
+            plan.moved.add(node)
+            plan.dropouts.update(dict.fromkeys(readers, module.p) if module.p else {})
+
+
+# -- the table ----------------------------------------------------------------------------------------------------------
+
+
+def _rows(plan: Plan, kind: str) -> None:
+    """Complete the decisions: everything that is named, in the order of the graph."""
+    traced, rows = plan.traced, {row.name: row for row in plan.decisions}
+    ordered: dict[str, Decision] = {}
+    for node in traced.graph.nodes:
+        module, name = traced.module(node), str(node.target)
+        role = plan.roles.get(node)
+        if module is None:
+            if role == "activation":
+                name = f"{function_name(node)} in {place(node)} ({node.name})"
+                ordered[name] = _activation_row(plan, node, name, function_name(node), kind)
+            elif node.op == "call_function" and function_name(node) in _WEIGHTED:
+                name = f"{function_name(node)} in {place(node)} ({node.name})"
+                ordered[name] = Decision(
+                    name, "function", KEPT, "a function with weights of its own; use a layer of torch.nn"
+                )
+        elif name in rows:
+            ordered.setdefault(name, rows[name])
+        elif role == "activation":
+            ordered.setdefault(name, _activation_row(plan, node, name, type(module).__name__, kind))
+        elif role == "dropout":
+            inside = node in plan.moved and getattr(module, "p", 0.0) > 0
+            reason = (
+                "inside the layer that reads it, behind its quantizer" if inside else "counter-based draws"
+            )
+            ordered.setdefault(name, Decision(name, type(module).__name__, REPLACED, reason))
+        elif role != "norm" and any(True for _ in module.parameters()):
+            reason = f"{type(module).__name__}: only nn.Conv2d and nn.Linear become low precision"
+            ordered.setdefault(name, Decision(name, type(module).__name__, KEPT, reason))
+    called = calls(traced.graph)
+    for name, module in traced.modules.items():
+        inside = any(name == path or name.startswith(f"{path}.") for path in called)
+        if name and not inside and any(True for _ in module.parameters(recurse=False)):
+            reads = any(
+                n.op == "get_attr" and str(n.target).rpartition(".")[0] == name for n in traced.graph.nodes
+            )
+            if not reads:
+                ordered[name] = Decision(name, type(module).__name__, REMOVED, "forward does not call it")
+    plan.decisions = list(ordered.values())
+    if kind == "full_precision":
+        reason = "the quantizer is full_precision"
+        plan.decisions = [
+            replace(r, decision=FULL, reason=reason) if r.decision == LOW else r for r in plan.decisions
+        ]
+
+
+def _activation_row(plan: Plan, node: fx.Node, name: str, kind: str, quantizer: str) -> Decision:
+    if node in plan.bounded:
+        return Decision(
+            name, kind, REPLACED, f"the bounding map of '{quantizer}'; the layers that read it quantize"
+        )
+    if quantizer == "full_precision":
+        return Decision(name, kind, KEPT, "the network is in full precision")
+    return Decision(name, kind, KEPT, "no low-precision layer reads it")

@@ -1,0 +1,433 @@
+"""Any network as one of low precision with branches: a torchvision one, or a module of the user's.
+
+    network = transform(module, builder, num_classes, input_size=224)
+
+``bench.networks.convert.trace`` turns the module into a graph; ``bench.networks.convert.plan`` decides, with a reason, which
+convolutions and linear layers become low precision; here the graph is rewritten. Parameters keep their names.
+
+- A low-precision layer quantizes what it reads. An activation function (ReLU, SiLU, ...) whose output reaches such a
+  layer, or the last one, becomes the quantizer's bounding map: quantizing what is bounded is quantizing the original,
+  and whatever else reads it (a shortcut, a pooling) reads bounded values, as in the networks of this package. A layer
+  behind another without an activation between (behind a batch norm, a sum) quantizes, so bounds, its input itself.
+- What a branch leaves over goes beside the main path: around batch norms and activations, through poolings, sums,
+  concatenations and dropout, to the layers that read it. With ``sum`` and ``difference`` it meets the main path behind
+  the next activation; where none follows before the path forks (a pre-activation stream, a linear bottleneck), at the
+  convolution's own output. With ``concat`` a shortcut that forks off carries the main channels alone, and a layer whose
+  extra channels would reach nobody who can read them is refused by its name.
+- First convolution, last layer, depthwise convolutions and shortcuts' projections are full precision unless asked.
+- With the quantizer ``full_precision`` the network is the original, activations included.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor, fx, nn
+from torchvision.ops import StochasticDepth
+
+from bench.errors import InputError
+from bench.layers.low_precision import BranchLinear, Dropout
+from bench.networks.builder import Builder, Network
+from bench.networks.convert.layers import (
+    Bound,
+    CountedStochasticDepth,
+    GeneralBranch,
+    GeneralConv2d,
+    GeneralLinear,
+    beside,
+    beside_function,
+    carried,
+    plus,
+    side_by_side,
+)
+from bench.networks.convert.plan import LAYERS, Choices, Decision, Plan, choose
+from bench.networks.convert.trace import Traced, trace
+from bench.quantizers import Quantizer, make_quantizer
+from bench.randomness import Draws
+
+Layer = GeneralConv2d | GeneralLinear
+
+
+class TransformedNetwork(Network):
+    """A module's layers under their own names, connected by the rewritten graph; ``decisions`` says what became of them."""
+
+    def __init__(
+        self, root: nn.Module, graph: fx.Graph, input_size: int, decisions: Sequence[Decision]
+    ) -> None:
+        super().__init__()
+        self.input_size = input_size
+        self._decisions = tuple(decisions)
+        for name, child in root.named_children():
+            if hasattr(self, name):
+                raise InputError(f"network: a layer cannot be called {name!r} here; give it another name")
+            self.add_module(name, child)
+        for name, parameter in root.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        for name, buffer in root.named_buffers(recurse=False):
+            self.register_buffer(name, buffer, persistent=name not in root._non_persistent_buffers_set)
+        self._steps: Callable[..., Tensor] = type(fx.GraphModule(root, graph)).forward
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """What became of each layer and each activation, and why, in order."""
+        return self._decisions
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, 3, S, S) to logits (B, classes)."""
+        return self._steps(self, images)
+
+
+def transform(
+    root: nn.Module,
+    builder: Builder,
+    num_classes: int,
+    *,
+    input_size: int,
+    choices: Choices | None = None,
+    who: str = "",
+) -> TransformedNetwork:
+    """Return ``root`` as a network of low precision; ``root``'s layers are taken over, it cannot be used any more.
+
+    ``root`` maps images (B, 3, S, S), S = ``input_size``, to logits (B, ``num_classes``); ``builder`` has quantizer,
+    bits, clock, branch and blend; ``choices``: what else becomes low precision; ``who`` names the network in messages.
+    Raises ``InputError`` naming the layer for what cannot be transformed (see ``tracing`` and ``choosing``), for a
+    branch that has no place, and where nothing would become low precision.
+    """
+    who = who or type(root).__name__
+    traced = trace(root, input_size, num_classes, who)
+    plan = choose(
+        traced, builder.config.quantizer["kind"], choices or Choices(), builder.quantizer("probe", None)
+    )
+    if not plan.low:
+        raise InputError(f"network: nothing of {who} can become low precision: {_reasons(plan)}")
+    rewriter = _Rewriter(traced, plan, builder)
+    graph = rewriter.rewrite()
+    _remove_unused(root, graph)
+    return TransformedNetwork(root, graph, input_size, plan.decisions)
+
+
+def _reasons(plan: Plan) -> str:
+    rows = [f"{row.name}: {row.reason}" for row in plan.decisions if row.kind in LAYERS]
+    return "; ".join(rows[:10]) or "it has no nn.Conv2d and no nn.Linear"
+
+
+def _remove_unused(root: nn.Module, graph: fx.Graph) -> None:
+    """Take away the layers that nobody calls (auxiliary heads, replaced dropouts), so that nothing of them is stored."""
+    used = {str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")}
+    for name, _ in list(root.named_modules()):
+        if (
+            name
+            and _has(root, name)
+            and not any(
+                name == path or path.startswith(f"{name}.") or name.startswith(f"{path}.") for path in used
+            )
+        ):
+            parent, _, own = name.rpartition(".")
+            delattr(root.get_submodule(parent), own)
+
+
+@dataclass
+class _Value:
+    """What a node of the old graph has become: the main path, and what goes beside it.
+
+    ``channels``: how many along dimension 1 (``concat``); ``sources``: the layers whose branches it comes from;
+    ``activated``: the next activation lies behind, so that for sum and difference it may be joined.
+    """
+
+    main: fx.Node
+    rest: fx.Node | None = None
+    channels: int = 0
+    sources: frozenset[str] = frozenset()
+    activated: bool = False
+    joined: fx.Node | None = None
+
+
+class _Rewriter:
+    """Writes the new graph, node by node, and makes the new layers as it comes to them."""
+
+    def __init__(self, traced: Traced, plan: Plan, builder: Builder) -> None:
+        self.traced, self.plan, self.builder = traced, plan, builder
+        self.root = traced.root
+        self.graph = fx.Graph()
+        self.values: dict[fx.Node, _Value] = {}
+        self.merge = builder.merge
+        self.concat = self.merge == "concat"
+        self.plain = builder.config.quantizer["kind"] == "full_precision"
+        self.offered: dict[str, str] = {}  # layers with extra channels -> who could not read them
+        self.read: set[str] = set()
+
+    def rewrite(self) -> fx.Graph:
+        """Return the new graph; raises ``InputError`` for extra channels that nobody reads."""
+        for node in self.traced.graph.nodes:
+            self.values[node] = self._value(node)
+        unread = [name for name in self.offered if name not in self.read]
+        if unread:
+            others = [name for name in self.builder._eligible if name in self.offered and name in self.read]
+            shown = "; ".join(f"{name} ({self.offered[name] or 'nothing reads them'})" for name in unread[:5])
+            more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
+            advice = f" Those that can, for strategy.layers: {', '.join(others)}." if others else ""
+            raise InputError(
+                f'strategy.merge: "concat": extra channels reach no layer that reads them: {shown}{more}.{advice}'
+            )
+        self.graph.lint()
+        return self.graph
+
+    def _value(self, node: fx.Node) -> _Value:
+        role = self.plan.roles.get(node, "")
+        if role in ("low", "last"):
+            return self._layer(node)
+        if role == "dropout":
+            return self._dropout(node)
+        sources = [self.values[n] for n in node.all_input_nodes]
+        if role == "activation":
+            value = self._beside_unchanged(node, sources[0])
+            value.activated = True
+            return value
+        if not any(value.rest is not None for value in sources):
+            return self._other(node)
+        if role == "norm":
+            return self._beside_unchanged(node, sources[0])
+        if role == "spatial" or (role == "move" and not self.concat):
+            return self._beside_along(node)
+        if role == "add":
+            return self._add(node)
+        if role == "cat":
+            return self._cat(node)
+        return self._other(node)
+
+    # -- what goes beside ------------------------------------------------------------------------------------------
+
+    def _other(self, node: fx.Node) -> _Value:
+        """Copy a node, whose inputs are joined first (``concat``: are the main channels)."""
+        for source in node.all_input_nodes:
+            if self.concat:
+                reader = node.target if node.op == "call_module" else node.name
+                for name in self.values[source].sources:
+                    self.offered[name] = self.offered[name] or f"they would reach {reader}"
+        return _Value(self.graph.node_copy(node, self._joined))
+
+    def _joined(self, node: fx.Node) -> fx.Node:
+        value = self.values[node]
+        if value.rest is None or self.concat:
+            return value.main
+        if value.joined is None:
+            arguments = (value.main, value.rest, self.merge == "difference")
+            value.joined = self.graph.call_function(carried, arguments)
+        return value.joined
+
+    def _main(self, node: fx.Node) -> fx.Node:
+        return self.values[node].main
+
+    def _beside_unchanged(self, node: fx.Node, source: _Value) -> _Value:
+        made = self._bound(node) if node in self.plan.bounded else self.graph.node_copy(node, self._main)
+        return _Value(made, source.rest, source.channels, source.sources, source.activated)
+
+    def _bound(self, node: fx.Node) -> fx.Node:
+        """Replace an activation by the bounding map."""
+        name = str(node.target) if node.op == "call_module" else "bounding"
+        if not isinstance(self.root.get_submodule(name) if _has(self.root, name) else None, Bound):
+            _place(self.root, name, Bound(self.builder.quantizer(name, None)))
+        return self.graph.call_module(name, (self._main(node.all_input_nodes[0]),))
+
+    def _beside_along(self, node: fx.Node) -> _Value:
+        """Copy a node, and do to what goes beside the same."""
+        source = self.values[node.all_input_nodes[0]]
+        arguments = fx.map_arg(
+            node.args, lambda n: self.values[n].rest if n is node.all_input_nodes[0] else self._main(n)
+        )
+        kwargs = fx.map_arg(node.kwargs, self._main)
+        main = self.graph.node_copy(node, self._main)
+        rest_arguments = tuple(arguments[1:]) if isinstance(arguments, tuple | list) else ()
+        if node.op == "call_module":
+            module = self.graph.get_attr(str(node.target))
+            rest = self.graph.call_function(beside, (source.rest, module))
+        else:
+            along = beside_function(node.target)
+            rest = self.graph.call_function(along, (source.rest, *rest_arguments), kwargs)
+        before, after = (self.traced.shapes.get(n) for n in (node.all_input_nodes[0], node))
+        channels = source.channels
+        if before and after and len(before) == 4 and len(after) == 2:  # flattened
+            channels = channels * after[1] // before[1]
+        return _Value(main, rest, channels, source.sources, source.activated)
+
+    def _add(self, node: fx.Node) -> _Value:
+        """Let pass what goes beside a term that nobody else reads; join it where the activation lies behind already."""
+        terms = [n for n in node.args if isinstance(n, fx.Node)]
+        shapes = {self.traced.shapes.get(n) for n in terms}
+        passing = [
+            self.values[n]
+            for n in terms
+            if self.values[n].rest is not None
+            and len(n.users) == 1
+            and (self.concat or not self.values[n].activated)
+            and len(shapes) == 1
+        ]
+        alone = {id(value) for value in passing}
+        main = self.graph.node_copy(
+            node, lambda n: self._main(n) if id(self.values[n]) in alone else self._joined(n)
+        )
+        return self._together(main, passing, plus if not self.concat else None, False)
+
+    def _cat(self, node: fx.Node) -> _Value:
+        """Put beside the concatenated channels what goes beside each of them."""
+        terms = [self.values[n] for n in cast("list[fx.Node]", node.args[0])]
+        main = self.graph.node_copy(node, self._main)
+        passing = [value for value in terms if value.rest is not None]
+        if self.concat:
+            return self._together(main, passing, None, any(value.activated for value in terms))
+        rests = [value.rest for value in terms]
+        rest = self.graph.call_function(side_by_side, (rests, [value.main for value in terms]))
+        sources = frozenset().union(*(value.sources for value in passing))
+        return _Value(main, rest, 0, sources, True)
+
+    def _together(self, main: fx.Node, passing: list[_Value], join: Any, activated: bool) -> _Value:
+        if not passing:
+            return _Value(main)
+        rest = passing[0].rest
+        if len(passing) > 1:
+            rests = [value.rest for value in passing]
+            rest = (
+                self.graph.call_function(join, (rests,))
+                if join
+                else self.graph.call_function(side_by_side, (rests, None))
+            )
+        sources = frozenset().union(*(value.sources for value in passing))
+        return _Value(main, rest, sum(value.channels for value in passing), sources, activated)
+
+    def _dropout(self, node: fx.Node) -> _Value:
+        """Move dropout into the layers that read it (behind their quantizer); else make its draws counter-based."""
+        source = self.values[node.all_input_nodes[0]]
+        module = self.traced.module(node)
+        assert isinstance(module, nn.Dropout | StochasticDepth)
+        name = str(node.target)
+        if node in self.plan.moved:
+            return source
+        if isinstance(module, StochasticDepth):
+            _place(self.root, name, CountedStochasticDepth(module.p, self._draws(name)))
+            return self._beside_along(node) if source.rest is not None else self._other(node)
+        _place(self.root, name, Dropout(module.p, self._draws(name)))
+        return self._other(node)
+
+    def _draws(self, name: str) -> Draws:
+        return Draws(self.builder.clock, "dropout", name)
+
+    # -- layers ----------------------------------------------------------------------------------------------------
+
+    def _layer(self, node: fx.Node) -> _Value:
+        """Make a layer that reads and writes pairs."""
+        name, old = str(node.target), self.traced.module(node)
+        source = self.values[node.all_input_nodes[0]]
+        extra, rest = source.channels if self.concat else 0, source.rest
+        last = self.plan.roles[node] == "last"
+        if isinstance(old, nn.Conv2d):
+            layer: Layer = GeneralConv2d(old, self.plan.paddings[node])
+            if self.concat and rest is not None and extra % old.groups:
+                extra, rest = 0, None  # cannot be dealt out among its groups
+                for unread in source.sources:
+                    self.offered[unread] = f"they would reach {name}, a convolution of {old.groups} groups"
+        else:
+            assert isinstance(old, nn.Linear)
+            layer = GeneralLinear(old)
+        if rest is not None:
+            self.read |= source.sources
+        self._set_up(
+            layer, name, extra, last, self.plan.dropouts.get(node, 0.0), node in self.plan.reads_images
+        )
+        side = None if last else self._branch(layer, name, extra, node)
+        _place(self.root, name, layer)
+        arguments = (source.main,) if rest is None else (source.main, rest)
+        pair = self.graph.call_module(name, arguments)
+        main = self.graph.call_function(operator.getitem, (pair, 0))
+        if side is None or self.merge == "preactivation" or layer.merge_here:
+            return _Value(main)
+        if self.concat:
+            self.offered.setdefault(name, "")
+        return _Value(
+            main, self.graph.call_function(operator.getitem, (pair, 1)), layer.extra_out, frozenset([name])
+        )
+
+    def _set_up(
+        self, layer: Layer, name: str, extra: int, last: bool, dropout: float, reads_images: bool
+    ) -> None:
+        builder = self.builder
+        joint = builder.branch is not None and builder.branch.statistics == "joint"
+        identity = last or self.plain
+        shape = tuple(layer.weight.shape)
+
+        def quantizer(stream: str, shape: tuple[int, ...]) -> Quantizer:
+            if identity:
+                return Quantizer()
+            return (
+                _weights_alone(builder, stream, shape) if reads_images else builder.quantizer(stream, shape)
+            )
+
+        layer.setup(
+            name=name,
+            quantizer=quantizer(name, shape),
+            clock=builder.clock,
+            merge=self.merge,
+            joint=joint,
+            blend=None if last else builder.blend,
+            fold=False,
+            merge_here=False,
+            dropout=Dropout(dropout, self._draws(name)) if dropout else None,
+        )
+        layer.reads_images = reads_images
+        if extra:
+            extra //= getattr(layer, "groups", 1)
+            wider = (shape[0], extra, *shape[2:])
+            layer.accept_extra(extra, None if joint else quantizer(f"{name}.extra", wider))
+        if last:
+            layer.full_precision_reason = self.plan.reason(name)  # type: ignore[assignment]
+
+    def _branch(self, layer: Layer, name: str, extra: int, node: fx.Node) -> bool | None:
+        """Give a layer its branch; None where it gets none."""
+        builder, by_default = self.builder, isinstance(layer, GeneralConv2d)
+        if not builder._expanded(name, by_default=by_default):
+            return None
+        if isinstance(layer, GeneralConv2d):
+            rows, columns = (builder._branch_kernel(name, size) for size in layer.kernel_size)
+            width = builder._branch_width(layer.out_channels)
+            if width % layer.groups:
+                raise InputError(
+                    f"strategy.width_ratio: {width} channels of {name}'s branch are not a multiple of its {layer.groups} groups"
+                )
+            layer.branch = GeneralBranch(
+                layer, layer.in_channels + extra, width, (rows, columns), builder._branch_eps()
+            )
+        else:
+            width = builder._branch_width(layer.out_features)
+            layer.branch = BranchLinear(layer.in_features + extra, width, builder._branch_eps())
+        layer.extra_out = width if self.concat else 0
+        layer.merge_here = self.merge in ("sum", "difference") and not self.plan.travels(node)
+        return True
+
+
+def _weights_alone(builder: Builder, stream: str, shape: tuple[int, ...]) -> Quantizer:
+    """Return a quantizer of weights and gradients, for the layer that reads the images."""
+    choice = dict(builder.config.quantizer)
+    w, _, g = builder.config.bit_widths
+    try:
+        quantizer = make_quantizer(choice.pop("kind"), w, 32, g, weight_shape=shape, **choice)
+    except InputError as error:
+        raise InputError(
+            f'network.first: "low" quantizes weights alone, since images are no activations: {error}'
+        ) from None
+    quantizer.draws = Draws(builder.clock, "quantizer", stream)
+    return quantizer
+
+
+def _has(root: nn.Module, name: str) -> bool:
+    try:
+        root.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
+
+
+def _place(root: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, own = name.rpartition(".")
+    setattr(root.get_submodule(parent), own, module)

@@ -1,0 +1,1 @@
+"""Records of trials: written whole, read strictly, locked."""

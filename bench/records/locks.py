@@ -1,0 +1,282 @@
+"""Locks that say who holds them, so that no trial is trained twice at once, on one host or on several.
+
+A lock is a file. Under one kernel its advisory lock (``flock``) is the truth: it ends with its process, however that
+dies. Between hosts on a shared disk, where advisory locks may not reach, the holder signs the file and rewrites it
+every few seconds; another host takes it over only after watching it stay silent. No two clocks are compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import functools
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.errors import InputError
+
+HEARTBEAT = 10.0  # seconds between two signs of life in a lock file
+SILENCE = (
+    45.0  # an owner on another host is gone when its lock file did not change for so long while we watched
+)
+SETTLE = 1.0  # what a write on a shared disk needs to be seen by the others
+
+
+class Busy(InputError):
+    """Another live runner holds the lock; the message says who."""
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries (new and renamed files) to disk."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    except OSError as error:  # some network file systems have no fsync of folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(fd)
+
+
+@functools.cache
+def _boot() -> str:
+    """Return what tells this start of this machine's kernel from every other."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
+
+
+def _started(pid: int) -> str | None:
+    """Return when process ``pid`` started (kernel ticks since boot), None where there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        if os.path.isdir("/proc/self"):
+            return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except OSError:
+        pass
+    return "?"
+
+
+def _namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+_held: set[int] = set()
+
+
+def _forget_in_child() -> None:
+    """Close inherited lock files in a forked child: a child that outlives its parent must not keep the lock."""
+    for fd in _held:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a lock: the evidence by which another runner tells a live holder from a dead one."""
+
+    host: str
+    pid: int
+    boot: str
+    started: str
+    namespace: str
+    token: str
+    beat: int = 0
+
+    @classmethod
+    def here(cls) -> Owner:
+        pid = os.getpid()
+        return cls(socket.gethostname(), pid, _boot(), _started(pid) or "?", _namespace(), uuid.uuid4().hex)
+
+    @classmethod
+    def read(cls, data: bytes) -> Owner | None:
+        try:
+            value = json.loads(data)
+            return cls(**{name: value[name] for name in cls.__dataclass_fields__})
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+    def write(self, fd: int) -> None:
+        data = json.dumps(self.__dict__).encode().ljust(400)
+        os.pwrite(fd, data, 0)
+        with contextlib.suppress(OSError):
+            os.fsync(fd)
+
+    @property
+    def local(self) -> bool:
+        """Whether it runs (or ran) under this kernel, where advisory locks are reliable."""
+        return self.boot == _boot()
+
+    def dead(self) -> bool:
+        """Whether evidence says that the process is gone; only for owners under this kernel."""
+        if self.namespace != _namespace():
+            return False  # its number means another process here
+        started = _started(self.pid)
+        return started is None or (started != self.started and "?" not in (started, self.started))
+
+    def __str__(self) -> str:
+        return f"{self.host}, process {self.pid}"
+
+
+class Lock:
+    """A held trial. ``lost`` turns true when a runner elsewhere took it over because it saw no sign of life."""
+
+    def __init__(self, path: Path, fd: int, owner: Owner, heartbeat: float) -> None:
+        self.path = path
+        self.lost = False
+        self._fd = fd
+        self._owner = owner
+        self._heartbeat = heartbeat
+        self._done = threading.Event()
+        _held.add(fd)
+        self._thread = threading.Thread(target=self._beat, name=f"heartbeat {path.name}", daemon=True)
+        self._thread.start()
+
+    def _mine(self) -> bool:
+        try:
+            seen = Owner.read(self.path.read_bytes())
+            return seen is not None and seen.token == self._owner.token
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True  # cannot be read now: no evidence against us
+
+    def _beat(self) -> None:
+        beat = 0
+        while not self._done.wait(self._heartbeat):
+            if not self._mine():
+                self.lost = True
+                return
+            beat += 1
+            with contextlib.suppress(OSError):
+                Owner(**{**self._owner.__dict__, "beat": beat}).write(self._fd)
+
+    def release(self) -> None:
+        """Give the trial back."""
+        self._done.set()
+        self._thread.join()
+        if self._mine():
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+        _held.discard(self._fd)
+        os.close(self._fd)
+
+
+def _same_file(fd: int, path: Path) -> bool:
+    try:
+        there, here = os.stat(path), os.fstat(fd)
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+
+
+def _try_flock(fd: int) -> bool | None:
+    """Return True (locked), False (another has it) or None (this file system has no such locks)."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL):
+            return None
+        raise
+
+
+def acquire(
+    path: Path, name: str, heartbeat: float = HEARTBEAT, silence: float = SILENCE, settle: float = SETTLE
+) -> Lock:
+    """Take the lock file ``path`` or raise ``Busy``.
+
+    Under one kernel the file's advisory lock is the truth: it ends with its process. Where that is not to be had, the
+    owner's process number and start time decide. An owner under another kernel (a host on the same disk, or this one
+    before it was started anew) counts as gone only when its file stays unchanged while we watch it for ``silence``
+    seconds: no two clocks are compared, and a file's age alone proves nothing.
+    """
+    refused = 0
+    while True:
+        created = True
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        except FileExistsError:
+            created = False
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+        try:
+            locked = _try_flock(fd)
+            if locked is False:
+                owner = Owner.read(os.pread(fd, 4096, 0))
+                refused += 1
+                if refused > 10:  # `bench status` looks at a lock for an instant; a trainer keeps it
+                    raise Busy(f"trial {name} is being trained by {owner or 'another runner'}")
+                os.close(fd)
+                fd = -1
+                time.sleep(0.02)
+                continue
+            if not _same_file(fd, path):
+                os.close(fd)
+                fd = -1
+                continue
+            former = Owner.read(os.pread(fd, 4096, 0))
+            doubtful = locked is None
+            if not created:
+                if former is None:  # its creator has not signed it yet, or died before it could
+                    if locked is None or not path.read_bytes():
+                        time.sleep(settle)
+                    former = Owner.read(os.pread(fd, 4096, 0))
+                if former is not None and former.local:
+                    if locked is None and not former.dead():
+                        raise Busy(f"trial {name} is being trained by {former}")
+                elif former is not None:
+                    _watch(path, name, former, heartbeat, silence)
+                    doubtful = True
+            mine = Owner.here()
+            mine.write(fd)
+            if created:
+                sync_folder(path.parent)
+            if doubtful:  # two may have come to the same conclusion: the last to sign has it
+                time.sleep(settle)
+                now = Owner.read(path.read_bytes())
+                if now is None or now.token != mine.token:
+                    raise Busy(f"trial {name} is being trained by {now or 'another runner'}")
+            lock = Lock(path, fd, mine, heartbeat)
+            fd = -1
+            return lock
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+
+def _watch(path: Path, name: str, former: Owner, heartbeat: float, silence: float) -> None:
+    """Return after ``silence`` seconds without a sign of life from ``former``; raise ``Busy`` at the first one."""
+    end = time.monotonic() + silence
+    while time.monotonic() < end:
+        time.sleep(min(heartbeat / 4, 2.0))
+        try:
+            now = Owner.read(path.read_bytes())  # opened anew: network file systems look for news at open
+        except FileNotFoundError:
+            return
+        if now is not None and now != former:
+            raise Busy(f"trial {name} is being trained by {now}")

@@ -1,0 +1,1 @@
+"""``bench speed``: what a training step costs."""

@@ -1,0 +1,91 @@
+"""Other libraries' 1-bit layers on the SVHN network, for ``bench speed`` alone: the extra ``peers`` installs them.
+
+Brevitas (github.com/Xilinx/brevitas) and BITorch (github.com/hpi-xnor/bitorch). Each builds the network of
+``bench.networks.chain.svhn_convnet`` with its own layers where ours are DoReFa 1/1: nearest equivalents, not equal maths.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+from torch import nn
+
+# (channels, kernel, padding, pool, dropout) of conv1 .. conv6 at width 1
+_CONVS = (
+    (64, 3, 1, 0, 0.0),
+    (64, 3, 1, 2, 0.0),
+    (128, 3, 0, 0, 0.0),
+    (128, 3, 1, 0, 0.0),
+    (128, 3, 0, 0, 0.0),
+    (512, 5, 0, 0, 0.5),
+)
+WHAT = {
+    "brevitas": "W: sign times a constant scale (SignedBinaryWeightPerTensorConst); A: sign (SignedBinaryActPerTensorConst)",
+    "bitorch": "W: sign; A: sign (QConv2d with straight-through sign)",
+}
+Layer = Callable[
+    [int, int, int, int], nn.Module
+]  # (in, out, kernel, padding) -> quantizes what it reads, then convolves
+
+
+def _brevitas() -> Layer:
+    import brevitas.nn as qnn
+    from brevitas.quant import SignedBinaryActPerTensorConst, SignedBinaryWeightPerTensorConst
+
+    def layer(width: int, out: int, kernel: int, padding: int) -> nn.Module:
+        activation = qnn.QuantIdentity(act_quant=SignedBinaryActPerTensorConst, bit_width=1)
+        weights = SignedBinaryWeightPerTensorConst
+        conv = qnn.QuantConv2d(
+            width, out, kernel, padding=padding, bias=False, weight_quant=weights, weight_bit_width=1
+        )
+        return nn.Sequential(activation, conv)
+
+    return layer
+
+
+def _bitorch() -> Layer:
+    from bitorch.layers import QConv2d
+
+    def layer(width: int, out: int, kernel: int, padding: int) -> nn.Module:
+        return QConv2d(
+            width,
+            out,
+            kernel,
+            padding=padding,
+            bias=False,
+            input_quantization="sign",
+            weight_quantization="sign",
+        )
+
+    return layer
+
+
+def installed() -> dict[str, Layer]:
+    """Return the layers of the libraries that can be imported, by name."""
+    found = {}
+    for name, make in (("brevitas", _brevitas), ("bitorch", _bitorch)):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found[name] = make()
+        except Exception:  # absent, or of no use with this torch
+            continue
+    return found
+
+
+def svhn_convnet(layer: Layer, width: float, classes: int = 10) -> nn.Sequential:
+    """Return the SVHN network (input 40x40) with ``layer`` as its convolutions 1 to 6."""
+
+    def channels(count: int) -> int:
+        return max(1, round(count * width))
+
+    before = channels(48)
+    modules: list[nn.Module] = [nn.Conv2d(3, before, 5), nn.MaxPool2d(2)]
+    for count, kernel, padding, pool, dropout in _CONVS:
+        after = channels(count)
+        modules += [nn.Dropout(dropout)] if dropout else []
+        modules += [layer(before, after, kernel, padding), nn.BatchNorm2d(after, eps=1e-4)]
+        modules += [nn.MaxPool2d(pool)] if pool else []
+        before = after
+    return nn.Sequential(*modules, nn.Hardtanh(0.0, 1.0), nn.Flatten(), nn.Linear(before, classes))

@@ -1,8 +1,0 @@
-"""The ``bench`` command whose training is disturbed as ``disturbance`` is told by the environment."""
-
-import sys
-
-from bench.cli import main
-
-if __name__ == "__main__":
-    sys.exit(main(train="disturbance:train"))

@@ -1,8 +1,0 @@
-"""The ``bench`` command with training that trains nothing but notices when a trial is executed twice at once."""
-
-import sys
-
-from bench.cli import main
-
-if __name__ == "__main__":
-    sys.exit(main(train="synthetic:train_with_witness"))

@@ -1,0 +1,204 @@
+"""The command line: what is wrong is said in one message with exit status 2; nothing heavy is imported too early."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.cli.main import main
+from tests.launch.test_running import Bench
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Bench(tmp_path)
+
+
+class TestWrongInput:
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["rnu"], ["'rnu'", "'run'"]),
+            (["run", "FILE", "--job", "2"], ["--job", "'--jobs'"]),
+            (["run", "FILE", "--no-rya"], ["'--no-ray'"]),
+            (["run"], ["FILE"]),
+            (["run", "FILE", "extra"], ["extra"]),
+            (["run", "FILE", "--jobs", "0"], ["--jobs", "'0'"]),
+            (["run", "FILE", "--jobs", "two"], ["--jobs", "whole number"]),
+            (["run", "FILE", "--max-minutes", "nan"], ["--max-minutes"]),
+            (["run", "FILE", "--seeds", "0"], ["--seeds"]),
+            (["run", "FILE", "--gpus-per-trial", "-1"], ["--gpus-per-trial"]),
+            (["run", "FILE", "--gpus-per-trial", "2"], ["one GPU"]),
+            (["run", "FILE", "--workers-per-trial", "4"], ["--workers-per-trial"]),
+            (["run", "FILE", "--no-ray", "--address", "x"], ["--address", "--no-ray"]),
+            (["run", "FILE", "--device", "gpu"], ["'gpu'", "cuda:N"]),
+            (["run", "FILE", "--device", "cuda:97"], ["cuda:97", "found: cpu"]),
+            (["run", "FILE", "--only", "pain"], ["plain"]),
+            (["run", "FILE", "--set", "epochs"], ["epochs"]),
+            (["run", "FILE", "--set", "epcohs=3"], ["epochs"]),
+            (["run", "FILE", "--profile", "quick"], ["quick"]),
+            (["run", "FILE", "--set", "dataset=svhn"], ["svhn", "bench data fetch"]),
+            (["run", "FILE", "--results", "FILE"], ["FILE"]),
+            (["run", "nowhere.toml"], ["nowhere.toml"]),
+            (["run", "."], ["."]),
+            (["status", "--profile", "quick"], ["--profile"]),
+            (["status", "--results", "nowhere"], ["nowhere"]),
+            (["verify", "0123"], ["no such trial"]),
+            (["list", "quantizer"], ["'quantizers'"]),
+            (["data", "fetc"], ["'fetch'"]),
+            (["data", "fetch"], ["which"]),
+            (["report", "--format", "docx"], ["docx", "html"]),
+        ],
+    )
+    def test_one_message_no_traceback_nothing_trained(self, bench, capsys, monkeypatch, arguments, words):
+        monkeypatch.setenv("BENCH_DATA", str(bench.data))
+        monkeypatch.chdir(bench.data)
+        arguments = [str(bench.file) if word == "FILE" else word for word in arguments]
+        assert main(arguments, train="tests.launch.running_fakes:train") == 2
+        error = capsys.readouterr().err
+        assert error.startswith("bench: ") and "Traceback" not in error
+        for word in words:
+            assert (
+                word.replace("FILE", str(bench.file) if "results" in " ".join(arguments) else "FILE") in error
+            )
+        assert bench.calls() == []
+        assert not bench.results.exists()
+
+    def test_unprintable_names_come_out_harmless(self, capsys):
+        assert main(["run\x1b[2J"]) == 2
+        assert "\x1b" not in capsys.readouterr().err
+
+    def test_no_command_shows_help(self, capsys):
+        assert main([]) == 2
+        assert "status" in capsys.readouterr().out
+
+
+class TestStatus:
+    def test_says_where_trials_stand_and_what_run_will_do(self, bench, capsys):
+        bench.behave(s1="raise", s2="diverge")
+        only = ("--only", "plain")
+        status = [*bench.arguments(*only, command="status")]
+        assert main(status) == 0
+        assert "train 4 from the beginning" in capsys.readouterr().out
+        bench.run(*only)
+        plain = bench.plain()
+        (bench.store.folder(plain[0]) / "epochs.jsonl").write_text("{}\n")
+        folder = bench.store.folder(plain[3])
+        (folder / "summary.json").unlink()
+        capsys.readouterr()
+        assert main(status) == 0
+        out = capsys.readouterr().out
+        assert "4 trials: 1 failed, 1 diverged, 1 unfinished, 1 damaged" in out
+        assert f"failed {plain[1]} plain seed=1: ValueError: planted failure" in out
+        assert f"unfinished {plain[3]} plain seed=3: epoch 3 of 3" in out
+        assert "epochs.jsonl, line 1" in out
+        row = next(line for line in out.splitlines() if line.startswith("plain")).split()
+        assert row == ["plain", "4", ".", "1", "1", ".", "1", ".", "1"]
+        assert "continue 1, retry 1 that failed, set 1 damaged aside and train again, leave 1 diverged" in out
+
+        assert main(["status", "--results", str(bench.results)]) == 0
+        assert "4 trials: 1 failed, 1 diverged, 1 unfinished, 1 damaged" in capsys.readouterr().out
+        bench.behave()
+        assert bench.run(*only) == 0
+        assert [bench.store.status(plain[seed]) for seed in range(4)] == ["done", "done", "diverged", "done"]
+
+    def test_thousands_of_trials_in_a_moment(self, tmp_path, capsys):
+        from bench.records.store import Store
+
+        store = Store(tmp_path)
+        lines = []
+        for n in range(300):
+            id = f"{n:016x}"
+            folder = store.folder(id)
+            folder.mkdir(parents=True)
+            (folder / "trial.json").write_text(json.dumps({"schema": 1, "id": id, "config": {"epochs": 2}}))
+            (folder / "epochs.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
+            (folder / "summary.json").write_text('{"schema": 1, "status": "done", "final_test_acc": 50.0}')
+            lines.append({"arm": "a", "baseline": None, "grid": {"seed": n}, "id": id})
+        store.write_index("many", '[[arms]]\nname = "a"\n', lines)
+        assert main(["status", "--results", str(tmp_path)]) == 0
+        assert "300 trials: 300 done" in capsys.readouterr().out
+
+
+class TestVerify:
+    def test_identical_then_different_in_deviations_between_seeds(self, bench, capsys):
+        bench.run()
+        apprentice = next(
+            line
+            for line in (bench.results / "fakes" / "index.jsonl").read_text().splitlines()
+            if "appr" in line
+        )
+        for id in (bench.plain()[0], json.loads(apprentice)["id"]):
+            command = ["verify", id[:8], "--results", str(bench.results), "--data", str(bench.data)]
+            capsys.readouterr()
+            assert main(command, train="tests.launch.running_fakes:train") == 0
+            assert f"identical: trial {id}, 3 epochs" in capsys.readouterr().out
+        id = bench.plain()[0]
+        command[1] = id
+        summary = bench.store.summary(id)
+        then = summary["final_test_acc"]
+        bench.store.write_summary(id, {**summary, "final_test_acc": then - 2.0})
+        assert main(command, train="tests.launch.running_fakes:train") == 1
+        out = capsys.readouterr().out
+        assert "different" in out and "final_test_acc" in out and "+2.00 points" in out
+        assert "standard deviations between the 4 seeds" in out
+
+    def test_unfinished_trials_cannot_be_verified(self, bench, capsys):
+        bench.behave(s0="raise")
+        bench.run("--only", "plain", "--seeds", "1")
+        command = ["verify", bench.plain()[0], "--results", str(bench.results), "--data", str(bench.data)]
+        assert main(command) == 2
+        assert "failed (ValueError: planted failure)" in capsys.readouterr().err
+
+
+class TestImports:
+    @pytest.mark.parametrize("command", ["list", "show", "status", "run"])
+    def test_no_torch_and_no_ray_before_something_trains(self, bench, command):
+        arguments = {"list": ["list"]}.get(command) or bench.arguments(command=command)
+        if command == "run":
+            bench.run()
+            arguments = [*arguments, "--no-ray"]
+        code = (
+            "import sys; from bench.cli.main import main; status = main(sys.argv[1:]); "
+            "sys.exit(status or bool({'torch', 'ray', 'pandas', 'matplotlib'} & set(sys.modules)))"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+
+    def test_a_reader_that_has_seen_enough_is_no_error(self):
+        read, write = os.pipe()
+        os.close(read)
+        result = subprocess.run(
+            [sys.executable, "-m", "bench", "list"],
+            cwd=ROOT,
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        os.close(write)
+        assert result.returncode == 0 and result.stderr == ""
+
+    def test_without_ray_it_says_so_and_goes_on(self, bench, capsys, monkeypatch):
+        monkeypatch.setitem(sys.modules, "ray", None)
+        monkeypatch.setitem(sys.modules, "ray.tune", None)
+        arguments = bench.arguments("--only", "plain", "--seeds", "1")
+        assert main(arguments, train="tests.launch.running_fakes:train") == 0
+        assert "Ray cannot be imported" in capsys.readouterr().out
+        assert (
+            main([*arguments, "--fresh", "--address", "auto"], train="tests.launch.running_fakes:train") == 2
+        )

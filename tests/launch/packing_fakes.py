@@ -1,0 +1,57 @@
+"""Training functions for trials that share a device: one that notes when it ran, one that trains and kills a victim."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+
+from tests.launch import running_fakes
+
+
+def noted(
+    config, trial_id, needs, store, data_dir, device, *, stop, on_epoch=None, accept_other_hardware=False
+):
+    """Train nothing (``running_fakes``); note device, beginning and end in ``times.jsonl``."""
+    begin = time.monotonic()
+    once = data_dir / f"full-{config.seed}"
+    meet(config.seed, data_dir)
+    try:
+        if once.exists():  # the first time it finds no room
+            once.unlink()
+            raise MemoryError
+        return running_fakes.train(
+            config, trial_id, needs, store, data_dir, device, stop=stop, on_epoch=on_epoch
+        )
+    finally:
+        with open(data_dir / "times.jsonl", "a") as file:
+            file.write(json.dumps([config.seed, device, begin, time.monotonic()]) + "\n")
+
+
+def meet(seed, data_dir):
+    """Wait, where ``meet.json`` lists this seed, until all that it lists have begun: how busy a machine is then no matter."""
+    path = data_dir / "meet.json"
+    expected = json.loads(path.read_text()) if path.exists() else []
+    (data_dir / f"begun-{seed}").touch()
+    end = time.monotonic() + 60
+    while seed in expected and time.monotonic() < end:
+        if all((data_dir / f"begun-{other}").exists() for other in expected):
+            return
+        time.sleep(0.02)
+
+
+def victim(
+    config, trial_id, needs, store, data_dir, device, *, stop, on_epoch=None, accept_other_hardware=False
+):
+    """Train really; the process of seed 0 is killed after its first epoch, the first time."""
+    from bench.training.trial import run_trial
+
+    def record(line):
+        on_epoch(line)
+        once = store.root / "killed"
+        if config.seed == 0 and not once.exists():
+            once.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return run_trial(config, trial_id, needs, store, data_dir, device, stop=stop, on_epoch=record)

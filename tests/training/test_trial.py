@@ -1,0 +1,269 @@
+"""Whole trials on a few digits: records, exact resume, divergence, and equality of what must be equal."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import pytest
+import torch
+
+from bench.errors import InputError
+from bench.experiments.config import TrialConfig
+from bench.records.store import Store
+from bench.training import checkpoint
+from bench.training.trial import comparable, run_trial
+
+ID = "0" * 16
+TEACHER, START = "a" * 16, "b" * 16
+COSINE = {"kind": "cosine", "until": 0.6}
+UNEQUAL = {"wall_seconds", "peak_memory_bytes"}
+
+
+def make_config(**changes) -> TrialConfig:
+    """Five steps an epoch, two epochs: a factor until 0.6 is on for six of the ten steps."""
+    small = {
+        "dataset": "digits",
+        "network": "svhn_convnet",
+        "width": 0.125,
+        "quantizer": "dorefa",
+        "bits": "1/1",
+        "epochs": 2,
+        "batch_size": 16,
+        "train_size": 80,
+        "learning_rate": {"kind": "cosine", "initial": 1e-3},
+    }
+    return TrialConfig.model_validate({**small, **changes})
+
+
+def progressive(merge: str, **options) -> dict:
+    return {"kind": "progressive", "merge": merge, "factor": COSINE, **options}
+
+
+def apprentice(scheme: str, **options) -> dict:
+    full = make_config(quantizer="full_precision", bits="32/32").dump()
+    start = {"start": full} if scheme == "C" else {}
+    return {"kind": "apprentice", "scheme": scheme, "teacher": full, **start, **options}
+
+
+def record(store: Store, trial_id: str = ID) -> tuple[list[dict], dict]:
+    """Return what of a record must be equal between equal runs."""
+    summary = {key: value for key, value in store.summary(trial_id).items() if key not in UNEQUAL}
+    return [comparable(line) for line in store.epochs(trial_id)], summary
+
+
+def weights(store: Store, trial_id: str = ID) -> dict[str, torch.Tensor]:
+    return checkpoint.load(store.folder(trial_id) / "weights.pt", "cpu")["network"]
+
+
+def equal_weights(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def with_needs(config: TrialConfig, store: Store, data_dir) -> dict[str, str]:
+    """Train what ``config`` needs and return the roles' ids."""
+    needs = {}
+    scheme = config.strategy.get("scheme")
+    for role, name, schemes in (("teacher", TEACHER, "BC"), ("start", START, "C")):
+        if scheme and scheme in schemes:
+            needs[role] = name
+            if store.summary(name) is None:
+                run_trial(TrialConfig.model_validate(config.strategy[role]), name, {}, store, data_dir)
+    return needs
+
+
+def test_a_trial_leaves_a_complete_record(tmp_path):
+    store, seen = Store(tmp_path), []
+    config = make_config(strategy=progressive("sum"), holdout=20)
+    assert run_trial(config, ID, {}, store, tmp_path, on_epoch=seen.append) == "done"
+    lines, summary, trial = store.epochs(ID), store.summary(ID), store.read_trial(ID)
+    assert seen == lines and [line["epoch"] for line in lines] == [1, 2]
+    first, last = lines
+    assert (first["step"], last["step"]) == (5, 10)
+    assert first["factor"] > 0 and first["test_acc_expanded"] is not None and first["branch_ratio"] > 0
+    assert last["factor"] == 0 and last["test_acc_expanded"] is None and last["branch_ratio"] is None
+    assert last["test_acc"] == 100 * last["test_correct"] / last["test_seen"]
+    assert last["test_acc_top5"] is None and last["val_acc"] is not None
+    assert 0 < first["sign_flip_rate"] < 1
+    assert summary["status"] == "done" and summary["final_test_acc"] == last["test_acc"]
+    assert summary["best_epoch"] == summary["selected_epoch"] == 2
+    assert trial["config"] == config.dump() and trial["id"] == ID
+    assert trial["execution"]["threads"] == 1 and trial["execution"]["mode"] == "eager"
+    assert TrialConfig.model_validate(trial["config"]) == config
+    assert not store.checkpoint(ID).exists()
+    json.loads(
+        (store.folder(ID) / "summary.json").read_text(),
+        parse_constant=lambda _: pytest.fail("NaN in a record"),
+    )
+
+
+CASES = {
+    "plain": {},
+    "sgd": {"optimizer": "sgd", "weight_decay": 1e-4, "augmentation": "crop_flip"},
+    "sum": {"strategy": progressive("sum")},
+    "difference, augmentation": {"strategy": progressive("difference"), "augmentation": "svhn"},
+    "concat": {"strategy": progressive("concat")},
+    "concat, joint": {"strategy": progressive("concat", statistics="joint")},
+    "preactivation": {"strategy": progressive("preactivation")},
+    "batch norm re-estimated": {"strategy": progressive("sum", bn_reestimate=2), "eval_bn": 2},
+    "anneal": {"strategy": {"kind": "anneal", "factor": COSINE}},
+    "gradient quantizer": {"bits": "1/2/4", "strategy": progressive("sum")},
+    "stochastic bnn": {"quantizer": {"kind": "bnn", "stochastic": True}},
+    "xnor": {"quantizer": "xnor", "strategy": progressive("sum")},
+    "syq": {"quantizer": "syq", "bits": "2/2", "strategy": progressive("concat")},
+    "ttq": {"quantizer": "ttq", "bits": "2/32"},
+    "tensorflow epsilon": {"epsilon": 1e-5, "epsilon_mode": "tensorflow"},
+    "apprentice A": {"strategy": apprentice("A")},
+    "apprentice B": {"strategy": apprentice("B")},
+    "apprentice C": {"strategy": apprentice("C")},
+    "residual": {"network": "resnet20", "strategy": progressive("concat"), "train_size": 48, "epochs": 2},
+    "bf16": {"precision": "bf16", "strategy": progressive("sum")},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_stopped_anywhere_and_resumed_a_trial_ends_the_same(case, tmp_path):
+    """Stopped after steps 1, 3, 5, ... (inside epochs, before, at and after removal), each time in a new process's state."""
+    config = make_config(**CASES[case])
+    whole, pieces = Store(tmp_path / "whole"), Store(tmp_path / "pieces")
+    for store in (whole, pieces):
+        needs = with_needs(config, store, tmp_path)
+    assert run_trial(config, ID, needs, whole, tmp_path) == "done"
+    sessions = 0
+    while True:
+        steps = itertools.count(1)
+        sessions += 1
+        outcome = run_trial(config, ID, needs, pieces, tmp_path, stop=lambda steps=steps: next(steps) == 2)
+        if outcome == "done":
+            break
+    assert sessions >= 3
+    assert record(pieces) == record(whole)
+    assert equal_weights(weights(pieces), weights(whole))
+    resumes = [json.loads(line) for line in (pieces.folder(ID) / "resumes.jsonl").read_text().splitlines()]
+    assert len(resumes) == sessions - 1 and all("differs_from" not in line for line in resumes)
+
+
+def test_lines_without_a_checkpoint_are_kept_and_trained_again_alike(tmp_path):
+    store = Store(tmp_path)
+    config = make_config()
+    run_trial(config, ID, {}, store, tmp_path)
+    expected = record(store)
+    (store.folder(ID) / "summary.json").unlink()
+    store.write_epochs(ID, store.epochs(ID)[:1])
+    assert run_trial(config, ID, {}, store, tmp_path) == "done"
+    assert record(store) == expected
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
+    store = Store(tmp_path)
+    config = make_config()
+    for at in (2, 4):
+        steps = itertools.count(1)
+        run_trial(config, ID, {}, store, tmp_path, stop=lambda steps=steps, at=at: next(steps) == at)
+    path = store.checkpoint(ID)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert checkpoint.load(path, "cpu")["step"] == 2
+    assert run_trial(config, ID, {}, store, tmp_path) == "done"
+    undisturbed = Store(tmp_path / "undisturbed")
+    run_trial(config, ID, {}, undisturbed, tmp_path)
+    assert record(store) == record(undisturbed) and equal_weights(weights(store), weights(undisturbed))
+
+
+def test_a_factor_of_zero_from_the_start_has_the_records_of_plain(tmp_path):
+    none = {"kind": "step", "at": [0.0], "values": [0.0]}
+    plain, faded = Store(tmp_path / "plain"), {}
+    run_trial(make_config(), ID, {}, plain, tmp_path)
+    strategies = [
+        progressive(merge, factor=none) for merge in ("sum", "difference", "concat", "preactivation")
+    ]
+    strategies.append({"kind": "anneal", "factor": none})
+    for index, strategy in enumerate(strategies):
+        faded = Store(tmp_path / str(index))
+        run_trial(make_config(strategy=strategy), ID, {}, faded, tmp_path)
+        assert record(faded) == record(plain), strategy
+        assert equal_weights(weights(faded), weights(plain)), strategy
+
+
+def test_two_arms_of_one_seed_share_initial_weights_and_batches(tmp_path):
+    """With a learning rate too small to move a float32 weight the first epoch's plain loss is that of the start."""
+    store = Store(tmp_path)
+    for trial_id, strategy in (("1" * 16, {"kind": "plain"}), ("2" * 16, progressive("concat"))):
+        config = make_config(strategy=strategy, learning_rate=1e-30, epochs=1)
+        run_trial(config, trial_id, {}, store, tmp_path, stop=lambda: False)
+    one, other = weights(store, "1" * 16), weights(store, "2" * 16)
+    assert one.keys() == other.keys()
+    kernels = [name for name in one if one[name].dim() > 1]  # a batch norm's shift starts at 0 and does move
+    assert len(kernels) == 8 and all(torch.equal(one[name], other[name]) for name in kernels)
+
+
+def test_divergence_is_a_result(tmp_path):
+    store = Store(tmp_path)
+    config = make_config(quantizer="full_precision", bits="32/32", learning_rate=1e30)
+    assert run_trial(config, ID, {}, store, tmp_path) == "diverged"
+    summary = store.summary(ID)
+    assert summary["status"] == "diverged" and "not finite" in summary["reason"]
+    assert summary["final_test_acc"] is None
+    assert store.epochs(ID)[-1]["train_loss"] is None
+
+
+def test_a_network_at_chance_is_flagged(tmp_path):
+    store = Store(tmp_path)
+    run_trial(make_config(learning_rate=1e-30, epochs=1), ID, {}, store, tmp_path)
+    assert store.summary(ID)["flags"] == ["at_chance"]
+
+
+def test_an_upper_bound_that_keeps_its_branch_reports_the_expanded_network(tmp_path):
+    store = Store(tmp_path)
+    strategy = progressive("sum", factor={"kind": "constant", "keep": True})
+    run_trial(make_config(strategy=strategy), ID, {}, store, tmp_path)
+    summary, last = store.summary(ID), store.epochs(ID)[-1]
+    assert summary["final_test_acc"] is None and summary["best_test_acc"] is None
+    assert summary["final_test_acc_expanded"] == last["test_acc_expanded"] is not None
+
+
+def test_other_hardware_is_refused_unless_accepted(tmp_path):
+    store = Store(tmp_path)
+    config = make_config()
+    steps = itertools.count(1)
+    assert run_trial(config, ID, {}, store, tmp_path, stop=lambda: next(steps) == 3) == "stopped"
+    trial = store.read_trial(ID)
+    trial["execution"]["device"] = "another processor"
+    store.write_trial(ID, trial)
+    with pytest.raises(InputError, match=r"another processor.*--fresh.*--accept-other-hardware"):
+        run_trial(config, ID, {}, store, tmp_path)
+    assert run_trial(config, ID, {}, store, tmp_path, accept_other_hardware=True) == "done"
+    resumes = (store.folder(ID) / "resumes.jsonl").read_text()
+    assert "another processor" in resumes
+
+
+def test_missing_weights_of_a_teacher_are_named(tmp_path):
+    store = Store(tmp_path)
+    config = make_config(strategy=apprentice("B"))
+    needs = with_needs(config, store, tmp_path)
+    (store.folder(TEACHER) / "weights.pt").unlink()
+    with pytest.raises(InputError, match=f"teacher {TEACHER}"):
+        run_trial(config, ID, needs, store, tmp_path)
+
+
+def test_training_flops_count_branch_steps_and_teachers(tmp_path):
+    store = Store(tmp_path)
+    flops = {}
+    for index, strategy in enumerate(({"kind": "plain"}, progressive("sum"), apprentice("B"))):
+        trial_id = f"{index:016x}"
+        config = make_config(strategy=strategy)
+        run_trial(config, trial_id, with_needs(config, store, tmp_path), store, tmp_path)
+        flops[strategy["kind"]] = store.summary(trial_id)["train_flops"]
+    conv0, classifier = 3 * 6 * 25 * 36**2, 64 * 10
+    expanded = (
+        9 * (6 * 8 * 18**2 + 8 * 8 * 18**2 + 8 * 16 * 7**2 + 16 * 16 * 7**2 + 16 * 16 * 5**2) + 16 * 64 * 25
+    )
+    assert flops["plain"] == 10 * 16 * 6 * (
+        conv0 + expanded + classifier
+    )  # steps, images, 3 x 2 a multiply-accumulate
+    assert (
+        flops["progressive"] == flops["plain"] + 6 * 16 * 6 * expanded
+    )  # the branch doubles six of the ten steps
+    assert math.isclose(
+        flops["apprentice"] / flops["plain"], 4 / 3, rel_tol=1e-6
+    )  # a frozen forward beside 3
