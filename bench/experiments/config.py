@@ -286,8 +286,10 @@ class Recipe(BaseModel):
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=1, description="of the cross entropy")] = 0.0
     initialization: Annotated[
-        Literal["he_truncated_normal", "he_normal", "glorot_uniform"],
-        Field(description="of kernels, by fan-in (He, gain 2) or fan-in and fan-out (Glorot)"),
+        Literal["he_truncated_exact", "he_truncated_normal", "he_normal", "glorot_uniform"],
+        Field(
+            description="of kernels, by fan-in (He, gain 2) or fan-in and fan-out (Glorot); exact: after the truncation"
+        ),
     ] = "he_truncated_normal"
     augmentation: Annotated[
         Literal["none", "svhn", "crop_flip", "random_resized_crop", "scale_jitter"],

@@ -485,6 +485,20 @@ def test_initialisation_depends_on_seed_and_name_alone():
     assert not torch.equal(other.conv1.weight, plain.conv1.weight)
 
 
+def test_exact_initialisation_has_the_deviation_that_its_formula_says():
+    network, _ = make(width=1.0)
+    initialize(network, 3, "he_truncated_exact")
+    weights = network.conv6.weight.detach().double().numpy()
+    n, fan_in = weights.size, weights[0].size
+    # the deviation of an estimate from n numbers of kurtosis below 3 is below 1 / sqrt(2 n)
+    assert abs(weights.std() * math.sqrt(fan_in / 2.0) - 1.0) < 4.0 / math.sqrt(2.0 * n)
+    # the cut at two deviations of the untruncated normal, in deviations of what is left (integral of x^2 phi on +-2)
+    x = np.linspace(-2.0, 2.0, 200_001)
+    density = np.exp(-(x**2) / 2.0)
+    left = math.sqrt((x**2 * density).sum() / density.sum())
+    assert abs(np.abs(weights).max() * math.sqrt(fan_in / 2.0) * left - 2.0) < 1e-4
+
+
 def test_other_initialisations():
     network, _ = make(width=0.5)
     initialize(network, 0, "he_normal")
