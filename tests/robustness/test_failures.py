@@ -101,7 +101,8 @@ class TestFailing:
     def test_no_memory_on_the_host(self, tmp_path):
         code = (
             "import sys; from tests.robustness.test_failures import *; from pathlib import Path\n"
-            "o = execute(task(make_config(), Path(sys.argv[1]), 'tests.robustness.test_failures:hungry')); print(o.status, o.reason)"
+            "o = execute(task(make_config(), Path(sys.argv[1]), 'tests.robustness.test_failures:hungry'))\n"
+            "print(o.status, o.reason)"
         )
         done = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path)],
