@@ -165,7 +165,8 @@ def calibrate(
         steps[factor > 0], first = _seconds(step_at(run, step), device)
         setup += max(0.0, first - steps[factor > 0])
         deployed = evaluation(0.0)
-        epochs[factor > 0] = data.test_count * (deployed + (evaluation(factor) if factor > 0 else 0.0))
+        tested = data.test_count if config.evaluate_test else 0
+        epochs[factor > 0] = tested * (deployed + (evaluation(factor) if factor > 0 else 0.0))
         epochs[factor > 0] += (config.holdout + config.eval_bn * config.batch_size) * deployed
         epochs[factor > 0] += _seconds(lambda: observe(run.network, images[0]), device, 1)[0]
     peak = torch.cuda.max_memory_reserved(device) if cuda else execution.peak_memory(device)

@@ -53,13 +53,14 @@ def trial_seconds(config: TrialConfig, steps_per_epoch: int, measured: Calibrati
         on = bisect_left(
             range(total), True, key=lambda step: factor_value(factor, step, total, steps_per_epoch) == 0.0
         )
-    epochs_on = on // steps_per_epoch
+    evaluated = {*range(config.evaluate_every, config.epochs + 1, config.evaluate_every), config.epochs}
+    epochs_on = sum(epoch * steps_per_epoch <= on for epoch in evaluated)
     steps = on * measured.step_on + (total - on) * measured.step_off
     return (
         measured.setup
         + steps
         + epochs_on * measured.epoch_on
-        + (config.epochs - epochs_on) * measured.epoch_off
+        + (len(evaluated) - epochs_on) * measured.epoch_off
     )
 
 
@@ -89,7 +90,7 @@ def makespan(seconds: Mapping[str, float], needs: Mapping[str, list[str]], jobs:
 def kind(config: TrialConfig) -> dict[str, Any]:
     """Return what of a configuration decides the cost of a step: everything but seed, budget and learning rate."""
     return config.model_copy(update={"seed": 0}).model_dump(
-        mode="json", exclude={"epochs", "learning_rate", "initialization"}
+        mode="json", exclude={"epochs", "learning_rate", "initialization", "evaluate_every"}
     )
 
 

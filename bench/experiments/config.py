@@ -305,6 +305,18 @@ class Recipe(BaseModel):
         int | None, Field(ge=1, description="train on this many images, chosen by the seed 0")
     ] = None
     holdout: Annotated[int, Field(ge=0, description="training images set aside to choose the epoch on")] = 0
+    evaluate_every: Annotated[
+        int,
+        Field(
+            ge=1, le=1_000_000, description="epochs from one evaluation to the next; the last is evaluated"
+        ),
+    ] = 1
+    evaluate_test: Annotated[
+        bool,
+        Field(
+            description="evaluate the test images; false: only held-out ones, so that tuning sees no test image"
+        ),
+    ] = True
     precision: Annotated[
         Literal["fp32", "bf16"], Field(description="of the training step; evaluation is fp32")
     ] = "fp32"
@@ -351,6 +363,8 @@ class TrialConfig(Recipe):
                     f"takes {', '.join(map(str, allowed))} there"
                 )
         found += _photographs_fit(self)
+        if not self.evaluate_test and not self.holdout:
+            found.append("evaluate_test: false needs holdout above 0: no image would be left to evaluate")
         if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
             found.append("nesterov: needs momentum above 0")
         part, odd = divmod(self.batch_size, self.micro_batches)

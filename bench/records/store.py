@@ -36,6 +36,7 @@ SUMMARY_KEYS = (
     "reason",
     "final_test_acc",
     "final_test_acc_top5",
+    "final_val_acc",
     "selected_test_acc",
     "selected_epoch",
     "best_test_acc",
@@ -374,7 +375,7 @@ class Store:
         if value.get("status") not in ("done", "failed", "diverged"):
             found = str(value.get("status"))[:80]
             raise Damaged(f"{path}: 'status' must be done, failed or diverged, not {found!r}")
-        for key in ("final_test_acc", "selected_test_acc", "best_test_acc"):
+        for key in ("final_test_acc", "final_val_acc", "selected_test_acc", "best_test_acc"):
             number = value.get(key)
             if number is None:
                 continue

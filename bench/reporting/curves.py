@@ -252,7 +252,9 @@ def convergence_figure(
                     _draw_curve(list(axes[:, j]), curve, how)
                 for run in _diverged(cell, epochs):
                     dotted = True
-                    axes[0][j].plot(run["epoch"], run["test_acc"].astype(float), ":", color=how.color, lw=0.8)
+                    tested = run.dropna(subset=["test_acc"])  # epochs between evaluations have no accuracy
+                    accuracy = tested["test_acc"].astype(float)
+                    axes[0][j].plot(tested["epoch"], accuracy, ":", color=how.color, lw=0.8)
                     axes[1][j].plot(
                         run["epoch"], run["train_loss"].astype(float), ":", color=how.color, lw=0.8
                     )
@@ -324,13 +326,15 @@ def _draw_curve(axes: Sequence[Axes], curve: pd.DataFrame, how: Look) -> None:
     style: dict[str, Any] = {"color": how.color, "marker": how.marker, "markevery": every, "ms": 3}
     if len(x) == 1 and not how.marker:
         style["marker"] = "o"
-    axes[0].plot(x, curve["test_acc"], **style)
+    tested = curve.dropna(subset=["test_acc"])  # epochs between evaluations have no accuracy
+    axes[0].plot(tested["epoch"], tested["test_acc"], **{**style, "markevery": max(1, len(tested) // 6)})
     if (curve["n"] > 1).any():
-        for axis, column in ((axes[0], "test_acc"), (axes[1], "train_loss")):
-            low, high = curve[f"{column}_min"], curve[f"{column}_max"]
-            axis.fill_between(x, low, high, color=how.color, alpha=0.16, lw=0)
-    if curve["test_acc_expanded"].notna().any():
-        axes[0].plot(x, curve["test_acc_expanded"], "--", color=how.color, lw=0.9)
+        for axis, column, data in ((axes[0], "test_acc", tested), (axes[1], "train_loss", curve)):
+            low, high = data[f"{column}_min"], data[f"{column}_max"]
+            axis.fill_between(data["epoch"], low, high, color=how.color, alpha=0.16, lw=0)
+    expanded = curve.dropna(subset=["test_acc_expanded"])
+    if len(expanded):
+        axes[0].plot(expanded["epoch"], expanded["test_acc_expanded"], "--", color=how.color, lw=0.9)
     axes[1].plot(x, curve["train_loss"], **style)
     if len(axes) > 2 and (curve["factor"] > 0).any():
         axes[2].plot(x, curve["factor"], **style)

@@ -387,6 +387,9 @@ def _take_summary(
         raise _Wrong(
             f"summary.json: final_test_acc is {final}, but the last epoch's test_acc is {lines[-1]['test_acc']}"
         )
+    if final is None and (row["config"] or {}).get("evaluate_test") is False:
+        row.update(status="missing", reason="the test images were not evaluated (evaluate_test = false)")
+        return
     if final is None:
         raise _Wrong("summary.json: done, but without a final accuracy")
     row["accuracy"], row["top5"] = final, top5

@@ -209,11 +209,15 @@ def first_reached(accuracy: Sequence[float | None], threshold: float) -> int | N
 
 
 def held_from(accuracy: Sequence[float | None], threshold: float) -> int | None:
-    """Return the index from which every epoch to the end is at or above ``threshold``, None if the last one is not."""
+    """Return the index from which every evaluated epoch is at or above ``threshold``, None if the last one is not.
+
+    An epoch without a value was not evaluated (``evaluate_every``) and decides nothing.
+    """
     start = None
     for i, a in enumerate(accuracy):
-        below = a is None or math.isnan(a) or a < threshold
-        start = None if below else (i if start is None else start)
+        if a is None or math.isnan(a):
+            continue
+        start = None if a < threshold else (i if start is None else start)
     return start
 
 
@@ -229,7 +233,8 @@ def common_threshold(baseline_final: float) -> float:
 class Removal:
     """What happened when the branch went: accuracies in percent, epochs counted from 1.
 
-    ``dip`` is the expanded network's accuracy at its last epoch minus the lowest deployed one from the removal on;
+    ``dip`` is the expanded network's last accuracy before the removal (of its last epoch, where every epoch is
+    evaluated) minus the lowest deployed one from the removal on;
     ``recovery`` the epochs from the removal until the deployed network is back at it, None if it never was.
     """
 
@@ -246,7 +251,7 @@ def removal(
     last_on = max((i for i, f in enumerate(factor) if f), default=None)
     if last_on is None or last_on + 1 >= len(factor):
         return None
-    before = expanded[last_on]
+    before = next((value for value in reversed(expanded[: last_on + 1]) if value is not None), None)
     after = list(deployed[last_on + 1 :])
     known = [a for a in after if a is not None and math.isfinite(a)]
     if before is None or not known:

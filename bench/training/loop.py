@@ -247,36 +247,52 @@ class Run:
             "branch_ratio": None,
         }
         if line["train_loss"] is not None:
-            self._measure(line, factor)
+            self._observe(line, factor)
+            if epoch % self.config.evaluate_every == 0 or self.step == self.total_steps:
+                self._measure(line, factor)
         self.loss_sum.zero_()
         self.correct.zero_()
         self._tick()
         self.training_seconds = 0.0
         return line
 
+    def _observe(self, line: dict[str, Any], factor: float) -> None:
+        """Fill in ``branch_ratio`` of ``line`` from one batch of the images that the trial is evaluated on."""
+        if not self.team.first:  # the first worker's first batch is the first batch of the set
+            return
+        data = self.data
+        batches = data.test_batches if self.config.evaluate_test else data.holdout_batches
+        self.clock.set_factor(factor)
+        observations = observe(self.network, next(iter(batches(EVALUATION_BATCH)))[0])
+        if line["epoch"] == 1:
+            self.one_level = sorted(name for name, observed in observations.items() if observed["one_level"])
+        ratios = [o["branch_ratio"] for o in observations.values() if o["branch_ratio"] is not None]
+        line["branch_ratio"] = sum(ratios) / len(ratios) if ratios else None
+
     def _measure(self, line: dict[str, Any], factor: float) -> None:
-        """Fill in the accuracies of ``line``: the deployed network's, and the expanded one's while the factor is on."""
+        """Fill in the accuracies of ``line``, in percent.
+
+        ``test_acc`` and ``val_acc`` are the deployed network's (the factor at 0, fp32) on the test images and on the
+        held-out training images; ``test_acc_expanded`` is the network's that is trained, while the factor is above 0.
+        No test image is read with ``evaluate_test = false``.
+        """
         data, classes = self.data, self.data.num_classes
-        if factor > 0.0:
+        if self.config.evaluate_test and factor > 0.0:
             self.clock.set_factor(factor)
             expanded = self._evaluate(self.network, data.test_batches, data.test_count)
             line["test_acc_expanded"] = expanded.percent
-        if self.team.first:  # its first batch of the test images is the first of all
-            observations = observe(self.network, next(iter(data.test_batches(EVALUATION_BATCH)))[0])
-            if line["epoch"] == 1:
-                self.one_level = sorted(
-                    name for name, observed in observations.items() if observed["one_level"]
-                )
-            ratios = [o["branch_ratio"] for o in observations.values() if o["branch_ratio"] is not None]
-            line["branch_ratio"] = sum(ratios) / len(ratios) if ratios else None
         self.clock.set_factor(0.0)
         deployed = self._deployed()
-        self.accuracy = self._evaluate(deployed, data.test_batches, data.test_count)
-        line["test_acc"] = self.accuracy.percent
-        line["test_acc_top5"] = self.accuracy.percent_top5 if classes >= 20 else None
-        line["test_correct"], line["test_seen"] = self.accuracy.correct, self.accuracy.seen
+        if self.config.evaluate_test:
+            self.accuracy = self._evaluate(deployed, data.test_batches, data.test_count)
+            line["test_acc"] = self.accuracy.percent
+            line["test_acc_top5"] = self.accuracy.percent_top5 if classes >= 20 else None
+            line["test_correct"], line["test_seen"] = self.accuracy.correct, self.accuracy.seen
         if self.config.holdout:
-            line["val_acc"] = self._evaluate(deployed, data.holdout_batches, data.holdout_count).percent
+            held_out = self._evaluate(deployed, data.holdout_batches, data.holdout_count)
+            line["val_acc"] = held_out.percent
+            if not self.config.evaluate_test:
+                self.accuracy = held_out
 
     def _evaluate(self, network: Network, batches: Callable[[int], Iterator[Any]], count: int) -> Accuracy:
         """Evaluate ``network`` on a set of ``count`` images; each worker has every ``size``-th batch of it."""

@@ -300,11 +300,14 @@ def summarize(
 ) -> dict[str, Any]:
     """Return ``summary.json`` from the epochs' lines.
 
-    Final, selected and best accuracy are of the deployed network at epochs whose factor was 0. A branch that is kept
-    to the end (``keep = true``) has none of them: its ``final_test_acc_expanded`` is an upper bound.
+    Final, selected and best accuracy are of the deployed network at epochs whose factor was 0 and that were evaluated.
+    A branch that is kept to the end (``keep = true``) has none of them: its ``final_test_acc_expanded`` is an upper
+    bound. With ``evaluate_test = false`` all of the test images' columns are null, and ``final_val_acc`` is what the
+    trial is judged by.
     """
     deployed = [line for line in lines if line["factor"] == 0.0 and line["test_acc"] is not None]
-    final = lines[-1] if deployed and lines[-1] is deployed[-1] and status == "done" else None
+    last = lines[-1] if lines[-1]["factor"] == 0.0 and status == "done" else None
+    final = last if last and last["test_acc"] is not None else None
     best = max(deployed, key=lambda line: line["test_acc"], default=None)
     chosen = [line for line in deployed if line["val_acc"] is not None]
     selected = max(chosen, key=lambda line: line["val_acc"], default=None)
@@ -318,6 +321,7 @@ def summarize(
         else f"the training loss of epoch {lines[-1]['epoch']} was not finite",
         "final_test_acc": final and final["test_acc"],
         "final_test_acc_top5": final and final["test_acc_top5"],
+        "final_val_acc": last and last["val_acc"],
         "final_test_acc_expanded": lines[-1]["test_acc_expanded"] if status == "done" else None,
         "selected_test_acc": selected and selected["test_acc"],
         "selected_epoch": selected and selected["epoch"],

@@ -120,6 +120,7 @@ def test_first_reached_and_held():
     curve = [10.0, 60.0, None, 70.0, 50.0, 61.0, 62.0]
     assert st.first_reached(curve, 60.0) == 1 and st.held_from(curve, 60.0) == 5
     assert st.first_reached(curve, 71.0) is None and st.held_from(curve, 62.5) is None
+    assert st.held_from([None, 61.0, None, 62.0, None], 60.0) == 1  # evaluated every second epoch
     assert st.held_from([70.0], 60.0) == 0 and st.held_from([], 60.0) is None
     assert (st.common_threshold(84.99), st.common_threshold(85.0), st.common_threshold(3.0)) == (
         80.0,
@@ -136,6 +137,11 @@ def test_removal_by_hand():
     assert gone == st.Removal(3, 80.0, 20.0, 3)
     never = st.removal([0.5, 0.1, 0.0], [20.0, 40.0, 60.0], [70.0, 80.0, None])
     assert never is not None and never.recovery is None
+    # evaluated every second epoch: the branch is last on in epoch 3, last measured in epoch 2 (80 %)
+    sparse = st.removal(
+        [0.5, 0.2, 0.1, 0.0, 0.0], [None, 40.0, None, 75.0, 81.0], [None, 80.0, None, None, None]
+    )
+    assert sparse == st.Removal(4, 80.0, 5.0, 2)
     assert st.removal([0.0, 0.0], [1.0, 2.0], [None, None]) is None
     assert st.removal([0.5, 0.5], [1.0, 2.0], [3.0, 4.0]) is None  # never removed
 

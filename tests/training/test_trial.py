@@ -98,6 +98,42 @@ def test_a_trial_leaves_a_complete_record(tmp_path):
     )
 
 
+def test_evaluate_every_leaves_the_weights_and_the_last_epoch_as_they_are(tmp_path):
+    every, third = Store(tmp_path / "every"), Store(tmp_path / "third")
+    fields = {"strategy": progressive("sum"), "holdout": 20, "epochs": 5}
+    run_trial(make_config(**fields), ID, {}, every, tmp_path)
+    run_trial(make_config(**fields, evaluate_every=3), ID, {}, third, tmp_path)
+    assert equal_weights(weights(every), weights(third))
+    measured = {"val_acc", "test_acc", "test_acc_expanded", "test_correct", "test_seen"}
+    for whole, sparse in zip(record(every)[0], record(third)[0], strict=True):
+        if sparse["epoch"] in (3, 5):
+            assert sparse == whole
+        else:
+            assert all(sparse[key] is None for key in measured)
+            assert {**whole, **dict.fromkeys(measured)} == sparse
+    assert every.summary(ID)["final_test_acc"] == third.summary(ID)["final_test_acc"]
+
+
+def test_evaluate_test_false_reads_no_test_image_and_judges_the_deployed_network(tmp_path, monkeypatch):
+    fields = {"strategy": progressive("sum"), "holdout": 20}
+    both, blind = Store(tmp_path / "both"), Store(tmp_path / "blind")
+    run_trial(make_config(**fields), ID, {}, both, tmp_path)
+
+    def refuse(*_arguments):
+        raise AssertionError("a test image was read")
+
+    monkeypatch.setattr("bench.datasets.device_batches.DeviceData.test_batches", refuse)
+    assert run_trial(make_config(**fields, evaluate_test=False), ID, {}, blind, tmp_path) == "done"
+    assert equal_weights(weights(both), weights(blind))
+    lines, summary = blind.epochs(ID), blind.summary(ID)
+    assert all(line[key] is None for line in lines for key in line if key.startswith("test_"))
+    assert [line["val_acc"] for line in lines] == [line["val_acc"] for line in both.epochs(ID)]
+    assert summary["final_val_acc"] == both.summary(ID)["final_val_acc"] == lines[-1]["val_acc"] is not None
+    assert summary["final_test_acc"] is summary["selected_test_acc"] is summary["best_test_acc"] is None
+    with pytest.raises(ValueError, match="evaluate_test: false needs holdout above 0"):
+        make_config(evaluate_test=False)
+
+
 CASES = {
     "plain": {},
     "sgd": {"optimizer": "sgd", "weight_decay": 1e-4, "augmentation": "crop_flip"},
