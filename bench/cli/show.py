@@ -5,8 +5,10 @@ Names and titles come from files of other people: they pass through ``clean``, s
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
+import sys
 import tomllib
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import registry
+from bench.cli import OK
+from bench.cli.selection import Selection
+from bench.datasets.folders import resolve_data_dir
 from bench.errors import InputError, nearest
 from bench.experiments.config import CHOICES, TrialConfig, label, short_bits
 from bench.experiments.expand import Experiment, IndexLine
@@ -34,15 +39,34 @@ LISTS: dict[str, tuple[str, ...]] = {
 }
 
 
+def list_command(args: argparse.Namespace) -> int:
+    """Print what ``bench list`` shows; return the exit status."""
+    print(list_text(args.what, full=not sys.stdout.isatty()))
+    return OK
+
+
+def show_command(args: argparse.Namespace) -> int:
+    """Print what ``bench show`` shows; return the exit status."""
+    data_dir = resolve_data_dir(args.data)
+    text = show_text(
+        Selection.of(args).load(data_dir),
+        diff=args.diff,
+        cost=args.cost,
+        layers=args.layers,
+        data_dir=data_dir,
+        full=not sys.stdout.isatty(),
+    )
+    print(text)
+    return OK
+
+
 def list_text(what: str | None = None, *, full: bool = True, width: int | None = None) -> str:
     """Return what there is: a table of name, paper, arXiv id and help for each group, or for ``what`` with its options.
 
     Unless ``full``, lines are cut to ``width`` columns (None: the terminal's). Raises ``InputError`` for a wrong name.
     """
     if what is not None and what not in LISTS:
-        raise InputError(
-            f"bench list: nothing is called {what[:80]!r}.{nearest(what, LISTS)} Known: {', '.join(LISTS)}."
-        )
+        raise InputError(f"bench list: no '{what[:80]}'.{nearest(what, LISTS)} Known: {', '.join(LISTS)}.")
     cut = None if full else width or shutil.get_terminal_size().columns
     parts = []
     for name in [what] if what else LISTS:

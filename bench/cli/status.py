@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from bench.cli import OK
+from bench.cli.selection import Selection
+from bench.datasets.folders import resolve_data_dir
+from bench.errors import InputError
 from bench.launch.pool import ACTIONS
 from bench.progress import inert, percent, plural, table
 from bench.records.store import State, Store, StoreError
 
 STATUSES = ("done", "failed", "diverged", "running", "unfinished", "missing", "damaged")
 _LISTED = 20  # lines of detail of one kind
+
+
+def status_command(args: argparse.Namespace) -> int:
+    """Print where the trials stand; return the exit status."""
+    store = Store(args.results)
+    if args.file is not None:
+        experiment = Selection.of(args).load(resolve_data_dir(args.data))
+        lines = [line.as_dict() for line in experiment.index]
+        states = {trial.id: store.inspect(trial.id) for trial in experiment.trials if trial.id is not None}
+        epochs = {trial.id: trial.config.epochs for trial in experiment.trials if trial.id is not None}
+        print(status_text(experiment.title or experiment.name, lines, states, epochs))
+        return OK
+    for option in ("profile", "overrides", "only", "seeds"):
+        if getattr(args, option):
+            raise InputError(f"--{'set' if option == 'overrides' else option} needs the experiment file")
+    if not args.results.is_dir():
+        raise InputError(f"--results {args.results}: there is no such folder; `bench run` makes it")
+    print(results_text(store))
+    return OK
 
 
 def label(line: Mapping[str, Any]) -> str:

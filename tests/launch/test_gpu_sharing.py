@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.cli import main as command
+from bench.cli import parser as command
 from bench.cli.main import main
-from bench.costs import predict
 from bench.devices import cpu_count
 from bench.experiments.config import TrialConfig
 from bench.experiments.expand import load_experiment
@@ -241,10 +240,10 @@ class TestPlacement:
             return Room({"cuda:0": 8}, 4, {"cuda:0": 10.0}, needs), "as measured"
 
         (files / "data" / "meet.json").write_text("[0, 1]")
-        monkeypatch.setattr("bench.devices.find_devices", lambda requested: ["cuda:0"])
+        monkeypatch.setattr("bench.cli.run.find_devices", lambda requested: ["cuda:0"])
         monkeypatch.setattr(gpu_sharing, "make_room", room)
         monkeypatch.setattr(
-            predict, "known_seconds", lambda configs, device, data_dir: {ids[s]: 9.0 - s for s in ids}
+            "bench.cli.run.known_seconds", lambda configs, device, data_dir: {ids[s]: 9.0 - s for s in ids}
         )
         assert self.run(files, "--no-ray", "--gpus-per-trial", "auto") == 0
         assert "as measured" in capsys.readouterr().out

@@ -1,0 +1,36 @@
+"""Which trials of an experiment file a command is about: the options that ``show``, ``run`` and ``status`` share."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.experiments.expand import Experiment, load_experiment
+
+
+@dataclass(frozen=True)
+class Selection:
+    """An experiment file with ``--profile``, ``--set``, ``--only`` and ``--seeds``."""
+
+    file: Path
+    profile: str | None = None
+    overrides: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    seeds: int | None = None
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Selection:
+        """Return the selection that parsed arguments hold."""
+        return cls(args.file, args.profile, tuple(args.overrides), tuple(args.only), args.seeds)
+
+    def load(self, data_dir: Path) -> Experiment:
+        """Return the expanded experiment; data checksums are those of the data sets in ``data_dir``."""
+        return load_experiment(
+            self.file,
+            profile=self.profile,
+            overrides=self.overrides,
+            only=self.only,
+            seeds=self.seeds,
+            data_dir=data_dir,
+        )

@@ -1,0 +1,15 @@
+"""``bench verify``."""
+
+from __future__ import annotations
+
+import argparse
+
+from bench.datasets.folders import resolve_data_dir
+from bench.launch.pool import TRAIN
+from bench.launch.verify import verify
+
+
+def verify_command(args: argparse.Namespace) -> int:
+    """Train a recorded trial again and compare the records; return the exit status."""
+    data_dir = resolve_data_dir(args.data)
+    return verify(args.trial, args.results, data_dir, args.device, function=args.train or TRAIN)
