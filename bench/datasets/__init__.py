@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from bench.datasets.device_batches import DeviceData
-    from bench.datasets.photographs import Photographs
+    from bench.datasets.photographs.images import Photographs
     from bench.datasets.streamed_batches import PhotographData
     from bench.experiments.config import TrialConfig
 

@@ -7,19 +7,16 @@ are read in its place from then on. Files that do not end in a known suffix, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from bench.datasets import listing, photographs, shards
-from bench.datasets.decode import BadImage, pixels
 from bench.datasets.folders import acceptable, inside
-from bench.datasets.listing import Item, Listing
-from bench.datasets.photographs import InMemory, Photographs
-from bench.datasets.sources import Facts, Source
+from bench.datasets.photographs import listing, shards
+from bench.datasets.photographs.listing import Listing
+from bench.datasets.photographs.source import PhotographSource
+from bench.datasets.sources import Facts
 from bench.errors import InputError
 from bench.text import clean
 
@@ -39,129 +36,6 @@ ENTRIES = [
 ]
 
 FOLDER_BYTES = 1 << 30  # of files that are read as they lie, unprepared
-
-
-class PhotographSource(Source):
-    """A source of photographs that ``bench data prepare`` can write as shards; subclasses say where and list them."""
-
-    fetchable = False
-
-    def root(self, options: Mapping[str, Any], data_dir: Path) -> Path:
-        """Return the folder of its images, there or not; raises ``InputError`` for a name that leads elsewhere."""
-        raise NotImplementedError
-
-    def shards_folder(self, options: Mapping[str, Any], data_dir: Path) -> Path:
-        """Return where its shards are, or would be."""
-        root = self.root(options, data_dir)
-        return root.with_name(root.name + ".shards")
-
-    def listing(self, options: Mapping[str, Any], data_dir: Path) -> Listing:
-        """Return the images that ``prepare`` reads; raises ``InputError``."""
-        raise NotImplementedError
-
-    def manifest(self, options: Mapping[str, Any], data_dir: Path) -> shards.Manifest | None:
-        """Return the manifest of its shards, None where it is not prepared; raises ``InputError`` where damaged."""
-        return shards.read_manifest(self.shards_folder(options, data_dir))
-
-    def facts(self, options: Mapping[str, Any], data_dir: Path) -> Facts:
-        facts = super().facts(options, data_dir)
-        manifest = self.manifest(options, data_dir)
-        if manifest is None:
-            return facts
-        train, test = (manifest.counts[part] for part in shards.PARTS)
-        return replace(facts, num_classes=len(manifest.classes), train_count=train, test_count=test)
-
-    def problem(self, options: Mapping[str, Any], data_dir: Path) -> str | None:
-        try:
-            manifest = self.manifest(options, data_dir)
-        except InputError as error:
-            return str(error)
-        return self.unprepared(options, data_dir) if manifest is None else shards.size_problem(manifest)
-
-    def unprepared(self, options: Mapping[str, Any], data_dir: Path) -> str | None:
-        """Return what keeps it from being loaded where there are no shards."""
-        raise NotImplementedError
-
-    def remedy(self, options: Mapping[str, Any], data_dir: Path) -> str:
-        """Return the command that prepares it."""
-        return f"`bench data prepare {self.label(options)} --data {clean(data_dir)}` writes it as shards."
-
-    def checksum(self, options: Mapping[str, Any], data_dir: Path) -> str | None:
-        if self.problem(options, data_dir):
-            return None
-        manifest = self.manifest(options, data_dir)
-        if manifest is not None:
-            return manifest.checksum
-        return self.listing(options, data_dir).checksum(self.root(options, data_dir))
-
-    def load(self, options: Mapping[str, Any], data_dir: Path) -> Photographs:
-        problem = self.problem(options, data_dir)
-        if problem:
-            raise InputError(problem)
-        manifest = self.manifest(options, data_dir)
-        if manifest is not None:
-            return shards.load(manifest)
-        images = self.listing(options, data_dir)
-        known, found = images.checksum(self.root(options, data_dir)), images.content()
-        if known != found:
-            raise InputError(
-                f"{clean(self.root(options, data_dir))} changed although sizes and times of its files did not: checksum "
-                f"{found}, before {known}. If that was meant, touch a file and run the command again."
-            )
-        try:
-            return _decoded(images)
-        except InputError as error:
-            remedy = f"bench data prepare {self.label(options)} --max-corrupt N"
-            raise InputError(
-                f"data set '{self.label(options)}': {error}. `{remedy}` leaves up to N out."
-            ) from None
-
-    def verify(self, options: Mapping[str, Any], data_dir: Path) -> list[str]:
-        problem = self.problem(options, data_dir)
-        if problem:
-            return [problem]
-        manifest = self.manifest(options, data_dir)
-        if manifest is not None:
-            try:
-                return shards.problems(manifest)
-            except InputError as error:
-                return [str(error)]
-        found = list(photographs.in_threads(_examined, self.listing(options, data_dir).images))
-        return [line for line in found if line]
-
-    def fetch(self, options: Mapping[str, Any], data_dir: Path) -> None:
-        problem = self.problem(options, data_dir)
-        if problem:
-            raise InputError(f"{problem} `bench data fetch` cannot download it.")
-
-    def paths(self, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
-        """Return its shards' files, or where it is not prepared those of the source that are there."""
-        try:
-            manifest = self.manifest(options, data_dir)
-            if manifest is not None:
-                return [manifest.folder / name for name in ("manifest.json", *manifest.files)]
-            return sorted({item.path for item in self.listing(options, data_dir).images})
-        except InputError:
-            return [self.shards_folder(options, data_dir) / "manifest.json"]
-
-
-def _examined(item: Item) -> str | None:
-    try:
-        pixels(item.bytes())
-    except BadImage as error:
-        return f"{clean(item.path)} is corrupt: {error}"
-    return None
-
-
-def _decoded(images: Listing) -> Photographs:
-    train, mean_sum = _part(images.parts["train"], shards.RESIDENT_BYTES)
-    test, _ = _part(images.parts["test"], shards.RESIDENT_BYTES - train.buffer.size)
-    return Photographs(train, test, len(images.classes), mean_sum)
-
-
-def _part(items: Sequence[Item], limit: int) -> tuple[InMemory, np.ndarray]:
-    labels = [item.label for item in items]
-    return photographs.decode_all(labels, lambda n: items[n].bytes(), lambda n: items[n].name, limit)
 
 
 class _ImageFolder(PhotographSource):

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bench.datasets.imagefolder import PhotographSource
-from bench.datasets.listing import Item, Listing, class_folders, image_files, of_classes
+from bench.datasets.photographs.listing import Item, Listing, class_folders, image_files, of_classes
+from bench.datasets.photographs.source import PhotographSource
 from bench.errors import InputError
 from bench.text import clean
 

@@ -94,8 +94,8 @@ def prepare(
 
     The size is announced first and has to be confirmed, by ``yes`` or on the terminal.
     """
-    from bench.datasets import prepare
-    from bench.datasets.imagefolder import PhotographSource
+    from bench.datasets.photographs import prepare
+    from bench.datasets.photographs.source import PhotographSource
 
     source, options = _named(name, data_dir)
     if not isinstance(source, PhotographSource):

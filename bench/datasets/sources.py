@@ -13,7 +13,7 @@ from bench.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-    from bench.datasets.photographs import Photographs
+    from bench.datasets.photographs.images import Photographs
 
 CHUNK = 1 << 20
 

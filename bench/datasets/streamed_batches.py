@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.datasets import catalog, crops
+from bench.datasets import catalog
 from bench.datasets.batch_rows import WHOLE, rows
 from bench.datasets.device_batches import chosen_images
-from bench.datasets.photographs import MEAN_SIDE, Images, Photographs
+from bench.datasets.photographs import crops
+from bench.datasets.photographs.images import MEAN_SIDE, Images, Photographs
 from bench.devices import cpu_count
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
@@ -34,7 +35,7 @@ class PhotographData:
 
     ``train_size``, ``holdout``, the order and ``share`` mean what they mean there. Batches are ``(images, labels)``:
     float32 (B, 3, S, S) in channels-last memory on the device, int64 (B,). What is done to the images is described in
-    ``bench.datasets.crops``; it ends in uint8, which is normalised on the device. ``standardize`` takes the channels'
+    ``photographs.crops``; it ends in uint8, which is normalised on the device. ``standardize`` takes the channels'
     mean and deviation over the images trained on, in the size they are stored in; ``pixel_mean`` subtracts the mean
     image of all training images (short side 256, central square; its central S/256 * 256/224 part at S) and divides by
     255.

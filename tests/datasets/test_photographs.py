@@ -28,10 +28,12 @@ from torchvision.transforms.v2 import functional as tv
 
 from bench import datasets
 from bench.cli.main import main
-from bench.datasets import catalog, crops, decode, manage, photographs, shards
+from bench.datasets import catalog, manage
 from bench.datasets.imagefolder import IMAGEFOLDER
 from bench.datasets.imagenet import DEVKIT, SOLUTION, TRAIN_TAR, VAL_TAR, ImageNet, Published
-from bench.datasets.prepare import Settings, prepare
+from bench.datasets.photographs import crops, decode, shards
+from bench.datasets.photographs import images as photographs
+from bench.datasets.photographs.prepare import Settings, prepare
 from bench.datasets.streamed_batches import PhotographData
 from bench.errors import InputError
 from bench.experiments.config import identity, make_config
@@ -189,7 +191,7 @@ def test_identity_follows_content_and_not_where_or_when(tmp_path):
 
 
 def test_the_checksum_is_computed_once(tmp_path, monkeypatch):
-    from bench.datasets.listing import Item
+    from bench.datasets.photographs.listing import Item
 
     tree(tmp_path / "own")
     first = catalog.checksum(OWN, tmp_path)
@@ -336,7 +338,7 @@ def test_the_mean_image_is_of_central_squares(tmp_path):
 def test_several_shards_and_corrupt_images_leave_no_gap(tmp_path, monkeypatch):
     root = tree(tmp_path / "own")
     monkeypatch.setattr(shards, "IMAGES_PER_SHARD", 4)
-    monkeypatch.setattr("bench.datasets.prepare.IMAGES_PER_SHARD", 4)
+    monkeypatch.setattr("bench.datasets.photographs.prepare.IMAGES_PER_SHARD", 4)
     for name in ("ant/001.JPEG", "bee/003.JPEG", "cat/005.JPEG"):
         (root / "train" / name).write_bytes(b"")
     with pytest.raises(InputError, match=r"3 corrupt images: train/ant/001.JPEG.*At most 2 may be left out"):
@@ -360,7 +362,7 @@ def test_several_shards_and_corrupt_images_leave_no_gap(tmp_path, monkeypatch):
 SLOW = """
 import sys, time
 from pathlib import Path
-from bench.datasets import prepare, shards, decode
+from bench.datasets.photographs import prepare, shards, decode
 prepare.IMAGES_PER_SHARD = shards.IMAGES_PER_SHARD = 4
 rgb = decode.rgb
 def slowly(*arguments):
@@ -407,7 +409,8 @@ def test_killed_and_run_again_gives_the_same_bytes(tmp_path):
 def test_a_preparation_begun_otherwise_is_not_mixed(tmp_path, monkeypatch):
     root = tree(tmp_path / "own")
     monkeypatch.setattr(
-        "bench.datasets.prepare._keep", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left"))
+        "bench.datasets.photographs.prepare._keep",
+        lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")),
     )
     with pytest.raises(InputError, match="No space left"):
         prepared(tmp_path)

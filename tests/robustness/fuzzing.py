@@ -972,9 +972,9 @@ class Photographs(Target):
     def prepare(self) -> None:
         from PIL import Image
 
-        from bench.datasets import shards
         from bench.datasets.imagefolder import IMAGEFOLDER
-        from bench.datasets.prepare import Settings, prepare
+        from bench.datasets.photographs import shards
+        from bench.datasets.photographs.prepare import Settings, prepare
 
         self.good: dict[str, dict[str, bytes]] = {}
         for part in ("train", "val"):

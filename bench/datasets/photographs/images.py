@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
-from bench.datasets import decode
+from bench.datasets.photographs import decode
 from bench.devices import cpu_count
 from bench.errors import InputError
 

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.datasets import checksums, decode, photographs
-from bench.datasets.photographs import MEAN_SIDE, RECORD, InMemory, Photographs
+from bench.datasets import checksums
+from bench.datasets.photographs import decode
+from bench.datasets.photographs.images import MEAN_SIDE, RECORD, InMemory, Photographs, in_threads
 from bench.errors import InputError
 from bench.text import clean
 
@@ -335,7 +336,7 @@ def _in_memory(shards: Shards) -> InMemory:
     def fill(number: int) -> None:
         images.read(number)[...] = shards.read(number)
 
-    for _ in photographs.in_threads(fill, range(len(index))):
+    for _ in in_threads(fill, range(len(index))):
         pass
     return images
 

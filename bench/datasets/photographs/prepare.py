@@ -1,4 +1,4 @@
-"""``bench data prepare``: photographs written once as large sequential shards (see ``bench.datasets.shards``).
+"""``bench data prepare``: photographs written once as large sequential shards (see ``bench.datasets.photographs.shards``).
 
 A shard is written under a temporary name, flushed and renamed, then its part of the index; so a preparation killed at
 any instant goes on at the first shard that is not there whole. The manifest is written last. No torch.
@@ -20,11 +20,18 @@ from typing import Any
 
 import numpy as np
 
-from bench.datasets import decode, shards
-from bench.datasets.decode import BadImage
-from bench.datasets.listing import Item, Listing
-from bench.datasets.photographs import MEAN_SIDE, RECORD, central_square, corrupt_text, in_threads, measured
-from bench.datasets.shards import IMAGES_PER_SHARD, MEAN_BYTES, PARTS, Manifest
+from bench.datasets.photographs import decode, shards
+from bench.datasets.photographs.decode import BadImage
+from bench.datasets.photographs.images import (
+    MEAN_SIDE,
+    RECORD,
+    central_square,
+    corrupt_text,
+    in_threads,
+    measured,
+)
+from bench.datasets.photographs.listing import Item, Listing
+from bench.datasets.photographs.shards import IMAGES_PER_SHARD, MEAN_BYTES, PARTS, Manifest
 from bench.errors import InputError
 from bench.records.locks import sync_folder
 from bench.records.store import write_atomic

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.datasets import checksums
-from bench.datasets.decode import MAX_FILE, SUFFIXES, BadImage, file_bytes
-from bench.datasets.shards import PARTS, content_digest
+from bench.datasets.photographs.decode import MAX_FILE, SUFFIXES, BadImage, file_bytes
+from bench.datasets.photographs.shards import PARTS, content_digest
 from bench.errors import InputError
 from bench.text import clean
 
