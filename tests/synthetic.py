@@ -103,7 +103,17 @@ def _record(
 
 
 def train_with_witness(
-    config, trial_id, needs, store, data_dir, device, *, stop, on_epoch=None, accept_other_hardware=False
+    config,
+    trial_id,
+    needs,
+    store,
+    data_dir,
+    device,
+    *,
+    stop,
+    on_epoch=None,
+    accept_other_hardware=False,
+    pack=1,
 ):
     """Train nothing for a while; write down when it began and ended, and whether somebody else was at it meanwhile."""
 

@@ -97,6 +97,7 @@ def run_trial(
     stop: Callable[[], bool] = lambda: False,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     accept_other_hardware: bool = False,
+    pack: int | dict[str, Any] = 1,
     function: str = TRAIN,
 ) -> str:
     """Train one trial by a process on each device of ``device``; otherwise as ``bench.training.trial.run_trial``.
@@ -106,7 +107,7 @@ def run_trial(
     devices = device.split(",")
     check_workers(config, len(devices))
     folder = tempfile.mkdtemp(prefix="bench-ranks-")
-    call = _call(function, config, trial_id, needs, store, data_dir, accept_other_hardware)
+    call = _call(function, config, trial_id, needs, store, data_dir, accept_other_hardware, pack)
     pipes: list[connection.Connection] = []
     processes: list[Any] = []
     try:
@@ -137,10 +138,11 @@ def _call(
     store: Store,
     data_dir: Path,
     accept_other_hardware: bool,
+    pack: int | dict[str, Any],
 ) -> tuple[Any, ...]:
     """Return what ``train`` is given, as plain values that any process can read."""
     places = str(store.root), str(data_dir)
-    return function, config.dump(), trial_id, dict(needs), *places, accept_other_hardware, current()
+    return function, config.dump(), trial_id, dict(needs), *places, accept_other_hardware, pack, current()
 
 
 def _watch(
@@ -238,7 +240,7 @@ def train(
     """Train the trial ``call`` as one of a team that was joined before; return how it ended."""
     from bench.training.distributed import Team
 
-    function, config, trial_id, needs, root, data_dir, accept_other_hardware, grant = call
+    function, config, trial_id, needs, root, data_dir, accept_other_hardware, pack, grant = call
     team = Team.joined()
     _log(team)
     module, _, name = function.partition(":")
@@ -254,6 +256,7 @@ def train(
             on_epoch=on_epoch if team.first else None,
             accept_other_hardware=accept_other_hardware,
             team=team,
+            pack=pack,
         )
 
 
@@ -361,12 +364,13 @@ def lead_trial(
     stop: Callable[[], bool] = lambda: False,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     accept_other_hardware: bool = False,
+    pack: int | dict[str, Any] = 1,
 ) -> str:
     """Train one trial with the other processes of ``torchrun``: the part of the first one."""
     import torch
 
     check_workers(config, torch.distributed.get_world_size())
-    call = _call(TRAIN, config, trial_id, needs, store, data_dir, accept_other_hardware)
+    call = _call(TRAIN, config, trial_id, needs, store, data_dir, accept_other_hardware, pack)
     torch.distributed.broadcast_object_list([call])
     try:
         return train(call, device, stop=stop, on_epoch=on_epoch or (lambda line: None))

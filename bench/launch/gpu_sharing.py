@@ -158,20 +158,15 @@ def crowded_out(reason: str) -> bool:
 
 # --- what a record says -----------------------------------------------------------------------------------------------
 
-_trials = 1  # that share the device of this process at most
 
+def layout(trials: int) -> int | dict[str, Any]:
+    """Return ``execution.pack`` of a record: 1 for a trial alone on its device, else the layout.
 
-def enter(trials: int) -> None:
-    """Say, in the process of a trial, how many at most share its device."""
-    global _trials  # noqa: PLW0603  # one trial at a time in a process
-    _trials = trials
-
-
-def layout() -> int | dict[str, Any]:
-    """Return ``execution.pack`` of this process's trial: 1 alone, else the layout and how many at most."""
-    if _trials == 1:
+    ``trials`` is how many trials share the device of this process at most.
+    """
+    if trials == 1:
         return 1
-    return {"layout": "processes", "trials": _trials, "mps": "CUDA_MPS_PIPE_DIRECTORY" in os.environ}
+    return {"layout": "processes", "trials": trials, "mps": "CUDA_MPS_PIPE_DIRECTORY" in os.environ}
 
 
 # --- MPS --------------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from bench import registry
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
 from bench.experiments.permission import Grant, current, granted
-from bench.launch.gpu_sharing import Room, crowded_out, enter
+from bench.launch.gpu_sharing import Room, crowded_out, layout
 from bench.progress import Progress, duration, inert, percent
 from bench.records.locks import Busy
 from bench.records.store import FULL, Damaged, Newer, State, Store, StoreError, explain
@@ -252,7 +252,6 @@ def _train(
     began: float,
 ) -> Outcome:
     try:
-        enter(task.pack)
         set_threads(task.threads)
         module, _, name = task.function.partition(":")
         train = getattr(importlib.import_module(module), name)
@@ -267,6 +266,7 @@ def _train(
             stop=stop,
             on_epoch=on_epoch,
             accept_other_hardware=task.accept_other_hardware,
+            pack=layout(task.pack),
         )
         if status not in ("done", "diverged", "stopped"):
             raise RuntimeError(f"the training function returned {status!r}")

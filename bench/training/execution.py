@@ -20,7 +20,6 @@ from bench.datasets.folders import cache_folder
 from bench.devices import cpu_name, threads_per_trial
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
-from bench.launch import gpu_sharing
 
 # Compiling a step costs about a minute on a slow core; it is worth that where the steps it shortens take much longer.
 COMPILED_STEPS = {"cpu": 50_000, "cuda": 2_000}
@@ -51,11 +50,18 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "c++", "clang++") if name)
 
 
-def decide(config: TrialConfig, total_steps: int, device: str, workers: int = 1) -> dict[str, Any]:
+def decide(
+    config: TrialConfig,
+    total_steps: int,
+    device: str,
+    workers: int = 1,
+    pack: int | dict[str, Any] = 1,
+) -> dict[str, Any]:
     """Return the ``execution`` of a record: device, mode, threads and determinism flags. JSON values only.
 
     ``mode``: "eager"; "compiled", where there are steps enough to pay for compiling; "captured", the compiled step in
-    CUDA graphs. Where what a mode needs is missing it is "eager", and ``fallback`` says why.
+    CUDA graphs. Where what a mode needs is missing it is "eager", and ``fallback`` says why. ``pack`` says how trials
+    share the device (``bench.launch.gpu_sharing.layout``); 1: they do not.
     """
     kind = device.partition(":")[0]
     mode = _wanted_mode(config, total_steps, kind, workers)
@@ -67,7 +73,7 @@ def decide(config: TrialConfig, total_steps: int, device: str, workers: int = 1)
         "mode": mode if fallback is None else "eager",
         "threads": threads_per_trial(device),
         "workers": workers,
-        "pack": gpu_sharing.layout(),
+        "pack": pack,
         "deterministic": True,
         "tf32": False,
         "torch": torch.__version__,

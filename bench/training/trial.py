@@ -45,13 +45,15 @@ def run_trial(
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     accept_other_hardware: bool = False,
     team: Team = SOLO,
+    pack: int | dict[str, Any] = 1,
 ) -> str:
     """Train one trial, from its beginning or its last checkpoint, and write its record into ``store``.
 
     ``needs`` maps the roles "teacher" and "start" to the ids of finished trials in ``store``. ``device`` is "cpu" or
     "cuda:N". ``stop`` is asked after each step; ``on_epoch`` is given each epoch's line, and before
     them, as ``{"note": text}``, what a person should know of how the trial is trained. The caller holds the trial's
-    lock. Returns "done", "diverged" or "stopped" (resumable); whatever else goes wrong is raised.
+    lock. ``pack`` says how trials share the device, for the record.
+    Returns "done", "diverged" or "stopped" (resumable); whatever else goes wrong is raised.
 
     Each worker of a ``team`` calls this with a device of its own; only the first one's ``store``, ``stop`` and
     ``on_epoch`` are used.
@@ -62,7 +64,7 @@ def run_trial(
     place = device if team.size == 1 else "cpu"  # what the first worker reads travels to the others
     state = team.from_first(lambda: checkpoint.load(store.checkpoint(trial_id), place))
     run, how, changed = _prepare(
-        config, needs, store, arrays, device, recorded, accept_other_hardware, trial_id, team
+        config, needs, store, arrays, device, recorded, accept_other_hardware, trial_id, team, pack
     )
     source = provenance(checksum(config.dataset, data_dir))
     check_same_data(team, run.data, source["data"], config.dump())
@@ -144,6 +146,7 @@ def _prepare(
     accept_other_hardware: bool,
     trial_id: str,
     team: Team,
+    pack: int | dict[str, Any],
 ) -> tuple[Run, dict[str, Any], list[str]]:
     """Build everything of a trial at its first step; return it with its execution and what differs from the record."""
     clock = Clock(config.seed, device)
@@ -168,7 +171,7 @@ def _prepare(
     )  # before the first tensor operation; threads and determinism do not depend on the steps
     size = config.input_size or make(config).input_size  # a network of the user's may tell it itself
     data = datasets.make_data(arrays, config, size, device, team.share)
-    here = execution.decide(config, config.epochs * data.steps_per_epoch, device, team.size)
+    here = execution.decide(config, config.epochs * data.steps_per_epoch, device, team.size, pack)
     how, changed = execution.resume_execution(
         recorded.get("execution") if recorded else None,
         here,

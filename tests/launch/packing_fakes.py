@@ -11,7 +11,17 @@ from tests.launch import running_fakes
 
 
 def noted(
-    config, trial_id, needs, store, data_dir, device, *, stop, on_epoch=None, accept_other_hardware=False
+    config,
+    trial_id,
+    needs,
+    store,
+    data_dir,
+    device,
+    *,
+    stop,
+    on_epoch=None,
+    accept_other_hardware=False,
+    pack=1,
 ):
     """Train nothing (``running_fakes``); note device, beginning and end in ``times.jsonl``."""
     begin = time.monotonic()
@@ -42,7 +52,17 @@ def meet(seed, data_dir):
 
 
 def victim(
-    config, trial_id, needs, store, data_dir, device, *, stop, on_epoch=None, accept_other_hardware=False
+    config,
+    trial_id,
+    needs,
+    store,
+    data_dir,
+    device,
+    *,
+    stop,
+    on_epoch=None,
+    accept_other_hardware=False,
+    pack=1,
 ):
     """Train really; the process of seed 0 is killed after its first epoch, the first time."""
     from bench.training.trial import run_trial
@@ -54,4 +74,4 @@ def victim(
             once.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    return run_trial(config, trial_id, needs, store, data_dir, device, stop=stop, on_epoch=record)
+    return run_trial(config, trial_id, needs, store, data_dir, device, stop=stop, on_epoch=record, pack=pack)

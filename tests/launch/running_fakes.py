@@ -13,7 +13,17 @@ import time
 
 
 def train(
-    config, trial_id, needs, store, data_dir, device, *, stop, on_epoch=None, accept_other_hardware=False
+    config,
+    trial_id,
+    needs,
+    store,
+    data_dir,
+    device,
+    *,
+    stop,
+    on_epoch=None,
+    accept_other_hardware=False,
+    pack=1,
 ):
     """Record ``config.epochs`` epochs whose accuracies are functions of the id; go on after those already recorded."""
     path = data_dir / "behaviour.json"

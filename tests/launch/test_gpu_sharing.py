@@ -313,11 +313,10 @@ def test_a_neighbour_killed_changes_nothing_for_the_others_and_the_layout_is_rec
         assert found.now["pack"] == {"layout": "processes", "trials": 2, "mps": False}
 
 
-def test_resuming_under_another_layout_is_no_other_execution(monkeypatch):
+def test_resuming_under_another_layout_is_no_other_execution():
     config = TrialConfig.model_validate({"dataset": "digits", "network": "svhn_convnet", "epochs": 1})
     alone = execution.decide(config, 10, "cpu")
-    monkeypatch.setattr(gpu_sharing, "_trials", 8)
-    shared = execution.decide(config, 10, "cpu")
+    shared = execution.decide(config, 10, "cpu", pack=gpu_sharing.layout(8))
     assert alone["pack"] == 1 and shared["pack"]["trials"] == 8
     assert execution.differences(alone, shared) == [] == execution.differences(shared, alone)
     assert execution.differences(alone, {**shared, "threads": 2}) == ["threads: 1 then, 2 here"]

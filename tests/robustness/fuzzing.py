@@ -263,7 +263,17 @@ RECORD_KEYS = (
 
 
 def train(
-    config, trial_id, needs, store, data_dir, device, *, stop, on_epoch=None, accept_other_hardware=False
+    config,
+    trial_id,
+    needs,
+    store,
+    data_dir,
+    device,
+    *,
+    stop,
+    on_epoch=None,
+    accept_other_hardware=False,
+    pack=1,
 ):
     """Record up to three epochs whose accuracies are a function of the id."""
     provenance = {"commit": "c0ffee", "dirty": False, "versions": {"torch": "2"}, "data": "d1"}
