@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class InputError(Exception):
@@ -18,3 +19,12 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the valid name closest to ``name``, or ``""`` when none is close."""
     found = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.6)
     return f" Did you mean '{found[0]}'?" if found else ""
+
+
+def shown(value: Any, length: int = 80) -> str:
+    """Return ``repr(value)``, cut to ``length`` characters: fit for a message whatever the value is."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a table nested too deeply
+        return "that value"
+    return text if len(text) <= length else text[: length - 3] + "..."

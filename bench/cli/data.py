@@ -6,8 +6,8 @@ import argparse
 
 from bench.cli import OK
 from bench.datasets import manage
-from bench.datasets.folders import resolve_data_dir
 from bench.errors import InputError, nearest
+from bench.folders import resolve_data_dir
 from bench.progress import inert
 
 ACTIONS = ("list", "fetch", "prepare", "verify")

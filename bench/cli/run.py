@@ -13,11 +13,11 @@ from bench.cli import OK, WRONG_INPUT
 from bench.cli import status as overview
 from bench.cli.selection import Selection
 from bench.costs.predict import known_seconds
-from bench.datasets import catalog
-from bench.datasets.folders import resolve_data_dir
 from bench.devices import find_devices, threads_per_trial
 from bench.errors import InputError
-from bench.experiments.expand import Experiment
+from bench.experiments import catalog
+from bench.experiments.trials import Experiment
+from bench.folders import resolve_data_dir
 from bench.launch.data_parallel import TRAIN_TOGETHER, check_workers, groups, together, torchrun_workers
 from bench.launch.options import RunOptions
 from bench.launch.placement import place, shared_gpus

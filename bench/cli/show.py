@@ -20,12 +20,14 @@ from typing import Any
 from bench import registry
 from bench.cli import OK
 from bench.cli.selection import Selection
-from bench.datasets.folders import resolve_data_dir
 from bench.errors import InputError, nearest
-from bench.experiments.config import CHOICES, TrialConfig, label, short_bits
-from bench.experiments.expand import Experiment, IndexLine
+from bench.experiments.config import TrialConfig, short_bits
+from bench.experiments.labels import label
+from bench.experiments.options import CHOICES
 from bench.experiments.overrides import differences, flatten, listed
 from bench.experiments.toml_files import recipe_names
+from bench.experiments.trials import Experiment, IndexLine
+from bench.folders import resolve_data_dir
 from bench.text import clean
 
 # what `bench list` offers -> the groups of the registry

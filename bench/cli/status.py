@@ -10,8 +10,8 @@ from typing import Any
 
 from bench.cli import OK
 from bench.cli.selection import Selection
-from bench.datasets.folders import resolve_data_dir
 from bench.errors import InputError
+from bench.folders import resolve_data_dir
 from bench.launch.pool import ACTIONS
 from bench.progress import inert, percent, plural, table
 from bench.records.store import State, Store, StoreError

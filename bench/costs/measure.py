@@ -24,14 +24,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench import datasets
+from bench import datasets, folders
 from bench.cli.show import table
 from bench.costs.predict import Calibration, Kept, makespan, measured_mode, steps_per_epoch, trial_seconds
-from bench.datasets import catalog
 from bench.devices import cpu_count, threads_per_trial
-from bench.experiments.config import TrialConfig, label, short_bits
-from bench.experiments.expand import Experiment
+from bench.experiments import catalog
+from bench.experiments.config import TrialConfig, short_bits
+from bench.experiments.labels import label
 from bench.experiments.permission import Grant, adopt, current
+from bench.experiments.trials import Experiment
 from bench.layers.low_precision import observe
 from bench.networks import Network, build, describe_layers, initialize
 from bench.randomness import Clock
@@ -407,7 +408,7 @@ def cost_text(experiment: Experiment, data_dir: Path | str | None) -> str:
 
     Raises ``InputError`` for absent data.
     """
-    folder = catalog.resolve_data_dir(data_dir)
+    folder = folders.resolve_data_dir(data_dir)
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     meter = Meter(device, folder)
     jobs = max(1, cpu_count() // threads_per_trial(device)) if device == "cpu" else 1
@@ -493,7 +494,7 @@ def layers_text(experiment: Experiment, data_dir: Path | str | None) -> str:
     for trial in experiment.trials:
         config = trial.config
         strategy = make_strategy(config, 1)
-        classes = catalog.facts(config.dataset, catalog.resolve_data_dir(data_dir)).num_classes or 10
+        classes = catalog.facts(config.dataset, folders.resolve_data_dir(data_dir)).num_classes or 10
         network = build(
             config, num_classes=classes, clock=Clock(), branch=strategy.branch, blend=strategy.blend
         )

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import bench
-from bench.datasets import catalog
-from bench.datasets.folders import cache_folder
 from bench.devices import cpu_name
 from bench.errors import InputError
+from bench.experiments import catalog
 from bench.experiments.config import TrialConfig
+from bench.folders import cache_folder
 from bench.records.store import write_atomic
 from bench.schedules import factor_value
 

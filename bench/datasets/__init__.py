@@ -35,7 +35,7 @@ def load(dataset: Mapping[str, Any], data_dir: Path, expected: str | None = None
     ``expected`` is a checksum taken before (``catalog.checksum``), for instance the one a record was made with.
     Raises ``InputError`` where the data is absent, corrupt, or not the one expected.
     """
-    from bench.datasets import catalog
+    from bench.experiments import catalog
 
     source, options = catalog.source_of(dataset)
     arrays = source.load(options, data_dir)

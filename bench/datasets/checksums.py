@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bench.datasets.folders import cache_folder
 from bench.datasets.sources import CHUNK
 from bench.errors import InputError
+from bench.folders import cache_folder
 
 
 def of_file(path: Path) -> str:

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.datasets import augmentation, catalog
+from bench.datasets import augmentation
 from bench.datasets.batch_rows import WHOLE, rows
 from bench.datasets.resize import Bilinear
 from bench.datasets.sources import Arrays
+from bench.experiments import catalog
 from bench.experiments.config import TrialConfig
 from bench.randomness import combine, fold, permutation, sample_bits
 

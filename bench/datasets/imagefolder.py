@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.datasets.folders import acceptable, inside
 from bench.datasets.photographs import listing, shards
 from bench.datasets.photographs.listing import Listing
 from bench.datasets.photographs.source import PhotographSource
 from bench.datasets.sources import Facts
 from bench.errors import InputError
+from bench.folders import acceptable, inside
 from bench.text import clean
 
 ENTRIES = [

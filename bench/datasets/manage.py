@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench import registry
-from bench.datasets import catalog
 from bench.datasets.sources import Source
 from bench.errors import InputError, nearest
-from bench.experiments.config import NAMED
+from bench.experiments import catalog
+from bench.experiments.options import NAMED
 
 
 def _offered(data_dir: Path) -> dict[str, tuple[Source, dict]]:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bench.datasets import checksums
-from bench.datasets.folders import acceptable, inside
 from bench.datasets.sources import CHUNK, Arrays, Facts, Source
 from bench.errors import InputError
+from bench.folders import acceptable, inside
 
 if TYPE_CHECKING:
     import numpy as np

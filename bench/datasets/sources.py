@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bench.errors import InputError
+from bench.experiments.catalog import Facts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,17 +45,6 @@ def checked_labels(labels: np.ndarray, count: int, classes: int) -> np.ndarray:
     if count and (labels.min() < 0 or labels.max() >= classes):
         raise ValueError(f"labels from {labels.min()} to {labels.max()}; expected 0 to {classes - 1}")
     return labels.astype(np.int64)
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What is known of a data set without reading its images; None where only absent files could tell."""
-
-    num_classes: int | None = None
-    train_count: int | None = None
-    test_count: int | None = None
-    image_size: int | None = None  # the longer side, in pixels
-    default_recipe: str | None = None
 
 
 class Source:

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.datasets import catalog
 from bench.datasets.batch_rows import WHOLE, rows
 from bench.datasets.device_batches import chosen_images
 from bench.datasets.photographs import crops
 from bench.datasets.photographs.images import MEAN_SIDE, Images, Photographs
 from bench.devices import cpu_count
 from bench.errors import InputError
+from bench.experiments import catalog
 from bench.experiments.config import TrialConfig
 from bench.randomness import combine, fold, permutation, sample_bits
 

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bench import registry
-from bench.experiments.config import CHOICES, FIELDS, TrialConfig, as_table
+from bench.experiments.config import FIELDS, TrialConfig
+from bench.experiments.options import CHOICES, as_table
 
 AxisPath = tuple[str, ...]  # ("strategy", "factor", "until")
 

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bench.errors import InputError, nearest
-from bench.experiments.config import CHOICES, FIELDS, RECIPE_FIELDS, as_table, check_field, shown
+from bench.errors import InputError, nearest, shown
+from bench.experiments.config import FIELDS, RECIPE_FIELDS, check_field
+from bench.experiments.options import CHOICES, as_table
 from bench.experiments.overrides import AxisPath
 from bench.text import clean
 

@@ -19,10 +19,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.datasets.catalog import require, resolve_data_dir
 from bench.errors import InputError
+from bench.experiments.catalog import require
 from bench.experiments.config import TrialConfig
 from bench.experiments.permission import granted
+from bench.folders import resolve_data_dir
 from bench.launch.pool import Outcome, Task, execute, settle
 from bench.records.locks import Busy
 from bench.records.store import Store, StoreError, write_atomic

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.datasets import catalog
 from bench.devices import find_devices
 from bench.errors import InputError
-from bench.experiments import permission
-from bench.experiments.config import TrialConfig, digest, identity, identity_document
+from bench.experiments import catalog, permission
+from bench.experiments.config import TrialConfig
+from bench.experiments.identity import digest, identity, identity_document
 from bench.launch.data_parallel import TRAIN_TOGETHER, groups
 from bench.launch.pool import TRAIN, Session, Stop, Task, TrialLike, plan, priorities, run_pool
 from bench.progress import Progress, inert, percent, say

@@ -16,7 +16,7 @@ from typing import Any
 
 from bench import registry
 from bench.errors import InputError
-from bench.experiments.config import complete
+from bench.experiments.options import complete
 from bench.quantizers.base import Quantizer
 from bench.quantizers.variants import differences
 

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.errors import InputError, nearest
-from bench.experiments.config import shown
+from bench.errors import InputError, nearest, shown
 from bench.experiments.toml_files import parse_toml, read_text
 from bench.text import clean
 

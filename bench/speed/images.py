@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from bench.datasets import catalog
 from bench.datasets.imagefolder import IMAGEFOLDER
 from bench.datasets.photographs import shards
 from bench.datasets.photographs.prepare import prepare, settings
 from bench.datasets.streamed_batches import PhotographData
 from bench.errors import InputError
+from bench.experiments import catalog
 from bench.experiments.config import make_config
 from bench.training import execution
 

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from bench.costs.measure import at_once, make_run, step_at, synthetic
-from bench.datasets.folders import resolve_data_dir
 from bench.devices import cpu_count
 from bench.experiments.config import TrialConfig
+from bench.folders import resolve_data_dir
 from bench.records.store import write_atomic
 from bench.speed import images as photographs
 from bench.speed import peers

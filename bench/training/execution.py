@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from bench.datasets.folders import cache_folder
 from bench.devices import cpu_name, threads_per_trial
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
+from bench.folders import cache_folder
 
 # Compiling a step costs about a minute on a slow core; it is worth that where the steps it shortens take much longer.
 COMPILED_STEPS = {"cpu": 50_000, "cuda": 2_000}

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from bench import datasets
-from bench.datasets.catalog import checksum
 from bench.errors import InputError
+from bench.experiments.catalog import checksum
 from bench.experiments.config import SCHEMA, TrialConfig
 from bench.layers.low_precision import strip
 from bench.networks import Network, build, costs, initialize

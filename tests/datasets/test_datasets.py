@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import datasets
-from bench.datasets import catalog, checksums, cifar, digits, manage, svhn
+from bench import datasets, folders
+from bench.datasets import checksums, cifar, digits, manage, svhn
 from bench.datasets.sources import Download, PublishedFile
 from bench.errors import InputError
+from bench.experiments import catalog
 
 NPZ = {"kind": "npz", "name": "mine"}
 
@@ -510,34 +511,35 @@ def test_corrupt_svhn_is_named(tmp_path, monkeypatch):
 
 def test_data_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("BENCH_DATA", raising=False)
-    assert catalog.resolve_data_dir(None) == catalog.cache_folder() / "data"
+    assert folders.resolve_data_dir(None) == folders.cache_folder() / "data"
     monkeypatch.setenv("BENCH_DATA", "")
-    assert catalog.resolve_data_dir(None) == catalog.cache_folder() / "data"
+    assert folders.resolve_data_dir(None) == folders.cache_folder() / "data"
     monkeypatch.setenv("BENCH_DATA", str(tmp_path))
-    assert catalog.resolve_data_dir(None) == tmp_path
-    assert catalog.resolve_data_dir(tmp_path / "not yet there") == tmp_path / "not yet there"
+    assert folders.resolve_data_dir(None) == tmp_path
+    assert folders.resolve_data_dir(tmp_path / "not yet there") == tmp_path / "not yet there"
     monkeypatch.chdir(tmp_path)
-    assert catalog.resolve_data_dir("here") == tmp_path / "here"
+    assert folders.resolve_data_dir("here") == tmp_path / "here"
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"--data: .*is a file"):
-        catalog.resolve_data_dir(tmp_path / "file")
+        folders.resolve_data_dir(tmp_path / "file")
     with pytest.raises(InputError, match="not a usable path"):
-        catalog.resolve_data_dir("a\0b")
+        folders.resolve_data_dir("a\0b")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the folder differs by platform")
 def test_cache_folder_follows_the_platform(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert catalog.cache_folder().parent == tmp_path
+    assert folders.cache_folder().parent == tmp_path
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert catalog.cache_folder().parent == tmp_path / ".cache"
+    assert folders.cache_folder().parent == tmp_path / ".cache"
 
 
 def test_catalog_imports_nothing_heavy(tmp_path):
     save(tmp_path, **good())
     code = (
-        "import sys; from pathlib import Path; from bench.datasets import catalog, manage\n"
+        "import sys; from pathlib import Path; from bench.datasets import manage\n"
+        "from bench.experiments import catalog\n"
         "folder = Path(sys.argv[1])\n"
         "for kind in ('cifar10', 'cifar100', 'svhn', 'digits'):\n"
         "    catalog.checksum({'kind': kind}, folder); catalog.facts({'kind': kind}, folder)\n"

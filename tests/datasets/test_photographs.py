@@ -28,7 +28,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from bench import datasets
 from bench.cli.main import main
-from bench.datasets import catalog, manage
+from bench.datasets import manage
 from bench.datasets.imagefolder import IMAGEFOLDER
 from bench.datasets.imagenet import DEVKIT, SOLUTION, TRAIN_TAR, VAL_TAR, ImageNet, Published
 from bench.datasets.photographs import crops, decode, shards
@@ -36,7 +36,9 @@ from bench.datasets.photographs import images as photographs
 from bench.datasets.photographs.prepare import Settings, prepare
 from bench.datasets.streamed_batches import PhotographData
 from bench.errors import InputError
-from bench.experiments.config import identity, make_config
+from bench.experiments import catalog
+from bench.experiments.config import make_config
+from bench.experiments.identity import identity
 from bench.randomness import combine, fold, permutation, sample_bits
 from bench.records.store import Store
 from bench.training.trial import comparable, run_trial

@@ -9,20 +9,11 @@ from pathlib import Path
 import pytest
 
 from bench import registry
-from bench.errors import InputError
-from bench.experiments.config import (
-    FIELDS,
-    Recipe,
-    TrialConfig,
-    check_field,
-    complete,
-    identity,
-    identity_document,
-    label,
-    make_config,
-    parse_bits,
-    shown,
-)
+from bench.errors import InputError, shown
+from bench.experiments.config import FIELDS, Recipe, TrialConfig, check_field, make_config, parse_bits
+from bench.experiments.identity import identity, identity_document
+from bench.experiments.labels import label
+from bench.experiments.options import complete
 from tests.experiments.experiment_fakes import NETWORKS, use_toy_networks
 
 DATA = "sha256:0123456789abcdef"

@@ -15,7 +15,8 @@ from torchvision.ops import SqueezeExcitation, StochasticDepth
 from bench.cli.main import main
 from bench.errors import InputError
 from bench.experiments import permission
-from bench.experiments.config import TrialConfig, identity_document
+from bench.experiments.config import TrialConfig
+from bench.experiments.identity import identity_document
 from bench.experiments.permission import Grant, granted
 from bench.launch.pool import Task, execute
 from bench.layers.low_precision import Branch, Dropout, LowPrecisionLayer, observe, strip
@@ -918,8 +919,8 @@ def test_the_grant_travels_with_the_trial(own, tmp_path, capsys):
     _, witness = own
     with granted(Grant(("mynets_of_tests",), str(tmp_path))):
         fields = sealed("python:mynets_of_tests.tiny")
-        from bench.datasets import catalog
-        from bench.experiments.config import identity
+        from bench.experiments import catalog
+        from bench.experiments.identity import identity
 
         trial = identity(fields, catalog.checksum(fields.dataset, tmp_path))
         task = Task(trial, fields.dump(), {}, str(tmp_path / "runs"), str(tmp_path))

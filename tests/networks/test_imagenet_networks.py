@@ -12,8 +12,9 @@ import torch.nn.functional as F
 
 from bench import registry
 from bench.errors import InputError
-from bench.experiments.config import TrialConfig, complete, make_config
+from bench.experiments.config import TrialConfig, make_config
 from bench.experiments.expand import load_experiment
+from bench.experiments.options import complete
 from bench.experiments.toml_files import load_recipe
 from bench.layers.low_precision import MERGES, Branch, observe, strip
 from bench.networks import build, costs, describe_layers, initialize, resnet_imagenet

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bench.experiments.config import TrialConfig, identity
+from bench.experiments.config import TrialConfig
+from bench.experiments.identity import identity
 from bench.reporting import write_report
 
 ROOT = Path(__file__).parents[2]

@@ -16,8 +16,9 @@ import torch
 
 from bench import registry
 from bench.cli.main import main
-from bench.experiments.config import TrialConfig, identity
+from bench.experiments.config import TrialConfig
 from bench.experiments.expand import load_experiment
+from bench.experiments.identity import identity
 from bench.launch.pool import Task, describe, execute
 from bench.records.store import Store
 from bench.training.evaluate import Accuracy

@@ -9,7 +9,7 @@ import pytest
 
 from bench import schedules
 from bench.errors import InputError
-from bench.experiments.config import complete
+from bench.experiments.options import complete
 from bench.schedules import factor_value, learning_rate_value
 
 TOTAL, EPOCH = 400, 20  # steps in all, steps an epoch

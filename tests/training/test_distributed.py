@@ -431,7 +431,7 @@ def test_micro_batches_are_batch_norm_groups_trained_one_after_the_other():
 
 
 def test_none_of_the_new_fields_changes_an_identity_at_its_default():
-    from bench.experiments.config import identity_document
+    from bench.experiments.identity import identity_document
 
     config = complete_config(make_config().dump())
     assert (

@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import datasets
 from bench.costs.measure import make_run
-from bench.datasets.folders import cache_folder
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
+from bench.folders import cache_folder
 from bench.launch.pool import Session, Stop
 from bench.layers.max_pool import MaxPool2, _Largest
 from bench.networks import chain

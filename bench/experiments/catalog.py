@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench import registry
-from bench.datasets.folders import cache_folder, resolve_data_dir
-from bench.datasets.sources import Facts, Source
 from bench.errors import InputError
 
-__all__ = [
-    "Facts",
-    "cache_folder",
-    "checksum",
-    "facts",
-    "label",
-    "require",
-    "resolve_data_dir",
-    "source_of",
-    "split",
-]
+if TYPE_CHECKING:
+    from bench.datasets.sources import Source
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a data set without reading its images; None where only absent files could tell."""
+
+    num_classes: int | None = None
+    train_count: int | None = None
+    test_count: int | None = None
+    image_size: int | None = None  # the longer side, in pixels
+    default_recipe: str | None = None
 
 
 def source_of(dataset: Mapping[str, Any]) -> tuple[Source, dict[str, Any]]:

@@ -1,0 +1,59 @@
+"""A trial's identity: a hash of its configuration without defaults, and of its data's checksum. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from bench import registry
+from bench.experiments.config import TrialConfig
+from bench.experiments.options import CHOICES
+
+
+def _without_defaults(group: str, choice: dict[str, Any]) -> dict[str, Any]:
+    """Return a choice with the options at their default left out, and its entry's revision where it is above 1."""
+    entry = registry.get(group, choice["kind"])
+    kept: dict[str, Any] = {"kind": choice["kind"]}
+    for option, given in choice.items():
+        value, spec = (
+            given,
+            entry.options.get(option, {} if entry.facts.get("open") and option != "kind" else None),
+        )
+        if spec is None or spec.get("hashed") is False or ("default" in spec and spec["default"] == value):
+            continue
+        if spec.get("type") == "factor" and value is not None:
+            value = _without_defaults("factors", value)
+        elif spec.get("type") == "teacher" and value is not None:
+            value = identity_document(TrialConfig.model_validate(value))
+        kept[option] = value
+    if entry.revision > 1:
+        kept["revision"] = entry.revision
+    return kept
+
+
+def identity_document(config: TrialConfig) -> dict[str, Any]:
+    """Return what is hashed: no defaults, revisions above 1, a teacher by its own document."""
+    document: dict[str, Any] = {}
+    for name, info in type(config).model_fields.items():
+        value = getattr(config, name)
+        if name in CHOICES:
+            value = _without_defaults(CHOICES[name], value)
+        if not info.is_required() and value == info.default:
+            continue
+        document[name] = value
+    return document
+
+
+def identity(config: TrialConfig, data_checksum: str | None) -> str | None:
+    """Return the trial's id, 16 hexadecimal digits, or None where the data (and so its checksum) is absent."""
+    if data_checksum is None:
+        return None
+    return digest(identity_document(config), data_checksum)
+
+
+def digest(document: dict[str, Any], data_checksum: str) -> str:
+    """Return the id of what ``identity_document`` returned, on data of this checksum."""
+    whole = {"config": document, "data": data_checksum}
+    text = json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,189 @@
+"""Choices from the registry: from a name or a table to a complete, checked table ``{kind = ..., options}``. No torch."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from bench import registry, schedules
+from bench.errors import InputError, nearest, shown
+from bench.experiments import permission
+
+NAMED = ("npz:", "imagefolder:")  # data sets of the user's own, KIND:NAME
+
+
+# the fields that are a choice from the registry -> its group
+CHOICES = {
+    "dataset": "datasets",
+    "network": "networks",
+    "quantizer": "quantizers",
+    "strategy": "strategies",
+    "learning_rate": "learning_rates",
+}
+
+
+def as_table(group: str, value: Any) -> Any:
+    """Return a choice written in a short form as the table it stands for; anything else unchanged.
+
+    A name is ``{kind = name}``, ``"npz:NAME"`` the kind ``npz`` with that name and so ``imagefolder:NAME``, a number a
+    constant learning rate.
+    """
+    if group == "learning_rates" and isinstance(value, int | float) and not isinstance(value, bool):
+        return {"kind": "constant", "initial": value}
+    if isinstance(value, str):
+        value = {"kind": value}
+    if group == "datasets" and isinstance(value, dict) and str(value.get("kind")).startswith(NAMED):
+        kind, _, name = value["kind"].partition(":")
+        return {**value, "kind": kind, "name": name}
+    return value
+
+
+def complete(group: str, value: Any, where: str = "") -> dict[str, Any]:
+    """Return ``{"kind": name, **every option}`` from a name or a table ``{kind = ..., options}``.
+
+    Unknown options, wrong types, values out of range and options that do not go together raise ``InputError``, a line
+    each; ``where`` is the key in the file.
+    """
+    where = where or registry.GROUPS[group][0].replace(" ", "_")
+    value = as_table(group, value)
+    if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
+        raise InputError(f'{where}: expected a name or a table {{ kind = "..." }}, not {shown(value)}')
+    kind = value["kind"]
+    if group == "networks" and (permission.is_own(kind) or kind == "python"):
+        permission.split(kind, where)
+    entry = registry.get(group, kind, where)
+    problems, further = [], {}
+    for option in value:
+        if option == "kind" or option in entry.options:
+            continue
+        if entry.facts.get("open"):
+            problems += _further(value[option], f"{where}.{option}", option)
+            further[option] = value[option]
+        else:
+            known = f" Options: {', '.join(entry.options)}." if entry.options else " It has no options."
+            hint = nearest(option, entry.options)
+            problems.append(f"{where}.{option}: '{kind}' has no such option.{hint}{known}")
+    result: dict[str, Any] = {"kind": kind}
+    for option, spec in entry.options.items():
+        if option in value:
+            try:
+                result[option] = _checked(value[option], spec, f"{where}.{option}")
+            except InputError as error:
+                problems.append(str(error))
+        elif "default" in spec:
+            result[option] = copy.deepcopy(spec["default"])
+        else:
+            problems.append(
+                f"{where}.{option}: missing; '{kind}' needs it ({spec.get('help', spec['type'])})"
+            )
+    result |= further
+    if not problems:
+        problems += _combined(group, entry, result, where)
+    if problems:
+        raise InputError("\n".join(problems))
+    return result
+
+
+def _further(value: Any, where: str, option: str) -> list[str]:
+    """Return what is wrong with an option that is handed on to code of the user's: a name, and a plain value."""
+    if not permission.is_module(option) or "." in option or option == "num_classes":
+        return [f"{where}: no function can be given an option of this name"]
+    values = value if isinstance(value, list | tuple) else [value]
+    for one in values:
+        if not isinstance(one, str | int | float | bool) or (
+            isinstance(one, float) and not math.isfinite(one)
+        ):
+            return [f"{where}: expected text, a number, true or false, or a list of them, not {shown(value)}"]
+    return []
+
+
+def _combined(group: str, entry: registry.Entry, choice: Mapping[str, Any], where: str) -> list[str]:
+    """Return what is wrong with a choice's options taken together."""
+    problems = []
+    for option, spec in entry.options.items():
+        if not applies(spec, choice) and choice[option] != spec.get("default"):
+            needed = " and ".join(f"{name} = {_one_of(values)}" for name, values in spec["only_with"].items())
+            problems.append(f"{where}.{option}: {shown(choice[option])} has a meaning only with {needed}")
+    if group in ("factors", "learning_rates"):
+        problems += [f"{where}.{option}: {text}" for option, text in schedules.problems(group, choice)]
+    return problems
+
+
+def holds(condition: Mapping[str, Any], choice: Mapping[str, Any]) -> bool:
+    """Return whether each option that ``condition`` names has one of the values that it lists."""
+    return all(choice.get(name) in values for name, values in condition.items())
+
+
+def applies(spec: Mapping[str, Any], choice: Mapping[str, Any]) -> bool:
+    """Return whether an option has a meaning beside the others: its declaration's ``only_with`` holds."""
+    return holds(spec.get("only_with", {}), choice)
+
+
+def _one_of(values: Iterable[Any]) -> str:
+    return " or ".join(repr(value) for value in values)
+
+
+_TYPES: dict[str, tuple[Any, str]] = {
+    "float": ((int, float), "a number"),
+    "int": (int, "a whole number"),
+    "bool": (bool, "true or false"),
+    "str": (str, "text"),
+}
+
+
+def _checked(value: Any, spec: Mapping[str, Any], where: str) -> Any:
+    """Check one option against its declaration and return it in its canonical type."""
+    if value is None and spec.get("nullable"):
+        return None
+    if "choices" in spec:
+        for choice in spec["choices"]:
+            if value == choice and isinstance(value, bool) == isinstance(choice, bool):
+                return choice
+        hint = nearest(str(value), map(str, spec["choices"])) if isinstance(value, str) else ""
+        raise InputError(
+            f"{where}: {shown(value)} is not one of {', '.join(map(repr, spec['choices']))}.{hint}"
+        )
+    kind = spec["type"]
+    if kind == "factor":
+        return complete("factors", value, where)
+    if kind == "teacher":
+        if not isinstance(value, dict):
+            raise InputError(
+                f"{where}: expected a table of the fields in which it differs, not {shown(value)}"
+            )
+        return value  # completed to a whole configuration when the experiment is expanded
+    if kind in ("names", "floats"):
+        item, words = ("str", "names") if kind == "names" else ("float", "numbers")
+        if not isinstance(value, list | tuple) or not value:
+            raise InputError(f"{where}: expected a list of {words}, not {shown(value)}")
+        return [_scalar(v, item, spec, f"{where}[{i}]") for i, v in enumerate(value)]
+    return _scalar(value, kind, spec, where)
+
+
+def _scalar(value: Any, kind: str, spec: Mapping[str, Any], where: str) -> Any:
+    types, words = _TYPES[kind]
+    if not isinstance(value, types) or (isinstance(value, bool) and kind != "bool"):
+        raise InputError(f"{where}: expected {words}, not {shown(value)}")
+    if kind == "float":
+        try:
+            value = float(value) + 0.0  # -0.0 becomes 0.0
+        except OverflowError:
+            raise InputError(f"{where}: {shown(value)} is too large") from None
+    return _in_range(value, spec, where) if kind in ("float", "int") else value
+
+
+def _in_range(value: Any, spec: Mapping[str, Any], where: str) -> Any:
+    bounds = {
+        "min": (lambda b: value >= b, "at least"),
+        "max": (lambda b: value <= b, "at most"),
+        "above": (lambda b: value > b, "above"),
+        "below": (lambda b: value < b, "below"),
+    }
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{where}: {value!r} is not a finite number")
+    for key, (holds, words) in bounds.items():
+        if key in spec and not holds(spec[key]):
+            raise InputError(f"{where}: {shown(value)} must be {words} {spec[key]}")
+    return value

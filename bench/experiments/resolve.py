@@ -1,0 +1,212 @@
+"""One arm at one grid point: its fields stacked, checked and completed to the configuration of a trial."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench import registry, schedules
+from bench.errors import InputError, nearest, shown
+from bench.experiments import permission
+from bench.experiments.arms import PlannedArm
+from bench.experiments.axes import Assignment
+from bench.experiments.config import TrialConfig, make_config, short_bits
+from bench.experiments.file import ExperimentFile
+from bench.experiments.labels import label
+from bench.experiments.library import Library
+from bench.experiments.options import CHOICES, as_table
+from bench.experiments.overrides import AxisPath, assign, entry_of, explicit, reaches, stack
+from bench.experiments.roles import role_names, roles
+from bench.experiments.toml_files import SETTABLE, load_recipe
+
+
+@dataclass(frozen=True)
+class Run:
+    """A resolved trial of an arm at a grid point; ``needs`` maps a role to the trial of its own that it needs."""
+
+    arm: str
+    config: TrialConfig
+    recipe: str | None
+    axes: tuple[AxisPath, ...]
+    needs: dict[str, TrialConfig]
+
+    def value(self, path: AxisPath) -> Any:
+        """Return the resolved value at ``path`` as tables show it; None where this run has no such option."""
+        if path == ("recipe",):
+            return self.recipe
+        if path == ("bits",):
+            return short_bits(self.config.bits)
+        value: Any = getattr(self.config, path[0])
+        for i, part in enumerate(path[1:], 1):
+            if not isinstance(value, dict) or part not in value:
+                return None
+            value = value[part]
+            if isinstance(value, dict) and i == len(path) - 1:
+                return label("factors", value) if part == "factor" else value
+        if isinstance(value, dict):
+            return label(CHOICES[path[0]], value)
+        return value
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """The fields of an arm at a grid point, before they are checked.
+
+    ``origin`` says where the value at each path came from. ``applied`` are the axes that decided a value, ``touched``
+    the axes and assignments (by ``id``) that reached the arm, though another may stand above them.
+    """
+
+    fields: dict[str, Any]
+    origin: dict[AxisPath, str]
+    applied: tuple[AxisPath, ...]
+    touched: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What became of an arm at a grid point: its run, or None and the error that says why."""
+
+    stacked: Stacked
+    recipe: str | None
+    run: Run | None
+    error: InputError | None = None
+
+
+def stack_fields(
+    file: ExperimentFile, arm: PlannedArm, point: Sequence[Any], recipe: Mapping[str, Any]
+) -> Stacked:
+    """Return the fields of ``arm`` at ``point``: recipe, defaults, grid, arm, profile, ``--set``, later ones winning."""
+    fields: dict[str, Any] = {}
+    origin: dict[AxisPath, str] = {}
+
+    def put(path: AxisPath, value: Any, where: str) -> None:
+        assign(fields, path, value)
+        for deeper in [key for key in origin if key[: len(path)] == path]:
+            del origin[deeper]
+        origin[path] = where
+
+    for table, where in ((recipe, "recipe"), (file.defaults, "defaults"), (arm.fields, arm.where)):
+        for key, value in table.items():
+            put((key,), value, where)
+    above = sorted((*file.assignments, *arm.extra), key=lambda item: item.where == "--set")
+    applied: list[AxisPath] = []
+    touched: set[int] = set()
+    for axis, value in sorted(zip(arm.axes, point, strict=True), key=lambda pair: _turn(pair[0].path)):
+        if (axis.weak and explicit(arm.fields, axis.path)) or not reaches(fields, axis.path):
+            continue
+        touched.add(id(axis))
+        if not _overruled(axis.path, above, fields):
+            put(axis.path, value, axis.where)
+            applied.append(axis.path)
+    for item in above:
+        if reaches(fields, item.path):
+            put(item.path, item.value, item.where)
+            touched.add(id(item))
+    order = [axis.path for axis in arm.axes]
+    return Stacked(fields, origin, tuple(sorted(applied, key=order.index)), frozenset(touched))
+
+
+def _overruled(path: AxisPath, above: Sequence[Assignment], fields: Mapping[str, Any]) -> bool:
+    """Return whether an assignment that reaches the arm decides the value at ``path``."""
+    return any(item.path == path[: len(item.path)] and reaches(fields, item.path) for item in above)
+
+
+def _turn(path: AxisPath) -> tuple[int, bool, bool]:
+    """Return when an axis is applied: options after the choices that have them, bit widths after the quantizer."""
+    return len(path), path[-1] != "kind", path == ("bits",)
+
+
+def resolve(
+    file: ExperimentFile, arm: PlannedArm, point: Sequence[Any], library: Library
+) -> Resolution | None:
+    """Return what becomes of ``arm`` at ``point`` (a value an axis); None where its recipe cannot be read."""
+    stacked = stack_fields(file, arm, point, {})
+    name = stacked.fields.get("recipe")
+    if name is None:
+        name = _default_recipe(stacked.fields.get("dataset"))
+    if name is not None:
+        where = stacked.origin.get(("recipe",))
+        place = f"{where}.recipe" if where else f"{arm.where}.recipe (the data set's default)"
+        recipe = library.recipe(name, place)
+        if recipe is None:
+            return None
+        stacked = stack_fields(file, arm, point, recipe)
+    fields = {key: value for key, value in stacked.fields.items() if key != "recipe"}
+    try:
+        if "bits" not in fields and reaches(fields, ("bits",)):
+            raise InputError('bits: missing (this quantizer needs "W/A", for instance "1/2")')
+        config, needs = with_teachers(sealed(make_config(fields)), library)
+        check_steps(config, library)
+    except InputError as error:
+        return Resolution(stacked, name, None, error)
+    return Resolution(stacked, name, Run(arm.name, config, name, stacked.applied, needs))
+
+
+def _default_recipe(dataset: Any) -> str | None:
+    entry = entry_of("datasets", as_table("datasets", dataset))
+    return entry.facts.get("default_recipe") if entry else None
+
+
+def sealed(config: TrialConfig) -> TrialConfig:
+    """Return ``config`` with the checksum of the code that its network is; raises where that code is not allowed."""
+    network = permission.sealed(config.network)
+    return config if network == config.network else config.model_copy(update={"network": network})
+
+
+def check_steps(config: TrialConfig, library: Library) -> None:
+    """Raise where the data set is too small for the recipe, or a factor does not end at 0 in these steps."""
+    steps = library.steps_per_epoch(config)
+    for option, spec in registry.get("strategies", config.strategy["kind"]).options.items():
+        if spec["type"] == "factor":
+            reason = schedules.never_removed(config.strategy[option], config.epochs, steps)
+            if reason:
+                raise InputError(f"strategy.{option}: {reason}")
+
+
+def with_teachers(config: TrialConfig, library: Library) -> tuple[TrialConfig, dict[str, TrialConfig]]:
+    """Complete the further networks of the strategy.
+
+    Returns the configuration and, by role, the networks that are trials of their own.
+    """
+    strategy, needs = dict(config.strategy), {}
+    for role in roles(config.strategy):
+        teacher = _teacher(config, strategy[role.name], f"strategy.{role.name}", library)
+        strategy[role.name] = teacher.dump()
+        if not role.joint:
+            needs[role.name] = teacher
+    if strategy == config.strategy:
+        return config, needs
+    return config.model_copy(update={"strategy": strategy}), needs
+
+
+def _teacher(config: TrialConfig, table: Mapping[str, Any], where: str, library: Library) -> TrialConfig:
+    """Return the teacher: the arm's configuration in full precision, trained plainly, then the table's fields."""
+    _check_teacher_keys(table, where)
+    try:
+        given = dict(table)
+        if "recipe" in given:
+            given = stack([load_recipe(given.pop("recipe"), library.folder), given])
+        fields = config.dump() | {"quantizer": "full_precision", "bits": "32/32", "strategy": "plain"}
+        for key, value in given.items():
+            assign(fields, (key,), value)
+        teacher = sealed(make_config(fields))
+        check_steps(teacher, library)
+    except InputError as error:
+        raise InputError("\n".join(f"{where}.{line}" for line in str(error).splitlines())) from None
+    if role_names(teacher.strategy["kind"]):
+        raise InputError(f"{where}.strategy: a teacher has no teacher of its own")
+    return teacher
+
+
+def _check_teacher_keys(table: Mapping[str, Any], where: str) -> None:
+    found = []
+    for key, value in table.items():
+        if key not in SETTABLE:
+            found.append(f"{where}.{key}: there is no such key.{nearest(key, SETTABLE)}")
+        elif key == "dataset":
+            found.append(f"{where}.dataset: is that of the arm, always")
+        elif key == "recipe" and not isinstance(value, str):
+            found.append(f"{where}.recipe: expected the name of a recipe, not {shown(value)}")
+    if found:
+        raise InputError("\n".join(found))

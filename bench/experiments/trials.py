@@ -1,0 +1,87 @@
+"""What an experiment file expands to: trials, index lines, arms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.experiments.config import TrialConfig
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training run. ``id`` is None while its data is absent; ``needs`` maps a role to the trial it needs."""
+
+    id: str | None
+    config: TrialConfig
+    needs: dict[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class IndexLine:
+    """A trial that the experiment wants, and why: a line of ``index.jsonl`` (see ``as_dict``).
+
+    ``grid`` holds the values of the arm's own axes and of its baseline's. A teacher or a start has ``arm`` None and its
+    ``role``. ``baseline_trial`` is the run of the baseline that this one is paired with.
+    """
+
+    arm: str | None
+    baseline: str | None
+    grid: dict[str, Any]
+    trial: Trial
+    baseline_trial: Trial | None = None
+    role: str | None = None
+    profile: str | None = None
+
+    @property
+    def id(self) -> str | None:
+        """The trial's identity."""
+        return self.trial.id
+
+    @property
+    def baseline_id(self) -> str | None:
+        """The identity of the paired run of the baseline."""
+        return self.baseline_trial.id if self.baseline_trial else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the line as it stands in ``index.jsonl``."""
+        return {
+            "arm": self.arm,
+            "baseline": self.baseline,
+            "grid": self.grid,
+            "id": self.id,
+            "baseline_id": self.baseline_id,
+            "role": self.role,
+            "profile": self.profile,
+        }
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of the comparison. ``axes`` are its own: dotted field -> how many values."""
+
+    name: str
+    baseline: str | None = None
+    published: dict[str, Any] | None = None
+    allow_differences: tuple[str, ...] = ()
+    axes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A validated, expanded experiment file. ``trials`` are unique, the needed ones before those that need them."""
+
+    path: Path
+    name: str
+    title: str
+    targets: tuple[str, ...]
+    text: str
+    arms: tuple[Arm, ...]
+    trials: tuple[Trial, ...]
+    index: tuple[IndexLine, ...]
+    profile: str | None = None
+
+    def lines(self, arm: str | None) -> list[IndexLine]:
+        """Return the index lines of one arm (None: of the teachers and starts)."""
+        return [line for line in self.index if line.arm == arm]
