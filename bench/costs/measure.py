@@ -34,10 +34,10 @@ from bench.experiments.labels import label
 from bench.experiments.permission import Grant, adopt, current
 from bench.experiments.trials import Experiment
 from bench.layers.low_precision import observe
-from bench.networks import Network, build, describe_layers, initialize
+from bench.networks import Network, build, describe_layers
 from bench.randomness import Clock
-from bench.strategies import Strategy, make_strategy
-from bench.training import execution
+from bench.strategies import make_strategy
+from bench.training import execution, setup
 from bench.training.evaluate import EVALUATION_BATCH, evaluate
 from bench.training.loop import Run
 
@@ -57,38 +57,13 @@ def synthetic(count: int = 512, size: int = 32) -> datasets.Arrays:
     return datasets.Arrays(pixels, labels, pixels, labels, 10)
 
 
-def _teacher_stand_in(config: TrialConfig, build_network: Callable[[TrialConfig], Network]) -> dict[str, Any]:
-    """Return untrained weights for the teachers that ``config`` needs: they cost what trained ones do."""
-    needed = {"A": (), "B": ("teacher",), "C": ("teacher", "start")}.get(
-        config.strategy.get("scheme", "A"), ()
-    )
-    return {
-        role: build_network(TrialConfig.model_validate(config.strategy[role])).state_dict() for role in needed
-    }
-
-
-def make_run(
-    config: TrialConfig,
-    arrays: datasets.Loaded,
-    device: str,
-    mode: str = "eager",
-) -> Run:
+def make_run(config: TrialConfig, arrays: datasets.Loaded, device: str, mode: str = "eager") -> Run:
     """Return a ``Run`` of ``config`` at its first step, teachers untrained: for measuring, not for results."""
     execution.apply({**execution.decide(config, 0, device), "mode": mode})
     clock = Clock(config.seed, device)
-
-    def make(config: TrialConfig, strategy: Strategy | None = None) -> Network:
-        branch, blend = (strategy.branch, strategy.blend) if strategy else (None, None)
-        network = build(config, num_classes=arrays.num_classes, clock=clock, branch=branch, blend=blend)
-        initialize(network, config.seed, config.initialization)
-        return network.to(device).to(memory_format=torch.channels_last)
-
-    size = make(config).input_size
-    data = datasets.make_data(arrays, config, size, device)
-    strategy = make_strategy(config, data.steps_per_epoch)
-    network = make(config, strategy)
-    strategy.prepare(network, make, _teacher_stand_in(config, make))
-    return Run(config, data, network, strategy, clock, mode=mode)
+    data = setup.make_batches(config, arrays, clock)
+    weights = setup.untrained_weights(config, data.num_classes, clock)
+    return setup.make_run(config, data, clock, weights=weights, mode=mode)
 
 
 def on_and_off(run: Run) -> tuple[int | None, int | None]:

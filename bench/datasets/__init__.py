@@ -15,13 +15,11 @@ from bench.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-    from bench.datasets.device_batches import DeviceData
+    from bench.datasets.batches import Batches
     from bench.datasets.photographs.images import Photographs
-    from bench.datasets.streamed_batches import PhotographData
     from bench.experiments.config import TrialConfig
 
     Loaded: TypeAlias = Arrays | Photographs  # what ``load`` returns
-    Batches: TypeAlias = DeviceData | PhotographData  # what ``make_data`` returns
 
 __all__ = ["Arrays", "DeviceData", "load", "make_data"]
 

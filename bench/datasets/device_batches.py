@@ -67,6 +67,7 @@ class DeviceData:
         self.batch_size = config.batch_size
         self.steps_per_epoch = self.train_count // config.batch_size
         self.device = torch.device(device)
+        self.resident = True
 
         train, holdout = chosen_images(total, self.train_count, config.holdout)
         x_train = arrays.x_train if len(train) == total else arrays.x_train[train]
@@ -95,6 +96,10 @@ class DeviceData:
     def train_batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return the training batch of the global ``step`` (from 0), augmented."""
         return self.prepare(self.indices(step), torch.full((), step, dtype=torch.int64, device=self.device))
+
+    def inputs(self, step: int) -> tuple[Tensor, ...]:
+        """Return what ``prepare`` makes the batch of ``step`` from: the indices of its images."""
+        return (self.indices(step),)
 
     def indices(self, step: int) -> Tensor:
         """Return which training images make up this worker's batch of ``step``: int64 (batch_size / ranks,) on the device."""

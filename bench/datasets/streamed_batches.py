@@ -70,6 +70,7 @@ class PhotographData:
         self.batch_size = config.batch_size
         self.steps_per_epoch = self.train_count // config.batch_size
         self.device = torch.device(device)
+        self.resident = False
         self.size = input_size
         self.workers = workers or (1 if self.device.type == "cpu" else min(16, cpu_count()))
 
@@ -114,13 +115,13 @@ class PhotographData:
         """Return which training images make up this worker's batch of ``step``: int64 on the device."""
         return torch.from_numpy(self._positions(step)).to(self.device)
 
-    def prepare(self, indices: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """Cut, augment and normalise a training batch; not for compiled code: images are read on the CPU."""
-        numbers = self._train[indices.cpu().numpy()]
-        futures, pixels = self._begin(self._images.train, numbers, self._windows(numbers, int(step)))
-        for future in futures:
-            future.result()
-        return self._finished(pixels), self._labels(self._images.train, numbers)
+    def inputs(self, step: int) -> tuple[Tensor, ...]:
+        """Return the batch of ``step`` itself: images are cut on the CPU, before the step."""
+        return self.train_batch(step)
+
+    def prepare(self, images: Tensor, labels: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images and labels as they are: ``inputs`` has done everything."""
+        return images, labels
 
     def _positions(self, step: int) -> np.ndarray:
         epoch, position = divmod(step, self.steps_per_epoch)

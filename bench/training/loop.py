@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench import datasets
 from bench.datasets.batch_rows import rows
+from bench.datasets.batches import Batches
 from bench.experiments.config import TrialConfig
 from bench.layers.low_precision import observe
 from bench.networks import Network, costs
@@ -74,7 +74,7 @@ class Run:
     def __init__(
         self,
         config: TrialConfig,
-        data: datasets.Batches,
+        data: Batches,
         network: Network,
         strategy: Strategy,
         clock: Clock,
@@ -103,12 +103,9 @@ class Run:
             functools.partial(torch.compile, fullgraph=True) if mode != "eager" else lambda function: function
         )
         self.forward = averaged(compiled(self._forward), networks, team)
-        self.gather: Callable[..., tuple[Tensor, Tensor]] | None = (
-            None  # None: the images are not on the device
-        )
-        if isinstance(data, datasets.DeviceData):
-            # compiled for a CPU, gathering bytes takes ten times as long as the library's own kernels
-            self.gather = compiled(data.prepare) if self.device.type == "cuda" else data.prepare
+        # compiled for a CPU, gathering bytes takes ten times as long as the library's own kernels
+        on_gpu = data.resident and self.device.type == "cuda"
+        self.prepare = compiled(data.prepare) if on_gpu else data.prepare
         self.recording = Recording(self.update, self.written) if mode == "captured" else None
         self.samples: tuple[Tensor | None, ...] = (None,)  # of each part of a batch; None: 0, 1, 2, ...
         if team.size > 1 or config.micro_batches > 1:
@@ -154,18 +151,14 @@ class Run:
             learning_rate_value(config.learning_rate, step, self.total_steps, self.steps_per_epoch),
         )
         if self.recording is None:
-            self.update(*self._inputs(step))
+            self.update(*self.data.inputs(step))
         else:
-            self.recording.step(self._inputs(step), self.clock.active)
+            self.recording.step(self.data.inputs(step), self.clock.active)
         self.step += 1
 
-    def _inputs(self, step: int) -> tuple[Tensor, ...]:
-        """Return what ``update`` makes the batch of ``step`` of."""
-        return self.data.train_batch(step) if self.gather is None else (self.data.indices(step),)
-
     def update(self, *inputs: Tensor) -> None:
-        """Do the clock's step on its batch: all of it that runs on the device."""
-        images, labels = inputs if self.gather is None else self.gather(*inputs, self.clock.step)
+        """Do the clock's step on the batch of ``inputs`` (``Batches.inputs``): all of it that runs on the device."""
+        images, labels = self.prepare(*inputs, self.clock.step)
         self.optimizer.zero_grad(set_to_none=True)
         self.backward(images, labels)
         self.optimizer.step()
@@ -185,7 +178,7 @@ class Run:
         for step in (self.total_steps - 1, 0):
             self.optimizer.state.clear()  # the last stage has no moments of a branch, the first needs them all
             self.clock.set(step, self.strategy.factor(step))
-            self.recording.record(self._inputs(step), self.clock.active)
+            self.recording.record(self.data.inputs(step), self.clock.active)
 
     def seconds_per_step(self) -> float:
         """Measure one step, after one that does not count, and undo both."""
@@ -194,7 +187,7 @@ class Run:
         seconds = 0.0
         for _ in range(2):
             begin = time.perf_counter()
-            self.update(*self._inputs(self.step))
+            self.update(*self.data.inputs(self.step))
             seconds = time.perf_counter() - begin
         before.put_back()
         if fresh:

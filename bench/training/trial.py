@@ -16,16 +16,14 @@ from bench.errors import InputError
 from bench.experiments.catalog import checksum
 from bench.experiments.config import SCHEMA, TrialConfig
 from bench.layers.low_precision import strip
-from bench.networks import Network, build, costs, initialize
+from bench.networks import costs
 from bench.progress import duration
 from bench.randomness import Clock
 from bench.records.store import Store
-from bench.strategies import Strategy, make_strategy
 from bench.text import clean
-from bench.training import checkpoint, execution
-from bench.training.distributed import SOLO, Team, batch_norm_for, check_same_data
+from bench.training import checkpoint, execution, setup
+from bench.training.distributed import SOLO, Team, check_same_data
 from bench.training.loop import Run, train
-from bench.training.memory import recompute_activations
 from bench.training.provenance import provenance
 from bench.training.resume import resume
 
@@ -149,28 +147,10 @@ def _prepare(
     pack: int | dict[str, Any],
 ) -> tuple[Run, dict[str, Any], list[str]]:
     """Build everything of a trial at its first step; return it with its execution and what differs from the record."""
-    clock = Clock(config.seed, device)
-
-    def make(config: TrialConfig, strategy: Strategy | None = None) -> Network:
-        network = build(
-            config,
-            num_classes=arrays.num_classes,
-            clock=clock,
-            branch=strategy.branch if strategy else None,
-            blend=strategy.blend if strategy else None,
-        )
-        initialize(network, config.seed, config.initialization)
-        batch_norm_for(network, config, team)
-        if config.activation_checkpointing:
-            recompute_activations(network)
-        return network.to(device).to(memory_format=torch.channels_last)
-
     how = execution.decide(config, 0, device)
-    execution.apply(
-        how
-    )  # before the first tensor operation; threads and determinism do not depend on the steps
-    size = config.input_size or make(config).input_size  # a network of the user's may tell it itself
-    data = datasets.make_data(arrays, config, size, device, team.share)
+    execution.apply(how)  # before the first tensor operation: threads do not depend on the steps
+    clock = Clock(config.seed, device)
+    data = setup.make_batches(config, arrays, clock, team)
     here = execution.decide(config, config.epochs * data.steps_per_epoch, device, team.size, pack)
     how, changed = execution.resume_execution(
         recorded.get("execution") if recorded else None,
@@ -179,11 +159,13 @@ def _prepare(
         str(store.folder(trial_id)),
     )
     execution.apply(how)  # with what its mode needs
-    strategy = make_strategy(config, data.steps_per_epoch)
-    network = make(config, strategy)
     weights = team.from_first(lambda: _needed_weights(store, needs, device if team.size == 1 else "cpu"))
+
+    def make(mode: str) -> Run:
+        return setup.make_run(config, data, clock, weights=weights, mode=mode, team=team)
+
     try:
-        strategy.prepare(network, make, weights)
+        run = make(how["mode"])
     except torch.OutOfMemoryError:
         raise
     except (
@@ -191,14 +173,13 @@ def _prepare(
         ValueError,
         TypeError,
         AttributeError,
-    ) as error:  # what load_state_dict makes of other weights
+    ) as error:  # what load_state_dict makes of others
         if not weights:
             raise
         files = ", ".join(str(_weights_path(store, needed)) for needed in needs.values())
         raise InputError(
             f"{files}: weights of another network ({clean(error, 300)}); train it anew with --fresh"
         ) from None
-    run = Run(config, data, network, strategy, clock, mode=how["mode"], team=team)
     if how["mode"] == "captured" and recorded is None:
         try:
             run.record()
@@ -206,7 +187,7 @@ def _prepare(
             raise
         except RuntimeError as error:  # of CUDA, or of the compiler
             how = execution.fell_back(how, f"the step cannot be captured ({clean(error, 200)})")
-            run = Run(config, data, network, strategy, clock, mode=how["mode"], team=team)
+            run = make(how["mode"])
     return run, how, changed
 
 

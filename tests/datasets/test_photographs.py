@@ -935,7 +935,7 @@ def test_a_batch_is_a_function_of_seed_and_step(folder, augmentation):
     for step in (5, 0, 3, 4):
         images, labels = jumping.train_batch(step)
         assert torch.equal(images, taken[step][0]) and torch.equal(labels, taken[step][1])
-        again = jumping.prepare(jumping.indices(step), torch.tensor(step))
+        again = jumping.prepare(*jumping.inputs(step), torch.tensor(step))
         assert torch.equal(again[0], images) and torch.equal(again[1], labels)
     images, labels = taken[0]
     assert images.shape == (4, 3, 16, 16) and images.dtype == torch.float32 and labels.dtype == torch.int64

@@ -57,6 +57,10 @@ class Doubled:
         images, labels = self._data.train_batch(step)
         return images.double(), labels
 
+    def prepare(self, *inputs):
+        images, labels = self._data.prepare(*inputs)
+        return images.double(), labels
+
     def _doubled(self, batches):
         return ((images.double(), labels) for images, labels in batches)
 
@@ -90,7 +94,6 @@ def make_run(config: TrialConfig, team: Team = SOLO, *, double: bool = True) -> 
     network = make(config, strategy)
     strategy.prepare(network, make, {})
     made = Run(config, Doubled(data) if double else data, network, strategy, clock, team=team)
-    made.gather = None  # the doubled images
     if double:
         made.clock.factor = made.clock.factor.double()
         for module in made.network.modules():

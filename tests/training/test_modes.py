@@ -264,7 +264,7 @@ def made(arrays):
         if dtype == torch.float64:
             run.network.double()
             prepare = run.data.prepare
-            run.gather = lambda *inputs: tuple(
+            run.prepare = lambda *inputs: tuple(
                 t.double() if t.is_floating_point() else t for t in prepare(*inputs)
             )
         return steps(run, STEPS)

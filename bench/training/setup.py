@@ -1,0 +1,94 @@
+"""The one builder of a run: trials, ``bench show --cost`` and ``bench speed`` train what this module makes.
+
+clock = Clock(config.seed, device)
+data = make_batches(config, images, clock)
+run = make_run(config, data, clock, weights=weights)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from bench import datasets
+from bench.datasets.batches import Batches
+from bench.experiments.config import TrialConfig
+from bench.networks import Network, build, initialize
+from bench.randomness import Clock
+from bench.strategies import Strategy, make_strategy
+from bench.training.distributed import SOLO, Team, batch_norm_for
+from bench.training.loop import Run
+from bench.training.memory import recompute_activations
+
+
+def make_batches(config: TrialConfig, images: datasets.Loaded, clock: Clock, team: Team = SOLO) -> Batches:
+    """Return the batches of a trial on the clock's device, in the size that its network reads."""
+    size = config.input_size
+    if size is None:  # a network of the user's own tells its size once it is built
+        size = make_network(config, images.num_classes, clock, team=team).input_size
+    return datasets.make_data(images, config, size, clock.step.device, team.share)
+
+
+def make_network(
+    config: TrialConfig,
+    num_classes: int,
+    clock: Clock,
+    strategy: Strategy | None = None,
+    team: Team = SOLO,
+) -> Network:
+    """Return an initialised network on the clock's device, as the recipe trains it; ``strategy`` may expand it."""
+    network = build(
+        config,
+        num_classes=num_classes,
+        clock=clock,
+        branch=strategy.branch if strategy else None,
+        blend=strategy.blend if strategy else None,
+    )
+    initialize(network, config.seed, config.initialization)
+    batch_norm_for(network, config, team)
+    if config.activation_checkpointing:
+        recompute_activations(network)
+    return network.to(clock.step.device).to(memory_format=torch.channels_last)
+
+
+def make_run(
+    config: TrialConfig,
+    data: Batches,
+    clock: Clock,
+    *,
+    weights: Mapping[str, Mapping[str, Any]],
+    mode: str = "eager",
+    team: Team = SOLO,
+) -> Run:
+    """Return a run at its first step.
+
+    Args:
+        config: what is trained, and how.
+        data: what ``make_batches`` returned.
+        clock: that of the data; its seed is the trial's.
+        weights: state dicts of the trials that the strategy needs, by role ("teacher", "start").
+        mode: "eager", "compiled" or "captured".
+        team: the workers that share the trial.
+
+    Raises:
+        RuntimeError, ValueError, TypeError, AttributeError: ``weights`` do not fit the networks.
+    """
+
+    def make(other: TrialConfig) -> Network:
+        return make_network(other, data.num_classes, clock, team=team)
+
+    strategy = make_strategy(config, data.steps_per_epoch)
+    network = make_network(config, data.num_classes, clock, strategy, team)
+    strategy.prepare(network, make, weights)
+    return Run(config, data, network, strategy, clock, mode=mode, team=team)
+
+
+def untrained_weights(config: TrialConfig, num_classes: int, clock: Clock) -> dict[str, dict[str, Any]]:
+    """Return initial weights for the roles of ``config``, to measure with: a step costs the same with trained ones."""
+    roles = {"A": (), "B": ("teacher",), "C": ("teacher", "start")}.get(
+        config.strategy.get("scheme", "A"), ()
+    )
+    needed = {role: TrialConfig.model_validate(config.strategy[role]) for role in roles}
+    return {role: make_network(other, num_classes, clock).state_dict() for role, other in needed.items()}
