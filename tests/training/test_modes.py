@@ -260,6 +260,7 @@ def made(arrays):
     def train(mode: str, dtype: torch.dtype = torch.float32) -> Run:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(chain, "svhn_convnet", two_layers)
+            patch.setattr(TrialConfig, "input_size", None)  # the network tells its size itself
             run = make_run(config(strategy=progressive()), arrays, "cpu", mode)
         if dtype == torch.float64:
             run.network.double()
