@@ -48,7 +48,8 @@ class _ImageFolder(PhotographSource):
             name.removesuffix(".shards")
             for name in listing.class_folders(data_dir)
             if (data_dir / name / "manifest.json").is_file()
-            or ((data_dir / name / "train").is_dir() and listing.test_folder(data_dir / name))
+            or (data_dir / name / "train").is_dir()
+            or listing.test_folder(data_dir / name)
         }
         return {
             f"imagefolder:{name}": {"name": name} for name in sorted(names - {"imagenet"}) if acceptable(name)

@@ -24,7 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bench.datasets.photographs.listing import Item, Listing, class_folders, image_files, of_classes
+from bench.datasets.photographs.listing import (
+    Item,
+    LeftOut,
+    Listing,
+    class_folders,
+    image_files,
+    of_classes,
+)
 from bench.datasets.photographs.source import PhotographSource
 from bench.errors import InputError
 from bench.text import clean
@@ -90,18 +97,21 @@ class ImageNet(PhotographSource):
         missing = _missing(root)
         if missing:
             raise InputError(missing)
+        left_out: list[LeftOut] = []
         if (root / "train").is_dir():
-            classes, train = self._train_folders(root / "train")
+            classes, train = self._train_folders(root / "train", left_out)
         else:
             classes, train = self._train_archive(root / TRAIN_TAR)
         _expect(root, "training images", len(train), published.train)
         test = (
-            self._val_folder(root, classes) if (root / "val").is_dir() else self._val_archive(root, classes)
+            self._val_folder(root, classes, left_out)
+            if (root / "val").is_dir()
+            else self._val_archive(root, classes)
         )
         _expect(root, "validation images", len(test), published.test)
-        return Listing(classes, {"train": train, "test": test})
+        return Listing(classes, {"train": train, "test": test}, left_out)
 
-    def _train_folders(self, folder: Path) -> tuple[list[str], list[Item]]:
+    def _train_folders(self, folder: Path, left_out: list[LeftOut]) -> tuple[list[str], list[Item]]:
         classes = [name for name in class_folders(folder) if _SYNSET.fullmatch(name)]
         packed = sorted(path.name for path in folder.glob("n*.tar"))
         if packed:
@@ -114,7 +124,7 @@ class ImageNet(PhotographSource):
                 f"{clean(folder)} holds {len(classes):,} folders of classes (n01440764, ...) of "
                 f"{self.published.classes:,}: half extracted?"
             )
-        return classes, of_classes(folder, classes)
+        return classes, of_classes(folder, classes, left_out)
 
     def _train_archive(self, path: Path) -> tuple[list[str], list[Item]]:
         inner: dict[str, tuple[int, int]] = {}
@@ -140,7 +150,7 @@ class ImageNet(PhotographSource):
             items += sorted(found, key=lambda item: item.name)
         return classes, items
 
-    def _val_folder(self, root: Path, classes: Sequence[str]) -> list[Item]:
+    def _val_folder(self, root: Path, classes: Sequence[str], left_out: list[LeftOut]) -> list[Item]:
         folder = root / "val"
         folders = class_folders(folder)
         if folders:
@@ -150,8 +160,8 @@ class ImageNet(PhotographSource):
                 )
             if image_files(folder):
                 raise InputError(f"{clean(folder)} is half sorted: images lie beside the folders of classes")
-            return of_classes(folder, classes)
-        names = image_files(folder)
+            return of_classes(folder, classes, left_out)
+        names = image_files(folder, left_out)
         labels = self._labels(root, classes, len(names))
         return [Item(labels[_number(folder, name)], f"val/{name}", folder / name) for name in names]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bench import registry
@@ -46,12 +46,14 @@ def list_text(data_dir: Path) -> str:
             problem, facts = str(error), catalog.Facts()
         paths = source.paths(options, data_dir)
         present = [path for path in paths if path.is_file()]
-        state = "ready" if not problem else "incomplete" if present else "missing"
+        begun = source.begun(options, data_dir)
+        state = "ready" if not problem else "incomplete" if begun else "missing"
         size = _megabytes(sum(path.stat().st_size for path in present)) if paths else "embedded"
         counts = (facts.train_count, facts.test_count, facts.num_classes)
         rows.append((name, state, *(f"{n:,}" if n is not None else "?" for n in counts), size))
-        if problem and present:
+        if problem and (begun or not source.fetchable):
             notes.append(problem)
+        notes += [f"{name}: {line}" for line in source.remarks(options, data_dir)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -61,6 +63,7 @@ def list_text(data_dir: Path) -> str:
         notes.append(
             f"`bench data fetch NAME` downloads {', '.join(missing)}; nothing is downloaded without it."
         )
+    notes += _strangers(data_dir, offered)
     notes.append(
         "A file NAME.npz of yours in the data folder is the data set npz:NAME; a folder NAME of photographs,"
     )
@@ -137,6 +140,7 @@ def verify(name: str | None, data_dir: Path) -> str:
         found = source.verify(options, data_dir)
         problems += [problem for problem in found if problem not in problems]
         lines.append(f"{label}: corrupt or incomplete" if found else f"{label}: intact, {_where(paths)}")
+        lines += [f"{label}: {line}" for line in source.remarks(options, data_dir, thorough=True)]
     if problems:
         intact = [line for line in lines if ": intact" in line]
         raise InputError("\n".join(problems + intact))
@@ -152,6 +156,24 @@ def _covered(label: str, paths: list[Path], chosen: dict, data_dir: Path) -> boo
         if name != label and not source.problem(options, data_dir)
     )
     return any(there <= other for other in others)
+
+
+def _strangers(data_dir: Path, offered: Mapping[str, tuple[Source, dict]]) -> list[str]:
+    """Return a line for each folder in the data folder that belongs to no data set, saying what it lacks."""
+    from bench.datasets.photographs.listing import class_folders, form_problem
+
+    if not data_dir.is_dir():
+        return []
+    known = {
+        path.relative_to(data_dir).parts[0]
+        for source, options in offered.values()
+        for path in source.paths(options, data_dir)
+    } | {name.partition(":")[2] for name in offered}
+    return [
+        f"{problem}, so it is no data set"
+        for name in class_folders(data_dir)
+        if name not in known | {"imagenet", "imagenet.shards"} and (problem := form_problem(data_dir / name))
+    ]
 
 
 def _where(paths: list[Path]) -> str:

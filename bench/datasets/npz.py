@@ -19,6 +19,7 @@ from bench.datasets import checksums
 from bench.datasets.sources import CHUNK, Arrays, Facts, Source
 from bench.errors import InputError
 from bench.folders import acceptable, inside
+from bench.text import clean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,6 +92,18 @@ class _NPZ(Source):
     def checksum(self, options: Mapping[str, Any], data_dir: Path) -> str | None:
         path = self.path(options, data_dir)
         return checksums.of_file(path) if path.is_file() else None
+
+    def remarks(self, options: Mapping[str, Any], data_dir: Path, thorough: bool = False) -> list[str]:
+        path = self.path(options, data_dir)
+        try:
+            with _opened(path) as stream, _archive(path, stream) as archive:
+                others = sorted(set(archive.namelist()) - {f"{key}.npy" for key in KEYS})
+        except InputError:
+            return []
+        shown = ", ".join(clean(name.removesuffix(".npy"), 40) for name in others[:5]) + ", ..." * (
+            len(others) > 5
+        )
+        return [f"{len(others):,} other arrays are not read: {shown}"] if others else []
 
     def facts(self, options: Mapping[str, Any], data_dir: Path) -> Facts:
         facts = super().facts(options, data_dir)

@@ -83,6 +83,17 @@ class Source:
         """Return the images, every byte of the files checked; raises ``InputError``."""
         raise NotImplementedError
 
+    def remarks(self, options: Mapping[str, Any], data_dir: Path, thorough: bool = False) -> list[str]:
+        """Return what of its files is not read (other suffixes, dangling links, ...), counted and named.
+
+        ``thorough`` opens the images, too; otherwise the answer is quick.
+        """
+        return []
+
+    def begun(self, options: Mapping[str, Any], data_dir: Path) -> bool:
+        """Whether anything of it is on disk."""
+        return any(path.exists() for path in self.paths(options, data_dir))
+
     def verify(self, options: Mapping[str, Any], data_dir: Path) -> list[str]:
         """Check everything that is on disk and return what is wrong, a line each."""
         try:

@@ -85,6 +85,7 @@ def test_npz_reads_grey_uncompressed_fortran_and_any_integer_labels(tmp_path, la
     parts = good(x_train=np.asfortranarray(images(12, 6, 5)), x_test=images(5, 6, 5))
     parts = {key: value.astype(label_type) if key[0] == "y" else value for key, value in parts.items()}
     np.savez(tmp_path / "mine.npz", **parts, remark=np.array(["ignored"]))
+    assert "npz:mine: 1 other arrays are not read: remark" in manage.list_text(tmp_path)
     arrays = datasets.load({"kind": "npz", "name": "mine.npz"}, tmp_path)
     assert np.array_equal(arrays.x_train[..., 0], parts["x_train"])
     assert np.array_equal(arrays.y_train, parts["y_train"].astype(np.int64))
@@ -97,6 +98,10 @@ def test_npz_reads_grey_uncompressed_fortran_and_any_integer_labels(tmp_path, la
         ({"x_train": None, "y_train": None, "images": images(3, 4, 4)}, "x_train, y_train missing; it holds"),
         ({"x_train": images(12, 6, 5, 3) / np.float32(255)}, "x_train is float32; expected uint8"),
         ({"x_test": images(5, 6, 5, 3).astype(np.int64)}, "x_test is int64; expected uint8"),
+        ({"x_train": images(12, 6, 5, 3).astype(np.uint16) * 257}, "x_train is uint16; expected uint8"),
+        ({"x_train": images(12, 6, 5, 3).view(np.int8)}, "x_train is int8; expected uint8"),
+        ({"x_train": images(12, 6, 5, 3) > 127}, "x_train is bool; expected uint8"),
+        ({"y_train": np.arange(12) % 4 > 1}, "y_train is bool; expected integer"),
         ({"y_train": np.arange(12) * 1.0}, "y_train is float64; expected integer"),
         ({"y_train": np.array([b"a"] * 12)}, "y_train is |S1; expected integer"),
         ({"x_train": np.array([{"a": 1}] * 12, dtype=object)}, "x_train holds Python objects"),

@@ -114,7 +114,7 @@ def decode_all(
 
     def size(number: int) -> tuple[int, int]:
         try:
-            return decode.opened(encoded(number)).size
+            return decode.size(encoded(number))
         except decode.BadImage as error:
             problems[number] = str(error)
             return 0, 0

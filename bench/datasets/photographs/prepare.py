@@ -30,7 +30,7 @@ from bench.datasets.photographs.images import (
     in_threads,
     measured,
 )
-from bench.datasets.photographs.listing import Item, Listing
+from bench.datasets.photographs.listing import Item, Listing, left_out_text, several_frames
 from bench.datasets.photographs.shards import IMAGES_PER_SHARD, MEAN_BYTES, PARTS, Manifest
 from bench.errors import InputError
 from bench.records.locks import sync_folder
@@ -76,7 +76,7 @@ def estimate(listing: Listing, how: Settings) -> int:
     for item in chosen:
         with contextlib.suppress(BadImage):
             data = item.bytes()
-            size = decode.stored_size(*decode.opened(data).size, how.short_side)
+            size = decode.stored_size(*decode.size(data), how.short_side)
             total += 3 * size[0] * size[1] if how.form == "raw" else len(data)
             count += 1
     return total * len(images) // max(count, 1)
@@ -134,6 +134,7 @@ def prepare(
         f"{name}: {counts['train']:,} training and {counts['test']:,} test images of {len(images.classes):,} classes, "
         f"{_form(how.form, how.short_side)}: about {size_text(needed)} in {clean(folder)}"
         + (f", {size_text(already)} of it written" if already else "")
+        + left_out_text(images.left_out, "; ")
     )
     if not confirm(question):
         raise InputError(f"nothing was written; {name} takes about {size_text(needed)}")
@@ -195,6 +196,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _write(folder: Path, images: Listing, how: Settings, say: Callable[[str], None]) -> Manifest:
     corrupt: list[tuple[str, str]] = []
+    frames: list[str] = []
     files: dict[str, tuple[int, str]] = {}
     counts, digests = {}, {}
     mean = np.zeros((MEAN_SIDE, MEAN_SIDE, 3), dtype=np.uint64)
@@ -212,6 +214,7 @@ def _write(folder: Path, images: Listing, how: Settings, say: Callable[[str], No
             done += report["next"] - position
             position = report["next"]
             corrupt += [(name, reason) for name, reason in report["corrupt"]]
+            frames += report["frames"]
             if len(corrupt) > how.max_corrupt:
                 raise InputError(_too_many(corrupt, how.max_corrupt))
             if report["bytes"]:
@@ -242,6 +245,7 @@ def _write(folder: Path, images: Listing, how: Settings, say: Callable[[str], No
         tuple(corrupt),
         counts,
         files,
+        tuple(line for line in (left_out_text(images.left_out), several_frames(frames)) if line),
     )
     write_atomic(folder / "manifest.json", shards.encode(manifest.document()))
     _remove_parts(folder)
@@ -277,20 +281,22 @@ def _write_shard(
 ) -> dict[str, Any]:
     """Write the shard of the next ``IMAGES_PER_SHARD`` good images from ``position``, and the note of it, last."""
 
-    def stored(item: Item) -> tuple[bytes, bytes, tuple[int, int], Any, np.ndarray | None] | BadImage:
+    def stored(item: Item) -> tuple[bytes, bytes, tuple[int, int], Any, np.ndarray | None, bool] | BadImage:
         try:
             data = item.bytes()
             image = decode.rgb(data, how.short_side)
+            several = decode.frames(data) > 1
         except BadImage as error:
             return error
         square = central_square(image) if part == "train" else None
         kept = image.tobytes() if how.form == "raw" else data
-        return kept, hashlib.sha256(data).digest(), image.size, measured(image), square
+        return kept, decode.digest(data), image.size, measured(image), square, several
 
     shard = int(target.stem.rpartition("-")[2])
     records: list[tuple] = []
     hashes: list[str] = []
     corrupt: list[tuple[str, str]] = []
+    frames: list[str] = []
     mean = np.zeros((MEAN_SIDE, MEAN_SIDE, 3), dtype="<u4")
     digest, offset, begin = hashlib.sha256(), 0, position
     temporary = target.with_suffix(".tmp")
@@ -304,7 +310,8 @@ def _write_shard(
                     if len(corrupt) > how.max_corrupt + ENOUGH:
                         raise InputError(_too_many(corrupt, how.max_corrupt))
                     continue
-                kept, source, (width, height), (sums, squares), square = result
+                kept, source, (width, height), (sums, squares), square, several = result
+                frames += [item.name] * several
                 stream.write(kept)
                 digest.update(kept)
                 records.append((shard, offset, len(kept), height, width, item.label, sums, squares))
@@ -323,7 +330,7 @@ def _write_shard(
     else:
         temporary.unlink()
     report = {"begin": begin, "next": position, "bytes": offset, "sha256": "sha256:" + digest.hexdigest()}
-    report |= {"corrupt": corrupt, "hashes": hashes}
+    report |= {"corrupt": corrupt, "hashes": hashes, "frames": frames}
     write_atomic(target.with_suffix(".json"), json.dumps(report).encode())
     return report
 

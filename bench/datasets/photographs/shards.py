@@ -29,7 +29,7 @@ from bench.text import clean
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SCHEMA = 1
+SCHEMA = 2  # 2: transparency, 16 bits and orientation are part of an image's digest
 FORMS = ("jpeg", "raw")
 IMAGES_PER_SHARD = 2048
 PARTS = ("train", "test")
@@ -57,6 +57,7 @@ class Manifest:
     corrupt: tuple[tuple[str, str], ...]
     counts: Mapping[str, int]
     files: Mapping[str, tuple[int, str]]
+    remarks: tuple[str, ...] = ()  # what of the source was not read, counted and named
 
     @property
     def checksum(self) -> str:
@@ -67,7 +68,9 @@ class Manifest:
         """
         if self.form == "jpeg":
             return self.content
-        return "sha256:" + hashlib.sha256(encode(self.document())).hexdigest()
+        document = self.document()
+        del document["remarks"]  # what was not read changes no pixel
+        return "sha256:" + hashlib.sha256(encode(document)).hexdigest()
 
     def document(self) -> dict[str, Any]:
         """Return the content of ``manifest.json``."""
@@ -81,6 +84,7 @@ class Manifest:
             "corrupt": [list(pair) for pair in self.corrupt],
             "counts": dict(self.counts),
             "files": {name: list(pair) for name, pair in self.files.items()},
+            "remarks": list(self.remarks),
         }
 
     @property
@@ -165,6 +169,7 @@ def _checked(folder: Path, document: Any) -> Manifest:
         tuple((str(name), str(reason)) for name, reason in expect(document["corrupt"], list, "corrupt")),
         counts,
         files,
+        tuple(expect(line, str, "remarks") for line in expect(document["remarks"], list, "remarks")),
     )
     named = {"mean.bin", *(f"{part}.index" for part in PARTS)}
     for part in PARTS:
@@ -225,8 +230,8 @@ def _digests(manifest: Manifest, part: str, index: np.ndarray) -> Iterable[tuple
     images = Shards(manifest, part, index)
     for number, record in enumerate(index):
         data = images.encoded(number)
-        images.checked(number, partial(decode.opened, data))
-        yield int(record["label"]), hashlib.sha256(data).digest()
+        images.check_size(number, partial(decode.size, data))
+        yield int(record["label"]), decode.digest(data)
 
 
 def _small(manifest: Manifest, name: str) -> bytes:
@@ -290,20 +295,27 @@ class Shards:
             start = int(record["offset"]) + 3 * width * top
             data = self._bytes(int(record["shard"]), start, 3 * width * (bottom - top))
             return data.reshape(bottom - top, width, 3)
-        return np.asarray(self.checked(number, lambda: decode.rgb(self.encoded(number))))[top:bottom]
+        image: Image | None = None
 
-    def checked(self, number: int, opened: Callable[[], Image]) -> Image:
-        """Return what ``opened`` returns of an image; raises ``InputError`` unless it is one of the size in the index."""
+        def size() -> tuple[int, int]:
+            nonlocal image
+            image = decode.rgb(self.encoded(number))
+            return image.size
+
+        self.check_size(number, size)
+        return np.asarray(image)[top:bottom]
+
+    def check_size(self, number: int, size: Callable[[], tuple[int, int]]) -> None:
+        """Compare an image's (width, height), which ``size`` returns, with the index; raises ``InputError``."""
         record = self.index[number]
         try:
-            image = opened()
-            if image.size != (record["width"], record["height"]):
+            found = size()
+            if found != (record["width"], record["height"]):
                 raise decode.BadImage(
-                    f"its size is {image.size}, {record['width']} x {record['height']} in the index"
+                    f"its size is {found}, {record['width']} x {record['height']} in the index"
                 )
         except decode.BadImage as error:
             raise InputError(f"{self.paths[int(record['shard'])]}: image {number}: {error}") from None
-        return image
 
     def _bytes(self, shard: int, offset: int, length: int) -> np.ndarray:
         path, data = self.paths[shard], np.empty(length, dtype=np.uint8)

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from bench.datasets.photographs import decode, shards
 from bench.datasets.photographs import images as photographs
-from bench.datasets.photographs import shards
 from bench.datasets.photographs.decode import BadImage, pixels
 from bench.datasets.photographs.images import InMemory, Photographs
-from bench.datasets.photographs.listing import Item, Listing
+from bench.datasets.photographs.listing import Item, Listing, left_out_text, several_frames
 from bench.datasets.sources import Facts, Source
 from bench.errors import InputError
 from bench.text import clean
@@ -107,6 +107,23 @@ class PhotographSource(Source):
         found = list(photographs.in_threads(_examined, self.listing(options, data_dir).images))
         return [line for line in found if line]
 
+    def begun(self, options: Mapping[str, Any], data_dir: Path) -> bool:
+        root = self.root(options, data_dir)
+        return root.exists() or self.shards_folder(options, data_dir).exists()
+
+    def remarks(self, options: Mapping[str, Any], data_dir: Path, thorough: bool = False) -> list[str]:
+        """Return which files of the folder are left out; ``thorough`` opens every image to count its frames."""
+        try:
+            manifest = self.manifest(options, data_dir)
+            if manifest is not None:
+                return list(manifest.remarks)
+            images = self.listing(options, data_dir)
+        except InputError:
+            return []
+        several = photographs.in_threads(_several_frames, images.images) if thorough else ()
+        lines = left_out_text(images.left_out), several_frames([name for name in several if name])
+        return [line for line in lines if line]
+
     def fetch(self, options: Mapping[str, Any], data_dir: Path) -> None:
         problem = self.problem(options, data_dir)
         if problem:
@@ -129,6 +146,13 @@ def _examined(item: Item) -> str | None:
     except BadImage as error:
         return f"{clean(item.path)} is corrupt: {error}"
     return None
+
+
+def _several_frames(item: Item) -> str | None:
+    try:
+        return item.name if decode.frames(item.bytes()) > 1 else None
+    except BadImage:
+        return None
 
 
 def _decoded(images: Listing) -> Photographs:
