@@ -15,11 +15,12 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from bench import datasets
 from bench.cli.main import main
-from bench.datasets import catalog, manage
+from bench.datasets import manage
 from bench.datasets.imagefolder import IMAGEFOLDER
 from bench.datasets.photographs import decode, listing, shards
 from bench.datasets.photographs.prepare import Settings, prepare
 from bench.errors import InputError
+from bench.experiments import catalog
 
 OWN = {"kind": "imagefolder", "name": "own"}
 GREY = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
