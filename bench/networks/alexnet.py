@@ -1,7 +1,8 @@
 """AlexNet in the three forms of the low-bit literature: five convolutions, two hidden linear layers, a classifier.
 
-First convolution and classifier are full precision; every other convolution and both hidden linear layers are not. The
-convolutions get a branch, the linear layers only where ``layers`` names them.
+First convolution and classifier are full precision. Every other convolution and both hidden linear layers are low
+precision; ``alexnet_syq`` can leave the weights of some of them in full precision. The convolutions get a branch, the
+linear layers only where ``layers`` names them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from bench.errors import InputError, nearest
 from bench.networks.builder import Builder, Network
 from bench.networks.padding import SameMaxPool2d
 
@@ -29,6 +31,12 @@ ENTRIES = [
                 "min": 44,
                 "max": 1024,
                 "help": "pixels; fc1 follows",
+            },
+            "quantized": {
+                "type": "names",
+                "default": None,
+                "nullable": True,
+                "help": "layers with quantized weights; null: conv1 to conv4, fc1, fc2; the release runs conv1, conv3, conv4",
             },
         },
     },
@@ -186,14 +194,33 @@ def _tensorpack(builder: Builder, num_classes: int, input_size: int, reads: str)
     )
 
 
-def alexnet_syq(builder: Builder, num_classes: int, *, input_size: int) -> Network:
+_LOW_PRECISION = ("conv1", "conv2", "conv3", "conv4", "fc1", "fc2")
+
+
+def alexnet_syq(
+    builder: Builder, num_classes: int, *, input_size: int, quantized: list[str] | None = None
+) -> Network:
     """Return the AlexNet of the released ImageNet script; width scales everything but the classes, to even counts.
 
-    conv0 12x12/4 without padding, bias or batch norm, activation; conv1 to conv4 without bias (two groups but in conv2),
-    each with batch norm (eps 1e-4), pool where there is one, activation; fc1 and fc2 with batch norm and activation, so
-    that the classifier reads quantized activations. The pools behind conv1 and conv2 are padded as TensorFlow does:
-    54 -> 27 right and bottom alone, 27 -> 14 on both sides; that behind conv4 is not. No dropout.
+    conv0 is 12x12/4 without padding, bias or batch norm, with an activation. conv1 to conv4 have no bias and two groups
+    (conv2: one), each with batch norm (eps 1e-4), a pool where there is one, and an activation. fc1 and fc2 have batch norm
+    and an activation, so that the classifier reads quantized activations. The pools behind conv1 and conv2 are padded as
+    TensorFlow pads: 54 -> 27 right and bottom alone, 27 -> 14 on both sides. The pool behind conv4 is not padded.
+    There is no dropout.
+
+    ``quantized`` names the layers whose weights are quantized; None means all six. The released scripts, run as they are,
+    quantize conv1, conv3 and conv4: their replacement of the variable getter reaches grouped convolutions only. The
+    activations that a layer reads are quantized whatever its weights are. Raises ``InputError`` for unknown names.
     """
+    if quantized is not None:
+        unknown = [
+            f"'{name}'{nearest(name, _LOW_PRECISION)}" for name in quantized if name not in _LOW_PRECISION
+        ]
+        if unknown:
+            raise InputError(
+                f"network.quantized: alexnet_syq has no such layer: {', '.join(unknown)}. Layers: {', '.join(_LOW_PRECISION)}."
+            )
+        builder.full_precision_weights = frozenset(_LOW_PRECISION) - frozenset(quantized)
     return _tensorpack(builder, num_classes, input_size, "quantized")
 
 

@@ -21,7 +21,7 @@ from bench.layers.low_precision import (
     LowPrecisionLinear,
     low_precision_modules,
 )
-from bench.quantizers import Quantizer, make_quantizer
+from bench.quantizers import FullPrecisionWeights, Quantizer, make_quantizer
 from bench.randomness import Clock, Draws
 
 
@@ -52,7 +52,8 @@ class Builder:
     ``clock`` tells the layers step and factor; ``branch`` expands them; ``blend`` (None, "both", "weights",
     "activations") blends full into low precision; ``eps`` is that of every batch norm; ``fold`` puts min(1, |y|) before
     the bounding maps; ``merge_at_output``: sum and difference meet at the convolution's output instead of after the
-    activation; ``multiple``: channel counts, the branches' as well, are multiples of it (for grouped convolutions).
+    activation; ``multiple``: channel counts, the branches' as well, are multiples of it (for grouped convolutions);
+    ``full_precision_weights``: names of the layers whose weights are not quantized (their activations are).
     Raises ``InputError`` for what a branch cannot be.
     """
 
@@ -67,6 +68,7 @@ class Builder:
         self.fold = False
         self.merge_at_output = False
         self.multiple = 1
+        self.full_precision_weights: frozenset[str] = frozenset()
         self._eligible: list[str] = []
         self._kernels: list[int] = []  # of the convolutions that got a branch
         if branch is not None:
@@ -88,12 +90,13 @@ class Builder:
         options: dict[str, Any] = {
             key: value for key, value in self.config.quantizer.items() if key != "kind"
         }
-        w, a, g = self.config.bit_widths
+        kept = name.removesuffix(".extra") in self.full_precision_weights
+        shape = None if kept else weight_shape
         quantizer = make_quantizer(
-            self.config.quantizer["kind"], w, a, g, weight_shape=weight_shape, **options
+            self.config.quantizer["kind"], *self.config.bit_widths, weight_shape=shape, **options
         )
         quantizer.draws = Draws(self.clock, "quantizer", name)
-        return quantizer
+        return FullPrecisionWeights(quantizer) if kept else quantizer
 
     @property
     def merge(self) -> str | None:

@@ -81,3 +81,32 @@ class Quantizer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"w_bits={self.w_bits}, a_bits={self.a_bits}, g_bits={self.g_bits}"
+
+
+class FullPrecisionWeights(Quantizer):
+    """Activations and gradients of another quantizer beside full-precision weights.
+
+    For a layer that a method leaves out: the activations that the layer reads have ``quantizer``'s levels, the weights stay
+    as stored. ``quantizer`` must have no learned scales.
+    """
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        super().__init__(32, quantizer.a_bits, quantizer.g_bits)
+        self.quantizer = quantizer
+        self.scales_input = quantizer.scales_input
+
+    def bound(self, x: Tensor) -> Tensor:
+        """Return the other quantizer's bounding map, any shape."""
+        return self.quantizer.bound(x)
+
+    def activation(self, x: Tensor) -> Tensor:
+        """Return the other quantizer's activations, any shape."""
+        return self.quantizer.activation(x)
+
+    def gradient(self, y: Tensor) -> Tensor:
+        """Return ``y`` with the other quantizer's gradient."""
+        return self.quantizer.gradient(y)
+
+    def input_scale(self, *arguments: Any) -> Tensor:
+        """Return the other quantizer's input scale, where it has one (``scales_input``)."""
+        return self.quantizer.input_scale(*arguments)

@@ -46,9 +46,14 @@ TENSORPACK = [(5, 2, pool_same), (3, 1, pool_same), (3, 2, None), (3, 2, pool_va
 XNOR = [(5, 1, pool_valid), (3, 1, None), (3, 1, None), (3, 1, pool_valid)]
 
 
-def alexnet(p, images, merge, f, *, form, act):
-    """``form``: "syq", "dorefa" or "xnor"."""
+def alexnet(p, images, merge, f, *, form, act, quantized=("conv1", "conv2", "conv3", "conv4", "fc1", "fc2")):
+    """``form``: "syq", "dorefa" or "xnor"; ``quantized``: the layers with binary weights."""
     xnor = form == "xnor"
+
+    def low(name):
+        w = p[name]
+        return weight_1bit(w) if name.split(".")[0] in quantized else w
+
     y = F.conv2d(images, p["conv0.weight"], stride=4, padding=2 if xnor else 0)
     if xnor:
         y = pool_valid(torch.relu(batch_norm(y, p, "stem.0", 1e-5)))
@@ -61,9 +66,9 @@ def alexnet(p, images, merge, f, *, form, act):
                 return batch_norm(y, p, name, 1e-4)
             return batch_norm(pool(y), p, name, 1e-4) if xnor else pool(batch_norm(y, p, name, 1e-4))
 
-        w = weight_1bit(p[f"conv{i}.weight"])
+        w = low(f"conv{i}.weight")
         if rest is not None:
-            w = torch.cat([w, weight_1bit(p[f"conv{i}.weight_extra"])], 1)
+            w = torch.cat([w, low(f"conv{i}.weight_extra")], 1)
         y = grouped(x, rest, w, groups, kernel // 2)
         if merge is not None:
             side = grouped(x, rest, p[f"conv{i}.branch.weight"], groups, kernel // 2)
@@ -77,11 +82,11 @@ def alexnet(p, images, merge, f, *, form, act):
         elif merge in ("sum", "difference"):
             x = merged(x, side, merge)
     x = x.flatten(1)
-    w = weight_1bit(p["fc1.weight"])
+    w = low("fc1.weight")
     if rest is not None:
-        x, w = torch.cat([x, rest.flatten(1)], 1), torch.cat([w, weight_1bit(p["fc1.weight_extra"])], 1)
+        x, w = torch.cat([x, rest.flatten(1)], 1), torch.cat([w, low("fc1.weight_extra")], 1)
     x = act(batch_norm(x @ w.t(), p, "bn_fc1", 1e-4))
-    y = batch_norm(x @ weight_1bit(p["fc2.weight"]).t(), p, "bn_fc2", 1e-3 if xnor else 1e-4)
+    y = batch_norm(x @ low("fc2.weight").t(), p, "bn_fc2", 1e-3 if xnor else 1e-4)
     x = {"syq": act, "dorefa": clip01, "xnor": torch.relu}[form](y)
     return x @ p["linear.weight"].t() + p["linear.bias"]
 

@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 # small inputs with odd and even sizes before the pools: 22 -> 11 -> 6 -> 2 and 24 -> 11 -> 5 -> 2
 SYQ = {"kind": "alexnet_syq", "input_size": 96}
+AS_RUN = {**SYQ, "quantized": ["conv1", "conv3", "conv4"]}  # as the released scripts run
 DOREFA = {"kind": "alexnet_dorefa", "input_size": 96}
 XNOR = {"kind": "alexnet_xnor", "input_size": 99}
 
@@ -155,6 +156,7 @@ DEPTHS = (1, 2, 1, 1)  # bottlenecks; all 16 amplify the rounding of float64 int
 BOTTLENECKS = [[1, 1, 1], [1, 2, 1], [1, 1, 1], [1, 2, 1], [1, 2, 1]]
 FORMULAS = {
     "alexnet_syq": (SYQ, {"form": "syq"}),
+    "alexnet_syq_as_run": (AS_RUN, {"form": "syq", "quantized": AS_RUN["quantized"]}),
     "alexnet_dorefa": (DOREFA, {"form": "dorefa"}),
     "alexnet_xnor": (XNOR, {"form": "xnor"}),
     "resnet18_pre_B": (residual("resnet18"), {"order": "pre", "blocks": PAIRS}),
@@ -203,6 +205,28 @@ def test_network_and_its_gradients_are_the_formulas(name, merge, monkeypatch):
                 atol=1e-10 + 1e-8 * own.abs().max().item(),
                 msg=lambda m, k=key: f"{k}: {m}",
             )
+
+
+def test_layers_that_are_not_quantized_read_quantized_activations():
+    for quantizer, bits in (("syq", "1/2"), ("xnor", "1/1"), ("ttq", "2/2"), ("dorefa", "1/2/4")):
+        network, clock = make(AS_RUN, quantizer, bits, branch=Branch("concat"))
+        clock.set(0, 0.5)
+        network(images(network, 2)).sum().backward()
+        widths = config(AS_RUN, quantizer, bits).bit_widths
+        for name, layer in network.low_precision_layers():
+            kept = name not in AS_RUN["quantized"]
+            assert layer.quantizer.a_bits == widths[1] and layer.quantizer.g_bits == widths[2]
+            assert layer.quantizer.w_bits == (32 if kept else widths[0])
+            assert torch.equal(layer.low_precision_weight(with_extra=False), layer.weight) == kept, name
+            assert list(layer.quantizer.parameters()) == [] or not kept
+    rows = {row.name: (row.w_bits, row.a_bits) for row in describe_layers(make(AS_RUN, "syq", "1/2")[0])}
+    assert {name: rows[name] for name in ("conv1", "conv2", "fc1")} == {
+        "conv1": (1, 2),
+        "conv2": (32, 2),
+        "fc1": (32, 2),
+    }
+    with pytest.raises(InputError, match=r"network.quantized: .*'conv5'.*Layers: conv1, "):
+        make({**SYQ, "quantized": ["conv1", "conv5"]})
 
 
 def test_what_the_classifier_reads():
