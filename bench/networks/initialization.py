@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from bench.layers.low_precision import low_precision_modules
 from bench.randomness import fold, normal, truncated_normal, uniform
 
 # A standard normal that is truncated at two deviations keeps this deviation: sqrt(1 - 4 phi(2) / (2 Phi(2) - 1)) = 0.8796.
@@ -44,7 +45,7 @@ def initialize(network: nn.Module, seed: int, scheme: str) -> None:
     """Initialise ``network`` in place; every tensor depends on (seed, its name) alone, wherever it lives.
 
     Kernels are drawn as ``scheme`` says, each tensor by its own fans (``weight_extra`` and branches too). Biases are 0.
-    Batch norms have scale 1, shift 0, mean 0 and variance 1. Learned scales keep the start that their quantizer gave.
+    Batch norms have scale 1, shift 0, mean 0 and variance 1. Learned scales start as their quantizer says.
     """
     for prefix, module in network.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -56,3 +57,15 @@ def initialize(network: nn.Module, seed: int, scheme: str) -> None:
                 else:
                     key = fold(seed, "init", f"{prefix}.{name}")
                     parameter.copy_(kernel(scheme, key, tuple(parameter.shape)))
+    start_scales_(network)
+
+
+def start_scales_(network: nn.Module) -> None:
+    """Let each quantizer set its learned scales from the weights that training starts from, in place.
+
+    To be called again after other weights are loaded as a start.
+    """
+    for _, layer in low_precision_modules(network):
+        layer.quantizer.start_(layer.weight)
+        if layer.weight_extra is not None and layer.quantizer_extra is not None:
+            layer.quantizer_extra.start_(layer.weight_extra)

@@ -37,6 +37,9 @@ class Quantizer(nn.Module):
     def create_scales(self, weight_shape: Sequence[int], device: Any = None) -> None:
         """Create the learned scales for weights of this shape; there are none by default."""
 
+    def start_(self, w: Tensor) -> None:
+        """Set the learned scales in place from the weights that training starts from; nothing by default."""
+
     def statistics(self, w: Tensor) -> Tensor | None:
         """Return what ``weight`` measures of ``w`` (mean |w|, max |w|, ...), in float32, or None."""
         return None

@@ -1,8 +1,9 @@
 """DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth Gradients (arXiv 1606.06160).
 
-Three variants, named by origin: ``dorefa`` is the paper's text; ``dorefa_released`` maps a zero weight to 0 at 1 bit
-as the authors' TensorFlow code does; ``dorefa_channelwise`` takes the 1-bit scale per output channel instead of per
-layer, which is what the authors of EXP-Net plot as "XNOR". ``bench.quantizers.differences()`` tabulates them.
+Four variants, named by origin. ``dorefa`` is the paper's text. ``dorefa_released`` maps a zero weight to 0 at 1 bit, as
+EXP-Net's TensorFlow code does. ``dorefa_channelwise`` takes the 1-bit scale per output channel instead of per layer, which
+is what the authors of EXP-Net plot as "XNOR"; ``dorefa_channelwise_released`` maps a zero weight to 0 there as well.
+``bench.quantizers.differences()`` tabulates the variants.
 """
 
 from __future__ import annotations
@@ -43,6 +44,18 @@ ENTRIES = [
         "name": "dorefa_channelwise",
         "factory": "DoReFaChannelwise",
         "help": "dorefa with the 1-bit scale E per output channel; the curves labelled XNOR in EXP-Net's figure",
+        "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth Gradients",
+        "arxiv": "1606.06160",
+        "revision": 1,
+        "options": {},
+        "w_bits": [1, 32],
+        "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
+        "g_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
+    },
+    {
+        "name": "dorefa_channelwise_released",
+        "factory": "DoReFaChannelwiseReleased",
+        "help": "dorefa_channelwise as EXP-Net's TensorFlow code has it: a weight of exactly 0 stays 0",
         "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth Gradients",
         "arxiv": "1606.06160",
         "revision": 1,
@@ -232,3 +245,9 @@ class DoReFaChannelwise(DoReFa):
     """
 
     per_channel = True
+
+
+class DoReFaChannelwiseReleased(DoReFaChannelwise):
+    """``DoReFaChannelwise`` as EXP-Net's TensorFlow code computes: a weight of exactly 0 stays 0."""
+
+    zero_to_zero = True

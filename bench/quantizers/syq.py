@@ -41,8 +41,88 @@ ENTRIES = [
                 "above": 0.0,
                 "help": "what the learned scales start at (released: 1.0 ImageNet; 0.2 and 0.1 SVHN)",
             },
+            "scale_from_weights": {
+                "type": "bool",
+                "default": False,
+                "help": "the scales start at mean |w| of their group instead, in the weights that training starts from",
+            },
         },
         "w_bits": [1, 2],
+        "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
+        "g_bits": [32],
+    },
+    {
+        "name": "syq_released",
+        "factory": "SYQReleased",
+        "help": "syq as its released TensorFlow code has it: a weight of exactly 0 stays 0",
+        "title": "SYQ: Learning Symmetric Quantization for Efficient Deep Neural Networks",
+        "arxiv": "1807.00301",
+        "revision": 1,
+        "options": {
+            "granularity": {
+                "type": "str",
+                "default": "pixel",
+                "choices": ["pixel", "row", "layer"],
+                "help": "what shares a scale: a position of the kernel, a row of it, the layer (linear layers: always)",
+            },
+            "eta": {
+                "type": "float",
+                "default": None,
+                "nullable": True,
+                "min": 0.0,
+                "below": 1.0,
+                "help": "threshold as a part of max |w|; by default 0 for binary, 0.05 for ternary",
+            },
+            "scale": {
+                "type": "float",
+                "default": 1.0,
+                "above": 0.0,
+                "help": "what the learned scales start at (released: 1.0 ImageNet; 0.2 and 0.1 SVHN)",
+            },
+            "scale_from_weights": {
+                "type": "bool",
+                "default": False,
+                "help": "the scales start at mean |w| of their group instead, in the weights that training starts from",
+            },
+        },
+        "w_bits": [1, 2],
+        "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
+        "g_bits": [32],
+    },
+    {
+        "name": "syq_four_levels",
+        "factory": "SYQFourLevels",
+        "help": "EXP-Net's commented-out 2/x call: +-s above the threshold, +-1 without a scale below",
+        "title": "SYQ: Learning Symmetric Quantization for Efficient Deep Neural Networks",
+        "arxiv": "1807.00301",
+        "revision": 1,
+        "options": {
+            "granularity": {
+                "type": "str",
+                "default": "pixel",
+                "choices": ["pixel", "row", "layer"],
+                "help": "what shares a scale: a position of the kernel, a row of it, the layer (linear layers: always)",
+            },
+            "eta": {
+                "type": "float",
+                "default": 0.05,
+                "min": 0.0,
+                "below": 1.0,
+                "help": "threshold as a part of max |w|",
+            },
+            "scale": {
+                "type": "float",
+                "default": 1.0,
+                "above": 0.0,
+                "help": "what the learned scales start at (released: 1.0 ImageNet; 0.2 and 0.1 SVHN)",
+            },
+            "scale_from_weights": {
+                "type": "bool",
+                "default": False,
+                "help": "the scales start at mean |w| of their group instead, in the weights that training starts from",
+            },
+        },
+        "w_bits": [2],
         "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
         "g_bits": [32],
     },
@@ -59,22 +139,27 @@ def scale_shape(weight_shape: Sequence[int], granularity: str) -> tuple[int, ...
 
 class _Symmetric(Function):
     @staticmethod
-    def forward(ctx, w, scale, threshold, below):
+    def forward(ctx, w, scale, threshold, below, zero_to_zero):
         if below == "scaled":  # eta = 0: only exact zeros are not above the threshold
             ctx.save_for_backward(w, scale)
-            return bipolar(w).mul_(scale).to(w.dtype)
+            return _signs(w, zero_to_zero).mul_(scale).to(w.dtype)
         codes = ternary(w, threshold)
         ctx.save_for_backward(codes, scale)
         if below == "zero":
             return (codes * scale).to(w.dtype)
-        return bipolar(w).mul_(_factor(codes, scale)).to(w.dtype)
+        return _signs(w, zero_to_zero).mul_(_factor(codes, scale)).to(w.dtype)
 
     @staticmethod
     def backward(ctx, grad):
         saved, scale = ctx.saved_tensors
         codes = torch.sign(saved)
         to_scale = (grad * codes).sum_to_size(scale.shape)
-        return (grad * _factor(codes, scale)).to(grad.dtype), to_scale, None, None
+        return (grad * _factor(codes, scale)).to(grad.dtype), to_scale, None, None, None
+
+
+def _signs(w: Tensor, zero_to_zero: bool) -> Tensor:
+    """Return sign(w) in the compute dtype; sign(0) is 0 with ``zero_to_zero`` and +1 without."""
+    return torch.sign(w).to(compute_dtype(w)) if zero_to_zero else bipolar(w)
 
 
 def _factor(codes: Tensor, scale: Tensor) -> Tensor:
@@ -87,8 +172,8 @@ class _SymmetricCodes(Function):
     """Codes of one scale a layer; the scale takes its gradient where it multiplies the layer's output."""
 
     @staticmethod
-    def forward(ctx, w, scale, threshold, below):
-        codes = bipolar(w) if below == "scaled" else ternary(w, threshold)
+    def forward(ctx, w, scale, threshold, below, zero_to_zero):
+        codes = _signs(w, zero_to_zero) if below == "scaled" else ternary(w, threshold)
         ctx.save_for_backward(w if below == "scaled" else codes, scale)
         return codes.to(w.dtype, copy=True)
 
@@ -97,18 +182,28 @@ class _SymmetricCodes(Function):
         # grad is dL/d(codes) = scale dL/d(weight), which is the gradient above the threshold already
         saved, scale = ctx.saved_tensors
         nonzero = scale + (scale == 0)
-        return (grad * _factor(torch.sign(saved), nonzero).div_(nonzero)).to(grad.dtype), None, None, None
+        return (
+            (grad * _factor(torch.sign(saved), nonzero).div_(nonzero)).to(grad.dtype),
+            None,
+            None,
+            None,
+            None,
+        )
 
 
-def symmetric_weight(w: Tensor, scale: Tensor, threshold: Tensor, *, below: str) -> Tensor:
-    """Return scale * sign(w) where |w| > threshold, and below it what ``below`` says; sign(0) = +1.
+def symmetric_weight(
+    w: Tensor, scale: Tensor, threshold: Tensor, *, below: str, zero_to_zero: bool = False
+) -> Tensor:
+    """Return scale * sign(w) where |w| > threshold, and below the threshold what ``below`` says.
 
-    ``below``: "zero" (ternary), "scaled" (binary with eta = 0), "unscaled" (binary with eta > 0: sign(w) without the
-    scale, a quirk of the release). ``w`` any shape, ``scale`` broadcast to it, ``threshold`` of shape ().
-    Gradients, whatever ``below``: dL/dw = scale dL/dq where |w| > threshold and dL/dq elsewhere, the zeroed weights
-    included; dL/dscale = sum over its group of dL/dq sign(w) where |w| > threshold. The threshold is a constant.
+    ``below``: "zero" (ternary), "scaled" (binary with eta = 0), or "unscaled" (binary with eta > 0: sign(w) without the
+    scale, a quirk of the release). sign(0) is +1, or 0 with ``zero_to_zero``.
+    ``w`` has any shape, ``scale`` is broadcast to it, ``threshold`` has the shape ().
+    The gradients are the same for each ``below``. dL/dw is scale dL/dq where |w| > threshold, and dL/dq elsewhere, the
+    zeroed weights included. dL/dscale is the sum over its group of dL/dq sign(w) where |w| > threshold. The threshold is a
+    constant.
     """
-    return _Symmetric.apply(w, scale, threshold, below)
+    return _Symmetric.apply(w, scale, threshold, below, zero_to_zero)
 
 
 class SYQ(Quantizer):
@@ -119,10 +214,14 @@ class SYQ(Quantizer):
     activation:      floor(n clip(x, 0, 1) + 1/2) / n, round half up, n = 2^k - 1; gradient 1[0 <= x <= 1]
     bound:           clip(x, 0, 1)
 
-    s is learned (``scale``, a parameter): one a kernel position shared by all channels (``pixel``), one a row of the
-    kernel, or one a layer; linear layers have one. Gradients in ``symmetric_weight``. At eta = 0 a weight of exactly 0
-    is not above the threshold, so it takes no part in the gradient of s, as in the release. Statistic: max |w|.
+    s is learned (``scale``, a parameter): one for each kernel position shared by all channels (``pixel``), one for each row
+    of the kernel, or one for the layer. Linear layers have one. s starts at the option ``scale``, or with
+    ``scale_from_weights`` at the mean |w| of the group. The gradients are those of ``symmetric_weight``. At eta = 0 a weight
+    of exactly 0 is not above the threshold, so it takes no part in the gradient of s, as in the release.
+    Statistic: max |w|.
     """
+
+    zero_to_zero = False
 
     def __init__(
         self,
@@ -134,9 +233,11 @@ class SYQ(Quantizer):
         granularity: str = "pixel",
         eta: float | None = None,
         scale: float = 1.0,
+        scale_from_weights: bool = False,
     ) -> None:
         super().__init__(w_bits, a_bits, g_bits)
         self.granularity = granularity
+        self.scale_from_weights = scale_from_weights
         self.eta = (0.05 if w_bits == 2 else 0.0) if eta is None else eta
         self.initial_scale = scale
         self.below = "zero" if w_bits == 2 else ("unscaled" if self.eta > 0 else "scaled")
@@ -148,6 +249,15 @@ class SYQ(Quantizer):
         """Create ``scale`` for weights of this shape, at its initial value."""
         shape = scale_shape(weight_shape, self.granularity)
         self.scale = nn.Parameter(torch.full(shape, self.initial_scale, device=device))
+
+    def start_(self, w: Tensor) -> None:
+        """With ``scale_from_weights``, set each scale to the mean |w| of its group."""
+        if self.scale_from_weights:
+            assert self.scale is not None
+            count = w.numel() // self.scale.numel()
+            mean = w.detach().to(compute_dtype(w)).abs().sum_to_size(self.scale.shape) / count
+            with torch.no_grad():
+                self.scale.copy_(mean)
 
     def statistics(self, w: Tensor) -> Tensor:
         """Return max |w|, float32 of shape (), without gradient."""
@@ -164,7 +274,7 @@ class SYQ(Quantizer):
     def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
         """Return the binary or ternary weights times their scale, same shape and dtype."""
         scale, threshold = self._given(w, statistics)
-        return symmetric_weight(w, scale, threshold, below=self.below)
+        return symmetric_weight(w, scale, threshold, below=self.below, zero_to_zero=self.zero_to_zero)
 
     @property
     def offers_codes(self) -> bool:
@@ -176,7 +286,7 @@ class SYQ(Quantizer):
         scale, threshold = self._given(w, statistics)
         if not self.offers_codes:
             return super().codes(w)
-        return _SymmetricCodes.apply(w, scale, threshold, self.below), scale.reshape(())
+        return _SymmetricCodes.apply(w, scale, threshold, self.below, self.zero_to_zero), scale.reshape(())
 
     def bound(self, x: Tensor) -> Tensor:
         """Return clip(x, 0, 1)."""
@@ -185,3 +295,32 @@ class SYQ(Quantizer):
     def activation(self, x: Tensor) -> Tensor:
         """Return floor(n clip(x, 0, 1) + 1/2) / n, any shape."""
         return self.bound(x) if self.a_bits == 32 else round_unit(x, self.a_bits, half_up=True)
+
+
+class SYQReleased(SYQ):
+    """SYQ as its TensorFlow code computes: a weight of exactly 0 stays 0 in binary weights as well.
+
+    One difference to the release remains: a ternary weight that equals the threshold in its last digit is 0 here, and +-1
+    without a scale there.
+    """
+
+    zero_to_zero = True
+
+
+class SYQFourLevels(SYQReleased):
+    """The 2/x call that EXP-Net's SVHN file holds in a comment: "ternary" SYQ as the function computes by default.
+
+    weight:  s sign(w) where |w| > eta max |w|, else sign(w) without the scale, so that the levels are +-s and +-1;
+             sign(0) = 0. The gradients are those of ``symmetric_weight``.
+    """
+
+    def __init__(
+        self,
+        w_bits: int = 2,
+        a_bits: int = 32,
+        g_bits: int = 32,
+        weight_shape: Sequence[int] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(w_bits, a_bits, g_bits, weight_shape, **options)
+        self.below = "unscaled"

@@ -60,15 +60,16 @@ def filter_sign(w, g):
     return alpha * sign(w), g * (1 / n + alpha * (np.abs(w) <= 1))
 
 
-def symmetric(w, g, scale, eta, ternary):
+def symmetric(w, g, scale, eta, ternary, zero_to_zero=False):
     above = np.abs(w) > eta * np.abs(w).max()
     s = np.broadcast_to(scale, w.shape)
+    signs = np.sign(w) if zero_to_zero else sign(w)
     if ternary:
-        q = np.where(above, s * sign(w), 0.0)
+        q = np.where(above, s * signs, 0.0)
     elif eta == 0:
-        q = s * sign(w)
+        q = s * signs
     else:
-        q = np.where(above, s * sign(w), sign(w))
+        q = np.where(above, s * signs, signs)
     ds = g * sign(w) * above
     axes = tuple(i for i, k in enumerate(scale.shape) if k == 1)
     return q, g * np.where(above, s, 1.0), {"scale": ds.sum(axis=axes, keepdims=True)}

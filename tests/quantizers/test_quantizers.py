@@ -54,15 +54,16 @@ def oracle_of(kind, bits, options, scales, w, g):
     if kind.startswith("dorefa"):
         if bits > 1:
             return (*oracle.tanh_round(w, g, bits), {})
-        flags = {"per_channel": kind.endswith("channelwise"), "zero_to_zero": kind.endswith("released")}
+        flags = {"per_channel": "channelwise" in kind, "zero_to_zero": kind.endswith("released")}
         return (*oracle.mean_sign(w, g, **flags), {})
     if kind == "bnn":
         return (*oracle.sign_activation(w, g), {})
     if kind == "xnor":
         return (*oracle.filter_sign(w, g), {})
-    if kind == "syq":
+    if kind.startswith("syq"):
         eta = options.get("eta", 0.05 if bits == 2 else 0.0)
-        return oracle.symmetric(w, g, scales["scale"], eta, ternary=bits == 2)
+        ternary = bits == 2 and kind != "syq_four_levels"
+        return oracle.symmetric(w, g, scales["scale"], eta, ternary, zero_to_zero=kind != "syq")
     return oracle.two_scales(w, g, scales["positive"], scales["negative"], options.get("threshold", 0.05))
 
 
@@ -76,6 +77,10 @@ WEIGHTS = [
     *[("syq", bits, {"granularity": g}) for bits in (1, 2) for g in ("pixel", "row", "layer")],
     ("syq", 1, {"eta": 0.3}),
     ("syq", 2, {"eta": 0.3}),
+    ("syq_released", 1, {}),
+    ("syq_released", 2, {}),
+    ("syq_four_levels", 2, {}),
+    ("dorefa_channelwise_released", 1, {}),
     ("ttq", 2, {}),
     ("ttq", 2, {"threshold": 0.4}),
 ]
@@ -203,7 +208,11 @@ def test_sign_of_zero_is_plus_one_but_in_the_released_variant():
     w = torch.tensor([[0.0, -0.0, 0.5, -1.5]])
     for kind in ("dorefa", "dorefa_channelwise", "xnor"):
         assert make(kind).weight(w).tolist() == [[0.5, 0.5, 0.5, -0.5]]
-    assert make("dorefa_released").weight(w).tolist() == [[0.0, 0.0, 0.5, -0.5]]
+    for kind in ("dorefa_released", "dorefa_channelwise_released"):
+        assert make(kind).weight(w).tolist() == [[0.0, 0.0, 0.5, -0.5]]
+    assert make("syq_released", 1).weight(w).tolist() == [[0.0, 0.0, 1.0, -1.0]]
+    small = torch.tensor([[0.0, -0.0, 0.05, -1.5]])  # 0.05 is below the threshold 0.05 * 1.5
+    assert make("syq_four_levels", 2, scale=0.25).weight(small).tolist() == [[0.0, 0.0, 1.0, -0.25]]
     assert make("bnn").weight(w).tolist() == [[1.0, 1.0, 1.0, -1.0]]
     assert make("syq", 1).weight(w).tolist() == [[1.0, 1.0, 1.0, -1.0]]
     assert make("syq", 2).weight(w).tolist() == [[0.0, 0.0, 1.0, -1.0]]
@@ -244,11 +253,13 @@ def test_bfloat16_weights_are_computed_in_float32(kind, bits, options):
 def test_given_statistics_replace_measured_ones(kind, bits, options):
     w = torch.tensor(values(CONV)).float()
     q = make(kind, bits, weight_shape=CONV, **options)
+    with_scales(q, CONV)
     measured = q.statistics(w)
     assert torch.equal(q.weight(w, measured), q.weight(w))
     if measured is not None:
         assert measured.dtype == torch.float32
-        assert not torch.equal(q.weight(w, measured * 3.0), q.weight(w)) or (kind, bits) == ("syq", 1)
+        no_threshold = kind in ("syq", "syq_released") and bits == 1 and "eta" not in options
+        assert torch.equal(q.weight(w, measured * 3.0), q.weight(w)) == no_threshold
 
 
 def test_joint_maximum_carries_its_gradient():
@@ -317,6 +328,21 @@ def test_learned_scales_are_parameters_created_once():
         "positive",
         "negative",
     ]
+
+
+@pytest.mark.parametrize(
+    ("granularity", "axes"), [("pixel", (0, 1)), ("row", (0, 1, 3)), ("layer", (0, 1, 2, 3))]
+)
+def test_scales_can_start_at_the_mean_magnitude_of_their_group(granularity, axes):
+    w = values(CONV, scale=0.3)
+    for kind, bits in (("syq", 1), ("syq_released", 2), ("syq_four_levels", 2)):
+        q = make_quantizer(kind, bits, 2, weight_shape=CONV, granularity=granularity, scale_from_weights=True)
+        q.start_(torch.tensor(w).float())
+        want = np.abs(w).mean(axis=axes, keepdims=True)
+        np.testing.assert_allclose(q.scale.detach().numpy(), want, rtol=1e-6)
+        fixed = make_quantizer(kind, bits, 2, weight_shape=CONV, scale=0.2)
+        fixed.start_(torch.tensor(w).float())
+        assert (fixed.scale == np.float32(0.2)).all()
 
 
 def test_only_bnn_changes_the_stored_weights():
@@ -494,6 +520,8 @@ def compare_compiled(cases, backend, tolerance):
         ("xnor", 1, 1, {}),
         ("syq", 1, 2, {"granularity": "layer"}),
         ("syq", 1, 1, {"eta": 0.1}),
+        ("syq_released", 1, 2, {}),
+        ("syq_four_levels", 2, 2, {}),
         ("syq", 2, 2, {}),
         ("ttq", 2, 2, {}),
     ],
