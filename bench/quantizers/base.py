@@ -112,4 +112,4 @@ class FullPrecisionWeights(Quantizer):
 
     def input_scale(self, *arguments: Any) -> Tensor:
         """Return the other quantizer's input scale, where it has one (``scales_input``)."""
-        return self.quantizer.input_scale(*arguments)
+        return self.quantizer.input_scale(*arguments)  # type: ignore[operator]
