@@ -70,7 +70,21 @@ def load_experiment(
     problems.stop()
     arms, trials, index = assemble(paired, library, profile)
     problems.stop()
-    return Experiment(path, name, file.title, file.targets, text, arms, trials, index, profile)
+    claims = tuple(claim for claim in file.claims if {claim.arm, claim.over} <= {arm.name for arm in arms})
+    return Experiment(
+        path,
+        name,
+        file.title,
+        file.targets,
+        text,
+        arms,
+        trials,
+        index,
+        profile,
+        tuning=file.tuning,
+        claims=claims,
+        data_dir=data_dir,
+    )
 
 
 def select(file: ExperimentFile, only: Sequence[str], problems: Problems) -> None:

@@ -15,9 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from bench.errors import InputError, nearest, shown
 from bench.experiments.arms import PlannedArm, read_arms, remove_unknown, tolerant
 from bench.experiments.axes import MAX_TRIALS, Assignment, Axis, read_axes
+from bench.experiments.claims import Claim, read_claims
 from bench.experiments.options import CHOICES
 from bench.experiments.overrides import AxisPath, leaves, stack
 from bench.experiments.toml_files import NAME, SETTABLE, Problems, check_fields, parse_override
+from bench.experiments.tuning_table import Tuning, read_tuning
 
 # The values of an axis and the place that they come from, by the axis's path.
 _Replacements = dict[AxisPath, tuple[list[Any], str]]
@@ -32,6 +34,7 @@ class ProfileTable(BaseModel):
     only: Annotated[list[str], Field(description="the arms that are run, with their baselines")] = []
     defaults: Annotated[dict[str, Any], Field(description="fields that replace those of [defaults]")] = {}
     arms: Annotated[dict[str, dict[str, Any]], Field(description="further fields of single arms")] = {}
+    tuning: Annotated[dict[str, Any], Field(description="keys that replace those of [tuning]")] = {}
 
 
 class FileTable(BaseModel):
@@ -44,6 +47,12 @@ class FileTable(BaseModel):
     defaults: Annotated[dict[str, Any], Field(description="fields of every arm")] = {}
     grid: Annotated[dict[str, Any], Field(description="axes of every arm: dotted field = values")] = {}
     arms: Annotated[list[dict[str, Any]], Field(description="the lines of the comparison")] = []
+    tuning: Annotated[
+        dict[str, Any] | None, Field(description="how hyper-parameters are chosen, for every arm alike")
+    ] = None
+    claims: Annotated[
+        list[dict[str, Any]], Field(description="the comparisons that the experiment is made for")
+    ] = []
     profiles: Annotated[
         dict[str, dict[str, Any]], Field(description="the same experiment at another budget")
     ] = {}
@@ -58,6 +67,7 @@ class Profile:
     defaults: dict[str, Any] = field(default_factory=dict)
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)
+    tuning: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,8 @@ class ExperimentFile:
     assignments: tuple[Assignment, ...]
     profile: Profile
     profile_name: str | None
+    tuning: Tuning | None = None
+    claims: tuple[Claim, ...] = ()
 
 
 def read_file(
@@ -110,6 +122,8 @@ def read_file(
         problems.add("--seeds", f"{shown(seeds)} must be at least 1 and at most {MAX_TRIALS:,}")
         seeds = None
     where = f"profiles.{profile_name}"
+    of_tuning = [text for text in overrides if text.lstrip().startswith("tuning.")]
+    overrides = [text for text in overrides if text not in of_tuning]
     assignments, replaced = _read_overrides(overrides, problems)
     replaced = {path: (values, f"{where}.grid") for path, values in profile.axes.items()} | replaced
     if seeds is not None:
@@ -130,7 +144,40 @@ def read_file(
         tuple(above),
         profile,
         profile_name,
+        _read_tuning(table.tuning, profile, of_tuning, problems),
+        _read_claims(table.claims, names, problems),
     )
+
+
+def _read_tuning(
+    table: Mapping[str, Any] | None, profile: Profile, overrides: Sequence[str], problems: Problems
+) -> Tuning | None:
+    """Return ``[tuning]`` with what the profile and ``--set tuning.KEY=VALUE`` replace, None where there is none."""
+    if table is None:
+        for text in overrides:
+            problems.add(f"--set {text}", "the file has no table [tuning]")
+        if profile.tuning:
+            problems.add("profiles", "a profile changes [tuning], which the file does not have")
+        return None
+    replaced = {**table, **profile.tuning}
+    for text in overrides:
+        path, value = parse_override(text)
+        if len(path) == 2:
+            replaced[path[1]] = value
+        elif path[1] == "space":
+            replaced["space"] = {**replaced.get("space", {}), ".".join(path[2:]): value}
+        else:
+            problems.add(f"--set {text}", f"'{path[1]}' has no keys")
+    return read_tuning(replaced, problems)
+
+
+def _read_claims(tables: list[dict[str, Any]], arms: Sequence[str], problems: Problems) -> tuple[Claim, ...]:
+    try:
+        return read_claims({"claims": tables}, arms, problems.file)
+    except InputError as error:
+        for line in str(error).splitlines():
+            problems.line(line)
+        return ()
 
 
 def _chosen(profiles: Mapping[str, Profile], name: str | None, problems: Problems) -> Profile:
@@ -166,7 +213,7 @@ def _read_profile(name: str, table: Mapping[str, Any], arms: Sequence[str], prob
             problems.add(f"{where}arms", f"there is no arm {shown(arm)}.{nearest(arm, arms)}")
         check_fields(extra, SETTABLE, f"{where}arms.{shown(arm)}.", problems)
     axes = read_axes(read.grid, f"{where}grid.", problems)
-    return Profile(axes, read.only, read.defaults, read.arms, fields)
+    return Profile(axes, read.only, read.defaults, read.arms, fields, read.tuning)
 
 
 def _read_overrides(overrides: Sequence[str], problems: Problems) -> tuple[list[Assignment], _Replacements]:

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.experiments.claims import Claim
 from bench.experiments.config import TrialConfig
+from bench.experiments.tuning_table import Tuning
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class IndexLine:
     """A trial that the experiment wants, and why: a line of ``index.jsonl`` (see ``as_dict``).
 
     ``grid`` holds the values of the arm's own axes and of its baseline's. A teacher or a start has ``arm`` None and its
-    ``role``. ``baseline_trial`` is the run of the baseline that this one is paired with.
+    ``role``. ``baseline_trial`` is the run of the baseline that this one is paired with. A tuning trial has the role
+    "tuning", the name of its arm in ``tunes``, and in ``grid`` the values tried.
     """
 
     arm: str | None
@@ -33,6 +36,7 @@ class IndexLine:
     baseline_trial: Trial | None = None
     role: str | None = None
     profile: str | None = None
+    tunes: str | None = None
 
     @property
     def id(self) -> str | None:
@@ -46,7 +50,7 @@ class IndexLine:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the line as it stands in ``index.jsonl``."""
-        return {
+        line = {
             "arm": self.arm,
             "baseline": self.baseline,
             "grid": self.grid,
@@ -55,6 +59,7 @@ class IndexLine:
             "role": self.role,
             "profile": self.profile,
         }
+        return line if self.tunes is None else line | {"tunes": self.tunes}
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,11 @@ class Arm:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A validated, expanded experiment file. ``trials`` are unique, the needed ones before those that need them."""
+    """A validated, expanded experiment file. ``trials`` are unique, the needed ones before those that need them.
+
+    With ``tuning`` they are the trials as the file has them, before anything is chosen: ``bench.tuning.search`` returns
+    the tuning trials, and the final ones with the values chosen. ``data_dir`` is where the data lies (None: by default).
+    """
 
     path: Path
     name: str
@@ -81,6 +90,9 @@ class Experiment:
     trials: tuple[Trial, ...]
     index: tuple[IndexLine, ...]
     profile: str | None = None
+    tuning: Tuning | None = None
+    claims: tuple[Claim, ...] = ()
+    data_dir: Path | None = None
 
     def lines(self, arm: str | None) -> list[IndexLine]:
         """Return the index lines of one arm (None: of the teachers and starts)."""

@@ -278,6 +278,11 @@ def _odd_index_line(line: dict[str, Any]) -> str | None:
     return None
 
 
+def _tuning_place(line: dict[str, Any]) -> str:
+    """Return the profile, arm and grid point of a line of ``tuning.jsonl`` as one text."""
+    return json.dumps([line.get("profile"), line.get("arm"), line.get("grid")], sort_keys=True, default=str)
+
+
 class Store:
     """The results folder ``root``. Nothing is created before something is written."""
 
@@ -541,6 +546,18 @@ class Store:
                     merged[json.dumps(key, sort_keys=True)] = line
             write_atomic(folder / (file or f"{name}.toml"), text.encode())
             write_atomic(folder / "index.jsonl", b"".join(map(_line, merged.values())))
+
+    def write_tuning(self, name: str, lines: list[dict[str, Any]]) -> None:
+        """Merge ``lines`` into the experiment's ``tuning.jsonl``; lines about other points and profiles stay."""
+        path = self.experiment_folder(name) / "tuning.jsonl"
+        with _exclusive(self.root / ".locks" / f"index-{name}"):
+            new = {_tuning_place(line) for line in lines}
+            kept = [line for line in _read_lines(path) if _tuning_place(line) not in new]
+            write_atomic(path, b"".join(map(_line, [*kept, *lines])))
+
+    def tuning(self, name: str) -> list[dict[str, Any]]:
+        """Return the lines of an experiment's ``tuning.jsonl``, ``[]`` where there is none."""
+        return _read_lines(self.experiment_folder(name) / "tuning.jsonl")
 
     def index(self, name: str) -> list[dict[str, Any]]:
         """Return the lines of an experiment's ``index.jsonl``, ``[]`` where there is none."""

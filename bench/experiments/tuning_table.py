@@ -1,0 +1,269 @@
+"""``[tuning]``: how the hyper-parameters of an experiment's arms are chosen, on equal terms.
+
+Every arm is tuned at every grid point over the same space, with the same number of configurations and the same seeds.
+A dimension of the space reaches the arms that have its option: ``"strategy.factor.until"`` leaves an arm without a
+factor alone, and such an arm spends the whole effort on the dimensions that it has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from bench.errors import InputError, nearest, shown
+from bench.experiments.config import check_field, field_problems
+from bench.experiments.options import CHOICES
+from bench.experiments.overrides import AxisPath
+from bench.experiments.toml_files import SETTABLE, Problems
+
+# fields that say what is compared, or on which images: not hyper-parameters
+FORBIDDEN = (
+    "seed",
+    "epochs",
+    "dataset",
+    "train_size",
+    "holdout",
+    "evaluate_test",
+    "evaluate_every",
+    "recipe",
+)
+MAX_EFFORT = 4096
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A tuned field. ``kind`` is log, linear or int (``values`` are both ends of the range) or list (all values)."""
+
+    path: AxisPath
+    kind: str
+    values: tuple[Any, ...]
+
+    @property
+    def name(self) -> str:
+        """The dotted path."""
+        return ".".join(self.path)
+
+    @property
+    def ranged(self) -> bool:
+        """Whether the dimension is a range, which can be widened."""
+        return self.kind != "list"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A checked table ``[tuning]``.
+
+    ``holdout`` is the number of training images kept for choosing. ``effort`` is the number of configurations of each arm
+    at each grid point; with ``equal_operations`` it is that of the arm whose training costs most, and cheaper arms have
+    as many as the same number of training operations pays for. ``reduction`` is the factor of successive halving.
+    """
+
+    holdout: int
+    seeds: tuple[int, ...]
+    effort: int
+    space: tuple[Dimension, ...]
+    equal_operations: bool = False
+    sampler: str = "quasirandom"
+    scheduler: str = "none"
+    reduction: int = 3
+    extend: bool = False
+
+    @property
+    def seed(self) -> int:
+        """The seed of the sampler: a hash of the space, so that two files with one space try the same configurations."""
+        table = [[d.name, d.kind, list(d.values)] for d in self.space]
+        text = json.dumps(table, separators=(",", ":"), allow_nan=False)
+        return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
+
+
+class _Range(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    log: list[float] | None = None
+    linear: list[float] | None = None
+    int: list[int] | None = None
+
+
+class _Operations(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    operations: Literal["equal"]
+    configurations: Annotated[int, Field(ge=1, le=MAX_EFFORT)]
+
+
+class _Halving(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    kind: Literal["none", "halving", "asha"]
+    reduction: Annotated[int, Field(ge=2, le=16)] = 3
+
+
+class TuningTable(BaseModel):
+    """The keys of ``[tuning]``."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    holdout: Annotated[int, Field(ge=1, description="training images kept for choosing")]
+    seeds: Annotated[
+        list[Annotated[int, Field(ge=0, lt=2**32)]],
+        Field(
+            min_length=1, max_length=1000, description="seeds of the tuning trials, never a seed of the grid"
+        ),
+    ]
+    effort: Annotated[
+        int | dict[str, Any], Field(description="configurations of each arm at each grid point")
+    ]
+    sampler: Annotated[
+        Literal["quasirandom", "grid", "optuna"], Field(description="where the configurations come from")
+    ] = "quasirandom"
+    scheduler: Annotated[
+        Literal["none", "halving", "asha"] | dict[str, Any],
+        Field(description="which trials are stopped early"),
+    ] = "none"
+    extend: Annotated[bool, Field(description="widen a range at whose edge the best configuration lies")] = (
+        False
+    )
+    space: Annotated[dict[str, Any], Field(min_length=1, description="the tuned fields by dotted path")]
+
+    @field_validator("effort", mode="before")
+    @classmethod
+    def _effort(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return value
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_EFFORT:
+            raise ValueError(
+                f"effort: expected a whole number from 1 to {MAX_EFFORT} or "
+                f'{{ operations = "equal", configurations = N }}, not {shown(value)}'
+            )
+        return value
+
+
+def read_tuning(table: Mapping[str, Any], problems: Problems) -> Tuning | None:
+    """Return the checked table ``[tuning]``, None where it cannot be used; what is wrong is added to ``problems``."""
+    before = len(problems.lines)
+    flat = dict(table)
+    try:
+        read = TuningTable.model_validate(flat)
+    except ValidationError as error:
+        for line in field_problems(error, TuningTable.model_fields):
+            problems.extend("tuning.", line)
+        return None
+    effort, equal = read.effort, False
+    if isinstance(effort, dict):
+        operations = _checked(_Operations, effort, "tuning.effort.", problems)
+        effort, equal = (operations.configurations, True) if operations else (1, False)
+    assert isinstance(effort, int)
+    scheduler = {"kind": read.scheduler} if isinstance(read.scheduler, str) else read.scheduler
+    halving = _checked(_Halving, scheduler, "tuning.scheduler.", problems)
+    if len(set(read.seeds)) < len(read.seeds):
+        problems.add("tuning.seeds", "a seed stands there twice")
+    space = tuple(filter(None, (_dimension(*item, problems) for item in _flattened(read.space))))
+    names = [d.name for d in space]
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        problems.add(f"tuning.space.{name}", "the field is given twice")
+    if read.extend and space and not any(d.ranged for d in space):
+        problems.add("tuning.extend", "there is no range to widen: every field of the space is a list")
+    if len(problems.lines) > before or halving is None:
+        return None
+    return Tuning(
+        read.holdout,
+        tuple(read.seeds),
+        effort,
+        space,
+        equal,
+        read.sampler,
+        halving.kind,
+        halving.reduction,
+        read.extend,
+    )
+
+
+def _checked(model: Any, table: Mapping[str, Any], prefix: str, problems: Problems) -> Any:
+    try:
+        return model.model_validate(dict(table))
+    except ValidationError as error:
+        for line in field_problems(error, model.model_fields):
+            problems.extend(prefix, line)
+        return None
+
+
+def _flattened(space: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    """Yield dotted path and specification; ``a.b = ...`` and ``"a.b" = ...`` are the same field."""
+    for key, value in space.items():
+        if isinstance(value, dict) and not value.keys() & _Range.model_fields.keys():
+            for inner, spec in _flattened(value):
+                yield f"{key}.{inner}", spec
+        else:
+            yield key, value
+
+
+def _dimension(name: str, spec: Any, problems: Problems) -> Dimension | None:
+    """Return one dimension of the space, None after noting what is wrong with it."""
+    key = f"tuning.space.{name}"
+    path = tuple(part.strip() for part in name.split("."))
+    if path[0] not in SETTABLE:
+        problems.add(key, f"no field is called {shown(path[0])}.{nearest(path[0], SETTABLE)}")
+        return None
+    if path[0] in FORBIDDEN:
+        problems.add(key, f"'{path[0]}' is no hyper-parameter and cannot be tuned")
+        return None
+    if len(path) > 1 and path[0] not in CHOICES:
+        problems.add(key, f"'{path[0]}' has no options")
+        return None
+    if isinstance(spec, list):
+        return _list(path, spec, key, problems)
+    if isinstance(spec, dict):
+        return _range(path, spec, key, problems)
+    problems.add(
+        key,
+        "expected a list of values, { log = [low, high] }, { linear = [low, high] } or { int = [low, high] }, "
+        f"not {shown(spec)}",
+    )
+    return None
+
+
+def _list(path: AxisPath, values: list[Any], key: str, problems: Problems) -> Dimension | None:
+    if not values:
+        problems.add(key, "the list is empty")
+        return None
+    texts = [json.dumps(value, sort_keys=True, default=str) for value in values]
+    if len(set(texts)) < len(texts):
+        problems.add(key, "the list holds a value twice")
+        return None
+    if len(path) == 1:
+        try:
+            for value in values:
+                check_field(path[0], value)
+        except InputError as error:
+            problems.add(key, str(error))
+            return None
+    return Dimension(path, "list", tuple(values))
+
+
+def _range(path: AxisPath, spec: dict[str, Any], key: str, problems: Problems) -> Dimension | None:
+    read = _checked(_Range, spec, f"{key}.", problems)
+    if read is None:
+        return None
+    given = {kind: ends for kind, ends in read.model_dump().items() if ends is not None}
+    if len(given) != 1:
+        problems.add(key, "expected exactly one of log, linear and int")
+        return None
+    ((kind, ends),) = given.items()
+    if len(ends) != 2 or not ends[0] < ends[1]:
+        problems.add(key, f"{kind}: expected [low, high] with low below high, not {shown(ends)}")
+        return None
+    if kind == "log" and not ends[0] > 0:
+        problems.add(key, f"log: {shown(ends[0])} must be above 0")
+        return None
+    if kind != "int":
+        ends = [float(end) for end in ends]
+    if not math.isfinite(ends[1] - ends[0]):
+        problems.add(key, f"{kind}: the range is too wide")
+        return None
+    return Dimension(path, kind, tuple(ends))

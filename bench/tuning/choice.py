@@ -1,0 +1,40 @@
+"""Which configuration is chosen: the highest mean held-out accuracy of the deployed network at the last epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bench.tuning.space import Configuration
+
+
+def mean(accuracies: Sequence[float | None]) -> float | None:
+    """Return the mean over the tuning seeds; None where a seed diverged, so that the configuration is never chosen."""
+    known = [value for value in accuracies if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(accuracies) else None
+
+
+def best(configurations: Sequence[Configuration], scores: Sequence[float | None]) -> int | None:
+    """Return the position of the best score; ties go to the smaller learning rate, then to the earlier configuration.
+
+    None where no configuration has a score.
+    """
+    found = [i for i, score in enumerate(scores) if score is not None]
+    if not found:
+        return None
+    return min(found, key=lambda i: (-_known(scores[i]), rate(configurations[i]), i))
+
+
+def _known(score: float | None) -> float:
+    assert score is not None
+    return score
+
+
+def rate(configuration: Mapping[str, Any]) -> float:
+    """Return the learning rate of a configuration, 0 where none is tuned."""
+    rates = [
+        float(value)
+        for name, value in configuration.items()
+        if name.split(".")[0] == "learning_rate" and isinstance(value, int | float)
+    ]
+    return rates[0] if rates else 0.0

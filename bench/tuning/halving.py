@@ -1,0 +1,50 @@
+"""Synchronous successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): pure functions.
+
+All configurations of a rung are trained to its epoch, then the best part goes on. A trial's schedules span the whole
+budget from the first rung on, so a survivor is the same trial as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rung:
+    """``count`` configurations are trained up to the end of epoch ``epoch``."""
+
+    epoch: int
+    count: int
+
+
+def rungs(epochs: int, effort: int, reduction: int, every: int = 1) -> list[Rung]:
+    """Return the rungs: counts effort, effort/reduction, ... and epochs that grow by the same factor up to all epochs.
+
+    ``every`` is the number of epochs from one evaluation to the next: a rung ends at an evaluation. The last rung trains
+    at least one configuration to the end. Rungs that would end at the same epoch are one.
+    """
+    count, steps = effort, 0
+    while count > 1:
+        count, steps = math.ceil(count / reduction), steps + 1
+    found: list[Rung] = []
+    count = effort
+    for number in range(steps + 1):
+        epoch = math.ceil(epochs / reduction ** (steps - number))
+        epoch = min(epochs, math.ceil(epoch / every) * every)
+        if found and found[-1].epoch == epoch:  # too few epochs for another rung: the larger one stays
+            count = math.ceil(count / reduction)
+            continue
+        found.append(Rung(epoch, count))
+        count = math.ceil(count / reduction)
+    return found
+
+
+def survivors(scores: Sequence[float | None], count: int) -> list[int]:
+    """Return the positions of the ``count`` best scores, in their old order; None (diverged) never survives.
+
+    Of equal scores the earlier position survives.
+    """
+    order = sorted((i for i, score in enumerate(scores) if score is not None), key=lambda i: (-scores[i], i))  # type: ignore[operator]
+    return sorted(order[:count])

@@ -1,0 +1,302 @@
+"""Where a search stands and what is to be run next: a function of the experiment and of the records, nothing else.
+
+``look`` is asked again after every trial. A search that was killed at any instant goes on from what is recorded, and two
+runners that share the records come to the same answer.
+
+The phases: the configurations of every point (an arm at a grid point), rung by rung where the scheduler is halving;
+with ``extend`` the widened parts of the ranges at whose edge some arm's best configuration lies, for every arm alike;
+then the final trials of the chosen configurations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.errors import InputError
+from bench.experiments.trials import Trial
+from bench.experiments.tuning_table import Tuning
+from bench.tuning import choice, samplers
+from bench.tuning.halving import Rung, rungs, survivors
+from bench.tuning.points import Point, Trials
+from bench.tuning.results import Result
+from bench.tuning.space import Configuration, edges, key
+
+Read = Callable[[str | None], Result]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A tuning trial that is to be trained: to the end of the epoch ``until``, None: to its own end."""
+
+    trial: Trial
+    until: int | None = None
+
+
+@dataclass
+class Tried:
+    """A configuration of a point, its trials (one a tuning seed) and how far they came.
+
+    ``accuracies`` are held-out accuracies in percent after ``epoch``, one a seed, None for a run that diverged.
+    ``dropped`` is the rung's epoch at which the configuration was given up, ``edge`` the widening that asked for it.
+    """
+
+    configuration: dict[str, Any]
+    trials: list[Trial]
+    accuracies: list[float | None] = field(default_factory=list)
+    epoch: int = 0
+    dropped: int | None = None
+    edge: tuple[str, str, int] | None = None
+
+    @property
+    def score(self) -> float | None:
+        """The mean held-out accuracy of a configuration that was trained to the end; None for any other."""
+        return choice.mean(self.accuracies) if self.dropped is None else None
+
+
+@dataclass
+class PointSearch:
+    """Where the search of one point stands. ``settled`` says that all of its configurations are through."""
+
+    point: Point
+    tried: list[Tried] = field(default_factory=list)
+    wanted: list[Wanted] = field(default_factory=list)
+    settled: bool = False
+    chosen: Tried | None = None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where the whole search stands.
+
+    ``widened`` counts the widenings of each side of a range. ``finished`` says that the search is over; a point may
+    have no choice even then, where every configuration diverged.
+    """
+
+    points: tuple[PointSearch, ...]
+    widened: Mapping[tuple[str, str], int]
+    finished: bool
+
+    @property
+    def wanted(self) -> list[Wanted]:
+        """The tuning trials to be trained now, each once."""
+        found: dict[str, Wanted] = {}
+        for search in self.points:
+            for wanted in search.wanted:
+                found.setdefault(wanted.trial.id or repr(wanted.trial.config), wanted)
+        return list(found.values())
+
+    @property
+    def choices(self) -> dict[str, dict[str, Any]]:
+        """The chosen configurations by the points' keys."""
+        return {s.point.key: s.chosen.configuration for s in self.points if s.chosen is not None}
+
+
+def look(
+    tuning: Tuning,
+    points: Sequence[Point],
+    trials: Trials,
+    read: Read,
+    efforts: Mapping[str, int] | None = None,
+) -> Standing:
+    """Return where the search stands.
+
+    Args:
+        tuning: the table of the experiment file.
+        points: what is tuned, in the file's order.
+        trials: makes the trials of a configuration.
+        read: returns what is recorded of a trial.
+        efforts: the number of configurations by the points' keys, where the arms have equal operations instead.
+    """
+    searches = [PointSearch(point) for point in points]
+    effort = {point.key: (efforts or {}).get(point.key, tuning.effort) for point in points}
+    for search in searches:
+        _search(tuning, search, effort[search.point.key], trials, read)
+    widened: dict[tuple[str, str], int] = {}
+    finished = all(search.settled for search in searches)
+    while tuning.extend:
+        complete = all(search.settled for search in searches)
+        found = {edge for search in searches if search.settled for edge in _edges(tuning, search)}
+        found -= {edge for edge in found if widened.get(edge, 0) >= samplers.MAX_EXTENSIONS}
+        grown = [_widen(tuning, searches, edge, widened, effort, trials) for edge in sorted(found)]
+        if not any(grown):
+            break
+        for search in searches:
+            _follow(search, trials, read)
+        if not complete or not all(search.settled for search in searches):
+            finished = (
+                False  # before all edges are known, those that are known give the machine something to do
+            )
+            break
+    for search in searches:
+        if finished or (search.settled and not tuning.extend):
+            search.chosen = _best(search)
+    return Standing(tuple(searches), widened, finished)
+
+
+def _search(tuning: Tuning, search: PointSearch, effort: int, trials: Trials, read: Read) -> None:
+    """Follow the configurations of the sampler, rung by rung."""
+    point = search.point
+    if tuning.sampler == "optuna":
+        _search_in_turn(tuning, search, effort, trials, read)
+        return
+    for configuration in samplers.configurations(tuning, point.reached, effort):
+        search.tried.append(_tried(tuning, point, configuration, trials))
+    config = point.config
+    steps = [Rung(config.epochs, len(search.tried))]
+    if tuning.scheduler == "halving":
+        steps = rungs(config.epochs, len(search.tried), tuning.reduction, config.evaluate_every)
+    alive = list(search.tried)
+    for number, rung in enumerate(steps):
+        last = number == len(steps) - 1
+        wanted = [w for tried in alive for w in _measure(tried, config.epochs if last else rung.epoch, read)]
+        if wanted:
+            search.wanted += wanted
+            return
+        if not last:
+            scores = [choice.mean(tried.accuracies) for tried in alive]
+            kept = survivors(scores, steps[number + 1].count)
+            for position, tried in enumerate(alive):
+                if position not in kept:
+                    tried.dropped = rung.epoch
+            alive = [alive[position] for position in kept]
+    search.settled = True
+
+
+def _search_in_turn(tuning: Tuning, search: PointSearch, effort: int, trials: Trials, read: Read) -> None:
+    """Follow a sampler that learns: each configuration is asked for when the one before is through."""
+    told: list[tuple[Configuration, float | None]] = []
+    known: dict[str, Tried] = {}
+    while len(told) < effort:
+        configuration = samplers.optuna_next(tuning, search.point.reached, told)
+        name = key(configuration)
+        if name not in known:  # a sampler may ask for the same values twice
+            known[name] = _tried(tuning, search.point, configuration, trials)
+            search.tried.append(known[name])
+        search.wanted += _measure(known[name], search.point.config.epochs, read)
+        if search.wanted:
+            return
+        told.append((configuration, known[name].score))
+    search.settled = True
+
+
+def _tried(tuning: Tuning, point: Point, configuration: Configuration, trials: Trials) -> Tried:
+    made = [trials.tuning(point, configuration, seed) for seed in tuning.seeds]
+    return Tried(dict(configuration), made)
+
+
+def _measure(tried: Tried, epoch: int, read: Read) -> list[Wanted]:
+    """Note the accuracies after ``epoch``; return the trials that must be trained before they are known."""
+    wanted: list[Wanted] = []
+    accuracies: list[float | None] = []
+    for trial in tried.trials:
+        result, last = read(trial.id), epoch == trial.config.epochs
+        if result.status == "diverged":
+            accuracies.append(None)
+        elif last and result.status == "done":
+            accuracies.append(result.final)
+        elif not last and epoch in result.accuracy:
+            accuracies.append(result.accuracy[epoch])
+        else:
+            wanted.append(Wanted(trial, None if last else epoch))
+    if not wanted:
+        tried.accuracies, tried.epoch = accuracies, epoch
+    return wanted
+
+
+def _edges(tuning: Tuning, search: PointSearch) -> list[tuple[str, str]]:
+    best = _best(search)
+    if best is None:
+        return []
+    return edges(best.configuration, [tried.configuration for tried in search.tried], tuning.space)
+
+
+def _best(search: PointSearch) -> Tried | None:
+    position = choice.best(
+        [tried.configuration for tried in search.tried], [tried.score for tried in search.tried]
+    )
+    return None if position is None else search.tried[position]
+
+
+def _widen(
+    tuning: Tuning,
+    searches: Sequence[PointSearch],
+    edge: tuple[str, str],
+    widened: dict[tuple[str, str], int],
+    effort: Mapping[str, int],
+    trials: Trials,
+) -> bool:
+    """Add the configurations of the next widening at an edge to every point that has the field.
+
+    Returns False, and adds none, where a value of the wider range is impossible for an arm.
+    """
+    times = widened.get(edge, 0) + 1
+    added: list[tuple[PointSearch, Tried]] = []
+    try:
+        for search in searches:
+            point = search.point
+            for configuration in samplers.extension(tuning, point.reached, effort[point.key], edge, times):
+                tried = _tried(tuning, point, configuration, trials)
+                tried.edge = (*edge, times)
+                added.append((search, tried))
+    except InputError:
+        return False
+    known = [{key(tried.configuration) for tried in search.tried} for search in searches]
+    fresh = [
+        (search, tried)
+        for search, tried in added
+        if key(tried.configuration) not in known[searches.index(search)]
+    ]
+    if not fresh:
+        return False
+    widened[edge] = times
+    for search, tried in fresh:
+        search.tried.append(tried)
+    return True
+
+
+def _follow(search: PointSearch, trials: Trials, read: Read) -> None:
+    """Follow the configurations that a widening added: they are trained to the end."""
+    wanted = [
+        wanted
+        for tried in search.tried
+        if tried.edge is not None and not tried.accuracies
+        for wanted in _measure(tried, tried.trials[0].config.epochs, read)
+    ]
+    search.wanted += wanted
+    search.settled = search.settled and not wanted
+
+
+def expected_rungs(tuning: Tuning, point: Point, effort: int) -> list[Rung]:
+    """Return the rungs of a point before anything is known, for its cost: one of all epochs without halving."""
+    count = (
+        tuning.effort
+        if tuning.sampler == "optuna"
+        else len(samplers.configurations(tuning, point.reached, effort))
+    )
+    if tuning.scheduler == "halving":
+        return rungs(point.config.epochs, count, tuning.reduction, point.config.evaluate_every)
+    return [Rung(point.config.epochs, count)]
+
+
+def trained_epochs(steps: Sequence[Rung]) -> int:
+    """Return the epochs that a search with these rungs trains, over all configurations of one seed."""
+    total, before = 0, 0
+    for rung in steps:
+        total += rung.count * (rung.epoch - before)
+        before = rung.epoch
+    return total
+
+
+def equal_operation_efforts(
+    points: Sequence[Point], effort: int, cost: Mapping[str, float]
+) -> dict[str, int]:
+    """Return the number of configurations of each point where every arm has the same training operations.
+
+    ``cost`` are the operations of one trial by the points' keys. The arm that costs most has ``effort``
+    configurations, the others as many as the same operations pay for.
+    """
+    highest = max(cost[point.key] for point in points)
+    return {point.key: math.floor(effort * highest / cost[point.key] + 1e-9) for point in points}

@@ -1,0 +1,195 @@
+"""The search of one experiment over the records of one results folder: what is wanted, what was found, what is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bench.errors import InputError, shown
+from bench.experiments.toml_files import MAX_PROBLEMS
+from bench.experiments.trials import Experiment, IndexLine, Trial
+from bench.experiments.tuning_table import Tuning
+from bench.records.store import Store
+from bench.tuning import choice, samplers
+from bench.tuning.phases import PointSearch, Standing, Tried, Wanted, look
+from bench.tuning.points import Trials, find_points, with_choices
+from bench.tuning.results import Result, Results
+
+ROLE = "tuning"  # of the index lines of tuning trials
+
+
+@dataclass(frozen=True)
+class Unfolded:
+    """An experiment as far as the records decide it.
+
+    ``experiment`` has the tuning trials known so far and the final trials of every point with a choice. ``wanted`` are
+    the trials to be run now, with the epoch that a rung ends at (None: the trial's own end).
+    """
+
+    experiment: Experiment
+    standing: Standing
+    wanted: tuple[Wanted, ...]
+
+
+class Search:
+    """The search of an experiment that has a table ``[tuning]``."""
+
+    def __init__(self, experiment: Experiment, store: Store) -> None:
+        self.experiment, self.store = experiment, store
+        self.points = find_points(experiment)
+        self.trials, self.results = Trials(experiment), Results(store)
+        self._check_configurations()
+
+    def _check_configurations(self) -> None:
+        """Raise ``InputError`` naming every value of the space that an arm cannot have."""
+        tuning, problems = self.tuning, dict[str, None]()
+        for point in self.points:
+            for configuration in samplers.configurations(tuning, point.reached, tuning.effort):
+                try:
+                    self.trials.tuning(point, configuration, tuning.seeds[0])
+                except InputError as error:
+                    text = ", ".join(f"{name} = {value}" for name, value in configuration.items())
+                    for line in str(error).splitlines():
+                        where = f"{self.experiment.path}: tuning.space: arm {shown(point.arm)} at {text}"
+                        problems[f"{where}: {line}"] = None
+        if problems:
+            raise InputError("\n".join(list(problems)[:MAX_PROBLEMS]))
+
+    @property
+    def tuning(self) -> Tuning:
+        """The table ``[tuning]``."""
+        assert self.experiment.tuning is not None
+        return self.experiment.tuning
+
+    def look(self) -> Standing:
+        """Return where the search stands in the records now."""
+        return look(self.tuning, self.points, self.trials, self.results)
+
+    def unfold(self) -> Unfolded:
+        """Return the experiment as far as it is decided, and what is to be run now."""
+        standing = self.look()
+        lines = [
+            line for search in standing.points for line in _tuning_lines(search, self.experiment.profile)
+        ]
+        final = with_choices(self.experiment, standing.choices, self.trials)
+        trials: dict[str, Trial] = {}
+        for line in (*lines, *final):
+            for needed in line.trial.needs.values():
+                if needed is not None:
+                    trials[needed] = self.trials.needed[needed]
+            trials[_name(line.trial)] = line.trial
+        profile = self.experiment.profile
+        needs = [
+            IndexLine(None, None, {"seed": trials[id].config.seed}, trials[id], role=role, profile=profile)
+            for role, id in _needed(trials.values())
+        ]
+        wanted: dict[str, Wanted] = {_name(w.trial): w for w in standing.wanted}
+        wanted |= {_name(line.trial): Wanted(line.trial) for line in final}
+        further = {
+            id: Wanted(trials[id])
+            for one in wanted.values()
+            for id in one.trial.needs.values()
+            if id is not None and id not in wanted
+        }
+        experiment = replace(self.experiment, trials=tuple(trials.values()), index=(*final, *lines, *needs))
+        return Unfolded(experiment, standing, (*further.values(), *wanted.values()))
+
+    def preview(self) -> tuple[list[Trial], list[Trial]]:
+        """Return the tuning trials of the first round and the final trials with the file's own values, for their cost."""
+        empty = look(self.tuning, self.points, self.trials, lambda id: Result("missing"))
+        tuned = {_name(t): t for search in empty.points for tried in search.tried for t in tried.trials}
+        final = {_name(line.trial): line.trial for point in self.points for line in point.lines}
+        return list(tuned.values()), list(final.values())
+
+    def write(self, unfolded: Unfolded, file: str) -> None:
+        """Write the index and ``tuning.jsonl`` of the experiment; lines of other points and profiles stay."""
+        experiment = unfolded.experiment
+        lines = [line.as_dict() for line in experiment.index]
+        self.store.write_index(experiment.name, experiment.text, lines, file=file)
+        tuned = [
+            line
+            for search in unfolded.standing.points
+            for line in tuning_lines(self.tuning, search, self.results, experiment.profile)
+        ]
+        self.store.write_tuning(experiment.name, tuned)
+
+
+def _name(trial: Trial) -> str:
+    return trial.id or json.dumps(trial.config.dump(), sort_keys=True)
+
+
+def _needed(trials: Iterable[Trial]) -> list[tuple[str, str]]:
+    found = {(role, id): None for trial in trials for role, id in trial.needs.items() if id is not None}
+    return list(found)
+
+
+def _tuning_lines(search: PointSearch, profile: str | None) -> list[IndexLine]:
+    """Return the index lines of a point's tuning trials."""
+    point = search.point
+    return [
+        IndexLine(
+            None,
+            None,
+            {**point.grid, **tried.configuration, "seed": trial.config.seed},
+            trial,
+            role=ROLE,
+            profile=profile,
+            tunes=point.arm,
+        )
+        for tried in search.tried
+        for trial in tried.trials
+    ]
+
+
+def tuning_lines(
+    tuning: Tuning, search: PointSearch, results: Results, profile: str | None
+) -> list[dict[str, Any]]:
+    """Return the lines of ``tuning.jsonl`` about one point: one for each configuration that was tried, or is to be.
+
+    ``mean`` is the mean held-out accuracy after ``epoch`` (in percent; null where a run diverged or one is missing),
+    ``operations`` and ``seconds`` are the sums over the trials. ``dropped_at`` is the epoch of the rung at which the
+    configuration was given up: its trials stay unfinished.
+    """
+    lines = []
+    for tried in search.tried:
+        found = [results(trial.id) for trial in tried.trials]
+        operations = [result.operations for result in found]
+        known = [value for value in operations if value is not None]
+        lines.append(
+            {
+                "profile": profile,
+                "arm": search.point.arm,
+                "grid": search.point.grid,
+                "configuration": tried.configuration,
+                "trials": {str(trial.config.seed): trial.id for trial in tried.trials},
+                "epoch": tried.epoch,
+                "accuracies": tried.accuracies,
+                "mean": choice.mean(tried.accuracies),
+                "dropped_at": tried.dropped,
+                "widening": None
+                if tried.edge is None
+                else f"{tried.edge[0]} {tried.edge[1]} {tried.edge[2]}",
+                "operations": sum(known) if len(known) == len(operations) else None,
+                "seconds": sum(result.seconds for result in found),
+                "sampler": tuning.sampler,
+                "scheduler": tuning.scheduler,
+                "chosen": tried is search.chosen,
+            }
+        )
+    return lines
+
+
+def progress_text(standing: Standing) -> str:
+    """Return one line that says where the search stands."""
+    tried = [(search, tried) for search in standing.points for tried in search.tried]
+    through = sum(bool(one.accuracies) and not _unfinished(search, one) for search, one in tried)
+    chosen = sum(search.chosen is not None for search in standing.points)
+    points = len(standing.points)
+    return f"tuning: {through} of {len(tried)} configurations tried, {chosen} of {points} choices made"
+
+
+def _unfinished(search: PointSearch, tried: Tried) -> bool:
+    wanted = {w.trial.id for w in search.wanted}
+    return any(trial.id in wanted for trial in tried.trials)
