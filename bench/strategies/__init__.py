@@ -72,6 +72,10 @@ class Strategy:
         """Return what is minimised, from the network's ``logits`` on the batch and the recipe's ``loss``."""
         return loss(logits, labels)
 
+    def largest_loss(self, largest: float) -> float:
+        """Return the largest value of ``loss`` (a mean over an epoch), given the largest of the recipe's own loss."""
+        return largest
+
 
 class Faded(Strategy):
     """A strategy with a factor that is faded out: option ``factor``, and ``bn_reestimate`` at its end."""

@@ -124,6 +124,21 @@ class Apprentice(Strategy):
         total = options["beta"] * loss(logits, labels) + options["gamma"] * soft
         return total + options["alpha"] * loss(targets, labels) if self.joint else total
 
+    def largest_loss(self, largest: float) -> float:
+        """Return the weighted sum of the terms' largest values.
+
+        With logits of size L = ``largest``, the soft cross entropy at temperature T is at most T^2 (L / T) = T L, and
+        the squared distance of two networks' logits at most (2 L)^2.
+        """
+        options = self.options
+        soft = (
+            (2.0 * largest) ** 2
+            if options["soft_loss"] == "mse"
+            else max(1.0, options["temperature"]) * largest
+        )
+        own = options["alpha"] * largest if self.joint else 0.0
+        return own + options["beta"] * largest + options["gamma"] * soft
+
 
 def _load_start(network: Network, weights: Mapping[str, Tensor]) -> None:
     """Copy the full-precision weights into ``network``; what a quantizer learns besides them keeps its own start."""

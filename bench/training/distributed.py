@@ -136,8 +136,8 @@ class Team:
         """Return the counts of all workers together."""
         if self.size == 1:
             return found
-        counts = torch.tensor([found.correct, found.top5, found.seen, *found.predicted, *found.labelled])
-        correct, top5, seen, *histograms = _summed(counts).tolist()
+        counts = [found.correct, found.top5, found.seen, found.not_finite, *found.predicted, *found.labelled]
+        correct, top5, seen, infinite, *histograms = _summed(torch.tensor(counts)).tolist()
         classes = len(found.predicted)
         return replace(
             found,
@@ -146,6 +146,7 @@ class Team:
             seen=seen,
             predicted=tuple(histograms[:classes]),
             labelled=tuple(histograms[classes:]),
+            not_finite=infinite,
         )
 
 

@@ -21,6 +21,7 @@ class Accuracy:
     seen: int
     predicted: tuple[int, ...]
     labelled: tuple[int, ...]
+    not_finite: int = 0  # images with a logit that is NaN or infinite
 
     @property
     def percent(self) -> float:
@@ -59,6 +60,7 @@ def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_c
         counts = torch.cat(
             [
                 torch.stack([hits[:, 0].sum(), hits.any(1).sum(), torch.ones_like(labels).sum()]),
+                (~torch.isfinite(logits)).any(1).sum()[None],
                 torch.bincount(best[:, 0], minlength=num_classes),
                 torch.bincount(labels, minlength=num_classes),
             ]
@@ -67,8 +69,9 @@ def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_c
     network.train(training)
     if totals is None:
         raise ValueError("nothing to evaluate: the set is empty")
-    correct, top5, seen, *histograms = totals.tolist()
-    return Accuracy(correct, top5, seen, tuple(histograms[:num_classes]), tuple(histograms[num_classes:]))
+    correct, top5, seen, not_finite, *histograms = totals.tolist()
+    predicted, labelled = tuple(histograms[:num_classes]), tuple(histograms[num_classes:])
+    return Accuracy(correct, top5, seen, predicted, labelled, not_finite)
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ from bench.schedules import learning_rate_value
 from bench.strategies import Strategy
 from bench.training.capture import Recording, Written
 from bench.training.distributed import SOLO, Team, averaged, keeping_gradients, settle_statistics
+from bench.training.divergence import largest_loss, named_state, not_finite, some
 from bench.training.evaluate import EVALUATION_BATCH, Accuracy, evaluate, reestimate_batch_norm
 from bench.training.losses import make_loss
 from bench.training.optimizer import make_optimizer, set_step
@@ -52,7 +53,7 @@ def train(
         if run.step % run.steps_per_epoch == 0:
             line = run.end_epoch()
             record(line)
-            if line["train_loss"] is None:
+            if run.problem is not None:
                 return "diverged"
         if run.step == run.total_steps:
             break
@@ -115,6 +116,9 @@ class Run:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.correct = torch.zeros((), dtype=torch.int64, device=self.device)
         self.signs = self._signs()
+        self.problem: str | None = None  # why the trial has diverged
+        # a user's network may keep infinite constants, a mask for instance
+        self.infinite = frozenset(not_finite(self._named_state()))
         self.one_level: list[str] = []  # layers whose activations were all one level after the first epoch
         self.training_seconds = 0.0  # of the epoch under way, earlier sessions included
         self.wall_seconds = 0.0  # of the whole trial
@@ -239,7 +243,8 @@ class Run:
             "sign_flip_rate": self._sign_flip_rate(),
             "branch_ratio": None,
         }
-        if line["train_loss"] is not None:
+        self.problem = self._divergence(loss, epoch)
+        if self.problem is None:
             self._observe(line, factor)
             if epoch % self.config.evaluate_every == 0 or self.step == self.total_steps:
                 self._measure(line, factor)
@@ -270,6 +275,7 @@ class Run:
         No test image is read with ``evaluate_test = false``.
         """
         data, classes = self.data, self.data.num_classes
+        self.lost_logits = 0
         if self.config.evaluate_test and factor > 0.0:
             self.clock.set_factor(factor)
             expanded = self._evaluate(self.network, data.test_batches, data.test_count)
@@ -286,6 +292,29 @@ class Run:
             line["val_acc"] = held_out.percent
             if not self.config.evaluate_test:
                 self.accuracy = held_out
+        if self.lost_logits:
+            self.problem = f"the logits of {self.lost_logits} images evaluated after epoch {line['epoch']} were not finite"
+            line |= {key: None for key in line if key.startswith(("test_", "val_"))}
+
+    def _named_state(self) -> Iterator[tuple[str, Tensor]]:
+        frozen = {f"frozen network {i}": n for i, n in enumerate(self.strategy.forward_only())}
+        return named_state({"": self.network, **self.trained, **frozen}, self.optimizer)
+
+    def _divergence(self, loss: float, epoch: int) -> str | None:
+        """Return why the trial has diverged, given the mean training ``loss`` of ``epoch``; None where it has not."""
+        lost = not_finite((name, value) for name, value in self._named_state() if name not in self.infinite)
+        largest = self.strategy.largest_loss(largest_loss(self.config.loss))
+        reason = None
+        if not math.isfinite(loss):
+            reason = f"the training loss of epoch {epoch} was not finite"
+        elif lost:
+            reason = f"numbers that are not finite after epoch {epoch}: {some(lost)}"
+        elif loss > largest:
+            reason = (
+                f"the training loss of epoch {epoch}, {loss:.3g}, is more than any data gives ({largest:.4g})"
+            )
+        (diverged,) = self.team.decided(reason is not None)
+        return (reason or "the first worker's numbers are not finite") if diverged else None
 
     def _evaluate(self, network: Network, batches: Callable[[int], Iterator[Any]], count: int) -> Accuracy:
         """Evaluate ``network`` on a set of ``count`` images; each worker has every ``size``-th batch of it."""
@@ -294,7 +323,9 @@ class Run:
             found = Accuracy(0, 0, 0, (0,) * classes, (0,) * classes)
         else:
             found = evaluate(network, batches(EVALUATION_BATCH), classes)
-        return self.team.accuracy(found)
+        found = self.team.accuracy(found)
+        self.lost_logits += found.not_finite
+        return found
 
     def _deployed(self) -> Network:
         """Return the network to evaluate as deployed: itself, or a copy with re-estimated batch norm (``eval_bn``)."""

@@ -23,6 +23,7 @@ from bench.records.store import Store
 from bench.text import clean
 from bench.training import checkpoint, execution, setup
 from bench.training.distributed import SOLO, Team, check_same_data
+from bench.training.divergence import not_finite, some
 from bench.training.loop import Run, train
 from bench.training.provenance import provenance
 from bench.training.resume import resume
@@ -227,6 +228,11 @@ def _final_weights(store: Store, trial_id: str, role: str, device: str) -> dict[
         raise InputError(
             f"{_weights_path(store, trial_id)}: network: no weights; train it again with --fresh"
         )
+    if lost := not_finite(weights.items()):
+        raise InputError(
+            f"{_weights_path(store, trial_id)}: weights of the {role} that are not finite: {some(lost)}; "
+            "train it again with --fresh"
+        )
     return weights
 
 
@@ -300,9 +306,7 @@ def summarize(
     return {
         "schema": SCHEMA,
         "status": status,
-        "reason": None
-        if status == "done"
-        else f"the training loss of epoch {lines[-1]['epoch']} was not finite",
+        "reason": run.problem,
         "final_test_acc": final and final["test_acc"],
         "final_test_acc_top5": final and final["test_acc_top5"],
         "final_val_acc": last and last["val_acc"],
