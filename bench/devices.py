@@ -9,6 +9,8 @@ from pathlib import Path
 
 from bench.errors import InputError
 
+THREADS_PER_TRIAL = 1  # CPU threads of a trial, on the CPU and beside a GPU, with Ray and without
+
 
 def _gpus() -> int:
     """Return how many GPUs torch sees; without importing torch where the system shows none."""
@@ -56,8 +58,3 @@ def cpu_count() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:
         return os.cpu_count() or 1
-
-
-def threads_per_trial(device: str) -> int:
-    """Return the number of CPU threads of a trial: one, on the CPU and beside a GPU, with Ray and without."""
-    return 1

@@ -13,15 +13,17 @@ from bench.cli import OK, WRONG_INPUT
 from bench.cli import status as overview
 from bench.cli.selection import Selection
 from bench.costs.predict import known_seconds
-from bench.devices import find_devices, threads_per_trial
+from bench.devices import find_devices
 from bench.errors import InputError
 from bench.experiments import catalog
 from bench.experiments.trials import Experiment
 from bench.folders import resolve_data_dir
 from bench.launch.data_parallel import TRAIN_TOGETHER, check_workers, groups, together, torchrun_workers
+from bench.launch.execute import TRAIN, Task
 from bench.launch.options import RunOptions
 from bench.launch.placement import place, shared_gpus
-from bench.launch.pool import TRAIN, Planned, Session, Stop, Task, costs, exit_status, plan, priorities
+from bench.launch.plan import Planned, costs, plan, priorities
+from bench.launch.session import Session, Stop, exit_status
 from bench.progress import Progress, inert, plural, say
 from bench.records.locks import Busy
 from bench.records.store import Store
@@ -159,7 +161,6 @@ def _session(
             p.needs,
             str(store.root),
             str(options.data_dir),
-            threads=threads_per_trial(options.device or ""),
             retry=p.action == "retry",
             accept_other_hardware=options.accept_other_hardware,
             function=function,

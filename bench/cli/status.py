@@ -12,7 +12,7 @@ from bench.cli import OK
 from bench.cli.selection import Selection
 from bench.errors import InputError
 from bench.folders import resolve_data_dir
-from bench.launch.pool import ACTIONS
+from bench.launch.plan import ACTIONS
 from bench.progress import inert, percent, plural, table
 from bench.records.store import State, Store, StoreError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from bench.folders import resolve_data_dir
-from bench.launch.pool import TRAIN
+from bench.launch.execute import TRAIN
 from bench.launch.verify import verify
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import itertools
 import json
-import multiprocessing
 import os
 import statistics
 import subprocess
@@ -27,7 +26,7 @@ import torch
 from bench import datasets, folders
 from bench.cli.show import table
 from bench.costs.predict import Calibration, Kept, makespan, measured_mode, steps_per_epoch, trial_seconds
-from bench.devices import cpu_count, threads_per_trial
+from bench.devices import cpu_count
 from bench.experiments import catalog
 from bench.experiments.config import TrialConfig, short_bits
 from bench.experiments.labels import label
@@ -35,6 +34,7 @@ from bench.experiments.permission import Grant, adopt, current
 from bench.experiments.trials import Experiment
 from bench.layers.low_precision import observe
 from bench.networks import Network, build, describe_layers
+from bench.processes import Child
 from bench.randomness import Clock
 from bench.strategies import make_strategy
 from bench.training import execution, setup
@@ -43,7 +43,6 @@ from bench.training.loop import Run
 
 REPEATS = 5
 BUSY = 1.15  # seconds of the clock for one of the processor, above which others are using it, too
-_SPAWN = multiprocessing.get_context("spawn")
 
 
 # --- a run to measure --------------------------------------------------------------------------------------------------
@@ -272,43 +271,34 @@ def at_once(
     Each round measures every config in turn, first in one process alone, then in all at the same time. Raises
     ``EOFError`` where one of them dies.
     """
-    pipes: list[Connection] = []
-    processes = []
-    for _ in range(count):
-        near, far = _SPAWN.Pipe()
-        process = _SPAWN.Process(
-            target=_take_part, args=(far, list(configs), device, mode, current()), daemon=True
-        )
-        process.start()
-        far.close()
-        pipes.append(near)
-        processes.append(process)
+    children: list[Child] = []
     try:
-        for pipe in pipes:
-            pipe.recv()  # ready
+        for _ in range(count):
+            children.append(Child(_take_part, list(configs), device, mode, current(), name="bench-measure"))
+        for child in children:
+            child.receive()  # ready
 
-        def measured(number: int, who: Sequence[Connection]) -> list[tuple[float, float]]:
-            for pipe in who:
-                pipe.send((number, seconds))
-            return [pipe.recv() for pipe in who]
+        def measured(number: int, who: Sequence[Child]) -> list[tuple[float, float]]:
+            for child in who:
+                child.send((number, seconds))
+            return [child.receive() for child in who]
 
         rows: list[tuple[list, list, list, list]] = [([], [], [], []) for _ in configs]
         for _ in range(rounds):
             for number, (alone, alone_work, together, together_work) in enumerate(rows):
-                ((wall, work),) = measured(number, pipes[:1])
+                ((wall, work),) = measured(number, children[:1])
                 alone.append(wall)
                 alone_work.append(work)
-                walls, works = zip(*measured(number, pipes), strict=True)
+                walls, works = zip(*measured(number, children), strict=True)
                 together.append(walls)
                 together_work.append(works)
         memory = []
-        for pipe in pipes:
-            pipe.send(None)
-            memory.append(pipe.recv())
+        for child in children:
+            child.send(None)
+            memory.append(child.receive())
     finally:
-        for process in processes:
-            process.join(5)
-            process.kill()
+        for child in children:
+            child.end(patience=5.0)
     return [AtOnce(tuple(a), tuple(aw), tuple(t), tuple(tw), tuple(memory)) for a, aw, t, tw in rows]
 
 
@@ -386,7 +376,7 @@ def cost_text(experiment: Experiment, data_dir: Path | str | None) -> str:
     folder = folders.resolve_data_dir(data_dir)
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     meter = Meter(device, folder)
-    jobs = max(1, cpu_count() // threads_per_trial(device)) if device == "cpu" else 1
+    jobs = cpu_count() if device == "cpu" else 1
     counts: dict[str, int] = {}
     seconds: dict[str, float] = {}
     rows: dict[str, list[float]] = {}

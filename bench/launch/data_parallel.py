@@ -1,22 +1,19 @@
 """The processes that train one trial together, started here or by ``torchrun`` (see ``bench.training.distributed``).
 
 A trial's ``device`` is then a list, "cuda:0,cuda:1" or "cpu,cpu": a worker on each. The process that runs the trial
-(it holds the lock and writes how the trial ended) trains nothing itself: it starts the workers, hands on what the
-first reports, and ends all of them when one is gone, so that the trial goes on as a whole from its last checkpoint.
+(and holds its lock, and writes how the trial ended) trains nothing itself: it starts the workers, hands on what the
+first worker reports, and ends all workers when one is gone, so that the whole trial goes on from its last checkpoint.
 No torch is imported before a worker trains.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import faulthandler
 import functools
 import importlib
 import logging
-import multiprocessing
 import os
-import pickle
 import shutil
 import signal
 import sys
@@ -34,7 +31,9 @@ from typing import TYPE_CHECKING, Any
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
 from bench.experiments.permission import current, granted
-from bench.launch.pool import TRAIN, Session, execute
+from bench.launch.execute import TRAIN, execute
+from bench.launch.session import Session
+from bench.processes import Child, portable, wait
 from bench.records.store import Store
 
 if TYPE_CHECKING:
@@ -42,8 +41,11 @@ if TYPE_CHECKING:
 
 TRAIN_TOGETHER = "bench.launch.data_parallel:run_trial"
 LEAD = "bench.launch.data_parallel:lead_trial"
-CONTEXT: Any = multiprocessing.get_context("spawn")  # a forked process would inherit half of torch's threads
-TIMEOUT = timedelta(minutes=30)  # for what one worker does while the others wait: reading a large data set
+# For what one worker does while the others wait, for instance reading a large data set.
+TIMEOUT = timedelta(minutes=30)
+PATIENCE = (
+    3.0  # seconds in which the cause of a failure arrives: workers notice a dead one before their parent does
+)
 
 
 class WorkerDied(RuntimeError):
@@ -106,27 +108,16 @@ def run_trial(
     """
     devices = device.split(",")
     check_workers(config, len(devices))
-    folder = tempfile.mkdtemp(prefix="bench-ranks-")
+    folder = tempfile.mkdtemp(prefix="bench-workers-")
     call = _call(function, config, trial_id, needs, store, data_dir, accept_other_hardware, pack)
-    pipes: list[connection.Connection] = []
-    processes: list[Any] = []
+    workers: list[Child] = []
     try:
         for rank in range(len(devices)):
-            here, there = CONTEXT.Pipe()
-            process = CONTEXT.Process(
-                target=_serve, args=(there, rank, devices, folder, call), name=f"bench-{rank}"
-            )
-            process.start()
-            there.close()
-            pipes.append(here)
-            processes.append(process)
-        return _watch(pipes, processes, stop, on_epoch)
+            workers.append(Child(_work, rank, devices, folder, call, name=f"bench-worker-{rank}"))
+        return _watch(workers, stop, on_epoch)
     finally:
-        for pipe in pipes:
-            pipe.close()
-        for process in processes:
-            process.kill()
-            process.join()
+        for worker in workers:
+            worker.end()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -146,57 +137,67 @@ def _call(
 
 
 def _watch(
-    pipes: Sequence[connection.Connection],
-    processes: Sequence[Any],
+    workers: Sequence[Child],
     stop: Callable[[], bool],
     on_epoch: Callable[[dict[str, Any]], None] | None,
 ) -> str:
-    """Return how the trial ended, from the first worker, once all of them are through."""
+    """Return how the trial ended, from the first worker, once all workers are through.
+
+    Raises what the first failing worker raised, or ``WorkerDied``.
+    """
     ended: dict[int, str] = {}
     errors: list[BaseException] = []
     gone: set[int] = set()
-    patience = float(
-        "inf"
-    )  # until when to wait for the cause of an error: the others notice a dead one before we do
+    deadline = float("inf")
     asked = False
-    while len(ended) < len(pipes):
+    while len(ended) < len(workers):
         if not asked and stop():
             asked = True
             with contextlib.suppress(OSError):
-                pipes[0].send("stop")
-        connection.wait(
-            [pipe for rank, pipe in enumerate(pipes) if rank not in gone | ended.keys()], timeout=0.2
-        )
-        for rank, pipe in enumerate(pipes):
-            try:
-                while rank not in gone and pipe.poll():
-                    kind, value = pipe.recv()
-                    if kind == "epoch" and on_epoch is not None:
-                        on_epoch(value)
-                    elif kind == "end":
-                        ended[rank] = value
-                    elif kind == "error":
-                        errors.append(value)
-            except (EOFError, OSError):
+                workers[0].send("stop")
+        wait([w for rank, w in enumerate(workers) if rank not in gone | ended.keys()], timeout=0.2)
+        for rank, worker in enumerate(workers):
+            if rank not in gone and not _hear(worker, rank, ended, errors, on_epoch):
                 gone.add(rank)
-        failed = errors or gone - ended.keys()
-        patience = min(patience, time.monotonic() + 3.0) if failed else patience
-        for rank in sorted(gone - ended.keys()):
-            processes[rank].join(1.0)
-            code = processes[rank].exitcode
+        dead = sorted(gone - ended.keys())
+        for rank in dead:
+            code = workers[rank].exit_code(patience=1.0)
             if code is not None and code < 0:
-                raise WorkerDied(f"worker {rank} of {len(pipes)} died (signal {-code})")
-        if failed and (time.monotonic() > patience or len(gone | ended.keys()) == len(pipes)):
-            raise errors[0] if errors else WorkerDied(f"worker {min(gone)} of {len(pipes)} died")
+                raise WorkerDied(f"worker {rank} of {len(workers)} died (signal {-code})")
+        if errors or dead:
+            deadline = min(deadline, time.monotonic() + PATIENCE)
+            if time.monotonic() > deadline or len(gone | ended.keys()) == len(workers):
+                raise errors[0] if errors else WorkerDied(f"worker {dead[0]} of {len(workers)} died")
     return ended[0]
 
 
-def _serve(
+def _hear(
+    worker: Child,
+    rank: int,
+    ended: dict[int, str],
+    errors: list[BaseException],
+    on_epoch: Callable[[dict[str, Any]], None] | None,
+) -> bool:
+    """Note what a worker has sent so far; return whether the worker is still there."""
+    try:
+        for kind, value in worker.received():
+            if kind == "epoch" and on_epoch is not None:
+                on_epoch(value)
+            elif kind == "end":
+                ended[rank] = value
+            elif kind == "error":
+                errors.append(value)
+    except EOFError:
+        return False
+    return True
+
+
+def _work(
     pipe: connection.Connection, rank: int, devices: Sequence[str], folder: str, call: tuple[Any, ...]
 ) -> None:
-    """Train as worker ``rank``: what a started process does. It ends with the process that started it."""
+    """Train as worker ``rank`` of a team that meets in ``folder``: what a worker's process does."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # they reach the whole group; who started us decides
+        signal.signal(number, signal.SIG_IGN)  # signals reach the whole group; the parent decides
     faulthandler.enable()
     asked = threading.Event()
 
@@ -217,7 +218,7 @@ def _serve(
         pipe.send(("end", status))
     except BaseException as error:
         traceback.print_exc()
-        pipe.send(("error", _portable(error)))
+        pipe.send(("error", portable(error)))
         raise SystemExit(1) from None
 
 
@@ -271,16 +272,6 @@ def _log(team: Team) -> None:
         )
         logger.addHandler(handler)
     logger.setLevel(logging.INFO if team.first else logging.WARNING)
-
-
-def _portable(error: BaseException) -> BaseException:
-    """Return an error that another process can read."""
-    try:
-        copy.copy(error)  # made anew as pickle does: fails where the arguments are not those of its class
-        pickle.dumps(error)
-        return error
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 # --- workers started by torchrun ---------------------------------------------------------------------------------------

@@ -12,21 +12,22 @@ those that ran out of memory, are tried once more alone. No torch is imported he
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
 from typing import Any
 
-from bench.experiments.permission import adopt, current
+from bench import processes
+from bench.experiments.permission import Grant, adopt, current
 
-SHARE = 0.9  # of the free memory that trials are given: allocators round up, and others use the device, too
+USABLE = (
+    0.9  # the part of the free memory that trials get: allocators round up, and others use the device, too
+)
 MPS = "nvidia-cuda-mps-control"
 _FAULTS = ("out of memory", "CUDA error", "AcceleratorError", "CUDNN_STATUS", "CUBLAS_STATUS")
 
@@ -41,39 +42,39 @@ def trials_per_device(
     device, since each trial's process keeps one busy launching kernels.
     """
     need = max(1.0, peak_bytes_per_trial + context_bytes)
-    return int(max(1, min(SHARE * free_bytes // need, cores, limit)))
+    return int(max(1, min(USABLE * free_bytes // need, cores, limit)))
 
 
 @dataclass
-class Room:
-    """Which trial may start on which device now; the placement tells it what starts and ends.
+class DeviceSlots:
+    """Which trial may start on which device now; the placement says what starts and ends.
 
-    ``slots`` trials at once on each device and ``total`` on all; ``free`` bytes of each device where memory was measured,
-    with the ``needs`` of each trial in bytes. A device on which nothing runs takes any trial: whether a trial fits alone
-    is for the trial to find out. Those in ``alone`` have a device to themselves.
+    A device on which nothing runs takes any trial: only the trial can find out whether it fits alone.
     """
 
-    slots: dict[str, int]
-    total: int = 1 << 30
-    free: Mapping[str, float] = field(default_factory=dict)
-    needs: Mapping[str, float] = field(default_factory=dict)
-    alone: set[str] = field(default_factory=set)
+    per_device: dict[str, int]  # the most trials at once on each device
+    total: int = 1 << 30  # the most trials at once on all devices together
+    free_bytes: Mapping[str, float] = field(default_factory=dict)  # by device, where memory was measured
+    trial_bytes: Mapping[str, float] = field(default_factory=dict)  # by trial, where memory was measured
+    alone: set[str] = field(default_factory=set)  # trials that get a device to themselves
     running: dict[str, str] = field(default_factory=dict)  # trial -> device
     _accompanied: set[str] = field(default_factory=set)  # running trials that have had a neighbour
 
     def device_for(self, trial: str) -> str | None:
-        """Return the device on which ``trial`` can start, the emptiest one; None where it has to wait."""
+        """Return the emptiest device on which ``trial`` can start, None where the trial has to wait."""
         if len(self.running) >= self.total:
             return None
         beside = {
-            device: [id for id, where in self.running.items() if where == device] for device in self.slots
+            device: [id for id, where in self.running.items() if where == device]
+            for device in self.per_device
         }
-        for device in sorted(self.slots, key=lambda device: len(beside[device])):
+        for device in sorted(self.per_device, key=lambda device: len(beside[device])):
             here = beside[device]
             if not here:
                 return device
-            taken = sum(self.needs.get(id, 0.0) for id in [*here, trial])
-            fits = len(here) < self.slots[device] and taken <= SHARE * self.free.get(device, inf)
+            taken = sum(self.trial_bytes.get(id, 0.0) for id in [*here, trial])
+            usable = USABLE * self.free_bytes.get(device, inf)
+            fits = len(here) < self.per_device[device] and taken <= usable
             if fits and self.alone.isdisjoint([*here, trial]):
                 return device
         return None
@@ -93,43 +94,49 @@ class Room:
         return accompanied
 
     @property
-    def most(self) -> int:
-        """How many trials may ever share a device: what a record states."""
-        return min(self.total, max(self.slots.values(), default=1))
+    def most_per_device(self) -> int:
+        """The largest number of trials that may share a device at any time, as records state it."""
+        return min(self.total, max(self.per_device.values(), default=1))
 
     @property
-    def equal_share(self) -> int:
-        """How many may share every device, whichever they are: for a placement that knows one size of trial."""
-        largest = max(self.needs.values(), default=0.0)
+    def any_per_device(self) -> int:
+        """How many of any trials fit on every device, for a placement that takes all trials to be of one size."""
+        largest = max(self.trial_bytes.values(), default=0.0)
         fitting = (
-            trials_per_device(self.free.get(d, inf), largest, 0.0, slots) for d, slots in self.slots.items()
+            trials_per_device(self.free_bytes.get(device, inf), largest, 0.0, slots)
+            for device, slots in self.per_device.items()
         )
         return min(fitting, default=1)
 
 
-def make_room(
+def measured_slots(
     configs: Mapping[str, dict[str, Any]],
     devices: Sequence[str],
     share: float | None,
     cores: int,
     jobs: int | None,
     data_dir: str,
-) -> tuple[Room, str]:
-    """Return the room for trials (their configurations by id) on GPUs, and what is to be said of it.
+) -> tuple[DeviceSlots, str]:
+    """Return how trials share the GPUs, and a line that says so ("" where there is nothing to say).
 
-    ``share`` is the part of a GPU that each trial takes; None: what it was measured to take. That is measured first where
-    it is not known yet, in a process that then ends; where it cannot be, each trial gets a GPU. ``cores`` of this machine.
+    Args:
+        configs: the configurations of the trials, by id.
+        devices: the GPUs ("cuda:0", ...).
+        share: the part of a GPU that each trial takes; None: the memory that each trial is measured to take. Memory
+            that is not known yet is measured in a process of its own; where that fails, each trial gets a GPU.
+        cores: the cores of this machine.
+        jobs: the most trials at once; None: no limit.
+        data_dir: the data folder.
     """
     total = jobs or 1 << 30
-    whole = Room(dict.fromkeys(devices, 1), total)
+    whole = DeviceSlots(dict.fromkeys(devices, 1), total)
     if share is not None:
-        return Room(dict.fromkeys(devices, int(1 / share + 1e-9)), total), ""
+        return DeviceSlots(dict.fromkeys(devices, int(1 / share + 1e-9)), total), ""
     if len(configs) <= len(devices):
         return whole, ""
     try:
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=spawn, initializer=adopt, initargs=(current(),)) as pool:
-            needs, free = pool.submit(_measure, dict(configs), data_dir, list(devices)).result()
+        arguments = current(), dict(configs), data_dir, list(devices)
+        needs, free = processes.call(_measure, *arguments, name="bench-measure")
     except Exception as error:  # whatever a driver, a library or a broken process makes of it
         return (
             whole,
@@ -140,14 +147,16 @@ def make_room(
         for device in devices
     }
     largest = max(needs.values()) / 2**20
-    return Room(slots, total, free, needs), f"as many as fit, the largest takes {largest:,.0f} MiB"
+    return DeviceSlots(slots, total, free, needs), f"as many as fit, the largest takes {largest:,.0f} MiB"
 
 
 def _measure(
-    configs: dict[str, dict[str, Any]], data_dir: str, devices: list[str]
+    grant: Grant, configs: dict[str, dict[str, Any]], data_dir: str, devices: list[str]
 ) -> tuple[dict[str, float], dict[str, float]]:
+    """Measure in a process of its own what ``device_needs`` returns."""
     from bench.costs.measure import device_needs
 
+    adopt(grant)
     return device_needs(configs, data_dir, devices)
 
 

@@ -7,12 +7,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from bench.devices import cpu_count, threads_per_trial
+from bench.devices import cpu_count
 from bench.errors import InputError
 from bench.launch import gpu_sharing
 from bench.launch.data_parallel import groups, own_device, run_torchrun, torchrun_workers
 from bench.launch.options import RunOptions
-from bench.launch.pool import Session, run_pool
+from bench.launch.pool import Pool
+from bench.launch.session import Session
 from bench.progress import plural, say
 
 
@@ -25,7 +26,7 @@ def shared_gpus(options: RunOptions, session: Session, devices: Sequence[str]) -
     share = options.gpu_share
     with gpu_sharing.overlapping(devices, share) as words:
         configs = {id: task.config for id, task in session.tasks.items()}
-        session.room, more = gpu_sharing.make_room(
+        session.slots, more = gpu_sharing.measured_slots(
             configs, devices, share, cpu_count(), options.jobs, str(options.data_dir)
         )
         for text in filter(None, (words, more)):
@@ -61,10 +62,10 @@ def _place_with_ray(options: RunOptions, session: Session, devices: Sequence[str
     ):
         if options.address:  # the cluster may have GPUs where this machine has none
             on_gpu = options.device != "cpu" and bool(options.device or resources.get("GPU"))
-        cpus = options.cpus_per_trial or float(threads_per_trial("cuda" if on_gpu else "cpu"))
-        gpus = options.gpu_share or 1.0 / session.room.equal_share
+        cpus = options.cpus_per_trial or 1.0
+        gpus = options.gpu_share or 1.0 / session.slots.any_per_device
         gpus = gpus if on_gpu and workers == 1 else float(on_gpu)
-        _note_sharing(session, 1.0 / gpus if on_gpu else threads_per_trial("cpu") / cpus)
+        _note_sharing(session, 1.0 / gpus if on_gpu else 1.0 / cpus)
         ray_tune.check_resources(resources, cpus, gpus, workers)
         say(f"Ray: {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs")
         ray_tune.run_ray(
@@ -85,16 +86,16 @@ def _place_in_processes(options: RunOptions, session: Session, devices: Sequence
         devices = groups(devices, workers)
         jobs = options.jobs or (len(devices) if on_gpu else max(1, cpu_count() // workers))
     elif on_gpu:
-        jobs = min(session.room.total, sum(session.room.slots.values()))
-        _note_sharing(session, session.room.most)
+        jobs = min(session.slots.total, sum(session.slots.per_device.values()))
+        _note_sharing(session, session.slots.most_per_device)
     else:
-        jobs = options.jobs or max(1, cpu_count() // threads_per_trial("cpu"))
-        _note_sharing(session, math.ceil(jobs * threads_per_trial("cpu") / cpu_count()))
+        jobs = options.jobs or cpu_count()
+        _note_sharing(session, math.ceil(jobs / cpu_count()))
     say(f"{plural(jobs, 'trial')} at once on {', '.join(devices)}")
-    run_pool(session, devices, jobs)
+    Pool(session, devices, jobs).run()
 
 
 def _note_sharing(session: Session, trials: float) -> None:
     """Note in the tasks how many trials share a device at most."""
     most = max(1, int(trials + 1e-9))
-    session.tasks = {id: replace(task, pack=most) for id, task in session.tasks.items()}
+    session.tasks = {id: replace(task, trials_per_device=most) for id, task in session.tasks.items()}

@@ -25,8 +25,9 @@ import bench
 from bench.errors import InputError
 from bench.experiments.permission import source_places
 from bench.launch.data_parallel import LEAD, TIMEOUT, WorkerDied, backend, lead_or_follow
-from bench.launch.pool import Outcome, Session, Task, execute
-from bench.launch.remote import Home, execute_away, with_local_data
+from bench.launch.execute import Outcome, Task, execute
+from bench.launch.remote import Home, execute_remotely, with_local_data
+from bench.launch.session import Session
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -182,7 +183,7 @@ def run_ray(
     try:
         while True:
             ready = [replace(task, device=device) for task in session.ready()]
-            shared = [task for task in ready if task.id not in session.room.alone]
+            shared = [task for task in ready if task.id not in session.slots.alone]
             if shared:
                 _run_wave(session, shared, place, cpus, gpus, jobs)
             elif ready:  # a whole GPU each; on the CPU one after the other
@@ -228,7 +229,7 @@ class _Place:
             return Outcome(task.id, "refused", str(error))
         if self.mark.exists():
             return execute(task, stop=lambda: not self.go_on.exists(), on_epoch=on_epoch)
-        return execute_away(task, self.home, on_epoch)
+        return execute_remotely(task, self.home, on_epoch)
 
 
 def _home(root: Path, go_on: Path) -> Any:
@@ -381,7 +382,7 @@ def _run_wave(
         shutil.rmtree(storage, ignore_errors=True)
     for id in tasks:  # Tune lost it without a word
         if id in session.running and not session.stop.is_set():
-            session.died(id, "worker died (Ray gave no reason)")
+            session.died(id, "its process died (Ray gave no reason)")
 
 
 def _teams(workers: int, cpus: float, gpus: float) -> int:
@@ -416,20 +417,20 @@ def _lost(session: Session, place: _Place, id: str, reason: str) -> None:
                 label = session.progress.labels.get(id, id)
                 session.progress.note(f"{label}: its node died; it goes on from its last checkpoint")
                 return session.finished(Outcome(id, "busy", "its node died"))  # until its lock is free
-            reason = "worker died (its node died)"
+            reason = "its process died (the node died)"
     session.died(id, reason)
 
 
 def _death(folder: Path) -> str:
-    """Return why a worker died, from the exception that Tune wrote down."""
+    """Return why a trial's process died, from the exception that Tune wrote down."""
     text = ""
     with contextlib.suppress(OSError):
         text = "".join(path.read_text(errors="replace") for path in folder.glob("error.txt"))
     known = {  # from Ray's messages
         "running low on memory": "the node was out of memory",
-        "its node has died": "its node died",
-        "its worker process has died": "its process is gone",
-        "actor died": "its process is gone",
+        "its node has died": "the node died",
+        "its worker process has died": "the process is gone",
+        "actor died": "the process is gone",
         "unavailable": UNREACHABLE,
     }
-    return f"worker died ({next((why for name, why in known.items() if name in text), 'Ray gave no reason')})"
+    return f"its process died ({next((why for name, why in known.items() if name in text), 'Ray gave no reason')})"

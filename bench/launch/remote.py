@@ -24,7 +24,7 @@ from bench.experiments.catalog import require
 from bench.experiments.config import TrialConfig
 from bench.experiments.permission import granted
 from bench.folders import resolve_data_dir
-from bench.launch.pool import Outcome, Task, execute, settle
+from bench.launch.execute import Outcome, Task, execute, outcome_without_training
 from bench.records.locks import Busy
 from bench.records.store import Store, StoreError, write_atomic
 
@@ -71,7 +71,7 @@ class Home:
         try:
             lock = stack.enter_context(self.store.lock(task.id))
             self.store.tidy(task.id)
-            settled = settle(self.store, task)
+            settled = outcome_without_training(self.store, task)
             if settled is not None:
                 self.store.tidy(task.id, finished=settled.status in ("done", "diverged"))
                 stack.close()
@@ -189,8 +189,10 @@ class _Mirror:
         self.send()
 
 
-def execute_away(task: Task, home: Any, on_epoch: Callable[[dict[str, Any]], None] | None = None) -> Outcome:
-    """Run one trial here for the results folder behind the actor ``home``; otherwise as ``bench.launch.pool.execute``."""
+def execute_remotely(
+    task: Task, home: Any, on_epoch: Callable[[dict[str, Any]], None] | None = None
+) -> Outcome:
+    """Run one trial here for the results folder behind the actor ``home``; otherwise as ``bench.launch.execute.execute``."""
     import ray
 
     begun = ray.get(home.begin.remote(task))
@@ -199,7 +201,7 @@ def execute_away(task: Task, home: Any, on_epoch: Callable[[dict[str, Any]], Non
     token, files = begun
     outcome = Outcome(task.id, "stopped")
     try:
-        with tempfile.TemporaryDirectory(prefix="bench-away-") as folder:
+        with tempfile.TemporaryDirectory(prefix="bench-remote-") as folder:
             store = Store(folder)
             for name, data in files.items():
                 write_atomic(store.root / name, data)

@@ -17,7 +17,10 @@ from bench.experiments import catalog, permission
 from bench.experiments.config import TrialConfig
 from bench.experiments.identity import digest, identity, identity_document
 from bench.launch.data_parallel import TRAIN_TOGETHER, groups
-from bench.launch.pool import TRAIN, Session, Stop, Task, TrialLike, plan, priorities, run_pool
+from bench.launch.execute import TRAIN, Task
+from bench.launch.plan import TrialLike, plan, priorities
+from bench.launch.pool import Pool
+from bench.launch.session import Session, Stop
 from bench.progress import Progress, inert, percent, say
 from bench.records.store import Store
 
@@ -244,7 +247,7 @@ def _run_again(
     session.known = {id: status for id, status in session.known.items() if id not in tasks}
     progress.total = len(tasks)
     with stop.watching():
-        run_pool(session, devices, 1)
+        Pool(session, devices, 1).run()
     progress.close()
     session.close()
     refused = [outcome.reason for outcome in session.outcomes.values() if outcome.status == "refused"]

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bench.devices import cpu_name, threads_per_trial
+from bench.devices import THREADS_PER_TRIAL, cpu_name
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
 from bench.folders import cache_folder
@@ -71,7 +71,7 @@ def decide(
         "kind": kind,
         "instruction_sets": instruction_sets() if kind == "cpu" else [],
         "mode": mode if fallback is None else "eager",
-        "threads": threads_per_trial(device),
+        "threads": THREADS_PER_TRIAL,
         "workers": workers,
         "pack": pack,
         "deterministic": True,

@@ -15,8 +15,9 @@ from bench.devices import cpu_count
 from bench.experiments.config import TrialConfig
 from bench.experiments.expand import load_experiment
 from bench.launch import gpu_sharing
-from bench.launch.gpu_sharing import Room, crowded_out, make_room, trials_per_device
-from bench.launch.pool import Planned, Task, costs, relative_cost
+from bench.launch.execute import Task
+from bench.launch.gpu_sharing import DeviceSlots, crowded_out, measured_slots, trials_per_device
+from bench.launch.plan import Planned, costs, relative_cost
 from bench.launch.verify import differences
 from bench.records.store import State, Store
 from bench.training import execution
@@ -47,87 +48,82 @@ class TestAccounting:
         assert trials_per_device(free, peak, context, cores, limit) == expected
 
     def test_a_trial_starts_only_where_its_measured_need_fits_beside_those_running(self):
-        room = Room(
+        slots = DeviceSlots(
             {"cuda:0": 8, "cuda:1": 8},
-            free={"cuda:0": 10.0, "cuda:1": 10.0},
-            needs={"a": 6, "b": 6, "c": 4, "d": 3},
+            free_bytes={"cuda:0": 10.0, "cuda:1": 10.0},
+            trial_bytes={"a": 6, "b": 6, "c": 4, "d": 3},
         )
         for trial, device in (("a", "cuda:0"), ("b", "cuda:1")):
-            assert room.device_for(trial) == device  # the emptier one
-            room.begin(trial, device)
-        assert room.device_for("c") is None  # 6 + 4 is more than 90 % of 10
-        assert room.device_for("d") == "cuda:0"  # 6 + 3 is not
-        room.begin("d", "cuda:0")
-        assert room.end("b") is False  # it had its device to itself
-        assert room.device_for("c") == "cuda:1"
-        assert room.end("a") is True and room.end("d") is True
+            assert slots.device_for(trial) == device  # the emptier one
+            slots.begin(trial, device)
+        assert slots.device_for("c") is None  # 6 + 4 is more than 90 % of 10
+        assert slots.device_for("d") == "cuda:0"  # 6 + 3 is not
+        slots.begin("d", "cuda:0")
+        assert slots.end("b") is False  # it had its device to itself
+        assert slots.device_for("c") == "cuda:1"
+        assert slots.end("a") is True and slots.end("d") is True
 
     def test_slots_the_total_and_trials_that_want_to_be_alone(self):
-        room = Room({"gpu": 2}, total=2, alone={"x"})
-        room.begin("a", "gpu")
-        assert room.device_for("x") is None and room.device_for("b") == "gpu"
-        room.begin("b", "gpu")
-        assert room.device_for("c") is None
-        room.end("a")
-        room.end("b")
-        assert room.device_for("x") == "gpu"
-        room.begin("x", "gpu")
-        assert room.device_for("c") is None
-        assert Room({"p": 3, "q": 3}, total=1).device_for("a") and Room({"p": 3}, total=2).most == 2
+        slots = DeviceSlots({"gpu": 2}, total=2, alone={"x"})
+        slots.begin("a", "gpu")
+        assert slots.device_for("x") is None and slots.device_for("b") == "gpu"
+        slots.begin("b", "gpu")
+        assert slots.device_for("c") is None
+        slots.end("a")
+        slots.end("b")
+        assert slots.device_for("x") == "gpu"
+        slots.begin("x", "gpu")
+        assert slots.device_for("c") is None
+        assert (
+            DeviceSlots({"p": 3, "q": 3}, total=1).device_for("a")
+            and DeviceSlots({"p": 3}, total=2).most_per_device == 2
+        )
 
     def test_a_placement_with_one_size_of_trial_goes_by_the_largest_and_the_fullest_device(self):
-        room = Room({"p": 16, "q": 16}, free={"p": 100.0, "q": 50.0}, needs={"a": 1.0, "b": 10.0})
-        assert room.equal_share == 4  # 0.9 x 50 / 10
+        slots = DeviceSlots(
+            {"p": 16, "q": 16}, free_bytes={"p": 100.0, "q": 50.0}, trial_bytes={"a": 1.0, "b": 10.0}
+        )
+        assert slots.any_per_device == 4  # 0.9 x 50 / 10
 
     def test_what_neighbours_may_have_caused(self):
         assert crowded_out("out of memory (cuda:0): CUDA out of memory. Tried to allocate 2 GiB")
-        assert crowded_out("worker died (signal 9, the system was out of memory)")
+        assert crowded_out("its process died (signal 9, the system was out of memory)")
         assert crowded_out(
             "AcceleratorError: CUDA error: an illegal memory access was encountered"
         )  # shared under MPS
-        assert not crowded_out("worker died (signal 9)") and not crowded_out("ValueError: planted failure")
+        assert not crowded_out("its process died (signal 9)") and not crowded_out(
+            "ValueError: planted failure"
+        )
 
 
-class TestRoomOfGPUs:
+class TestSlotsOfGPUs:
     def test_shares_are_taken_as_given(self):
-        room, words = make_room({"a": {}, "b": {}}, ["cuda:0", "cuda:1"], 0.125, 4, None, "data")
-        assert room.slots == {"cuda:0": 8, "cuda:1": 8} and words == ""
+        slots, words = measured_slots({"a": {}, "b": {}}, ["cuda:0", "cuda:1"], 0.125, 4, None, "data")
+        assert slots.per_device == {"cuda:0": 8, "cuda:1": 8} and words == ""
 
     def test_measured_needs_decide_and_cores_limit(self, monkeypatch):
         needs, free = {"a": 2.0 * GiB, "b": 1.0 * GiB}, {"cuda:0": 20.0 * GiB}
-        monkeypatch.setattr(gpu_sharing, "ProcessPoolExecutor", Inline)
-        monkeypatch.setattr(gpu_sharing, "_measure", lambda configs, data_dir, devices: (needs, free))
-        room, words = make_room({"a": {}, "b": {}}, ["cuda:0"], None, 16, 3, "data")
-        assert (room.slots, room.total, room.needs) == ({"cuda:0": 16}, 3, needs)
-        assert "2,048 MiB" in words and room.most == 3 and room.equal_share == 9
-        assert make_room({"a": {}, "b": {}}, ["cuda:0"], None, 4, None, "data")[0].slots == {"cuda:0": 4}
+        monkeypatch.setattr("bench.processes.call", lambda function, *arguments, name: function(*arguments))
+        monkeypatch.setattr(gpu_sharing, "_measure", lambda *arguments: (needs, free))
+        slots, words = measured_slots({"a": {}, "b": {}}, ["cuda:0"], None, 16, 3, "data")
+        assert (slots.per_device, slots.total, slots.trial_bytes) == ({"cuda:0": 16}, 3, needs)
+        assert "2,048 MiB" in words and slots.most_per_device == 3 and slots.any_per_device == 9
+        assert measured_slots({"a": {}, "b": {}}, ["cuda:0"], None, 4, None, "data")[0].per_device == {
+            "cuda:0": 4
+        }
 
     def test_one_trial_a_gpu_where_nothing_can_be_measured_or_gained(self, monkeypatch):
         def fail(*arguments):
             raise RuntimeError("no driver")
 
-        monkeypatch.setattr(gpu_sharing, "ProcessPoolExecutor", Inline)
+        monkeypatch.setattr("bench.processes.call", lambda function, *arguments, name: function(*arguments))
         monkeypatch.setattr(gpu_sharing, "_measure", fail)
-        room, words = make_room({"a": {}, "b": {}}, ["cuda:0"], None, 16, None, "data")
-        assert room.slots == {"cuda:0": 1} and "no driver" in words
-        assert make_room({"a": {}}, ["cuda:0"], None, 16, None, "data") == (Room({"cuda:0": 1}), "")
-
-
-class Inline:
-    """An executor that does the work at once, in this process."""
-
-    def __init__(self, *arguments, **more):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-    def submit(self, function, *arguments):
-        self.result = lambda: function(*arguments)
-        return self
+        slots, words = measured_slots({"a": {}, "b": {}}, ["cuda:0"], None, 16, None, "data")
+        assert slots.per_device == {"cuda:0": 1} and "no driver" in words
+        assert measured_slots({"a": {}}, ["cuda:0"], None, 16, None, "data") == (
+            DeviceSlots({"cuda:0": 1}),
+            "",
+        )
 
 
 class TestMPS:
@@ -193,7 +189,7 @@ class TestPlacement:
     def run(self, files, *more: str) -> int:
         places = ["--results", str(files / "results"), "--data", str(files / "data")]
         return main(
-            ["run", str(files / "fakes.toml"), *places, *more], train="tests.launch.packing_fakes:noted"
+            ["run", str(files / "fakes.toml"), *places, *more], train="tests.launch.sharing_fakes:noted"
         )
 
     def times(self, files) -> list[tuple[int, str, float, float]]:
@@ -235,13 +231,13 @@ class TestPlacement:
         ids = {t.config.seed: t.id for t in load_experiment(files / "fakes.toml").trials}
         needs = {ids[0]: 6.0, ids[1]: 3.0, ids[2]: 9.0, ids[3]: 3.0}
 
-        def room(configs, devices, share, cores, jobs, data_dir):
+        def slots(configs, devices, share, cores, jobs, data_dir):
             assert share is None and set(configs) == set(ids.values())
-            return Room({"cuda:0": 8}, 4, {"cuda:0": 10.0}, needs), "as measured"
+            return DeviceSlots({"cuda:0": 8}, 4, {"cuda:0": 10.0}, needs), "as measured"
 
         (files / "data" / "meet.json").write_text("[0, 1]")
         monkeypatch.setattr("bench.cli.run.find_devices", lambda requested: ["cuda:0"])
-        monkeypatch.setattr(gpu_sharing, "make_room", room)
+        monkeypatch.setattr(gpu_sharing, "measured_slots", slots)
         monkeypatch.setattr(
             "bench.cli.run.known_seconds", lambda configs, device, data_dir: {ids[s]: 9.0 - s for s in ids}
         )
@@ -288,13 +284,13 @@ def test_a_neighbour_killed_changes_nothing_for_the_others_and_the_layout_is_rec
             "--data",
             str(tmp_path),
         ]
-        return main([*arguments, "--no-ray", *more], train="tests.launch.packing_fakes:victim")
+        return main([*arguments, "--no-ray", *more], train="tests.launch.sharing_fakes:victim")
 
     jobs = 2 * cpu_count() if cpu_count() < 3 else cpu_count() + 1
     ids = {t.config.seed: t.id for t in load_experiment(tmp_path / "real.toml").trials}
     packed, alone = Store(tmp_path / "packed"), Store(tmp_path / "alone")
     assert run("packed", "--jobs", str(jobs)) == 1
-    assert packed.inspect(ids[0]).reason == "worker died (signal 9)"
+    assert packed.inspect(ids[0]).reason == "its process died (signal 9)"
     assert packed.status(ids[1]) == "done"
 
     assert run("packed", "--jobs", "1") == 0  # the killed one goes on, with another number of neighbours
@@ -351,5 +347,5 @@ class TestOrder:
 
 
 def test_tasks_travel_with_their_layout():
-    assert Task("0" * 16, {}, {}, "r", "d").pack == 1
+    assert Task("0" * 16, {}, {}, "r", "d").trials_per_device == 1
     assert command._gpu_share("auto") == "auto" and command._gpu_share("0.125") == 0.125

@@ -15,7 +15,9 @@ import pytest
 
 from bench.cli.main import main
 from bench.experiments.expand import load_experiment
-from bench.launch.pool import Outcome, Task, describe, execute, exit_status, plan, priorities
+from bench.launch.execute import Outcome, Task, describe, execute
+from bench.launch.plan import plan, priorities
+from bench.launch.session import exit_status
 from bench.launch.verify import differences
 from bench.progress import Progress, inert
 from bench.records.store import Store
@@ -216,7 +218,7 @@ class TestPool:
         assert bench.run() == 1
         plain = bench.plain()
         reasons = {seed: bench.store.inspect(id).reason for seed, id in plain.items()}
-        assert reasons[0] == "worker died (signal 9)" and reasons[1] == "ValueError: planted failure"
+        assert reasons[0] == "its process died (signal 9)" and reasons[1] == "ValueError: planted failure"
         assert reasons[2] == "out of memory (host)"
         assert bench.store.status(plain[3]) == "done"
         assert (
@@ -229,7 +231,7 @@ class TestPool:
         teacher = apprentice[0].needs["teacher"]
         assert bench.store.inspect(apprentice[0].id).reason == f"not trained: its teacher {teacher} failed"
         assert "signal 9" in bench.store.log(plain[0]).read_text()
-        assert "worker died (signal 9)" in capsys.readouterr().out
+        assert "its process died (signal 9)" in capsys.readouterr().out
 
         bench.behave(s1="diverge")  # what failed is tried again and goes on; diverged is a result
         known = len(bench.calls())
@@ -364,7 +366,7 @@ class TestRay:
         out, _ = launcher.communicate(timeout=30)
         assert launcher.returncode == 3, out
         assert "Traceback" not in out and "raylet" not in out
-        assert bench.store.inspect(plain[1]).reason == "worker died (its process is gone)"
+        assert bench.store.inspect(plain[1]).reason == "its process died (the process is gone)"
         assert bench.store.inspect(plain[2]).reason == "ValueError: planted failure"
         assert [bench.store.status(plain[seed]) for seed in (0, 3)] == ["unfinished", "done"]
         assert not [name for name in os.listdir(bench.results / ".locks") if not name.startswith("index")]

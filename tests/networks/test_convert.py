@@ -18,7 +18,7 @@ from bench.experiments import permission
 from bench.experiments.config import TrialConfig
 from bench.experiments.identity import identity_document
 from bench.experiments.permission import Grant, granted
-from bench.launch.pool import Task, execute
+from bench.launch.execute import Task, execute
 from bench.layers.low_precision import Branch, Dropout, LowPrecisionLayer, observe, strip
 from bench.networks import Builder, build, costs, describe_layers, initialize
 from bench.networks.convert.layers import Bound, GeneralConv2d

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.experiments.config import TrialConfig
-from bench.launch.pool import Outcome, Task, execute
+from bench.launch.execute import Outcome, Task, execute
 from bench.records.store import Store
 
 ROOT = Path(__file__).parents[2]

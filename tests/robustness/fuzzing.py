@@ -314,13 +314,18 @@ def train(
     return "done"
 
 
-def pool(session, devices: Sequence[str], jobs: int) -> None:
-    """Run a session's trials one after another in this process: the place of ``run_pool`` and its worker processes."""
-    from bench.launch.pool import execute
+class InThisProcess:
+    """Runs a session's trials one after another in this process: the place of ``Pool`` and its processes."""
 
-    while (task := session.take()) is not None:
-        session.started(task.id)
-        session.finished(execute(task))
+    def __init__(self, session, devices: Sequence[str], jobs: int) -> None:
+        self.session = session
+
+    def run(self) -> None:
+        from bench.launch.execute import execute
+
+        while (task := self.session.take()) is not None:
+            self.session.started(task.id)
+            self.session.finished(execute(task))
 
 
 # --- what every case demands -----------------------------------------------------------------------------------------
@@ -1173,7 +1178,8 @@ class Checkpoints(Target):
 
         arrays = datasets.load(config.dataset, self.data)
         recorded = self.store.read_trial(self.id)
-        self.live = trial._prepare(config, {}, self.store, arrays, "cpu", recorded, False, self.id, SOLO)[0]
+        arguments = (config, {}, self.store, arrays, "cpu", recorded, False, self.id, SOLO)
+        self.live = trial._prepare(*arguments, pack=1)[0]
 
     def changed(self, draw: Draw) -> bytes:
         torch = self.torch
@@ -1283,8 +1289,8 @@ def workplace(root: Path) -> Iterator[None]:
     os.chdir(home)
     with (
         mock.patch.dict(os.environ, environment),
-        mock.patch("bench.launch.pool.run_pool", pool),
-        mock.patch("bench.launch.verify.run_pool", pool),
+        mock.patch("bench.launch.placement.Pool", InThisProcess),
+        mock.patch("bench.launch.verify.Pool", InThisProcess),
         mock.patch("os.fsync", return_value=None),
     ):
         try:

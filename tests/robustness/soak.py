@@ -32,12 +32,12 @@ sys.path[:0] = [str(ROOT)]
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import disturbance as d  # noqa: E402
-import ranks_helpers  # noqa: E402
 import synthetic  # noqa: E402
+import team_helpers  # noqa: E402
 
 from bench.experiments.config import TrialConfig  # noqa: E402
 from bench.experiments.expand import load_experiment  # noqa: E402
-from bench.launch.pool import Task, execute  # noqa: E402
+from bench.launch.execute import Task, execute  # noqa: E402
 from bench.records.store import Store  # noqa: E402
 
 PARTS = ("kills", "wide", "nodes", "runners", "store", "disk", "fuzz")
@@ -704,8 +704,8 @@ def wide(tally: Tally, folder: Path, dice: random.Random) -> None:
         config: TrialConfig, results: Path, worker: int = 0, fault: Mapping[str, Any] | None = None
     ) -> str:
         results.mkdir(parents=True, exist_ok=True)
-        (results / ranks_helpers.FAULT).write_text(json.dumps({"worker": worker, "fault": fault}))
-        function = "tests.launch.ranks_helpers:train_together"
+        (results / team_helpers.FAULT).write_text(json.dumps({"worker": worker, "fault": fault}))
+        function = "tests.launch.team_helpers:train_together"
         task = Task(
             d.ID, config.dump(), {}, str(results), "/nonexistent", "cpu,cpu", retry=True, function=function
         )

@@ -19,7 +19,7 @@ from bench.cli.main import main
 from bench.experiments.config import TrialConfig
 from bench.experiments.expand import load_experiment
 from bench.experiments.identity import identity
-from bench.launch.pool import Task, describe, execute
+from bench.launch.execute import Task, describe, execute
 from bench.records.store import Store
 from bench.training.evaluate import Accuracy
 from tests.robustness.disturbance import SETTINGS, make_config, progressive, run, unlike
@@ -327,7 +327,7 @@ def test_a_worker_that_is_gone_is_named_and_its_trial_goes_on(tmp_path):
     assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
     store = Store(tmp_path / "runs")
     ids = [trial.id for trial in load_experiment(file).trials]
-    assert {store.inspect(id).reason for id in ids} == {f"worker died (signal {signal.SIGKILL.value})"}
+    assert {store.inspect(id).reason for id in ids} == {f"its process died (signal {signal.SIGKILL.value})"}
     assert command(None).returncode == 0
     for trial in load_experiment(file).trials:
         run(trial.config, tmp_path / "calm", id=trial.id)

@@ -17,7 +17,7 @@ import pytest
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
 from bench.experiments.expand import load_experiment
-from bench.launch.pool import Outcome, Task
+from bench.launch.execute import Outcome, Task
 from bench.launch.remote import Home, with_local_data
 from bench.records.store import Store
 from tests.robustness.disturbance import resumed_steps, run, unlike

@@ -18,7 +18,7 @@ from bench.errors import InputError
 from bench.experiments.config import TrialConfig
 from bench.experiments.config import make_config as complete_config
 from bench.launch.data_parallel import check_workers, groups
-from bench.launch.pool import Task, execute
+from bench.launch.execute import Task, execute
 from bench.layers.low_precision import FactorBatchNorm
 from bench.networks import build, initialize
 from bench.randomness import Clock
@@ -27,7 +27,7 @@ from bench.strategies import make_strategy
 from bench.training.distributed import SOLO, SharedBatchNorm, Team, batch_norm_for
 from bench.training.loop import Run
 from bench.training.memory import recompute_activations
-from tests.launch.ranks_helpers import FAULT, together
+from tests.launch.team_helpers import FAULT, together
 from tests.robustness.disturbance import (
     DROPOUT,
     ID,
@@ -274,7 +274,7 @@ def train_by_two(config: TrialConfig, results: Path, *, worker: int | None = Non
         "/nonexistent",
         "cpu,cpu",
         retry=True,
-        function="tests.launch.ranks_helpers:train_together",
+        function="tests.launch.team_helpers:train_together",
     )
     return execute(task)
 

@@ -14,7 +14,7 @@ from bench.costs.measure import make_run
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
 from bench.folders import cache_folder
-from bench.launch.pool import Session, Stop
+from bench.launch.session import Session, Stop
 from bench.layers.max_pool import MaxPool2, _Largest
 from bench.networks import chain
 from bench.networks.builder import Builder, Network

@@ -9,7 +9,9 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+from bench import processes
 from bench.launch import data_parallel
 from tests.robustness import disturbance
 
@@ -61,6 +63,6 @@ def train(
 
 
 def train_together(*arguments: Any, **named: Any) -> str:
-    """Train by two workers: the training function that the tests give to ``bench.launch.pool.execute``."""
-    data_parallel.CONTEXT = disturbance._server()
-    return data_parallel.run_trial(*arguments, **named, function=f"{__name__}:train")
+    """Train by two workers: the training function that the tests give to ``bench.launch.execute.execute``."""
+    with mock.patch.object(processes, "CONTEXT", disturbance._server()):
+        return data_parallel.run_trial(*arguments, **named, function=f"{__name__}:train")

@@ -1,0 +1,263 @@
+"""Run one trial in whatever process this is, whoever placed it, and say how it ended.
+
+No torch is imported before the trial trains.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import importlib
+import logging
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from bench.devices import THREADS_PER_TRIAL
+from bench.errors import InputError
+from bench.experiments.config import TrialConfig
+from bench.experiments.permission import Grant, current, granted
+from bench.launch.gpu_sharing import layout
+from bench.progress import duration, inert, percent
+from bench.records.locks import Busy
+from bench.records.store import FULL, Damaged, Newer, Store, StoreError, explain
+
+TRAIN = "bench.training.trial:run_trial"
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything that a process needs to run a trial: plain values, which travel to any process or host."""
+
+    id: str
+    config: dict[str, Any]
+    needs: dict[str, str]
+    results: str
+    data_dir: str
+    device: str = "cpu"
+    trials_per_device: int = 1  # how many trials share the device at most
+    retry: bool = False  # the trial had failed when this run was planned: try again
+    accept_other_hardware: bool = False
+    function: str = TRAIN
+    grant: Grant = field(default_factory=current)  # the user's code that the trial may import
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended: done, diverged, failed; or, with nothing written: stopped, busy, refused."""
+
+    id: str
+    status: str
+    reason: str = ""
+    accuracy: float | None = None
+    seconds: float = 0.0
+    trained: bool = True  # False: another runner had finished the trial
+    no_space: bool = False
+
+    def __str__(self) -> str:
+        if self.status == "done":
+            took = f" ({duration(self.seconds)})" if self.trained else " (trained by another runner)"
+            return percent(self.accuracy) + took
+        return f"{self.status}: {self.reason}" if self.reason else self.status
+
+
+def execute(
+    task: Task,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    isolated: bool = False,
+) -> Outcome:
+    """Run one trial under its lock and return how it ended; whatever goes wrong is in the outcome, nothing is raised.
+
+    The trial's output and tracebacks go to its log file. ``isolated`` says that this process does nothing else, so
+    that crashes of the interpreter are written there as well.
+    """
+    store = Store(task.results)
+    began = time.monotonic()
+    try:
+        with store.lock(task.id) as lock:
+            store.tidy(task.id)  # what a killed process was writing
+            settled = outcome_without_training(store, task)
+            if settled is not None:
+                store.tidy(task.id, finished=settled.status in ("done", "diverged"))
+                return settled
+            if stop():
+                return Outcome(task.id, "stopped")
+            with _logged(store.log(task.id), isolated), granted(task.grant):
+                outcome = _train(store, task, lambda: lock.lost or stop(), on_epoch, began)
+            if outcome.status == "stopped" and lock.lost:
+                return replace(
+                    outcome, status="busy", reason="another runner took it over: no sign of life from here"
+                )
+            return outcome
+    except Busy as error:
+        return Outcome(task.id, "busy", str(error))
+    except StoreError as error:
+        return Outcome(task.id, "refused", str(error), no_space=error.no_space)
+    except InputError as error:
+        return Outcome(task.id, "refused", str(error))
+
+
+def outcome_without_training(store: Store, task: Task) -> Outcome | None:
+    """Return the outcome of a trial that needs no training; None for a trial that does, whose old records are set aside."""
+    state = store.inspect(task.id, mine=True)
+    if state.newer:
+        raise Newer(state.reason)
+    if state.status == "damaged":  # a torn summary alone loses nothing: the trial goes on from its checkpoint
+        try:
+            store.summary(task.id)
+        except Damaged:
+            store.reopen(task.id)
+            state = store.inspect(task.id, mine=True)
+    if state.status == "damaged":
+        store.retire(task.id)
+        return None
+    if state.status in ("done", "diverged"):
+        return Outcome(task.id, state.status, state.reason, state.accuracy, trained=False)
+    if state.status == "failed":
+        if not task.retry:  # the trial failed elsewhere after this run was planned
+            return Outcome(task.id, "failed", state.reason, trained=False)
+        store.reopen(task.id)
+    return None
+
+
+def _train(
+    store: Store,
+    task: Task,
+    stop: Callable[[], bool],
+    on_epoch: Callable[[dict[str, Any]], None] | None,
+    began: float,
+) -> Outcome:
+    try:
+        set_threads(THREADS_PER_TRIAL)
+        module, _, name = task.function.partition(":")
+        train = getattr(importlib.import_module(module), name)
+        set_threads(THREADS_PER_TRIAL)
+        status = train(
+            TrialConfig.model_validate(task.config),
+            task.id,
+            task.needs,
+            store,
+            Path(task.data_dir),
+            task.device,
+            stop=stop,
+            on_epoch=on_epoch,
+            accept_other_hardware=task.accept_other_hardware,
+            pack=layout(task.trials_per_device),
+        )
+        if status not in ("done", "diverged", "stopped"):
+            raise RuntimeError(f"the training function returned {status!r}")
+    except InputError as error:
+        return Outcome(task.id, "refused", str(error), no_space=getattr(error, "no_space", False))
+    except BaseException as error:  # SystemExit of some library, too: the other trials go on
+        with contextlib.suppress(OSError):  # the log may be on a full disk, too
+            traceback.print_exc()
+        reason = describe(error, task.device)
+        if isinstance(error, OSError) and error.errno in FULL:
+            return Outcome(task.id, "refused", str(explain(error, store.folder(task.id))), no_space=True)
+        seconds = time.monotonic() - began
+        store.write_summary(
+            task.id, {"status": "failed", "reason": reason, "wall_seconds": round(seconds, 3)}
+        )
+        return Outcome(task.id, "failed", reason, seconds=seconds)
+    summary = (store.summary(task.id) or {}) if status != "stopped" else {}
+    reason = summary.get("reason") or ""
+    return Outcome(task.id, status, reason, summary.get("final_test_acc"), time.monotonic() - began)
+
+
+def set_threads(count: int) -> None:
+    """Give this process ``count`` threads for its arithmetic, before torch is imported and after."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(count)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(count)
+
+
+def describe(error: BaseException, device: str = "cpu") -> str:
+    """Return one line that says why a trial failed."""
+    text = inert((str(error).strip().splitlines() or [""])[0])[:300]
+    kind = type(error).__name__
+    host = (
+        isinstance(error, MemoryError)
+        or "can't allocate memory" in str(error)
+        or "not enough memory" in str(error)
+    )
+    if kind == "OutOfMemoryError" or host:
+        where = "host" if host else device
+        return f"out of memory ({where}){': ' + text if text else ''}"
+    return f"{kind}: {text}" if text else kind
+
+
+@contextlib.contextmanager
+def _logged(path: Path, isolated: bool) -> Iterator[None]:
+    """Send everything this process prints, native code included, to the end of a trial's log file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+    except OSError as error:
+        raise explain(error, path) from error
+    saved = [(fd, os.dup(fd)) for fd in (1, 2)]
+    handler = logging.StreamHandler(file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("bench")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    for fd, _ in saved:
+        os.dup2(file.fileno(), fd)
+    if isolated:
+        faulthandler.enable(file)
+    try:
+        with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+            with contextlib.suppress(OSError):
+                print(
+                    f"--- {time.strftime('%Y-%m-%d %H:%M:%S %z')} {socket.gethostname()}, process {os.getpid()}"
+                )
+            yield
+    finally:
+        if isolated:
+            faulthandler.disable()
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        for fd, copy in saved:
+            os.dup2(copy, fd)
+            os.close(copy)
+        with contextlib.suppress(OSError):  # a full disk: what was printed last is lost, no record is
+            file.close()
+
+
+def record_death(task: Task, reason: str, seconds: float) -> Outcome:
+    """Record that a trial failed because its process is gone.
+
+    A trial that had just finished keeps its record; a trial that another runner holds is left to that runner.
+    """
+    store = Store(task.results)
+    try:
+        with store.lock(task.id):
+            state = store.inspect(task.id, mine=True)
+            if state.status in ("done", "diverged"):
+                return Outcome(task.id, state.status, state.reason, state.accuracy, seconds)
+            if state.status == "failed":
+                return Outcome(task.id, "failed", state.reason, seconds=seconds)
+            store.write_summary(
+                task.id, {"status": "failed", "reason": reason, "wall_seconds": round(seconds, 3)}
+            )
+            with contextlib.suppress(OSError), open(store.log(task.id), "a", encoding="utf-8") as file:
+                file.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S %z')} {reason}\n")
+            return Outcome(task.id, "failed", reason, seconds=seconds)
+    except Busy as error:
+        return Outcome(task.id, "busy", str(error))
+    except StoreError as error:
+        return Outcome(task.id, "failed", f"{reason}; {error}", seconds=seconds, no_space=error.no_space)

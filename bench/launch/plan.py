@@ -1,0 +1,125 @@
+"""What a run would do with each trial, and in which order trials start: the longest chain of work first.
+
+Pure functions of the trials and the records. No torch is imported.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from bench import registry
+from bench.errors import InputError
+from bench.experiments.config import TrialConfig
+from bench.records.store import State, Store
+
+MACS = 100e6  # multiply-accumulates of an image, assumed of a network that does not say
+
+ACTIONS = {
+    "missing": "train",
+    "unfinished": "continue",
+    "failed": "retry",
+    "damaged": "redo",
+    "done": "keep",
+    "diverged": "leave",
+    "running": "busy",
+}
+
+
+class TrialLike(Protocol):
+    """The part of ``bench.experiments.expand.Trial`` that planning reads."""
+
+    @property
+    def id(self) -> str | None: ...
+
+    @property
+    def config(self) -> TrialConfig: ...
+
+    @property
+    def needs(self) -> Mapping[str, str | None]: ...
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A wanted trial, where it stands, and what a run does with it."""
+
+    id: str
+    config: TrialConfig
+    needs: dict[str, str]
+    state: State
+    action: str  # train, continue, retry, redo; keep, leave, busy, refused
+
+
+def plan(trials: Iterable[TrialLike], store: Store) -> list[Planned]:
+    """Return what a run would do with each trial, in the order given.
+
+    Raises ``InputError`` for a trial without an id: its data is absent.
+    """
+    planned = []
+    for trial in trials:
+        if trial.id is None:
+            raise InputError("a trial without its data has no identity; fetch the data first")
+        needs = {role: needed for role, needed in trial.needs.items() if needed is not None}
+        state = store.inspect(trial.id)
+        action = "refused" if state.newer else ACTIONS[state.status]
+        planned.append(Planned(trial.id, trial.config, needs, state, action))
+    return planned
+
+
+def relative_cost(config: TrialConfig) -> float:
+    """Return about how long a trial takes, in no particular unit: enough to start the longest first."""
+    facts = registry.get("datasets", config.dataset["kind"]).facts
+    images = config.train_size or facts.get("train_count") or 50_000
+    per_image = _operations(config)
+    strategy = config.strategy
+    if strategy["kind"] == "progressive":
+        per_image *= {"concat": 1.9, "preactivation": 1.2}.get(strategy.get("merge", ""), 1.5)
+    elif strategy["kind"] == "apprentice" and strategy.get("teacher"):
+        teacher = _operations(TrialConfig.model_validate(strategy["teacher"]))
+        # Scheme A trains the teacher with the student; the others compute its forward pass alone.
+        per_image += teacher * (1.0 if strategy.get("scheme") == "A" else 1 / 3)
+    return config.epochs * images * per_image
+
+
+def _operations(config: TrialConfig) -> float:
+    """Return the multiply-accumulates of an image at the width of ``config``.
+
+    The layers between the first and the last grow with the square of the width.
+    """
+    entry = registry.entries("networks").get(config.network["kind"])
+    macs = entry.facts.get("macs") if entry is not None else None
+    return (macs or MACS) * (0.05 + config.width) * config.width
+
+
+def costs(planned: Sequence[Planned], measured: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Return how long each trial takes, by id.
+
+    Trials with ``measured`` seconds take those. The cost of the others is their relative cost, brought to seconds by the
+    median ratio over the trials of which both are known; without any measured trial all costs are relative ones.
+    """
+    relative = {p.id: relative_cost(p.config) for p in planned}
+    known = {id: seconds for id, seconds in (measured or {}).items() if id in relative}
+    scale = statistics.median(seconds / relative[id] for id, seconds in known.items()) if known else 1.0
+    return {id: known.get(id, scale * cost) for id, cost in relative.items()}
+
+
+def priorities(planned: Sequence[Planned], measured: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Return each trial's cost plus the cost of the longest chain of trials that wait for it, by id."""
+    taken = costs(planned, measured)
+    waiting: dict[str, list[str]] = {}
+    for p in planned:
+        for needed in p.needs.values():
+            waiting.setdefault(needed, []).append(p.id)
+    found: dict[str, float] = {}
+
+    def priority(id: str) -> float:
+        if id not in found:
+            found[id] = taken[id]  # stands while the chain is computed, so that a cycle does not hang
+            found[id] += max(
+                (priority(other) for other in waiting.get(id, ()) if other in taken), default=0.0
+            )
+        return found[id]
+
+    return {id: priority(id) for id in taken}
