@@ -1,10 +1,13 @@
-"""Names -> quantizers, networks, datasets, strategies and schedules, without importing torch.
+"""Names -> quantizers, networks, strategies, data sets and schedules, without importing torch.
 
-Each module of ``bench/quantizers``, ``bench/networks``, ``bench/strategies`` and ``bench/datasets`` says what it
-offers in a literal ``ENTRIES`` list at its top (``bench/schedules.py``: ``FACTORS`` and ``LEARNING_RATES``). The
-registry reads that literal from the source text (``ast.literal_eval``): nothing is executed or imported, so that
-``bench list``, ``bench show`` and every error about an experiment file answer at once. A new quantizer, network,
-strategy or dataset is one new file.
+Each module of ``bench/quantizers``, ``bench/networks``, ``bench/strategies``, ``bench/datasets`` says what it offers in
+a literal list ``ENTRIES`` at its top, each of ``bench/schedules`` in ``FACTORS`` or ``LEARNING_RATES``. The registry
+reads that literal from the source text (``ast.literal_eval``) and validates it: nothing is executed or imported, so
+that ``bench list``, ``bench show`` and every error about an experiment file answer at once. A new part is one new file.
+
+A package outside this one adds parts by an entry point in the group ``bench.<group of the registry>``, whose value is
+the module with the literal, for instance ``[project.entry-points."bench.quantizers"] twn = "my_package.twn"``. Its name
+and version are part of a trial's identity. Its module is imported only with ``--allow-code my_package``.
 
 An entry is a dict with the keys
 
@@ -13,16 +16,10 @@ An entry is a dict with the keys
 ``help``      one line
 ``title``, ``arxiv``   the paper (optional)
 ``revision``  a number (default 1), raised when a fix changes the entry's numbers: part of an identity when above 1
-``options``   ``{option: {"type": ..., "default": ..., "help": ...}}``; without ``default`` it must be given. Types:
-              "float", "int", "bool", "str", "names", "floats" (lists), "factor", "teacher". Further keys: "choices",
-              "min", "max", "above", "below", "nullable"; ``"only_with": {other: [values]}``: it can leave its default
-              only beside these values of the others; ``"hashed": False``: not part of an identity;
-              ``"shown": False``: not part of a label;
-              ``"joint_with": {other: [values]}``: a teacher that is then trained within the trial itself
-any other key is a fact for those who know the group (``w_bits``, ``num_classes``, ...), kept in ``Entry.facts``. Of a
-network: ``input_size``, pixels; ``macs``, multiply-accumulates of one image at the default options and width 1, with the
-10 classes of small images or the 1,000 of ImageNet: for ranking, without building anything. ``"open": True`` says that
-the entry takes options that it does not declare.
+``options``   ``{option: declaration}``; the keys of a declaration are the fields of ``OptionDeclaration``. An option of
+              the text ``"shared"`` is the one of that name in the literal ``OPTIONS`` of the same module, else of the
+              group's module ``options``.
+and facts for those who know the group (``FACTS``).
 """
 
 from __future__ import annotations
@@ -30,29 +27,123 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
-from collections.abc import Mapping
+import importlib.metadata
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bench import foreign
 from bench.errors import InputError, nearest
 
 PACKAGE = Path(__file__).parent
-# group -> (what one is called, the package or module that declares it, the name of the literal)
+
+
+class Group(NamedTuple):
+    """What one part is called, the folder of the modules that declare parts, and the name of their literal."""
+
+    noun: str
+    folder: str
+    literal: str
+
+
 GROUPS = {
-    "quantizers": ("quantizer", "quantizers", "ENTRIES"),
-    "networks": ("network", "networks", "ENTRIES"),
-    "strategies": ("strategy", "strategies", "ENTRIES"),
-    "datasets": ("dataset", "datasets", "ENTRIES"),
-    "factors": ("factor", "schedules.py", "FACTORS"),
-    "learning_rates": ("learning rate", "schedules.py", "LEARNING_RATES"),
+    "quantizers": Group("quantizer", "quantizers", "ENTRIES"),
+    "networks": Group("network", "networks", "ENTRIES"),
+    "strategies": Group("strategy", "strategies", "ENTRIES"),
+    "datasets": Group("dataset", "datasets", "ENTRIES"),
+    "factors": Group("factor", "schedules", "FACTORS"),
+    "learning_rates": Group("learning rate", "schedules", "LEARNING_RATES"),
 }
-_KNOWN = {"name", "factory", "help", "title", "arxiv", "revision", "options"}
+# Keys of an entry beside those of ``EntryDeclaration``, by group, and what they hold.
+FACTS: dict[str, dict[str, str]] = {
+    "quantizers": {
+        "w_bits": "bit widths of weights that the quantizer takes",
+        "a_bits": "bit widths of activations",
+        "g_bits": "bit widths of gradients",
+    },
+    "networks": {
+        "input_size": "height and width of the images that the network reads, in pixels; None if its code decides",
+        "macs": "multiply-accumulates of one image at the default options and width 1, with the 10 classes of small "
+        "images or the 1,000 of ImageNet: for ranking, without building anything",
+        "open": "True: the entry takes options that it does not declare",
+    },
+    "strategies": {
+        "step_cost": "what a step costs with the factor above 0, over one without; see bench/experiments/roles.py"
+    },
+    "datasets": {
+        "num_classes": "number of classes",
+        "image_size": "the longer side of an image, in pixels",
+        "train_count": "number of training images",
+        "test_count": "number of test images",
+        "default_recipe": "the recipe of trials that name none",
+        "augmentations": "of photographs: the augmentations that they take",
+    },
+    "factors": {"endless": "True: with keep = true the factor needs no end"},
+    "learning_rates": {},
+}
+
+
+class OptionDeclaration(BaseModel):
+    """The declaration of one option."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Annotated[
+        Literal["float", "int", "bool", "str", "names", "floats", "factor", "teacher"],
+        Field(
+            description="'names' and 'floats' are lists, 'teacher' is the configuration of a further network"
+        ),
+    ]
+    help: Annotated[str, Field(min_length=1, description="one line")]
+    default: Annotated[Any, Field(description="without it the option must be given")] = None
+    choices: Annotated[list[Any] | None, Field(min_length=1, description="the values it can have")] = None
+    min: Annotated[float | None, Field(description="the least number")] = None
+    max: Annotated[float | None, Field(description="the greatest number")] = None
+    above: Annotated[float | None, Field(description="every number is greater")] = None
+    below: Annotated[float | None, Field(description="every number is smaller")] = None
+    nullable: Annotated[bool, Field(description="null is a value")] = False
+    only_with: Annotated[
+        dict[str, list[Any]],
+        Field(description="the option can leave its default only beside these values of other options"),
+    ] = {}
+    joint_with: Annotated[
+        dict[str, list[Any]],
+        Field(
+            description="of a teacher: it is trained within the trial beside these values of other options"
+        ),
+    ] = {}
+    cost: Annotated[
+        dict[Literal["joint", "frozen"], float],
+        Field(description="of a teacher: what a step of the trial pays for it, in its own training steps"),
+    ] = {}
+    hashed: Annotated[bool, Field(description="part of a trial's identity")] = True
+    shown: Annotated[bool, Field(description="part of a label")] = True
+
+
+class EntryDeclaration(BaseModel):
+    """The keys of an entry that every group has."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    factory: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+    help: Annotated[str, Field(min_length=1, pattern=r"^[^\n]*$")]
+    title: str = ""
+    arxiv: Annotated[str, Field(pattern=r"^(\d{4}\.\d{4,5})?$")] = ""
+    revision: Annotated[int, Field(ge=1)] = 1
+    options: dict[str, OptionDeclaration] = {}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered name; ``module`` and ``factory`` say where its implementation lives."""
+    """One registered name; ``module`` and ``factory`` say where its implementation lives.
+
+    ``package`` is the name and version of the package that adds it, "" for the suite's own parts.
+    """
 
     group: str
     name: str
@@ -64,47 +155,164 @@ class Entry:
     revision: int = 1
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    package: str = ""
 
 
-def _declared(path: Path, variable: str) -> list[dict[str, Any]]:
-    """Return the literal called ``variable`` of a module's source, ``[]`` where it has none."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        targets: list[ast.expr] = []
-        if isinstance(node, ast.Assign):
-            targets = node.targets
-        elif isinstance(node, ast.AnnAssign):
-            targets = [node.target]
-        else:
+def read_entries(group: str, path: Path, module: str, package: str = "") -> list[Entry]:
+    """Return the entries that the source file ``path`` declares; nothing of the file is executed.
+
+    Raises ``InputError``, a line a mistake, each with the file and the entry.
+    """
+    declared = _literal(path, GROUPS[group].literal, [])
+    if not isinstance(declared, list):
+        raise InputError(f"{path}: {GROUPS[group].literal}: expected a list of entries")
+    return [
+        _validated(group, given, number, path, module, package) for number, given in enumerate(declared, 1)
+    ]
+
+
+def _literal(path: Path, variable: str, absent: Any) -> Any:
+    """Return the literal called ``variable`` at the top level of a source file, ``absent`` where there is none."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    for node in tree.body:
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
             continue
-        if node.value is not None and any(
-            isinstance(target, ast.Name) and target.id == variable for target in targets
-        ):
-            return ast.literal_eval(node.value)
-    return []
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        if any(isinstance(target, ast.Name) and target.id == variable for target in targets):
+            try:
+                return ast.literal_eval(node.value)
+            except ValueError as error:
+                raise InputError(
+                    f"{path}: {variable}: is not a literal, so it cannot be read without running it: {error}"
+                ) from None
+    return absent
+
+
+def _validated(group: str, given: Any, number: int, path: Path, module: str, package: str) -> Entry:
+    """Return one entry; raises ``InputError`` naming everything that is wrong with its declaration."""
+    name = given.get("name") if isinstance(given, dict) else None
+    where = f"{path}: {GROUPS[group].literal}: {name if isinstance(name, str) else f'entry {number}'}"
+    if not isinstance(given, dict):
+        raise InputError(f"{where}: expected a table, not {type(given).__name__}")
+    given = {**given, "options": _with_shared(given.get("options", {}), group, path)}
+    facts = {key: value for key, value in given.items() if key not in EntryDeclaration.model_fields}
+    problems = [
+        f"{where}: {key}: no entry of {group} has this key.{nearest(key, [*EntryDeclaration.model_fields, *FACTS[group]])}"
+        for key in facts
+        if key not in FACTS[group]
+    ]
+    try:
+        entry = EntryDeclaration.model_validate(given)
+    except ValidationError as error:
+        problems += [f"{where}: {line}" for line in _mistakes(error)]
+        raise InputError("\n".join(problems)) from None
+    problems += [f"{where}: {line}" for line in _option_problems(entry)]
+    if problems:
+        raise InputError("\n".join(problems))
+    return Entry(
+        group,
+        entry.name,
+        module,
+        entry.factory,
+        entry.help,
+        entry.title,
+        entry.arxiv,
+        entry.revision,
+        given["options"],
+        facts,
+        package,
+    )
+
+
+def _with_shared(options: Any, group: str, path: Path) -> Any:
+    """Return the options with each ``"shared"`` replaced by the declaration that it refers to."""
+    if not isinstance(options, dict) or "shared" not in options.values():
+        return options
+    shared: dict[str, Any] = {}
+    for file in (PACKAGE / GROUPS[group].folder / "options.py", path):
+        if file.exists():
+            shared |= _literal(file, "OPTIONS", {})
+    missing = [name for name, given in options.items() if given == "shared" and name not in shared]
+    if missing:
+        raise InputError(f"{path}: options.{missing[0]}: no shared option has this name")
+    return {name: shared[name] if given == "shared" else given for name, given in options.items()}
+
+
+def _mistakes(error: ValidationError) -> Iterator[str]:
+    """Yield a line for each finding of pydantic, beginning with the key."""
+    for found in error.errors(include_url=False):
+        key = ".".join(map(str, found["loc"]))
+        if found["type"] == "extra_forbidden":
+            hint = nearest(str(found["loc"][-1]), OptionDeclaration.model_fields)
+            yield f"{key}: a declaration has no such key.{hint}"
+        elif found["type"] == "missing":
+            yield f"{key}: missing"
+        else:
+            yield f"{key}: {found['msg']}"
+
+
+def _option_problems(entry: EntryDeclaration) -> Iterator[str]:
+    """Yield what is wrong with declarations beyond the types of their keys."""
+    for name, spec in entry.options.items():
+        if not name.isidentifier() or name in ("kind", "package", "revision"):
+            yield f"options.{name}: an option cannot have this name"
+        for key, condition in (("only_with", spec.only_with), ("joint_with", spec.joint_with)):
+            for other in condition:
+                if other not in entry.options:
+                    yield f"options.{name}.{key}: there is no option {other}.{nearest(other, entry.options)}"
+        if spec.type != "teacher" and (spec.joint_with or spec.cost):
+            yield f"options.{name}: joint_with and cost have a meaning only with type 'teacher'"
+        numbers = any(bound is not None for bound in (spec.min, spec.max, spec.above, spec.below))
+        if numbers and spec.type not in ("float", "floats", "int"):
+            yield f"options.{name}: bounds have a meaning only for numbers, not with type '{spec.type}'"
 
 
 @functools.cache
 def entries(group: str) -> dict[str, Entry]:
     """Return the entries of ``group`` (a key of ``GROUPS``) by name, sorted by name.
 
-    Raises ``ValueError`` if two modules declare one name.
+    Raises ``InputError`` for a declaration that is wrong, and for a name that is declared twice.
     """
-    _, where, variable = GROUPS[group]
-    place = PACKAGE / where
-    files = sorted(place.glob("*.py")) if place.is_dir() else [place]
+    folder = PACKAGE / GROUPS[group].folder
+    declared = [
+        entry
+        for path in sorted(folder.glob("*.py"))
+        for entry in read_entries(group, path, f"bench.{GROUPS[group].folder}.{path.stem}")
+    ]
     found: dict[str, Entry] = {}
-    for path in files:
-        module = ".".join(("bench", *path.relative_to(PACKAGE).with_suffix("").parts))
-        for declared in _declared(path, variable):
-            facts = {key: value for key, value in declared.items() if key not in _KNOWN}
-            known = {key: value for key, value in declared.items() if key in _KNOWN}
-            entry = Entry(group=group, module=module, facts=facts, **known)
-            if entry.name in found:
-                raise ValueError(
-                    f"{group}: '{entry.name}' is declared in {found[entry.name].module} and in {module}"
-                )
-            found[entry.name] = entry
+    for entry in (*declared, *_from_packages(group)):
+        if entry.name in found:
+            raise InputError(
+                f"{group}: '{entry.name}' is declared in {_place(found[entry.name])} and in {_place(entry)}"
+            )
+        found[entry.name] = entry
     return dict(sorted(found.items()))
+
+
+def _place(entry: Entry) -> str:
+    return f"{entry.module} ({entry.package})" if entry.package else entry.module
+
+
+def _from_packages(group: str) -> Iterator[Entry]:
+    """Yield the entries that installed packages add by entry points; nothing of a package is imported."""
+    points = importlib.metadata.entry_points(group=f"bench.{group}")
+    modules: dict[str, str] = {}
+    for point in sorted(points, key=lambda point: (point.module, point.name)):
+        package = f"{point.dist.name} {point.dist.version}" if point.dist else point.module
+        where = f"entry point {point.name!r} of {package} in the group bench.{group}"
+        if not re.fullmatch(r"[\w.]+", point.value) or not foreign.is_module(point.module):
+            raise InputError(f"{where}: expected the name of a module, not {point.value!r}")
+        if point.module in modules:
+            continue
+        modules[point.module] = package
+        path, _ = foreign.find_module(point.module, where)
+        found = read_entries(group, path, point.module, package)
+        if not found:
+            raise InputError(f"{where}: {path} has no entries (a list {GROUPS[group].literal})")
+        yield from found
 
 
 def find(group: str, name: str) -> Entry | None:
@@ -125,12 +333,26 @@ def get(group: str, name: str, where: str = "") -> Entry:
         known = entries(group)
         prefix = f"{where}: " if where else ""
         raise InputError(
-            f"{prefix}no {GROUPS[group][0]} is called {name[:80]!r}.{nearest(name, known)} Known: {', '.join(known)}."
+            f"{prefix}no {GROUPS[group].noun} is called {name[:80]!r}.{nearest(name, known)} Known: {', '.join(known)}."
         )
     return entry
 
 
+def check_allowed(entry: Entry, where: str = "") -> None:
+    """Raise ``InputError`` unless the entry is the suite's own or the command line allows its package."""
+    if entry.package and not foreign.is_allowed(entry.module):
+        prefix = f"{where}: " if where else ""
+        raise InputError(
+            f"{prefix}{GROUPS[entry.group].noun} '{entry.name}' is code of {entry.package}; if you trust the package, "
+            f"say --allow-code {entry.module.split('.')[0]} on the command line"
+        )
+
+
 def load(group: str, name: str) -> Any:
-    """Import the module of an entry (which may import torch) and return its factory."""
+    """Import the module of an entry (which may import torch) and return its factory.
+
+    Raises ``InputError`` for an unknown name, and for code of another package that the command line does not allow.
+    """
     entry = get(group, name)
+    check_allowed(entry)
     return getattr(importlib.import_module(entry.module), entry.factory)

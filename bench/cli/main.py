@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None, *, train: str | None = None) -> int:
             parser.print_help()
             return WRONG_INPUT
         args.train = train
-        from bench.experiments.permission import from_command_line, granted
+        from bench.foreign import from_command_line, granted
 
         module, _, function = COMMANDS[args.command].partition(":")
         with granted(from_command_line(getattr(args, "allow_code", []))):

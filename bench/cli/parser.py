@@ -100,7 +100,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
             metavar="MODULE",
             action="append",
             default=[],
-            help="networks of your own may be imported from this module, and from what lies in it",
+            help="code of this module and of what lies in it may be imported: networks of your own, parts of other packages",
         )
 
     def places(command: argparse.ArgumentParser, *, data: bool = True) -> None:

@@ -76,12 +76,18 @@ def list_text(what: str | None = None, *, full: bool = True, width: int | None =
             parts.append("\n".join(["Recipes", *_recipe_table(cut)]))
         for group in LISTS[name]:
             title = group.replace("_", " ").capitalize()
-            rows = [(e.name, e.title, e.arxiv, e.help) for e in registry.entries(group).values()]
-            parts.append("\n".join([title, *table(("name", "paper", "arXiv", "help"), rows, cut)]))
+            found = registry.entries(group).values()
+            header = ["name", "paper", "arXiv", "help"]
+            rows = [[e.name, e.title, e.arxiv, e.help] for e in found]
+            if any(e.package for e in found):  # parts of other packages are there
+                header.insert(1, "from")
+                for row, entry in zip(rows, found, strict=True):
+                    row.insert(1, entry.package or "bench")
+            parts.append("\n".join([title, *table(header, rows, cut)]))
             options = [row for e in registry.entries(group).values() for row in _option_rows(e)]
             if what and options:
-                header = ("option", "takes", "default", "help")
-                parts.append("\n".join([f"{title}: options", *table(header, options, cut)]))
+                columns = ("option", "takes", "default", "help")
+                parts.append("\n".join([f"{title}: options", *table(columns, options, cut)]))
     return "\n\n".join(parts)
 
 

@@ -30,8 +30,8 @@ from bench.devices import cpu_count
 from bench.experiments import catalog
 from bench.experiments.config import TrialConfig, short_bits
 from bench.experiments.labels import label
-from bench.experiments.permission import Grant, adopt, current
 from bench.experiments.trials import Experiment
+from bench.foreign import Grant, adopt, current
 from bench.layers.low_precision import observe
 from bench.networks import Network, build, describe_layers
 from bench.processes import Child

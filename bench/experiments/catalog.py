@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench import registry
 from bench.errors import InputError
+from bench.experiments.options import keywords
 
 if TYPE_CHECKING:
     from bench.datasets.sources import Source
@@ -27,9 +28,7 @@ class Facts:
 
 def source_of(dataset: Mapping[str, Any]) -> tuple[Source, dict[str, Any]]:
     """Return the source of ``{"kind": name, options}`` and its options."""
-    return registry.load("datasets", dataset["kind"]), {
-        key: value for key, value in dataset.items() if key != "kind"
-    }
+    return registry.load("datasets", dataset["kind"]), keywords(dataset)
 
 
 def label(dataset: Mapping[str, Any]) -> str:

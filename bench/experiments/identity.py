@@ -12,23 +12,27 @@ from bench.experiments.options import CHOICES
 
 
 def _without_defaults(group: str, choice: dict[str, Any]) -> dict[str, Any]:
-    """Return a choice with the options at their default left out, and its entry's revision where it is above 1."""
+    """Return a choice with the options at their default left out.
+
+    Added are its entry's revision where that is above 1, and the package that the entry comes from, if any.
+    """
     entry = registry.get(group, choice["kind"])
+    undeclared: dict[str, Any] | None = {} if entry.facts.get("open") else None
     kept: dict[str, Any] = {"kind": choice["kind"]}
-    for option, given in choice.items():
-        value, spec = (
-            given,
-            entry.options.get(option, {} if entry.facts.get("open") and option != "kind" else None),
-        )
+    for option, value in choice.items():
+        spec = None if option in ("kind", "package") else entry.options.get(option, undeclared)
         if spec is None or spec.get("hashed") is False or ("default" in spec and spec["default"] == value):
             continue
         if spec.get("type") == "factor" and value is not None:
-            value = _without_defaults("factors", value)
+            kept[option] = _without_defaults("factors", value)
         elif spec.get("type") == "teacher" and value is not None:
-            value = identity_document(TrialConfig.model_validate(value))
-        kept[option] = value
+            kept[option] = identity_document(TrialConfig.model_validate(value))
+        else:
+            kept[option] = value
     if entry.revision > 1:
         kept["revision"] = entry.revision
+    if entry.package:
+        kept["package"] = entry.package
     return kept
 
 

@@ -15,7 +15,11 @@ def label(group: str, choice: Mapping[str, Any]) -> str:
     parts = []
     for option, value in choice.items():
         spec = entry.options.get(option, {}) if entry else {}
-        if option == "kind" or ("default" in spec and spec["default"] == value) or spec.get("shown") is False:
+        if (
+            option in ("kind", "package")
+            or ("default" in spec and spec["default"] == value)
+            or spec.get("shown") is False
+        ):
             continue
         if spec.get("type") == "factor":
             text = label("factors", value)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bench import registry, schedules
+from bench import foreign, registry, schedules
 from bench.errors import InputError, nearest, shown
 from bench.experiments import permission
 
@@ -43,6 +43,8 @@ def as_table(group: str, value: Any) -> Any:
 def complete(group: str, value: Any, where: str = "") -> dict[str, Any]:
     """Return ``{"kind": name, **every option}`` from a name or a table ``{kind = ..., options}``.
 
+    A part of another package has ``package``, its name and version, beside the options.
+
     Unknown options, wrong types, values out of range and options that do not go together raise ``InputError``, a line
     each; ``where`` is the key in the file.
     """
@@ -56,7 +58,7 @@ def complete(group: str, value: Any, where: str = "") -> dict[str, Any]:
     entry = registry.get(group, kind, where)
     problems, further = [], {}
     for option in value:
-        if option == "kind" or option in entry.options:
+        if option == "kind" or option in entry.options or (option == "package" and entry.package):
             continue
         if entry.facts.get("open"):
             problems += _further(value[option], f"{where}.{option}", option)
@@ -66,6 +68,13 @@ def complete(group: str, value: Any, where: str = "") -> dict[str, Any]:
             hint = nearest(option, entry.options)
             problems.append(f"{where}.{option}: '{kind}' has no such option.{hint}{known}")
     result: dict[str, Any] = {"kind": kind}
+    if entry.package:
+        if value.get("package", entry.package) != entry.package:
+            problems.append(
+                f"{where}.package: '{kind}' is code of {entry.package} here, but of {shown(value['package'])} in this "
+                "configuration; another version is another trial"
+            )
+        result["package"] = entry.package
     for option, spec in entry.options.items():
         if option in value:
             try:
@@ -88,7 +97,7 @@ def complete(group: str, value: Any, where: str = "") -> dict[str, Any]:
 
 def _further(value: Any, where: str, option: str) -> list[str]:
     """Return what is wrong with an option that is handed on to code of the user's: a name, and a plain value."""
-    if not permission.is_module(option) or "." in option or option == "num_classes":
+    if not foreign.is_module(option) or "." in option or option == "num_classes":
         return [f"{where}: no function can be given an option of this name"]
     values = value if isinstance(value, list | tuple) else [value]
     for one in values:
@@ -109,6 +118,11 @@ def _combined(group: str, entry: registry.Entry, choice: Mapping[str, Any], wher
     if group in ("factors", "learning_rates"):
         problems += [f"{where}.{option}: {text}" for option, text in schedules.problems(group, choice)]
     return problems
+
+
+def keywords(choice: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a completed choice: what its factory is called with."""
+    return {option: value for option, value in choice.items() if option not in ("kind", "package")}
 
 
 def holds(condition: Mapping[str, Any], choice: Mapping[str, Any]) -> bool:

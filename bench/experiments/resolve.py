@@ -149,9 +149,22 @@ def _default_recipe(dataset: Any) -> str | None:
 
 
 def sealed(config: TrialConfig) -> TrialConfig:
-    """Return ``config`` with the checksum of the code that its network is; raises where that code is not allowed."""
+    """Return ``config`` with the checksum of the code that its network is.
+
+    Raises where this code, or that of a part of another package, is not allowed on the command line.
+    """
+    for name, group in CHOICES.items():
+        _check_allowed(group, getattr(config, name), name)
     network = permission.sealed(config.network)
     return config if network == config.network else config.model_copy(update={"network": network})
+
+
+def _check_allowed(group: str, choice: Mapping[str, Any], where: str) -> None:
+    entry = registry.get(group, choice["kind"])
+    registry.check_allowed(entry, where)
+    for option, spec in entry.options.items():
+        if spec["type"] == "factor" and choice.get(option) is not None:
+            _check_allowed("factors", choice[option], f"{where}.{option}")
 
 
 def check_steps(config: TrialConfig, library: Library) -> None:

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
-from bench.experiments.permission import current, granted
+from bench.foreign import current, granted
 from bench.launch.execute import TRAIN, execute
 from bench.launch.session import Session
 from bench.processes import Child, portable, wait

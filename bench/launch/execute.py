@@ -22,7 +22,7 @@ from typing import Any
 from bench.devices import THREADS_PER_TRIAL
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
-from bench.experiments.permission import Grant, current, granted
+from bench.foreign import Grant, current, granted
 from bench.launch.gpu_sharing import layout
 from bench.progress import duration, inert, percent
 from bench.records.locks import Busy

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import processes
-from bench.experiments.permission import Grant, adopt, current
+from bench.foreign import Grant, adopt, current
 
 USABLE = (
     0.9  # the part of the free memory that trials get: allocators round up, and others use the device, too

@@ -13,6 +13,7 @@ from typing import Protocol
 from bench import registry
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
+from bench.experiments.roles import roles, step_cost
 from bench.records.store import State, Store
 
 MACS = 100e6  # multiply-accumulates of an image, assumed of a network that does not say
@@ -72,14 +73,10 @@ def relative_cost(config: TrialConfig) -> float:
     """Return about how long a trial takes, in no particular unit: enough to start the longest first."""
     facts = registry.get("datasets", config.dataset["kind"]).facts
     images = config.train_size or facts.get("train_count") or 50_000
-    per_image = _operations(config)
-    strategy = config.strategy
-    if strategy["kind"] == "progressive":
-        per_image *= {"concat": 1.9, "preactivation": 1.2}.get(strategy.get("merge", ""), 1.5)
-    elif strategy["kind"] == "apprentice" and strategy.get("teacher"):
-        teacher = _operations(TrialConfig.model_validate(strategy["teacher"]))
-        # Scheme A trains the teacher with the student; the others compute its forward pass alone.
-        per_image += teacher * (1.0 if strategy.get("scheme") == "A" else 1 / 3)
+    per_image = _operations(config) * step_cost(config.strategy)
+    for role in roles(config.strategy):
+        if config.strategy[role.name]:  # empty until an experiment is expanded
+            per_image += role.cost * _operations(TrialConfig.model_validate(config.strategy[role.name]))
     return config.epochs * images * per_image
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import bench
 from bench.errors import InputError
-from bench.experiments.permission import source_places
+from bench.foreign import source_places
 from bench.launch.data_parallel import LEAD, TIMEOUT, WorkerDied, backend, lead_or_follow
 from bench.launch.execute import Outcome, Task, execute
 from bench.launch.remote import Home, execute_remotely, with_local_data

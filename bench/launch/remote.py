@@ -22,8 +22,8 @@ from typing import Any
 from bench.errors import InputError
 from bench.experiments.catalog import require
 from bench.experiments.config import TrialConfig
-from bench.experiments.permission import granted
 from bench.folders import resolve_data_dir
+from bench.foreign import granted
 from bench.launch.execute import Outcome, Task, execute, outcome_without_training
 from bench.records.locks import Busy
 from bench.records.store import Store, StoreError, write_atomic

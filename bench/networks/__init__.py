@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bench import registry
 from bench.experiments.config import TrialConfig
+from bench.experiments.options import keywords
 from bench.layers.low_precision import Branch
 from bench.networks.builder import Builder, Network
 from bench.networks.costs import Costs, LayerRow, costs, describe_layers
@@ -34,7 +35,7 @@ def build(
     ``branch`` expands it, ``blend`` is that of the strategy ``anneal``; neither changes a parameter's name on the main
     path. Raises ``InputError`` for what cannot be built: unknown branch layers, a kernel without a centre, ...
     """
-    options = {key: value for key, value in config.network.items() if key != "kind"}
+    options = keywords(config.network)
     builder = Builder(config, clock, branch, blend)
     factory = registry.load("networks", config.network["kind"])
     return builder.finish(factory(builder, num_classes, **options))

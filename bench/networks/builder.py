@@ -9,6 +9,7 @@ from torch import nn
 
 from bench.errors import InputError, nearest
 from bench.experiments.config import TrialConfig
+from bench.experiments.options import keywords
 from bench.layers.low_precision import (
     MERGES,
     Branch,
@@ -87,9 +88,7 @@ class Builder:
 
     def quantizer(self, name: str, weight_shape: tuple[int, ...] | None) -> Quantizer:
         """Return a quantizer for one weight tensor (or for activations alone), with a stream of random numbers."""
-        options: dict[str, Any] = {
-            key: value for key, value in self.config.quantizer.items() if key != "kind"
-        }
+        options = keywords(self.config.quantizer)
         kept = name.removesuffix(".extra") in self.full_precision_weights
         shape = None if kept else weight_shape
         quantizer = make_quantizer(

@@ -16,7 +16,7 @@ from typing import Any
 
 from bench import registry
 from bench.errors import InputError
-from bench.experiments.options import complete
+from bench.experiments.options import complete, keywords
 from bench.quantizers.base import FullPrecisionWeights, Quantizer
 from bench.quantizers.variants import differences
 
@@ -38,9 +38,8 @@ def make_quantizer(
     """
     entry = registry.get("quantizers", kind, "quantizer")
     chosen = complete("quantizers", {"kind": kind, **options}, "quantizer")
-    chosen.pop("kind")
     for name, bits in (("w_bits", w_bits), ("a_bits", a_bits), ("g_bits", g_bits)):
         allowed = entry.facts[name]
         if bits not in allowed:
             raise InputError(f"{name}: {bits!r}, but quantizer '{kind}' takes {', '.join(map(str, allowed))}")
-    return registry.load("quantizers", kind)(w_bits, a_bits, g_bits, weight_shape, **chosen)
+    return registry.load("quantizers", kind)(w_bits, a_bits, g_bits, weight_shape, **keywords(chosen))

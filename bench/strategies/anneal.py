@@ -7,7 +7,7 @@ of interpolating towards the quantized value is also that of *Alpha-Blending* (L
 
 from __future__ import annotations
 
-from bench.strategies import Faded
+from bench.strategies.base import Faded
 
 ENTRIES = [
     {
@@ -23,13 +23,7 @@ ENTRIES = [
                 "help": "what is blended",
             },
             "factor": {"type": "factor", "help": "the schedule of the full-precision share"},
-            "bn_reestimate": {
-                "type": "int",
-                "default": 0,
-                "min": 0,
-                "max": 100000,
-                "help": "re-estimate batch-norm statistics over N training batches when the factor reaches 0; 0: do not",
-            },
+            "bn_reestimate": "shared",
         },
     }
 ]

@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.experiments.config import TrialConfig
+from bench.experiments.roles import joint_roles, needed_roles
 from bench.networks import Network
-from bench.strategies import Loss, Strategy
+from bench.strategies.base import Loss, Strategy
 
 ENTRIES = [
     {
@@ -41,6 +42,7 @@ ENTRIES = [
                 "type": "teacher",
                 "default": {},
                 "joint_with": {"scheme": ["A"]},
+                "cost": {"joint": 1.0, "frozen": 0.3333},
                 "help": "the fields in which the full-precision teacher differs from the apprentice's own network",
             },
             "start": {
@@ -95,12 +97,12 @@ class Apprentice(Strategy):
     def prepare(
         self, network: Network, build: Callable[[TrialConfig], Network], weights: Mapping[str, Any]
     ) -> None:
-        self.joint = self.options["scheme"] == "A"
+        self.joint = "teacher" in joint_roles(self.options)
         self.teacher = build(TrialConfig.model_validate(self.options["teacher"]))
         if not self.joint:
             self.teacher.load_state_dict(weights["teacher"])
             self.teacher.eval().requires_grad_(False)
-        if self.options["scheme"] == "C":
+        if "start" in needed_roles(self.options):
             _load_start(network, weights["start"])
 
     def trained(self) -> dict[str, Network]:

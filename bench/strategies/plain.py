@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.strategies import Strategy
+from bench.strategies.base import Strategy
 
 ENTRIES = [
     {

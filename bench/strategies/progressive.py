@@ -1,13 +1,13 @@
 """Progressive learning (EXP-Net): a full-precision branch beside every low-precision convolution, faded out.
 
 Source: *Progressive Learning of Low-Precision Networks*, arXiv 1905.11781; merges as in the authors' figure and in their
-released scripts (see ``bench/layers.py``). The factor f(t) multiplies the output of the branch and ends at exactly 0.
+released scripts (see ``bench/layers``). The factor f(t) multiplies the output of the branch and ends at exactly 0.
 """
 
 from __future__ import annotations
 
 from bench.layers.low_precision import Branch
-from bench.strategies import Faded
+from bench.strategies.base import Faded
 
 ENTRIES = [
     {
@@ -16,6 +16,11 @@ ENTRIES = [
         "help": "EXP-Net: a full-precision branch at each low-precision convolution, faded to zero and removed",
         "title": "Progressive Learning of Low-Precision Networks",
         "arxiv": "1905.11781",
+        "step_cost": [
+            {"only_with": {"merge": ["concat"]}, "factor": 1.9},
+            {"only_with": {"merge": ["preactivation"]}, "factor": 1.2},
+            {"factor": 1.5},
+        ],
         "options": {
             "merge": {
                 "type": "str",
@@ -57,13 +62,7 @@ ENTRIES = [
                 "only_with": {"merge": ["concat"]},
                 "help": "concat: the next layer's scale over its main channels, or over main and extra ones (released)",
             },
-            "bn_reestimate": {
-                "type": "int",
-                "default": 0,
-                "min": 0,
-                "max": 100000,
-                "help": "re-estimate batch-norm statistics over N training batches at removal; 0: do not",
-            },
+            "bn_reestimate": "shared",
         },
     }
 ]

@@ -15,6 +15,7 @@ import torch
 from bench import datasets
 from bench.datasets.batches import Batches
 from bench.experiments.config import TrialConfig
+from bench.experiments.roles import needed_roles
 from bench.networks import Network, build, initialize
 from bench.randomness import Clock
 from bench.strategies import Strategy, make_strategy
@@ -87,8 +88,7 @@ def make_run(
 
 def untrained_weights(config: TrialConfig, num_classes: int, clock: Clock) -> dict[str, dict[str, Any]]:
     """Return initial weights for the roles of ``config``, to measure with: a step costs the same with trained ones."""
-    roles = {"A": (), "B": ("teacher",), "C": ("teacher", "start")}.get(
-        config.strategy.get("scheme", "A"), ()
-    )
-    needed = {role: TrialConfig.model_validate(config.strategy[role]) for role in roles}
+    needed = {
+        role: TrialConfig.model_validate(config.strategy[role]) for role in needed_roles(config.strategy)
+    }
     return {role: make_network(other, num_classes, clock).state_dict() for role, other in needed.items()}

@@ -321,19 +321,3 @@ class TestValues:
         assert label("strategies", complete("strategies", PROGRESSIVE)) == (
             "progressive(merge=sum, factor=cosine(until=0.5))"
         )
-
-
-class TestRegistry:
-    def test_reading_it_runs_nothing(self, tmp_path):
-        module = tmp_path / "evil.py"
-        module.write_text('raise SystemExit\nENTRIES: list = [{"name": "a"}]\n', encoding="utf-8")
-        assert registry._declared(module, "ENTRIES") == [{"name": "a"}]
-        module.write_text("ENTRIES = [__import__('os').getcwd()]\n", encoding="utf-8")
-        with pytest.raises(ValueError, match="malformed"):
-            registry._declared(module, "ENTRIES")
-
-    def test_unknown_names_are_answered_with_the_nearest(self):
-        with pytest.raises(
-            InputError, match=r"here: no quantizer is called 'dorfea'\. Did you mean 'dorefa'\?"
-        ):
-            registry.get("quantizers", "dorfea", "here")

@@ -17,7 +17,7 @@ from bench.errors import InputError
 from bench.experiments import permission
 from bench.experiments.config import TrialConfig
 from bench.experiments.identity import identity_document
-from bench.experiments.permission import Grant, granted
+from bench.foreign import Grant, current, granted
 from bench.launch.execute import Task, execute
 from bench.layers.low_precision import Branch, Dropout, LowPrecisionLayer, observe, strip
 from bench.networks import Builder, build, costs, describe_layers, initialize
@@ -812,7 +812,7 @@ def test_the_flag_is_forgotten_when_the_command_ends(own, capsys):
     write, witness = own
     assert main(["show", write(TINY), "--allow-code", "mynets_of_tests"]) == 0
     assert not witness.exists(), "an identity needs the source, not its import"
-    assert permission.current() == Grant() and main(["show", write(TINY)]) == 2
+    assert current() == Grant() and main(["show", write(TINY)]) == 2
     with granted(Grant(("mypackage_of_tests",))):
         permission.check("python:mypackage_of_tests.inner.tiny")
         with pytest.raises(InputError):
@@ -930,7 +930,7 @@ def test_the_grant_travels_with_the_trial(own, tmp_path, capsys):
     )
     outcome = execute(task)
     assert outcome.status == "done", outcome.reason
-    assert permission.current() == Grant()
+    assert current() == Grant()
     record = json.loads((Store(tmp_path / "runs").folder(trial) / "trial.json").read_text())
     assert record["config"]["network"]["source"] == fields.network["source"]
     for name in [n for n in sys.modules if n.startswith("mynets_of_tests")]:

@@ -1,0 +1,26 @@
+"""Where a step stands on the way to the times that a schedule names."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from typing import Any
+
+
+def progress_to_end(spec: Mapping[str, Any], step: int, total_steps: int, steps_per_epoch: int) -> float:
+    """Return u = progress over ``until`` (or ``until_epochs``): 1 and more once the factor is gone."""
+    if spec["until_epochs"] is not None:
+        return step / (spec["until_epochs"] * steps_per_epoch)
+    return step / total_steps / spec["until"]
+
+
+def times_passed(spec: Mapping[str, Any], step: int, total_steps: int, steps_per_epoch: int) -> int:
+    """Return how many of the times ``at`` (fractions) or ``at_epochs`` have come at ``step``."""
+    if spec["at_epochs"] is not None:
+        return bisect_right([epoch * steps_per_epoch for epoch in spec["at_epochs"]], step)
+    return bisect_right(spec["at"], step / total_steps)
+
+
+def progress_after_warmup(step: int, total_steps: int, warmup: float) -> float:
+    """Return the share of the steps after the warm-up (``warmup`` steps) that are over, 1 at most."""
+    return min(1.0, (step - warmup) / (total_steps - warmup))

@@ -1,0 +1,93 @@
+"""What a strategy is: the questions that the training loop asks, with the answers of plain training.
+
+A strategy says which expansion the network gets (``branch`` or ``blend``), what the factor is at a step, which further
+networks take part, and what is minimised. The training loop asks; it knows no strategy by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from bench import registry
+from bench.experiments.config import TrialConfig
+from bench.layers.low_precision import Branch
+from bench.networks import Network
+from bench.schedules import factor_value
+
+Loss = Callable[
+    [Tensor, Tensor], Tensor
+]  # (logits (B, classes), labels (B,) int64) -> 0-d loss, the mean over the batch
+
+
+class Strategy:
+    """The plain case of every question the training loop asks."""
+
+    bn_reestimate: int = 0
+
+    def __init__(self, config: TrialConfig, steps_per_epoch: int) -> None:
+        self.config = config
+        self.options: Mapping[str, Any] = config.strategy
+        self.steps_per_epoch = steps_per_epoch
+        self.total_steps = config.epochs * steps_per_epoch
+
+    @property
+    def branch(self) -> Branch | None:
+        """The ancillary convolutions of the network, None for none."""
+        return None
+
+    @property
+    def blend(self) -> str | None:
+        """What is blended with full precision by the factor: None, "both", "weights" or "activations"."""
+        return None
+
+    def factor(self, step: int) -> float:
+        """Return f at ``step`` (0 .. total - 1); 0 where the strategy has no factor."""
+        return 0.0
+
+    def removal(self, step: int) -> bool:
+        """Return whether ``step`` is the first at which a factor that was above 0 is 0."""
+        return step > 0 and self.factor(step) == 0.0 and self.factor(step - 1) > 0.0
+
+    def prepare(
+        self, network: Network, build: Callable[[TrialConfig], Network], weights: Mapping[str, Any]
+    ) -> None:
+        """Get ready before the first step; also called before a checkpoint is restored.
+
+        ``build(config)`` returns another, initialised network on the device; ``weights`` maps the roles of the trials
+        that this one needs ("teacher", "start") to their final state dicts.
+        """
+
+    def trained(self) -> dict[str, Network]:
+        """Return the further networks that are trained and checkpointed with the trial's own, by name."""
+        return {}
+
+    def forward_only(self) -> list[Network]:
+        """Return the frozen networks that each step runs forward (their cost counts)."""
+        return []
+
+    def loss(self, logits: Tensor, images: Tensor, labels: Tensor, loss: Loss) -> Tensor:
+        """Return what is minimised, from the network's ``logits`` on the batch and the recipe's ``loss``."""
+        return loss(logits, labels)
+
+    def largest_loss(self, largest: float) -> float:
+        """Return the largest value of ``loss`` (a mean over an epoch), given the largest of the recipe's own loss."""
+        return largest
+
+
+class Faded(Strategy):
+    """A strategy with a factor that is faded out: option ``factor``, and ``bn_reestimate`` at its end."""
+
+    def __init__(self, config: TrialConfig, steps_per_epoch: int) -> None:
+        super().__init__(config, steps_per_epoch)
+        self.bn_reestimate = self.options["bn_reestimate"]
+
+    def factor(self, step: int) -> float:
+        return factor_value(self.options["factor"], step, self.total_steps, self.steps_per_epoch)
+
+
+def make_strategy(config: TrialConfig, steps_per_epoch: int) -> Strategy:
+    """Return the strategy that ``config.strategy`` names."""
+    return registry.load("strategies", config.strategy["kind"])(config, steps_per_epoch)
