@@ -67,7 +67,7 @@ class Progress:
         stream: TextIO | None = None,
         interval: float = 30.0,
     ) -> None:
-        self.labels, self.epochs, self.costs = labels, epochs, costs
+        self.labels, self.epochs, self.costs = dict(labels), dict(epochs), dict(costs)
         self.stream = stream or sys.stdout
         self.live = self.stream.isatty()
         self.interval = 0.2 if self.live else interval
@@ -78,6 +78,11 @@ class Progress:
         self._at_start: dict[str, float] = {}  # of each trial, finished before this session
         self._began = time.monotonic()
         self._shown = 0.0 if self.live else self._began
+
+    def add(self, id: str, label: str, epochs: int, cost: float) -> None:
+        """Add a trial, or add it again where it goes on after a rung."""
+        self.labels[id], self.epochs[id], self.costs[id] = label, epochs, cost
+        self.total += 1
 
     def resumed(self, id: str, epochs: int) -> None:
         """Note that a trial starts with so many epochs done."""

@@ -7,7 +7,8 @@ import contextlib
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from bench.cli import OK, WRONG_INPUT
 from bench.cli import status as overview
@@ -20,6 +21,7 @@ from bench.experiments.trials import Experiment
 from bench.folders import resolve_data_dir
 from bench.launch.data_parallel import TRAIN_TOGETHER, check_workers, groups, together, torchrun_workers
 from bench.launch.execute import TRAIN, Task
+from bench.launch.feed import Enqueue, Feeder
 from bench.launch.options import RunOptions
 from bench.launch.placement import place, shared_gpus
 from bench.launch.plan import Planned, costs, plan, priorities
@@ -27,6 +29,8 @@ from bench.launch.session import Session, Stop, exit_status
 from bench.progress import Progress, inert, plural, say
 from bench.records.locks import Busy
 from bench.records.store import Store
+from bench.tuning.phases import Wanted
+from bench.tuning.search import ROLE, Search, Unfolded, progress_text
 
 
 def run_command(args: argparse.Namespace) -> int:
@@ -70,15 +74,26 @@ def run(selection: Selection, options: RunOptions, report: Sequence[str]) -> int
     store = Store(options.results)
     store.experiment_folder(experiment.name)
     store.check_writable()
+    search = Search(experiment, store) if experiment.tuning else None
     if options.fresh:
-        _retire(store, [trial.id for trial in experiment.trials if trial.id is not None])
-    planned = plan(experiment.trials, store)
+        old = search.unfold().experiment if search else experiment
+        _retire(store, [trial.id for trial in old.trials if trial.id is not None])
+        search = Search(experiment, store) if search else None
+    unfolded = search.unfold() if search else None
+    experiment = unfolded.experiment if unfolded else experiment
+    wanted = unfolded.wanted if unfolded else [Wanted(trial) for trial in experiment.trials]
+    planned = plan([one.trial for one in wanted], store)
     _tidy(store, planned)
-    lines = [line.as_dict() for line in experiment.index]
-    store.write_index(experiment.name, experiment.text, lines, file=experiment.path.name)
-    labels = {line["id"]: overview.label(line) for line in reversed(lines)}
+    if search and unfolded:
+        search.write(unfolded, experiment.path.name)
+    else:
+        store.write_index(
+            experiment.name, experiment.text, _index_lines(experiment), file=experiment.path.name
+        )
 
     say(inert(f"{experiment.title or experiment.name}: {plural(len(planned), 'trial')}"))
+    if unfolded:
+        say(progress_text(unfolded.standing))
     for p in planned:
         if p.action == "redo":
             say(inert(p.state.reason))
@@ -87,19 +102,32 @@ def run(selection: Selection, options: RunOptions, report: Sequence[str]) -> int
     status = OK
     if any(p.action not in ("keep", "leave", "refused") for p in planned):
         say(f"will {', '.join(overview.intent(p.state for p in planned))}")
-        session = _session(options, store, planned, labels, devices[0])
+        session = Session({}, {}, {}, store, Progress({}, {}, {}), Stop())
+        _enqueue(session, options, wanted, planned, _labels(experiment), devices[0])
+        if search:
+            session.feed = Feeder(
+                search, session, _growing(session, options, store, devices[0]), experiment.path.name
+            )
         with session.stop.watching(options.max_minutes), shared_gpus(options, session, devices):
             place(options, session, devices)
         session.progress.close()
         session.close()
         status = exit_status(session.outcomes.values())
-        _closing_words(session, labels)
+        if search:
+            unfolded = search.unfold()
+            experiment = unfolded.experiment
+            search.write(unfolded, experiment.path.name)
+        _closing_words(session)
     else:
         say("nothing to train: every trial is finished")
     if any(p.action == "refused" for p in planned):
         status = WRONG_INPUT
+    if unfolded:
+        say()
+        say(overview.choices_text(unfolded.standing))
+    finals = [line for line in _index_lines(experiment) if line["role"] != ROLE]
     say()
-    say(overview.results_table(lines, {p.id: store.inspect(p.id) for p in planned}))
+    say(overview.results_table(finals, {line["id"]: store.inspect(line["id"]) for line in finals}))
     say()
     say(inert(shlex.join(report)))
     return status
@@ -139,47 +167,65 @@ def _tidy(store: Store, planned: Sequence[Planned]) -> None:
                 store.tidy(p.id, finished=True)
 
 
-def _session(
-    options: RunOptions, store: Store, planned: Sequence[Planned], labels: dict[str, str], device: str
-) -> Session:
-    """Return the queue of the trials that are to be trained, with the progress to be shown."""
+def _index_lines(experiment: Experiment) -> list[dict[str, Any]]:
+    return [line.as_dict() for line in experiment.index]
+
+
+def _labels(experiment: Experiment) -> dict[str, str]:
+    """Return the names of the trials for people, by id."""
+    return {line["id"]: overview.label(line) for line in reversed(_index_lines(experiment))}
+
+
+def _growing(session: Session, options: RunOptions, store: Store, device: str) -> Enqueue:
+    """Return what puts further trials of a search into the queue of a running session."""
+
+    def enqueue(wanted: Sequence[Wanted], unfolded: Unfolded) -> None:
+        planned = plan([one.trial for one in wanted], store)
+        _enqueue(session, options, wanted, planned, _labels(unfolded.experiment), device)
+
+    return enqueue
+
+
+def _enqueue(
+    session: Session,
+    options: RunOptions,
+    wanted: Sequence[Wanted],
+    planned: Sequence[Planned],
+    labels: Mapping[str, str],
+    device: str,
+) -> None:
+    """Put the trials that are to be trained into the queue of a session, with what the progress shows of them.
+
+    The chain behind a tuning trial ends with a final trial, so a tuning trial has the priority of both.
+    """
     measured = known_seconds({p.id: p.config for p in planned}, device, options.data_dir)
-    todo = [p for p in planned if p.action not in ("keep", "leave", "refused")]
-    progress = Progress(
-        {p.id: labels.get(p.id, p.id) for p in todo},
-        {p.id: p.config.epochs for p in todo},
-        costs(todo, measured),
-    )
-    for p in todo:
-        if p.action in ("continue", "retry"):
-            progress.resumed(p.id, p.state.epochs)
+    taken, ranks = costs(planned, measured), priorities(planned, measured)
+    known = {"keep": "done", "leave": "diverged", "refused": "refused"}
     function = options.function or (TRAIN if options.workers_per_trial == 1 else TRAIN_TOGETHER)
-    tasks = {
-        p.id: Task(
+    for one, p in zip(wanted, planned, strict=True):
+        if p.action in known:
+            session.known[p.id] = known[p.action]
+            continue
+        task = Task(
             p.id,
             p.config.dump(),
             p.needs,
-            str(store.root),
+            str(session.store.root),
             str(options.data_dir),
             retry=p.action == "retry",
             accept_other_hardware=options.accept_other_hardware,
+            until=one.until,
             function=function,
         )
-        for p in todo
-    }
-    known = {"keep": "done", "leave": "diverged", "refused": "refused"}
-    return Session(
-        tasks,
-        priorities(planned, measured),
-        {p.id: known[p.action] for p in planned if p.action in known},
-        store,
-        progress,
-        Stop(),
-    )
+        rank = ranks[p.id] + (0.0 if p.config.evaluate_test else taken[p.id])
+        session.add(task, labels.get(p.id, p.id), p.config.epochs, taken[p.id], rank)
+        if p.action in ("continue", "retry"):
+            session.progress.resumed(p.id, p.state.epochs)
 
 
-def _closing_words(session: Session, labels: dict[str, str]) -> None:
+def _closing_words(session: Session) -> None:
     """Say which trials failed, were refused, are another runner's or are unfinished, and why."""
+    labels = session.progress.labels
     outcomes = list(session.outcomes.values())
     for outcome in outcomes:
         name = labels.get(outcome.id, outcome.id)

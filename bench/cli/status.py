@@ -15,6 +15,8 @@ from bench.folders import resolve_data_dir
 from bench.launch.plan import ACTIONS
 from bench.progress import inert, percent, plural, table
 from bench.records.store import State, Store, StoreError
+from bench.tuning.phases import Standing
+from bench.tuning.search import progress_text, unfold
 
 STATUSES = ("done", "failed", "diverged", "running", "unfinished", "missing", "damaged")
 _LISTED = 20  # lines of detail of one kind
@@ -24,11 +26,13 @@ def status_command(args: argparse.Namespace) -> int:
     """Print where the trials stand; return the exit status."""
     store = Store(args.results)
     if args.file is not None:
-        experiment = Selection.of(args).load(resolve_data_dir(args.data))
+        experiment, standing = unfold(Selection.of(args).load(resolve_data_dir(args.data)), store)
         lines = [line.as_dict() for line in experiment.index]
         states = {trial.id: store.inspect(trial.id) for trial in experiment.trials if trial.id is not None}
         epochs = {trial.id: trial.config.epochs for trial in experiment.trials if trial.id is not None}
         print(status_text(experiment.title or experiment.name, lines, states, epochs))
+        if standing is not None:
+            print(f"\n{choices_text(standing)}")
         return OK
     for option in ("profile", "overrides", "only", "seeds"):
         if getattr(args, option):
@@ -37,6 +41,35 @@ def status_command(args: argparse.Namespace) -> int:
         raise InputError(f"--results {args.results}: there is no such folder; `bench run` makes it")
     print(results_text(store))
     return OK
+
+
+def choices_text(standing: Standing) -> str:
+    """Return where a search stands and a table of its points: configurations tried and the one chosen."""
+    rows = []
+    for search in standing.points:
+        point, chosen = search.point, search.chosen
+        through = sum(bool(tried.accuracies) for tried in search.tried)
+        found, score = "not yet chosen", ""
+        if chosen is not None and chosen.score is not None:
+            found = (
+                " ".join(f"{name}={value}" for name, value in chosen.configuration.items()) or "nothing tuned"
+            )
+            score = percent(chosen.score)
+        elif standing.finished:
+            found = "none: every configuration diverged"
+        grid = " ".join(f"{name}={value}" for name, value in point.grid.items())
+        rows.append([point.arm, grid, f"{through} of {len(search.tried)}", found, score])
+    cells = [[inert(cell) for cell in row] for row in rows]
+    head = ["arm", "grid point", "tried", "chosen", "held out"]
+    lines = [progress_text(standing), *_widened(standing), table(head, cells, right=(4,))]
+    return "\n".join(lines)
+
+
+def _widened(standing: Standing) -> list[str]:
+    return [
+        inert(f"{name} was widened {plural(times, 'time')} at its {side} end, for every arm that has it")
+        for (name, side), times in standing.widened.items()
+    ]
 
 
 def label(line: Mapping[str, Any]) -> str:
@@ -49,11 +82,8 @@ def arm_name(line: Mapping[str, Any]) -> str:
     """Return the arm of an index line; a trial that others need is called by its role."""
     if line.get("arm") is not None:
         return str(line["arm"])
-    needed_by = line.get("needed_by")
     role = line.get("role") or "needed"
-    if isinstance(needed_by, list | tuple):
-        needed_by = ", ".join(map(str, needed_by))
-    return f"({role} of {needed_by})" if needed_by else f"({role})"
+    return f"({role} of {line['tunes']})" if line.get("tunes") else f"({role})"
 
 
 def status_text(

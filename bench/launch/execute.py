@@ -44,13 +44,16 @@ class Task:
     trials_per_device: int = 1  # how many trials share the device at most
     retry: bool = False  # the trial had failed when this run was planned: try again
     accept_other_hardware: bool = False
+    until: int | None = (
+        None  # stop at a checkpoint after this epoch (a rung of a search), to be continued or not
+    )
     function: str = TRAIN
     grant: Grant = field(default_factory=current)  # the user's code that the trial may import
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: done, diverged, failed; or, with nothing written: stopped, busy, refused."""
+    """How a trial ended: done, diverged, failed, rung (as far as was wanted); with nothing written: stopped, busy, refused."""
 
     id: str
     status: str
@@ -59,11 +62,12 @@ class Outcome:
     seconds: float = 0.0
     trained: bool = True  # False: another runner had finished the trial
     no_space: bool = False
+    held_out: bool = False  # the accuracy is that on held-out training images, not on the test images
 
     def __str__(self) -> str:
         if self.status == "done":
             took = f" ({duration(self.seconds)})" if self.trained else " (trained by another runner)"
-            return percent(self.accuracy) + took
+            return percent(self.accuracy) + (" held out" if self.held_out else "") + took
         return f"{self.status}: {self.reason}" if self.reason else self.status
 
 
@@ -90,12 +94,15 @@ def execute(
                 return settled
             if stop():
                 return Outcome(task.id, "stopped")
+            rung = Rung(task.until, on_epoch)
             with _logged(store.log(task.id), isolated), granted(task.grant):
-                outcome = _train(store, task, lambda: lock.lost or stop(), on_epoch, began)
+                outcome = _train(store, task, lambda: lock.lost or stop() or rung.reached, rung.hear, began)
             if outcome.status == "stopped" and lock.lost:
                 return replace(
                     outcome, status="busy", reason="another runner took it over: no sign of life from here"
                 )
+            if outcome.status == "stopped" and rung.reached:
+                return replace(outcome, status="rung", reason=f"trained to epoch {task.until}")
             return outcome
     except Busy as error:
         return Outcome(task.id, "busy", str(error))
@@ -103,6 +110,21 @@ def execute(
         return Outcome(task.id, "refused", str(error), no_space=error.no_space)
     except InputError as error:
         return Outcome(task.id, "refused", str(error))
+
+
+class Rung:
+    """Notices when a trial has recorded the epoch ``until``, after which it stops at a checkpoint (None: never)."""
+
+    def __init__(self, until: int | None, on_epoch: Callable[[dict[str, Any]], None] | None) -> None:
+        self.until, self._on_epoch = until, on_epoch
+        self.reached = False
+
+    def hear(self, line: dict[str, Any]) -> None:
+        """Take the line of an epoch, or a note, and pass it on."""
+        if self.until is not None and line.get("epoch", 0) >= self.until:
+            self.reached = True
+        if self._on_epoch is not None:
+            self._on_epoch(line)
 
 
 def outcome_without_training(store: Store, task: Task) -> Outcome | None:
@@ -121,6 +143,8 @@ def outcome_without_training(store: Store, task: Task) -> Outcome | None:
         return None
     if state.status in ("done", "diverged"):
         return Outcome(task.id, state.status, state.reason, state.accuracy, trained=False)
+    if task.until is not None and state.status == "unfinished" and state.epochs >= task.until:
+        return Outcome(task.id, "rung", f"trained to epoch {state.epochs}", trained=False)
     if state.status == "failed":
         if not task.retry:  # the trial failed elsewhere after this run was planned
             return Outcome(task.id, "failed", state.reason, trained=False)
@@ -169,7 +193,9 @@ def _train(
         return Outcome(task.id, "failed", reason, seconds=seconds)
     summary = (store.summary(task.id) or {}) if status != "stopped" else {}
     reason = summary.get("reason") or ""
-    return Outcome(task.id, status, reason, summary.get("final_test_acc"), time.monotonic() - began)
+    held_out = task.config.get("evaluate_test") is False
+    accuracy = summary.get("final_val_acc" if held_out else "final_test_acc")
+    return Outcome(task.id, status, reason, accuracy, time.monotonic() - began, held_out=held_out)
 
 
 def set_threads(count: int) -> None:

@@ -67,7 +67,7 @@ class Session:
     """The queue of one ``bench run``, and what became of each trial."""
 
     tasks: dict[str, Task]
-    priorities: Mapping[str, float]  # by id; the highest starts first
+    priorities: dict[str, float]  # by id; the highest starts first
     known: dict[str, str]  # id -> status of the trials that are not to be run: done, diverged, ...
     store: Store
     progress: Progress
@@ -77,8 +77,19 @@ class Session:
     said: set[str] = field(default_factory=set)  # the notes of trials that were shown
     running: set[str] = field(default_factory=set)
     held: dict[str, str] = field(default_factory=dict)  # id -> who trains it elsewhere
+    feed: Callable[[], None] | None = None  # adds the trials that become known as others end
     _looked: float = 0.0
     _stopping_said: bool = False
+
+    def add(self, task: Task, label: str, epochs: int, cost: float, priority: float) -> None:
+        """Put a trial into the queue; a trial that has ended at a rung may come again, to go on from there.
+
+        ``epochs`` is the number of epochs that it has at the end, ``cost`` its seconds (or relative cost).
+        """
+        self.outcomes.pop(task.id, None)
+        self.tasks[task.id] = task
+        self.priorities[task.id] = priority
+        self.progress.add(task.id, label, epochs, cost)
 
     def _status(self, id: str) -> str | None:
         """Return done, diverged, failed, ... of a trial that will not run here any more, None while the trial may."""
@@ -152,6 +163,8 @@ class Session:
         self.progress.finished(outcome.id, str(outcome))
         if outcome.no_space:
             self.stop.set("no space left for records")
+        if self.feed is not None and not self.stop.is_set():
+            self.feed()
 
     def _again_alone(self, outcome: Outcome) -> None:
         """Put a trial that failed for lack of memory back into the queue, once more, with a device to itself."""

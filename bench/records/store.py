@@ -21,7 +21,7 @@ import re
 import time
 import tomllib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -527,11 +527,18 @@ class Store:
         return self.root / name
 
     def write_index(
-        self, name: str, text: str, lines: list[dict[str, Any]], *, file: str | None = None
+        self,
+        name: str,
+        text: str,
+        lines: list[dict[str, Any]],
+        *,
+        file: str | None = None,
+        stale: Callable[[dict[str, Any]], bool] = lambda line: False,
     ) -> None:
         """Write the experiment file as run (``file``, else ``<name>.toml``) and merge ``lines`` into ``index.jsonl``.
 
-        Lines of other profiles and overrides stay (other ids); those of an arm that the file no longer has go.
+        Lines of other profiles and overrides stay (other ids); those of an arm that the file no longer has go, and so do
+        those that are ``stale``.
         """
         folder = self.experiment_folder(name)
         try:
@@ -540,7 +547,8 @@ class Store:
             arms = None
         with _exclusive(self.root / ".locks" / f"index-{name}"):
             merged = {}
-            for line in [*self.index(name), *(plain(line) for line in lines)]:
+            kept = [line for line in self.index(name) if not stale(line)]
+            for line in [*kept, *(plain(line) for line in lines)]:
                 if arms is None or line.get("arm") is None or line["arm"] in arms:
                     key = {k: v for k, v in line.items() if k != "baseline"}
                     merged[json.dumps(key, sort_keys=True)] = line

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.errors import InputError, shown
+from bench.experiments.overrides import flatten
 from bench.experiments.toml_files import MAX_PROBLEMS
 from bench.experiments.trials import Experiment, IndexLine, Trial
 from bench.experiments.tuning_table import Tuning
-from bench.records.store import Store
+from bench.records.store import Store, StoreError
 from bench.tuning import choice, samplers
 from bench.tuning.phases import PointSearch, Standing, Tried, Wanted, look
 from bench.tuning.points import Trials, find_points, with_choices
@@ -40,6 +41,11 @@ class Search:
         self.experiment, self.store = experiment, store
         self.points = find_points(experiment)
         self.trials, self.results = Trials(experiment), Results(store)
+        self._untuned = {  # what the final trials have whatever is chosen
+            _place(line.as_dict()): self._without_tuned(line.trial.config.dump())
+            for point in self.points
+            for line in point.lines
+        }
         self._check_configurations()
 
     def _check_configurations(self) -> None:
@@ -62,6 +68,24 @@ class Search:
         """The table ``[tuning]``."""
         assert self.experiment.tuning is not None
         return self.experiment.tuning
+
+    def _stale(self, line: dict[str, Any]) -> bool:
+        """Return whether an index line is of a final trial of this search, with values that were chosen once.
+
+        Such a line makes way for the values chosen now, or for none while the search goes on.
+        """
+        if line.get("arm") is None or line.get("profile") != self.experiment.profile:
+            return False
+        wanted = self._untuned.get(_place(line))
+        try:
+            record = self.store.read_trial(line["id"]) if wanted is not None else None
+        except StoreError:
+            return False
+        return record is not None and self._without_tuned(record.get("config") or {}) == wanted
+
+    def _without_tuned(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        tuned = {dimension.name for dimension in self.tuning.space}
+        return {name: value for name, value in flatten(config).items() if name not in tuned}
 
     def look(self) -> Standing:
         """Return where the search stands in the records now."""
@@ -107,13 +131,26 @@ class Search:
         """Write the index and ``tuning.jsonl`` of the experiment; lines of other points and profiles stay."""
         experiment = unfolded.experiment
         lines = [line.as_dict() for line in experiment.index]
-        self.store.write_index(experiment.name, experiment.text, lines, file=file)
+        self.store.write_index(experiment.name, experiment.text, lines, file=file, stale=self._stale)
         tuned = [
             line
             for search in unfolded.standing.points
             for line in tuning_lines(self.tuning, search, self.results, experiment.profile)
         ]
         self.store.write_tuning(experiment.name, tuned)
+
+
+def unfold(experiment: Experiment, store: Store) -> tuple[Experiment, Standing | None]:
+    """Return an experiment as far as the records decide it, and where its search stands (None: it has none)."""
+    if experiment.tuning is None:
+        return experiment, None
+    unfolded = Search(experiment, store).unfold()
+    return unfolded.experiment, unfolded.standing
+
+
+def _place(line: Mapping[str, Any]) -> str:
+    """Return the arm and the grid point, seed included, of an index line as one text."""
+    return json.dumps([line.get("arm"), line.get("grid")], sort_keys=True, default=str)
 
 
 def _name(trial: Trial) -> str:
