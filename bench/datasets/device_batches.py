@@ -17,6 +17,7 @@ from bench.datasets import augmentation
 from bench.datasets.batch_rows import WHOLE, rows
 from bench.datasets.resize import RESIZES, Bilinear, OpenCVBilinear
 from bench.datasets.sources import Arrays
+from bench.errors import InputError
 from bench.experiments import catalog
 from bench.experiments.config import TrialConfig
 from bench.randomness import combine, fold, permutation, sample_bits
@@ -33,7 +34,8 @@ class DeviceData:
     ``train_size`` and ``holdout`` are cut from one random order of the training images that depends on their number
     alone, not on the trial's seed: the first ``train_size`` train, the last ``holdout`` are set aside. So every seed
     trains on the same images, a smaller ``train_size`` is part of a larger one, and changing one leaves the other's
-    images as they were.
+    images as they were. Where the data knows which images belong together (``Arrays.groups``), whole groups are set
+    aside, as they come in a random order of the groups, and the others train.
 
     Batches are ``(images, labels)``: float32 (B, 3, S, S) in channels-last memory, S the network's input size, grey
     repeated to three channels; int64 (B,). With augmentation ``crop_flip`` images stay at their own size on the device,
@@ -69,7 +71,7 @@ class DeviceData:
         self.device = torch.device(device)
         self.resident = True
 
-        train, holdout = chosen_images(total, self.train_count, config.holdout)
+        train, holdout = chosen_images(total, self.train_count, config.holdout, arrays.groups)
         x_train = arrays.x_train if len(train) == total else arrays.x_train[train]
         height, width = x_train.shape[1:3]
         fits = (height, width) == (input_size, input_size)
@@ -165,10 +167,30 @@ class DeviceData:
         return rows.view(count, height, width, channels).to(torch.float32).permute(0, 3, 1, 2)
 
 
-def chosen_images(total: int, train_count: int, holdout: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices, ascending, of the images trained on and of those set aside (see ``DeviceData``)."""
+def chosen_images(
+    total: int, train_count: int, holdout: int, groups: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices, ascending, of the images trained on and of those set aside (see ``DeviceData``).
+
+    ``groups`` (total,) numbers the images that belong together. Raises ``InputError`` where whole groups cannot make up
+    ``holdout`` images.
+    """
     order = permutation(total, fold(0, "subset")).numpy()
-    return np.sort(order[:train_count]), np.sort(order[total - holdout :])
+    if groups is None or not holdout:
+        return np.sort(order[:train_count]), np.sort(order[total - holdout :])
+    names, sizes = np.unique(groups, return_counts=True)
+    chosen, left = [], holdout
+    for place in permutation(len(names), fold(0, "subset", "groups")).tolist():
+        if sizes[place] <= left:  # a group that is too large for the rest is passed over
+            chosen.append(names[place])
+            left -= int(sizes[place])
+    if left:
+        raise InputError(
+            f"holdout: {holdout} images cannot be made up of whole groups (photographs); {holdout - left} can"
+        )
+    aside = np.isin(groups, chosen)
+    kept = order[~aside[order]]
+    return np.sort(kept[:train_count]), np.flatnonzero(aside)
 
 
 def _resident(

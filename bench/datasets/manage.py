@@ -63,6 +63,8 @@ def list_text(data_dir: Path) -> str:
         notes.append(
             f"`bench data fetch NAME` downloads {', '.join(missing)}; nothing is downloaded without it."
         )
+    if "npz:svhn_subset" not in offered:
+        notes.append("`bench data prepare svhn_subset` builds npz:svhn_subset from the files of svhn.")
     notes += _strangers(data_dir, offered)
     notes.append(
         "A file NAME.npz of yours in the data folder is the data set npz:NAME; a folder NAME of photographs,"
@@ -93,17 +95,23 @@ def prepare(
     yes: bool,
     say: Callable[[str], None],
 ) -> str:
-    """Write photographs as shards and return a line that says so; raises ``InputError``.
+    """Write photographs as shards, or build ``svhn_subset``, and return a line that says so; raises ``InputError``.
 
-    The size is announced first and has to be confirmed, by ``yes`` or on the terminal.
+    The size of shards is announced first and has to be confirmed, by ``yes`` or on the terminal.
     """
+    from bench.datasets import svhn_subset
     from bench.datasets.photographs import prepare
     from bench.datasets.photographs.source import PhotographSource
 
+    if name in (svhn_subset.NAME, f"npz:{svhn_subset.NAME}"):
+        return (
+            f"npz:{svhn_subset.NAME}: ready as {svhn_subset.build(data_dir)}, cut from SVHN's official files"
+        )
     source, options = _named(name, data_dir)
     if not isinstance(source, PhotographSource):
         raise InputError(
-            f"bench data prepare: {name} is read as it is; photographs are prepared (imagenet, imagefolder)"
+            f"bench data prepare: {name} is read as it is; photographs are prepared (imagenet, imagefolder), "
+            f"and {svhn_subset.NAME} is built from svhn"
         )
     how = prepare.settings(form, short_side, max_corrupt)
     manifest = prepare.prepare(

@@ -1,8 +1,12 @@
 """A data set of the user's own: ``npz:NAME`` is NAME.npz in the data folder, as ``numpy.savez_compressed`` writes it.
 
 ``x_train`` and ``x_test`` are uint8, (N, H, W), (N, H, W, 1) or (N, H, W, 3); ``y_train`` and ``y_test`` are integers
-(N,) from 0 to classes - 1, each class among the training labels. Other arrays in the file are not read. The file is
-not trusted: nothing is unpickled, and types, shapes and sizes are checked in the headers before memory is taken.
+(N,) from 0 to classes - 1, each class among the training labels. ``group_train``, integers (N,), is optional: training
+images with the same number belong together (one photograph, patient or writer), and a held-out part never splits them.
+Other arrays in the file are not read; ``bench data list`` names them.
+
+The file is not trusted: nothing is unpickled, and types, shapes and sizes are checked in the headers before memory is
+taken.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from bench.datasets import checksums
+from bench.datasets import checksums, svhn_subset
 from bench.datasets.sources import CHUNK, Arrays, Facts, Source
 from bench.errors import InputError
 from bench.folders import acceptable, inside
@@ -41,6 +45,7 @@ ENTRIES = [
 ]
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
+GROUPS = "group_train"
 MAX_SIDE = 1024
 MAX_BYTES = 64 << 30
 # Photographs shrink to a half, drawings to a tenth; a deflate bomb to a thousandth.
@@ -83,9 +88,11 @@ class _NPZ(Source):
         if path.is_file():
             return None
         others = ", ".join(self.labels(data_dir)) or "none"
+        subset = path.name == f"{svhn_subset.NAME}.npz"
+        remedy = f"`bench data prepare {svhn_subset.NAME}` builds it from SVHN's files; or " if subset else ""
         return (
             f"data set '{self.label(options)}' is not in {data_dir}: there is no file {path}. It is a file of yours, "
-            f"which `bench data fetch` cannot download; put it there, or name the folder with --data. "
+            f"which `bench data fetch` cannot download; {remedy}put it there, or name the folder with --data. "
             f"Such files there: {others}."
         )
 
@@ -97,7 +104,7 @@ class _NPZ(Source):
         path = self.path(options, data_dir)
         try:
             with _opened(path) as stream, _archive(path, stream) as archive:
-                others = sorted(set(archive.namelist()) - {f"{key}.npy" for key in KEYS})
+                others = sorted(set(archive.namelist()) - {f"{key}.npy" for key in (*KEYS, GROUPS)})
         except InputError:
             return []
         shown = ", ".join(clean(name.removesuffix(".npy"), 40) for name in others[:5]) + ", ..." * (
@@ -134,12 +141,15 @@ class _NPZ(Source):
             raise InputError(problem)
         path = self.path(options, data_dir)
         with _opened(path) as stream:
-            checksums.check(path, stream)
+            checksum = checksums.check(path, stream)
             stream.seek(0)
             with _archive(path, stream) as archive:
                 headers = _headers(path, archive)
-                found = {key: _read(path, archive, key, headers[key]) for key in KEYS}
-        return _arrays(path, found)
+                found = {key: _read(path, archive, key, header) for key, header in headers.items()}
+        groups = found.pop(GROUPS, None)
+        if checksum == svhn_subset.CHECKSUM:
+            groups = svhn_subset.photographs()
+        return replace(_arrays(path, found), groups=groups)
 
 
 NPZ = _NPZ()
@@ -169,9 +179,10 @@ def _headers(path: Path, archive: zipfile.ZipFile) -> dict[str, _Header]:
         raise InputError(
             f"{path}: {', '.join(missing)} missing; it holds {there}; expected {', '.join(KEYS)}"
         )
-    if any(names.count(f"{key}.npy") > 1 for key in KEYS):
+    keys = (*KEYS, GROUPS) if f"{GROUPS}.npy" in names else KEYS
+    if any(names.count(f"{key}.npy") > 1 for key in keys):
         raise InputError(f"{path}: an array is in it twice")
-    headers = {key: _header(path, archive, key) for key in KEYS}
+    headers = {key: _header(path, archive, key) for key in keys}
     total = sum(header.bytes for header in headers.values())
     packed = os.fstat(archive.fp.fileno()).st_size  # type: ignore[union-attr]
     if total > min(MAX_BYTES, _memory()):
@@ -186,6 +197,10 @@ def _headers(path: Path, archive: zipfile.ZipFile) -> dict[str, _Header]:
         images, labels = headers[f"x_{part}"].shape, headers[f"y_{part}"].shape
         if images[0] != labels[0]:
             raise InputError(f"{path}: x_{part} has {images[0]} images, y_{part} {labels[0]} labels")
+    if GROUPS in headers and headers[GROUPS].shape != headers["y_train"].shape:
+        raise InputError(
+            f"{path}: {GROUPS} has the shape {headers[GROUPS].shape}, y_train {headers['y_train'].shape}"
+        )
     if headers["x_train"].shape[1:] != headers["x_test"].shape[1:]:
         raise InputError(
             f"{path}: images of x_train are {headers['x_train'].shape[1:]}, of x_test {headers['x_test'].shape[1:]}"

@@ -21,13 +21,18 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Arrays:
-    """A data set in memory: images uint8 (N, H, W, C) with C 1 or 3, labels int64 (N,) in [0, num_classes)."""
+    """A data set in memory: images uint8 (N, H, W, C) with C 1 or 3, labels int64 (N,) in [0, num_classes).
+
+    ``groups``, int64 (N,) or None where it is not known: training images of one photograph (patient, writer, ...) have
+    the same number. A held-out part never splits a group.
+    """
 
     x_train: np.ndarray
     y_train: np.ndarray
     x_test: np.ndarray
     y_test: np.ndarray
     num_classes: int
+    groups: np.ndarray | None = None
 
 
 def brief(value: Any) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.datasets.sources import (
     Arrays,
@@ -23,6 +23,9 @@ from bench.datasets.sources import (
 )
 from bench.errors import InputError
 from bench.text import clean
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ENTRIES = [
     {
@@ -79,19 +82,25 @@ class _SVHN(PublishedSource):
     def read(self, options: Mapping[str, Any], data_dir: Path) -> Arrays:
         import numpy as np
 
-        x_train, y_train = self._part("train", data_dir, options)
-        x_test, y_test = self._part("test", data_dir, options)
+        x_train, y_train = self.part("train", data_dir, options)
+        x_test, y_test = self.part("test", data_dir, options)
         if options.get("extra"):
-            x_extra, y_extra = self._part("extra", data_dir, options)
+            x_extra, y_extra = self.part("extra", data_dir, options)
             x_train, y_train = np.concatenate([x_train, x_extra]), np.concatenate([y_train, y_extra])
         return Arrays(x_train, y_train, x_test, y_test, 10)
 
-    def _part(self, split: str, data_dir: Path, options: Mapping[str, Any]) -> tuple[Any, Any]:
+    def part(
+        self, split: str, data_dir: Path, options: Mapping[str, Any] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the digits, uint8 (N, 32, 32, 3), and labels, int64 (N,), of ``train``, ``extra`` or ``test``.
+
+        The file's MD5 is checked. Raises ``InputError``.
+        """
         import numpy as np
         import scipy.io
 
         path = data_dir / FILES[split].path
-        with self.opened(FILES[split], data_dir, options) as stream:
+        with self.opened(FILES[split], data_dir, options or {}) as stream:
             try:
                 content = scipy.io.loadmat(stream, variable_names=("X", "y"))
                 pixels, digits = content["X"], content["y"]
