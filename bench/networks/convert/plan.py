@@ -6,89 +6,20 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from torch import fx, nn
-from torchvision.ops import FrozenBatchNorm2d, SqueezeExcitation, StochasticDepth
+from torchvision.ops import SqueezeExcitation
 
-from bench.networks.convert.trace import Traced, calls, function_name, place
+from bench.networks.convert.formulas import is_gate, reaches
+from bench.networks.convert.names import function_name, place
+from bench.networks.convert.roles import WEIGHTED, role_of
+from bench.networks.convert.trace import Traced, calls
 from bench.quantizers import Quantizer
 
 LAYERS = ("convolution", "depthwise convolution", "grouped convolution", "linear")
 LOW, FULL, REPLACED, KEPT, REMOVED = "low precision", "full precision", "replaced", "left as is", "removed"
 
-_NORMS = (
-    nn.modules.batchnorm._NormBase,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.LocalResponseNorm,
-    FrozenBatchNorm2d,
-)
-_ACTIVATIONS = (
-    *(nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.SiLU, nn.Mish, nn.GELU),
-    *(nn.Hardswish, nn.Softplus, nn.Tanh),
-)
-_ACTIVATION_FUNCTIONS = {
-    *(
-        "relu",
-        "relu6",
-        "hardtanh",
-        "leaky_relu",
-        "elu",
-        "celu",
-        "selu",
-        "silu",
-        "mish",
-        "gelu",
-        "hardswish",
-        "softplus",
-    ),
-    "tanh",
-}
 _GATES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax)
 _GATE_FUNCTIONS = {"sigmoid", "hardsigmoid", "softmax"}
-_SPATIAL = (
-    *(
-        nn.MaxPool2d,
-        nn.AvgPool2d,
-        nn.AdaptiveAvgPool2d,
-        nn.AdaptiveMaxPool2d,
-        nn.LPPool2d,
-        nn.Upsample,
-        nn.ZeroPad2d,
-    ),
-    *(nn.Identity, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d),
-)
-_SPATIAL_FUNCTIONS = {
-    *(
-        "max_pool2d",
-        "avg_pool2d",
-        "adaptive_avg_pool2d",
-        "adaptive_max_pool2d",
-        "lp_pool2d",
-        "interpolate",
-        "contiguous",
-    ),
-}
-_MOVES = {
-    "view",
-    "reshape",
-    "transpose",
-    "permute",
-    "chunk",
-    "split",
-    "getitem",
-    "unflatten",
-    "squeeze",
-    "flip",
-}
-_WEIGHTED = {
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "conv_transpose1d",
-    "conv_transpose2d",
-    "conv_transpose3d",
-    "linear",
-    "bilinear",
-}
+_ARITHMETIC = {"mul", "truediv", "div", "sub", "add", "pow", "multiply", "rsub", "neg", "square"}
 
 
 @dataclass(frozen=True)
@@ -155,7 +86,7 @@ def choose(traced: Traced, kind: str, choices: Choices, probe: Quantizer) -> Pla
     """
     plan = Plan(traced)
     for node in traced.graph.nodes:
-        role = _role(traced, node)
+        role = role_of(traced, node)
         if role:
             plan.roles[node] = role
     _layers(plan, choices, probe)
@@ -163,42 +94,6 @@ def choose(traced: Traced, kind: str, choices: Choices, probe: Quantizer) -> Pla
     _dropouts(plan)
     _rows(plan, kind)
     return plan
-
-
-def _role(traced: Traced, node: fx.Node) -> str:
-    module, name = traced.module(node), function_name(node)
-    if module is not None:
-        if isinstance(module, nn.Dropout | StochasticDepth):
-            return "dropout"
-        flat = type(module) is nn.Flatten and module.start_dim == 1
-        table = ((_NORMS, "norm"), (_ACTIVATIONS, "activation"), (_SPATIAL, "spatial"))
-        return "spatial" if flat else next((role for types, role in table if isinstance(module, types)), "")
-    if node.op not in ("call_function", "call_method"):
-        return ""
-    if name in _ACTIVATION_FUNCTIONS:
-        return "activation"
-    if name in _SPATIAL_FUNCTIONS or (name == "flatten" and _argument(node, 1, "start_dim", 0) == 1):
-        return "spatial"
-    if name == "mean" and sorted(d % 4 for d in _dims(_argument(node, 1, "dim", ()))) == [2, 3]:
-        return "spatial"
-    if name == "add" and len([n for n in node.args if isinstance(n, fx.Node)]) == 2 and not node.kwargs:
-        return "add"
-    if name in ("cat", "concat") and _argument(node, 1, "dim", 0) in (1, -3) and _four(traced, node):
-        return "cat"
-    return "move" if name in _MOVES else ""
-
-
-def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-
-
-def _dims(value: Any) -> list[int]:
-    found = list(value) if isinstance(value, list | tuple) else [value]
-    return [d for d in found if isinstance(d, int)]
-
-
-def _four(traced: Traced, node: fx.Node) -> bool:
-    return len(traced.shapes.get(node, ())) == 4 and isinstance(node.args[0], list | tuple)
 
 
 # -- convolutions and linear layers --------------------------------------------------------------------------------------
@@ -317,6 +212,8 @@ def _obstacle(plan: Plan, node: fx.Node, layer: nn.Conv2d | nn.Linear, count: in
         or (traced.module(users[0]) is None and function_name(users[0]) in _GATE_FUNCTIONS)
     ):
         return "a gate: its output goes into a sigmoid"
+    if is_gate(node, traced):
+        return "a gate: its output scales other features"
     return ""
 
 
@@ -360,23 +257,12 @@ def _depth(traced: Traced, source: fx.Node, target: fx.Node, without: fx.Node) -
 
 
 def _activations(plan: Plan, kind: str) -> None:
-    """Find the activations that a low-precision layer or the last one reads, before other layers and activations."""
+    """Find the activations whose values a low-precision layer or the last one reads."""
     if kind == "full_precision":
         return
     for node in [n for n, role in plan.roles.items() if role == "activation"]:
-        pending, seen = list(node.users), {node}
-        while pending:
-            user = pending.pop()
-            if user in seen:
-                continue
-            seen.add(user)
-            if plan.roles.get(user) in ("low", "last"):
-                plan.bounded.add(node)
-                break
-            if plan.roles.get(user) != "activation" and not isinstance(
-                plan.traced.module(user), nn.Conv2d | nn.Linear
-            ):
-                pending += user.users
+        if reaches(node, plan.roles, plan.traced):
+            plan.bounded.add(node)
 
 
 def _dropouts(plan: Plan) -> None:
@@ -415,7 +301,7 @@ def _rows(plan: Plan, kind: str) -> None:
             if role == "activation":
                 name = f"{function_name(node)} in {place(node)} ({node.name})"
                 ordered[name] = _activation_row(plan, node, name, function_name(node), kind)
-            elif node.op == "call_function" and function_name(node) in _WEIGHTED:
+            elif node.op == "call_function" and function_name(node) in WEIGHTED:
                 name = f"{function_name(node)} in {place(node)} ({node.name})"
                 ordered[name] = Decision(
                     name, "function", KEPT, "a function with weights of its own; use a layer of torch.nn"
@@ -457,4 +343,6 @@ def _activation_row(plan: Plan, node: fx.Node, name: str, kind: str, quantizer: 
         )
     if quantizer == "full_precision":
         return Decision(name, kind, KEPT, "the network is in full precision")
+    if any(function_name(user) in _ARITHMETIC for user in node.users):
+        return Decision(name, kind, KEPT, "part of a formula or a gate: layers behind it bound their input")
     return Decision(name, kind, KEPT, "no low-precision layer reads it")

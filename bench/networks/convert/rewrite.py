@@ -52,13 +52,18 @@ Layer = GeneralConv2d | GeneralLinear
 
 
 class TransformedNetwork(Network):
-    """A module's layers under their own names, connected by the rewritten graph; ``decisions`` says what became of them."""
+    """A module's layers under their own names, connected by the rewritten graph.
+
+    ``decisions`` says what became of each layer; ``original_keys`` what the entries of the original's state dict are
+    called here: None for those that are gone, because ``forward`` never read them.
+    """
 
     def __init__(
         self, root: nn.Module, graph: fx.Graph, input_size: int, decisions: Sequence[Decision]
     ) -> None:
         super().__init__()
         self.input_size = input_size
+        self.original_keys: dict[str, str | None] = {}
         self._decisions = tuple(decisions)
         for name, child in root.named_children():
             if hasattr(self, name):
@@ -93,10 +98,11 @@ def transform(
 
     ``root`` maps images (B, 3, S, S), S = ``input_size``, to logits (B, ``num_classes``); ``builder`` has quantizer,
     bits, clock, branch and blend; ``choices``: what else becomes low precision; ``who`` names the network in messages.
-    Raises ``InputError`` naming the layer for what cannot be transformed (see ``tracing`` and ``choosing``), for a
+    Raises ``InputError`` naming the layer for what cannot be transformed (see ``trace`` and ``plan``), for a
     branch that has no place, and where nothing would become low precision.
     """
     who = who or type(root).__name__
+    before = root.state_dict(keep_vars=True)
     traced = trace(root, input_size, num_classes, who)
     plan = choose(
         traced, builder.config.quantizer["kind"], choices or Choices(), builder.quantizer("probe", None)
@@ -106,7 +112,10 @@ def transform(
     rewriter = _Rewriter(traced, plan, builder)
     graph = rewriter.rewrite()
     _remove_unused(root, graph)
-    return TransformedNetwork(root, graph, input_size, plan.decisions)
+    network = TransformedNetwork(root, graph, input_size, plan.decisions)
+    names = {id(tensor): name for name, tensor in network.state_dict(keep_vars=True).items()}
+    network.original_keys = {name: names.get(id(tensor)) for name, tensor in before.items()}
+    return network
 
 
 def _reasons(plan: Plan) -> str:

@@ -1,13 +1,14 @@
-"""A module of anybody's as a graph of operations, or a message that says why it cannot be one.
+"""The graph of operations of anybody's module, or a message that says why there is none.
 
-The graph is that of ``torch.fx``: layers of ``torch.nn`` are its leaves, everything else is followed into. It is the same
-in training and in evaluation, draws no random numbers but through layers that can be replaced by counter-based ones, and
-changes no tensor in place.
+The graph is one of ``torch.fx``. Layers of ``torch.nn`` are its nodes; ``forward`` of every other module is followed
+into. The graph holds in training and in evaluation (``bench.networks.convert.modes``), draws random numbers only
+through layers whose draws can be counter-based, and changes no tensor in place.
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import operator
 from collections import Counter
 from collections.abc import Iterator
@@ -17,43 +18,21 @@ from typing import Any, NoReturn
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torchvision.ops import StochasticDepth
+from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 from bench.errors import InputError
+from bench.networks.convert import modes
+from bench.networks.convert.check_modules import check_modules
+from bench.networks.convert.names import function_name, place
 from bench.text import clean
 
-_RANDOM_MODULES = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
-_RANDOM_NAMES = {
-    *(
-        "dropout",
-        "dropout1d",
-        "dropout2d",
-        "dropout3d",
-        "alpha_dropout",
-        "feature_alpha_dropout",
-        "feature_dropout",
-    ),
-    *(
-        "rrelu",
-        "gumbel_softmax",
-        "fractional_max_pool2d",
-        "fractional_max_pool3d",
-        "stochastic_depth",
-        "drop_block2d",
-    ),
-    *(
-        "bernoulli",
-        "rand",
-        "rand_like",
-        "randn",
-        "randn_like",
-        "randint",
-        "randint_like",
-        "randperm",
-        "normal",
-    ),
-    *("multinomial", "poisson", "uniform", "exponential", "cauchy", "log_normal", "geometric", "random"),
-}
+_RANDOM_NAMES = set(
+    """
+    dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout rrelu gumbel_softmax
+    fractional_max_pool2d fractional_max_pool3d stochastic_depth drop_block2d bernoulli rand rand_like randn randn_like
+    randint randint_like randperm normal multinomial poisson uniform exponential cauchy log_normal geometric random
+    """.split()
+)
 _IN_PLACE = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
@@ -73,51 +52,111 @@ class Traced:
     shapes: dict[fx.Node, tuple[int, ...]]
 
     def module(self, node: fx.Node) -> nn.Module | None:
-        """Return the layer that a node calls, None where it calls none."""
+        """Return the layer that a node calls, None where the node calls no layer."""
         return self.modules[str(node.target)] if node.op == "call_module" else None
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, StochasticDepth) or super().is_leaf_module(m, module_qualified_name)
-
-
-def place(node: fx.Node) -> str:
-    """Return the path of the module in whose ``forward`` a node stands, for messages."""
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [entry[0] if isinstance(entry, tuple) else str(key) for key, entry in stack.items()]
-    return paths[-1] if paths and paths[-1] else "the network itself"
-
-
-def function_name(node: fx.Node) -> str:
-    """Return the name of what a node calls: ``relu``, ``add``, ``view``; the class's name for a module."""
-    return str(getattr(node.target, "__name__", node.target))
-
-
 def trace(root: nn.Module, input_size: int, num_classes: int, who: str) -> Traced:
-    """Return the graph of ``root``, images (B, 3, S, S) -> logits (B, classes), S = ``input_size``.
+    """Return the graph of ``root``, which maps images (B, 3, S, S) to logits (B, classes), S = ``input_size``.
 
-    ``who`` names the network in messages. Raises ``InputError``, naming the place, for control flow that depends on the
-    images, other operations in evaluation than in training, random numbers from PyTorch's generator, a parameter with
-    two names, and a network that does not read such images or return such logits.
+    ``who`` names the network in messages. Batch norms and dropouts that ``forward`` computes by functions become layers
+    of ``root``; plain tensors that ``forward`` reads become buffers of ``root``. Raises ``InputError``, naming the
+    place, for control flow that depends on the images, operations that differ between training and evaluation, random
+    numbers from PyTorch's generator, a parameter with two names, batch statistics in evaluation, and a network that
+    does not read such images or return such logits.
     """
+    check_modules(root, who)
+    _check_arguments(root, who)
+    training, evaluation = _graph(root, True, who), _graph(root, False, who)
+    modes.unify(root, training, evaluation, who)
     modules = dict(root.named_modules())
-    _check_modules(root, modules, who)
-    graph = _graph(root, True, who)
-    _check_random(graph, modules, who)
-    _check_modes(graph, _graph(root, False, who), root, who)
-    _out_of_place(graph, modules)
-    return Traced(root, graph, modules, _shapes(root, graph, input_size, num_classes, who))
+    _check_random(training, modules, who)
+    _check_writes(training, who)
+    _keep_constants(root, training)
+    _out_of_place(training, modules)
+    return Traced(root, training, modules, _shapes(root, training, input_size, num_classes, who))
+
+
+# -- tracing -----------------------------------------------------------------------------------------------------------
+
+
+class _Known(fx.proxy.ParameterProxy):
+    """The stand-in of a parameter or a buffer, whose shape ``forward`` may ask for."""
+
+    def __init__(self, tracer: fx.Tracer, node: fx.Node, name: str, tensor: Tensor) -> None:
+        fx.Proxy.__init__(self, node, tracer)
+        self.name, self.param = name, tensor
+
+
+class _Tracer(fx.Tracer):
+    """Follows every module but the layers of ``torch.nn``; parameters and buffers are nodes of the graph."""
+
+    def __init__(self, root: nn.Module) -> None:
+        super().__init__()
+        self.path = ""  # of the module whose ``forward`` runs, the innermost where one raised
+        self.names = {id(tensor): name for name, tensor in (*root.named_parameters(), *root.named_buffers())}
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Return the stand-in of a parameter or a buffer: its value must not become a constant of the graph."""
+        name = self.names.get(id(attr_val)) if isinstance(attr_val, Tensor) else None
+        if name is None:
+            return attr_val
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy(
+                "get_attr",
+                name,
+                (),
+                {},
+                proxy_factory_fn=lambda node: _Known(self, node, name, attr_val),  # type: ignore[arg-type, return-value]
+            )
+        return parameter_proxy_cache[name]
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, nn.modules.batchnorm._BatchNorm):  # a subclass that only sets options is a leaf too
+            return type(m).forward is nn.modules.batchnorm._BatchNorm.forward
+        return isinstance(m, StochasticDepth | FrozenBatchNorm2d) or super().is_leaf_module(
+            m, module_qualified_name
+        )
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        outer = self.path
+        self.path = self.path_of_module(m)
+        result = super().call_module(m, forward, args, kwargs)
+        self.path = outer
+        return result
+
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """Give ``forward`` the images alone: further arguments keep their defaults."""
+        return root_fn, [self.root, self.create_proxy("placeholder", "images", (), {})]
+
+
+def _check_arguments(root: nn.Module, who: str) -> None:
+    """Raise where ``forward`` needs more than the images."""
+    try:
+        signature = inspect.signature(root.forward)
+    except (TypeError, ValueError):  # of C++
+        return
+    try:
+        signature.bind("images")
+    except TypeError as error:
+        raise InputError(
+            f"network: forward of {who} takes {clean(signature, 200)}, but the suite calls forward(images): "
+            f"{clean(error, 200)}. Give every further argument a default"
+        ) from None
 
 
 def _graph(root: nn.Module, training: bool, who: str) -> fx.Graph:
     root.train(training)
+    tracer = _Tracer(root)
     try:
         with _no_autograd_functions():
-            return _Tracer().trace(root)
+            return tracer.trace(root)
     except Exception as error:  # whatever the code does with the stand-ins of its tensors
+        where = f"{tracer.path} of {who}" if tracer.path else who
         raise InputError(
-            f"network: {who} cannot be followed by torch.fx: {type(error).__name__}: {clean(error, 300)}. Its forward "
+            f"network: {where} cannot be followed by torch.fx: {type(error).__name__}: {clean(error, 300)}. Its forward "
             "must not depend on the values of its tensors, nor use autograd functions or C++ of its own"
         ) from error
 
@@ -137,29 +176,7 @@ def _no_autograd_functions() -> Iterator[None]:
         torch.autograd.Function.apply = apply  # type: ignore[method-assign]
 
 
-def _check_modules(root: nn.Module, modules: dict[str, nn.Module], who: str) -> None:
-    for name, module in modules.items():
-        if isinstance(module, nn.Dropout | StochasticDepth):
-            continue
-        p = getattr(module, "dropout", 0.0)  # of recurrent layers and attention
-        draws = isinstance(module, _RANDOM_MODULES) and getattr(module, "p", 1.0) > 0
-        if draws or (
-            isinstance(module, nn.RNNBase | nn.MultiheadAttention) and isinstance(p, float) and p > 0
-        ):
-            raise InputError(
-                f"network: {who}: {name} ({type(module).__name__}) draws random numbers of its own, so that a trial "
-                "could not be repeated; use nn.Dropout or leave it out"
-            )
-    names: dict[int, str] = {}
-    for name, parameter in root.named_parameters(remove_duplicate=False):
-        if (
-            id(parameter) in names
-            and modules[name.rpartition(".")[0]] is not modules[names[id(parameter)].rpartition(".")[0]]
-        ):
-            raise InputError(
-                f"network: {who}: {names[id(parameter)]} and {name} are one parameter; each needs its own"
-            )
-        names.setdefault(id(parameter), name)
+# -- checks of the graph -------------------------------------------------------------------------------------------------
 
 
 def _check_random(graph: fx.Graph, modules: dict[str, nn.Module], who: str) -> None:
@@ -173,45 +190,49 @@ def _check_random(graph: fx.Graph, modules: dict[str, nn.Module], who: str) -> N
                     "random numbers are its own; set it to 0"
                 )
         elif node.op in ("call_function", "call_method") and name.rstrip("_") in _RANDOM_NAMES:
-            if "dropout" in name and _off(node):
-                continue
             raise InputError(
                 f"network: {who}: {name} in {place(node)} draws random numbers of its own, so that a trial could not be "
                 "repeated; dropout is supported as the layer nn.Dropout"
             )
-
-
-def _off(node: fx.Node) -> bool:
-    p = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
-    training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
-    return bool(p == 0 or training is False)
-
-
-def _check_modes(training: fx.Graph, evaluation: fx.Graph, root: nn.Module, who: str) -> None:
-    """Raise where the two graphs differ, in operations or in the tensors that ``forward`` makes."""
-    others = iter(evaluation.nodes)
-    for node in training.nodes:
-        other = next(others, None)
-        same = other is not None and (node.op, node.name, str(node.args)) == (
-            other.op,
-            other.name,
-            str(other.args),
-        )
-        made = node.op == "get_attr" and "_tensor_constant" in str(node.target)
-        if same and not made and str(node.target) != str(other.target if other else ""):
-            same = False
-        if same and made:
-            a, b = (getattr(root, str(n.target)) for n in (node, other) if n is not None)
-            same = torch.equal(a, b)
-        if not same and not (
-            node.op == "call_function" and "dropout" in function_name(node) and other is not None
-        ):
+        elif name == "scaled_dot_product_attention" and node.kwargs.get("dropout_p", 0.0):
             raise InputError(
-                f"network: {who}: {node.op} {function_name(node)} in {place(node)} is not the same in training and in "
-                "evaluation; such a network cannot become low precision (auxiliary heads: switch them off)"
+                f"network: {who}: {name} in {place(node)} draws dropout of its own; set dropout_p to 0"
             )
-    if next(others, None) is not None:
-        raise InputError(f"network: {who} does more in evaluation than in training")
+
+
+def _check_writes(graph: fx.Graph, who: str) -> None:
+    """Raise for operations that change a parameter, a buffer or a constant: their order and their mode would be lost."""
+    for node in graph.nodes:
+        if node.op not in ("call_function", "call_method"):
+            continue
+        name = function_name(node)
+        in_place = (name.endswith("_") and not name.endswith("__")) or node.target in _IN_PLACE
+        first = node.args[0] if node.args else None
+        if not (in_place or node.target is operator.setitem or bool(node.kwargs.get("inplace"))):
+            continue
+        while isinstance(first, fx.Node) and function_name(first) in ("getitem", "view", "data", "getattr"):
+            first = first.args[0]  # type: ignore[assignment]
+        if isinstance(first, fx.Node) and first.op == "get_attr":
+            raise InputError(
+                f"network: {who}: {name} in {place(node)} changes the tensor {first.target} in forward; only the "
+                "running statistics of batch norm may change there"
+            )
+
+
+def _keep_constants(root: nn.Module, graph: fx.Graph) -> None:
+    """Make a buffer of every plain tensor that the graph reads, so that it moves with the network; it is not stored."""
+    for node in graph.nodes:
+        if node.op != "get_attr":
+            continue
+        path, _, own = str(node.target).rpartition(".")
+        owner = root.get_submodule(path)
+        tensor = getattr(owner, own)
+        if isinstance(tensor, Tensor) and own not in {**owner._parameters, **owner._buffers}:
+            delattr(owner, own)
+            owner.register_buffer(own, tensor.detach(), persistent=False)
+
+
+# -- rewriting in-place operations -----------------------------------------------------------------------------------------
 
 
 def _out_of_place(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
@@ -243,6 +264,9 @@ def _out_of_place(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
             module.inplace = False  # type: ignore[assignment]
 
 
+# -- shapes ------------------------------------------------------------------------------------------------------------
+
+
 class _Shapes(fx.Interpreter):
     """Runs a graph and keeps the shape of every tensor."""
 
@@ -272,8 +296,9 @@ def _shapes(
         ) from error
     if not isinstance(output, Tensor) or tuple(output.shape) != (1, num_classes):
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        advice = "" if isinstance(output, Tensor) else "; let forward return the tensor of logits alone"
         raise InputError(
-            f"network: {who} returns {got} for one image, not {num_classes} logits, (1, {num_classes})"
+            f"network: {who} returns {got} for one image, not {num_classes} logits, (1, {num_classes}){advice}"
         )
     root.train()
     nodes = zip(graph.nodes, shapes.module.graph.nodes, strict=True)  # type: ignore[arg-type, union-attr]

@@ -1,0 +1,355 @@
+"""Training and evaluation as one graph: ``forward`` may differ between the modes only where a layer can say how.
+
+``torch.fx`` follows ``forward`` in one mode and writes ``self.training`` down as the constant that it is there. A batch
+norm that calls ``F.batch_norm(..., self.training, ...)`` would so normalise by the batch's statistics for good. Both
+modes are therefore traced and compared, node by node. A function whose only difference is its flag of the mode becomes
+the layer of ``torch.nn`` that asks for the mode each time: ``F.batch_norm`` and ``F.instance_norm`` with running
+statistics. Every other difference is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from bench.errors import InputError
+from bench.networks.convert.names import function_name, owner, place
+from bench.text import clean
+
+
+class _Signature(NamedTuple):
+    """The arguments of a function that depends on the mode, in order, and the one that is the flag of the mode."""
+
+    names: tuple[str, ...]
+    flag: str
+    defaults: Mapping[str, Any]
+
+
+_DROPOUT = _Signature(("input", "p", "training", "inplace"), "training", {"p": 0.5, "training": True})
+_ALPHA_DROPOUT = _Signature(_DROPOUT.names, "training", {"p": 0.5, "training": False})
+_TORCH_DROPOUT = _Signature(("input", "p", "train"), "train", {})
+_BATCH_NORM = _Signature(
+    ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+    "training",
+    {"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5},
+)
+_INSTANCE_NORM = _Signature(
+    ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps"),
+    "use_input_stats",
+    {
+        **dict.fromkeys(("running_mean", "running_var", "weight", "bias")),
+        "use_input_stats": True,
+        "momentum": 0.1,
+        "eps": 1e-5,
+    },
+)
+_TORCH_NORM = ("input", "weight", "bias", "running_mean", "running_var")
+_TORCH_BATCH_NORM = _Signature((*_TORCH_NORM, "training", "momentum", "eps", "cudnn_enabled"), "training", {})
+_TORCH_INSTANCE_NORM = _Signature(
+    (*_TORCH_NORM, "use_input_stats", "momentum", "eps", "cudnn_enabled"), "use_input_stats", {}
+)
+_RRELU = _Signature(
+    ("input", "lower", "upper", "training", "inplace"),
+    "training",
+    {"lower": 1 / 8, "upper": 1 / 3, "training": False},
+)
+_DROPOUTS: dict[Any, _Signature] = {
+    **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d), _DROPOUT),
+    **dict.fromkeys((F.alpha_dropout, F.feature_alpha_dropout), _ALPHA_DROPOUT),
+    **dict.fromkeys(
+        (torch.dropout, torch.feature_dropout, torch.alpha_dropout, torch.feature_alpha_dropout),
+        _TORCH_DROPOUT,
+    ),
+}
+_BATCH_NORMS: dict[Any, _Signature] = {F.batch_norm: _BATCH_NORM, torch.batch_norm: _TORCH_BATCH_NORM}
+_INSTANCE_NORMS: dict[Any, _Signature] = {
+    F.instance_norm: _INSTANCE_NORM,
+    torch.instance_norm: _TORCH_INSTANCE_NORM,
+}
+_OF_THE_MODE: dict[Any, _Signature] = {**_DROPOUTS, **_BATCH_NORMS, **_INSTANCE_NORMS, F.rrelu: _RRELU}
+_ROLES = ("weight", "bias", "running_mean", "running_var")
+
+
+def unify(root: nn.Module, training: fx.Graph, evaluation: fx.Graph, who: str) -> None:
+    """Make ``training`` the graph of both modes, in place; new layers are put into ``root``, tensors keep their values.
+
+    Raises ``InputError``, naming the operation and its place, where the modes differ otherwise, where evaluation would
+    use the statistics of the batch, and where a norm is no layer of ``torch.nn`` exactly.
+    """
+    for graph in (training, evaluation):
+        _drop_counting(graph)
+    flags = _compare(root, training, evaluation, who)
+    depends = _on_images(training)
+    norms: dict[str, str] = {}
+    for node in list(training.nodes):
+        if node.op != "call_function" or node.target not in _OF_THE_MODE:
+            continue
+        arguments, modes = _arguments(node), flags[node]
+        if node.target in _DROPOUTS:
+            if arguments["p"] == 0 or modes == (False, False):  # it never drops anything
+                node.replace_all_uses_with(arguments["input"])
+                training.erase_node(node)
+        elif node.target is not F.rrelu and node in depends:
+            _norm(root, training, node, arguments, modes, norms, who)
+
+
+# -- comparing the modes -------------------------------------------------------------------------------------------------
+
+
+def _drop_counting(graph: fx.Graph) -> None:
+    """Remove ``self.num_batches_tracked.add_(1)``: layers count by themselves; and tensors that nobody reads."""
+    for node in list(graph.nodes):
+        first = node.args[0] if node.args else None
+        counts = isinstance(first, fx.Node) and str(first.target).endswith("num_batches_tracked")
+        if counts and function_name(node) in ("add_", "iadd", "add") and not node.users:
+            graph.erase_node(node)
+    for node in list(graph.nodes):
+        if node.op == "get_attr" and not node.users:
+            graph.erase_node(node)
+
+
+def _compare(
+    root: nn.Module, training: fx.Graph, evaluation: fx.Graph, who: str
+) -> dict[fx.Node, tuple[bool, bool]]:
+    """Return the flags (in training, in evaluation) of each function of the mode; raise where the graphs differ."""
+    flags: dict[fx.Node, tuple[bool, bool]] = {}
+    pairs: dict[fx.Node, fx.Node] = {}
+    others = [node for node in evaluation.nodes if node.op != "get_attr"]
+    at = 0
+    for node in (node for node in training.nodes if node.op != "get_attr"):
+        other = others[at] if at < len(others) else None
+        if other is not None and _same(root, node, other, pairs, flags):
+            pairs[node] = other
+            at += 1
+        else:
+            raise InputError(
+                f"network: {who}: {_described(root, node)} is not the same in training and in evaluation; such a "
+                "network cannot become low precision (auxiliary heads: switch them off)"
+            )
+    if at < len(others):
+        raise InputError(
+            f"network: {who}: {_described(root, others[at])} is computed in evaluation, but not in training"
+        )
+    return flags
+
+
+def _described(root: nn.Module, node: fx.Node) -> str:
+    kind = type(root.get_submodule(owner(node))).__name__
+    what = node.target if node.op == "call_module" else function_name(node)
+    return f"{what} in {place(node)} ({kind})"
+
+
+def _same(
+    root: nn.Module,
+    node: fx.Node,
+    other: fx.Node,
+    pairs: dict[fx.Node, fx.Node],
+    flags: dict[fx.Node, tuple[bool, bool]],
+) -> bool:
+    """Return whether two nodes do the same but for the flag of the mode, which is noted."""
+    if node.op != other.op or node.target != other.target:
+        return False
+    if node.op == "placeholder":
+        return True
+    if node.op != "call_function" or node.target not in _OF_THE_MODE:
+        return _equal(root, (node.args, node.kwargs), (other.args, other.kwargs), pairs)
+    mine, theirs = _arguments(node), _arguments(other)
+    flag = _OF_THE_MODE[node.target].flag
+    modes = (mine.pop(flag, None), theirs.pop(flag, None))
+    if not all(isinstance(mode, bool) for mode in modes) or not _equal(root, mine, theirs, pairs):
+        return False
+    flags[node] = (bool(modes[0]), bool(modes[1]))
+    return True
+
+
+def _equal(root: nn.Module, mine: Any, theirs: Any, pairs: dict[fx.Node, fx.Node]) -> bool:
+    """Return whether the arguments of two nodes are equal: structures, numbers, nodes that are pairs, equal tensors."""
+    if isinstance(mine, fx.Node) and isinstance(theirs, fx.Node):
+        if mine.op == theirs.op == "get_attr":
+            return mine.target == theirs.target or _equal_constants(
+                root, str(mine.target), str(theirs.target)
+            )
+        return pairs.get(mine) is theirs
+    if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+        return mine.keys() == theirs.keys() and all(_equal(root, mine[k], theirs[k], pairs) for k in mine)
+    if isinstance(mine, list | tuple) and isinstance(theirs, list | tuple):
+        return len(mine) == len(theirs) and all(
+            _equal(root, a, b, pairs) for a, b in zip(mine, theirs, strict=True)
+        )
+    if isinstance(mine, slice) and isinstance(theirs, slice):
+        parts = ("start", "stop", "step")
+        return all(_equal(root, getattr(mine, part), getattr(theirs, part), pairs) for part in parts)
+    if isinstance(mine, bool) is not isinstance(theirs, bool):
+        return False
+    return bool(mine == theirs)
+
+
+def _equal_constants(root: nn.Module, mine: str, theirs: str) -> bool:
+    """Return whether two tensors that ``forward`` made while it was followed are the same."""
+    if not (mine.startswith("_tensor_constant") and theirs.startswith("_tensor_constant")):
+        return False
+    a, b = getattr(root, mine), getattr(root, theirs)
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+
+
+def _arguments(node: fx.Node) -> dict[str, Any]:
+    """Return the arguments of a function of the mode by name, defaults included."""
+    names, _, defaults = _OF_THE_MODE[node.target]
+    found = {**defaults, **dict(zip(names, node.args, strict=False)), **node.kwargs}
+    found.pop("inplace", None)
+    found.pop("cudnn_enabled", None)
+    return found
+
+
+def _on_images(graph: fx.Graph) -> set[fx.Node]:
+    """Return the nodes whose value depends on the images."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or any(source in found for source in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+# -- functions that become layers ------------------------------------------------------------------------------------------
+
+
+def _norm(
+    root: nn.Module,
+    graph: fx.Graph,
+    node: fx.Node,
+    arguments: dict[str, Any],
+    modes: tuple[bool, bool],
+    norms: dict[str, str],
+    who: str,
+) -> None:
+    """Make a layer of ``F.batch_norm`` or ``F.instance_norm`` that updates running statistics; ``norms``: those made."""
+    batch = node.target in _BATCH_NORMS
+    tracked = arguments["running_mean"] is not None and arguments["running_var"] is not None
+    if modes == (False, False) or (not batch and not tracked):
+        return  # a constant map, or statistics of each image alone: the function says all
+    what = _described(root, node)
+    if modes[1]:
+        reason = (
+            "uses the statistics of the batch in evaluation" if batch else "ignores its running statistics"
+        )
+        extra = ", and rewrites the running ones" if tracked else ""
+        raise InputError(
+            f"network: {who}: {what} {reason}{extra}: an image's logits would depend on its batch. Pass "
+            f"{_OF_THE_MODE[node.target].flag}=self.training and the running statistics, or use the layer of torch.nn"
+        )
+    tensors = {role: arguments[role] for role in _ROLES}
+    numbers = {key: arguments[key] for key in ("momentum", "eps")}
+    problem = _not_exact(root, tensors, numbers)
+    if problem or not tracked:
+        raise InputError(
+            f"network: {who}: {what} cannot become a layer of torch.nn exactly: {problem or 'it has no running statistics'}"
+        )
+    key = str(tensors["running_mean"].target)
+    made = norms.get(key)
+    if made is None:
+        made = norms[key] = _make_norm(root, node, batch, tensors, numbers)
+    _call_layer(graph, node, made, arguments["input"])
+
+
+def _not_exact(root: nn.Module, tensors: dict[str, Any], numbers: dict[str, Any]) -> str:
+    """Return why a norm of these tensors is no layer of torch.nn, "" where it is one."""
+    for role, node in tensors.items():
+        if node is None:
+            continue
+        if not isinstance(node, fx.Node) or node.op != "get_attr":
+            return f"its {role} is computed, not a tensor of the module"
+        path, _, own = str(node.target).rpartition(".")
+        kinds = root.get_submodule(path)
+        if own not in (kinds._buffers if role.startswith("running") else kinds._parameters):
+            return f"its {role} ({clean(node.target)}) is no {'buffer' if role.startswith('running') else 'parameter'}"
+    if (tensors["weight"] is None) is not (tensors["bias"] is None):
+        return "it has a weight without a bias, or a bias without a weight"
+    wrong = [key for key, value in numbers.items() if not isinstance(value, int | float)]
+    return f"its {wrong[0]} is no number" if wrong else ""
+
+
+def _make_norm(
+    root: nn.Module, node: fx.Node, batch: bool, tensors: dict[str, Any], numbers: dict[str, Any]
+) -> str:
+    """Put a layer of torch.nn with the given tensors into ``root`` and return its path.
+
+    Where the module of the norm holds these tensors under torch.nn's names and nothing else, the layer takes its place
+    and its children; elsewhere the layer becomes a child of the module, and the tensors move into the layer.
+    """
+    path = owner(node)
+    old = root.get_submodule(path)
+    values: dict[str, Tensor | None] = {
+        role: None if tensor is None else _tensor(root, str(tensor.target))
+        for role, tensor in tensors.items()
+    }
+    mean = values["running_mean"]
+    assert mean is not None
+    numbers = {"eps": float(numbers["eps"]), "momentum": float(numbers["momentum"])}
+    kind = BatchNormOfAnyShape if batch else InstanceNormOfAnyShape
+    layer = kind(len(mean), affine=values["weight"] is not None, track_running_stats=True, **numbers)
+    for role, value in values.items():
+        setattr(layer, role, value)
+    layer.train(old.training)
+    own = {name for name, value in (*old._parameters.items(), *old._buffers.items()) if value is not None}
+    wanted = {role: path and f"{path}.{role}" for role, value in tensors.items() if value is not None} == {
+        role: str(value.target) for role, value in tensors.items() if value is not None
+    }
+    if path and wanted and own <= {*_ROLES, "num_batches_tracked"}:
+        if isinstance(old._buffers.get("num_batches_tracked"), Tensor):
+            layer.num_batches_tracked = old._buffers["num_batches_tracked"]
+        for name, child in old.named_children():
+            layer.add_module(name, child)
+        parent, _, name = path.rpartition(".")
+        setattr(root.get_submodule(parent), name, layer)
+        return path
+    for tensor in tensors.values():
+        if tensor is not None:
+            holder, _, name = str(tensor.target).rpartition(".")
+            delattr(root.get_submodule(holder), name)
+    return _put_beside(root, node, "batch_norm" if batch else "instance_norm", layer)
+
+
+def _tensor(root: nn.Module, target: str) -> Tensor:
+    path, _, name = target.rpartition(".")
+    return getattr(root.get_submodule(path), name)
+
+
+class BatchNormOfAnyShape(nn.BatchNorm2d):
+    """Batch norm of (B, C, ...), as ``F.batch_norm`` has it, whatever the number of dimensions."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+
+class InstanceNormOfAnyShape(nn.InstanceNorm2d):
+    """Instance norm of (B, C, ...), as ``F.instance_norm`` has it, whatever the number of dimensions."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map ``input`` (B, C, ...) to the same shape."""
+        return self._apply_instance_norm(input)
+
+
+def _put_beside(root: nn.Module, node: fx.Node, name: str, layer: nn.Module) -> str:
+    """Add ``layer`` to the module in whose ``forward`` a node stands and return its path."""
+    path = owner(node)
+    module, count, own = root.get_submodule(path), 1, name
+    while hasattr(module, own):
+        count += 1
+        own = f"{name}_{count}"
+    module.add_module(own, layer)
+    return f"{path}.{own}" if path else own
+
+
+def _call_layer(graph: fx.Graph, node: fx.Node, path: str, images: fx.Node) -> None:
+    with graph.inserting_before(node):
+        new = graph.call_module(path, (images,))
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new)
+    graph.erase_node(node)
+    for unread in list(graph.nodes):
+        if unread.op == "get_attr" and not unread.users:
+            graph.erase_node(unread)
