@@ -460,11 +460,16 @@ def layers_text(experiment: Experiment, data_dir: Path | str | None) -> str:
         config = trial.config
         strategy = make_strategy(config, 1)
         classes = catalog.facts(config.dataset, folders.resolve_data_dir(data_dir)).num_classes or 10
-        network = build(
-            config, num_classes=classes, clock=Clock(), branch=strategy.branch, blend=strategy.blend
-        )
         title = _name(config)
         if title not in tables:
+            network = build(
+                config,
+                num_classes=classes,
+                clock=Clock(),
+                branch=strategy.branch,
+                blend=strategy.blend,
+                check_original=True,
+            )
             tables[title] = "\n".join([_layer_table(network), *_decisions(network)])
     return "\n\n".join(f"{title}\n{table}" for title, table in tables.items())
 

@@ -29,13 +29,17 @@ def build(
     clock: Clock,
     branch: Branch | None = None,
     blend: str | None = None,
+    check_original: bool = False,
 ) -> Network:
     """Return the network that ``config`` names, on the CPU, in PyTorch's own initialisation (see ``initialize``).
 
     ``branch`` expands it, ``blend`` is that of the strategy ``anneal``; neither changes a parameter's name on the main
-    path. Raises ``InputError`` for what cannot be built: unknown branch layers, a kernel without a centre, ...
+    path. ``check_original`` asks that a network which is not the suite's own be checked against its original first
+    (``bench.networks.convert.invariant``). Raises ``InputError`` for what cannot be built: unknown branch layers, a
+    kernel without a centre, a network that is not its original any more, ...
     """
     options = keywords(config.network)
     builder = Builder(config, clock, branch, blend)
+    builder.check_original = check_original
     factory = registry.load("networks", config.network["kind"])
     return builder.finish(factory(builder, num_classes, **options))

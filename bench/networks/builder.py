@@ -70,6 +70,7 @@ class Builder:
         self.merge_at_output = False
         self.multiple = 1
         self.full_precision_weights: frozenset[str] = frozenset()
+        self.check_original = False  # of a network that is not the suite's own: see networks.adoption
         self._eligible: list[str] = []
         self._kernels: list[int] = []  # of the convolutions that got a branch
         if branch is not None:

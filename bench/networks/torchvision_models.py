@@ -1,25 +1,18 @@
-"""Networks of torchvision, through the transformation; weights are never downloaded, the initialisation is the suite's.
+"""Networks of torchvision, transformed.
 
-What the transformation decides and why is in ``bench/networks/transform.py``; ``bench show FILE --layers`` prints it.
+What the transformation decides and why is in ``bench/networks/convert/plan.py``; ``bench show FILE --layers`` prints it.
 """
 
 from __future__ import annotations
 
-import inspect
-import logging
-from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from bench.errors import InputError, nearest
-from bench.experiments import permission
+from bench.networks.adoption import adopted, cached_weights
 from bench.networks.builder import Builder, Network
-from bench.networks.convert.plan import Choices
-from bench.networks.convert.rewrite import transform
-from bench.randomness import fold
-from bench.text import clean
 
 ENTRIES = [
     {
@@ -111,6 +104,7 @@ ENTRIES = [
         "factory": "torchvision",
         "help": "any classification network of torchvision by its name there, transformed",
         "input_size": 224,
+        "revision": 2,
         "options": {
             "name": {"type": "str", "help": "torchvision's name, for instance shufflenet_v2_x1_0"},
             "input_size": {
@@ -146,57 +140,7 @@ ENTRIES = [
             },
         },
     },
-    {
-        "name": "python",
-        "factory": "own_network",
-        "help": 'a network of your own, "python:module.factory", transformed; needs --allow-code module',
-        "input_size": None,
-        "open": True,
-        "options": {
-            "source": {
-                "type": "str",
-                "default": None,
-                "nullable": True,
-                "shown": False,
-                "help": "the checksum of its code, put there when an experiment is expanded: edited code is another trial",
-            },
-            "input_size": {
-                "type": "int",
-                "default": None,
-                "nullable": True,
-                "min": 1,
-                "max": 1024,
-                "help": "pixels, height and width; null: the attribute input_size of what the factory returns",
-            },
-            "first": {
-                "type": "str",
-                "choices": ["full", "low"],
-                "default": "full",
-                "help": "precision of the first convolution (low: of its weights)",
-            },
-            "last": {
-                "type": "str",
-                "choices": ["full", "low"],
-                "default": "full",
-                "help": "precision of the last layer",
-            },
-            "depthwise": {
-                "type": "str",
-                "choices": ["full", "low"],
-                "default": "full",
-                "help": "precision of depthwise convolutions",
-            },
-            "projection": {
-                "type": "str",
-                "choices": ["full", "low"],
-                "default": "full",
-                "help": "precision of shortcuts' 1x1 convolutions",
-            },
-        },
-    },
 ]
-
-log = logging.getLogger("bench.networks")
 
 
 def mobilenet_v2(builder: Builder, num_classes: int, **options: Any) -> Network:
@@ -210,7 +154,7 @@ def squeezenet1_1(builder: Builder, num_classes: int, **options: Any) -> Network
 
 
 def torchvision(builder: Builder, num_classes: int, *, name: str, **options: Any) -> Network:
-    """Return the classification network that torchvision calls ``name``; raises ``InputError`` for a name that it lacks."""
+    """Return the classification network that torchvision calls ``name``; raises ``InputError`` for unknown names."""
     return _torchvision(name, builder, num_classes, **options)
 
 
@@ -219,9 +163,7 @@ def _torchvision(
 ) -> Network:
     from torchvision import models
 
-    known = models.list_models(module=models)
-    if name not in known:
-        raise InputError(f"network.name: torchvision has no network {name[:80]!r}.{nearest(name, known)}")
+    _check_name(name, "network.name")
     arguments: dict[str, Any] = {"weights": None, "num_classes": num_classes}
     if name in ("googlenet", "inception_v3"):
         arguments |= {"aux_logits": False, "init_weights": False}
@@ -229,70 +171,32 @@ def _torchvision(
         if not name.startswith("mobilenet"):
             raise InputError(f"width: {builder.config.width:g}, but torchvision's {name} has no width; use 1")
         arguments["width_mult"] = builder.config.width
-    root = _made(lambda: models.get_model(name, **arguments), builder, f"torchvision's {name}")
-    return transform(root, builder, num_classes, input_size=input_size, choices=Choices(**choices), who=name)
+    return adopted(
+        lambda: models.get_model(name, **arguments),
+        builder,
+        num_classes,
+        f"torchvision's {name}",
+        input_size=input_size,
+        **choices,
+    )
 
 
-def own_network(
-    builder: Builder,
-    num_classes: int,
-    *,
-    source: str | None,
-    input_size: int | None,
-    first: str,
-    last: str,
-    depthwise: str,
-    projection: str,
-    **options: Any,
-) -> Network:
-    """Return ``factory(num_classes=..., **options)`` of the user's module, transformed.
+def _check_name(name: str, field: str) -> None:
+    from torchvision import models
 
-    The factory is also given ``width``, where that is not 1, and ``input_size``, where the experiment sets it and the
-    factory takes it. Without it the module has an attribute ``input_size``. Raises ``InputError`` for code that is not
-    allowed or has changed, and for whatever the factory raises; the traceback goes to the trial's log.
+    known = models.list_models(module=models)
+    if name not in known:
+        raise InputError(f"{field}: torchvision has no network {name[:80]!r}.{nearest(name, known)}")
+
+
+def trained_weights(name: str) -> tuple[dict[str, torch.Tensor], Path]:
+    """Return the default trained weights of torchvision's network ``name``, and their file in torch's local cache.
+
+    Raises ``InputError`` for an unknown name, for a network without trained weights, and where the file is not there:
+    nothing is downloaded.
     """
-    kind, width = builder.config.network["kind"], builder.config.width
-    arguments = {"num_classes": num_classes, **options}
-    name = kind.removeprefix(permission.PREFIX)
+    from torchvision import models
 
-    def make() -> Any:
-        factory = permission.load(builder.config.network)
-        takes = _parameters(factory)
-        if width != 1.0:
-            if "width" not in takes:
-                raise InputError(f"width: {width:g}, but {name} takes no argument width; use 1")
-            arguments["width"] = width
-        if input_size is not None and "input_size" in takes:
-            arguments["input_size"] = input_size
-        return factory(**arguments)
-
-    root = _made(make, builder, name)
-    if not isinstance(root, nn.Module):
-        raise InputError(f"network: {name} returned {type(root).__name__}, not a torch.nn.Module")
-    size = input_size if input_size is not None else getattr(root, "input_size", None)
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise InputError(
-            f"network: the input size of {name} is not known: give it as input_size, or as an attribute of the module"
-        )
-    choices = Choices(first=first, last=last, depthwise=depthwise, projection=projection)
-    return transform(root, builder, num_classes, input_size=size, choices=choices, who=name)
-
-
-def _parameters(factory: Callable[..., Any]) -> Mapping[str, Any]:
-    try:
-        return inspect.signature(factory).parameters
-    except (TypeError, ValueError):  # of C
-        return {}
-
-
-def _made(make: Callable[[], Any], builder: Builder, who: str) -> Any:
-    """Return what ``make`` returns; parameters that the suite does not initialise are drawn from the trial's seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(fold(builder.clock.seed, "init", who))
-        try:
-            return make()
-        except InputError:
-            raise
-        except (Exception, SystemExit) as error:  # code of the user's can raise anything
-            log.info("%s raised", who, exc_info=True)
-            raise InputError(f"network: {who} raised {type(error).__name__}: {clean(error, 300)}") from None
+    _check_name(name, "start")
+    weights = models.get_model_weights(name).DEFAULT
+    return cached_weights(f"torchvision:{name}", weights.url)

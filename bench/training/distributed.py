@@ -232,6 +232,11 @@ class SharedBatchNorm(_BatchNorm):
         self.running_mean, self.running_var = like.running_mean, like.running_var
         self.num_batches_tracked = like.num_batches_tracked
         self.team, self.group = team, group
+        for (
+            name,
+            child,
+        ) in like.named_children():  # of a norm that holds its activation (see networks.convert.modes)
+            self.add_module(name, child)
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass

@@ -38,14 +38,19 @@ def make_network(
     clock: Clock,
     strategy: Strategy | None = None,
     team: Team = SOLO,
+    check_original: bool = False,
 ) -> Network:
-    """Return an initialised network on the clock's device, as the recipe trains it; ``strategy`` may expand it."""
+    """Return an initialised network on the clock's device, as the recipe trains it; ``strategy`` may expand it.
+
+    ``check_original``: a network that is not the suite's own is first checked against its original.
+    """
     network = build(
         config,
         num_classes=num_classes,
         clock=clock,
         branch=strategy.branch if strategy else None,
         blend=strategy.blend if strategy else None,
+        check_original=check_original,
     )
     initialize(network, config.seed, config.initialization)
     batch_norm_for(network, config, team)
@@ -81,7 +86,7 @@ def make_run(
         return make_network(other, data.num_classes, clock, team=team)
 
     strategy = make_strategy(config, data.steps_per_epoch)
-    network = make_network(config, data.num_classes, clock, strategy, team)
+    network = make_network(config, data.num_classes, clock, strategy, team, check_original=True)
     strategy.prepare(network, make, weights)
     return Run(config, data, network, strategy, clock, mode=mode, team=team)
 

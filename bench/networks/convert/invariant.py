@@ -153,7 +153,7 @@ def _logits(
     tolerance: float,
     mode: str,
 ) -> str:
-    if _close(*answers, tolerance):
+    if _close(answers[0], answers[1], tolerance):
         return ""
     distance = float((answers[0] - answers[1]).abs().max())
     return (

@@ -156,6 +156,9 @@ def _same(
     if node.op == "placeholder":
         return True
     if node.op != "call_function" or node.target not in _OF_THE_MODE:
+        for each in (node, other):
+            if _drops_nothing(each):
+                each.kwargs = {**each.kwargs, "training": False}
         return _equal(root, (node.args, node.kwargs), (other.args, other.kwargs), pairs)
     mine, theirs = _arguments(node), _arguments(other)
     flag = _OF_THE_MODE[node.target].flag
@@ -164,6 +167,12 @@ def _same(
         return False
     flags[node] = (bool(modes[0]), bool(modes[1]))
     return True
+
+
+def _drops_nothing(node: fx.Node) -> bool:
+    """Return whether a function, such as torchvision's attention, knows the mode for dropout alone, and drops nothing."""
+    rates = [value for name, value in node.kwargs.items() if "dropout" in name]
+    return isinstance(node.kwargs.get("training"), bool) and bool(rates) and all(rate == 0 for rate in rates)
 
 
 def _equal(root: nn.Module, mine: Any, theirs: Any, pairs: dict[fx.Node, fx.Node]) -> bool:

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from torch import fx, nn
+from torch.nn.utils import parametrize
 from torchvision.ops import SqueezeExcitation
 
 from bench.networks.convert.formulas import is_gate, reaches
 from bench.networks.convert.names import function_name, place
-from bench.networks.convert.roles import WEIGHTED, role_of
+from bench.networks.convert.roles import WEIGHTED, is_self_gated, role_of
 from bench.networks.convert.trace import Traced, calls
 from bench.quantizers import Quantizer
 
@@ -257,11 +258,15 @@ def _depth(traced: Traced, source: fx.Node, target: fx.Node, without: fx.Node) -
 
 
 def _activations(plan: Plan, kind: str) -> None:
-    """Find the activations whose values a low-precision layer or the last one reads."""
+    """Find the activations to replace: a low-precision layer or the last one reads their values.
+
+    Activations that are a product of their input and a gate (SiLU, Hardswish) stay, whether they are one layer or
+    written out as a formula: the layers that read them bound their input.
+    """
     if kind == "full_precision":
         return
     for node in [n for n, role in plan.roles.items() if role == "activation"]:
-        if reaches(node, plan.roles, plan.traced):
+        if not is_self_gated(plan.traced, node) and reaches(node, plan.roles, plan.traced):
             plan.bounded.add(node)
 
 
@@ -318,6 +323,8 @@ def _rows(plan: Plan, kind: str) -> None:
             ordered.setdefault(name, Decision(name, type(module).__name__, REPLACED, reason))
         elif role != "norm" and any(True for _ in module.parameters()):
             reason = f"{type(module).__name__}: only nn.Conv2d and nn.Linear become low precision"
+            if parametrize.is_parametrized(module):
+                reason += "; take torch.nn.utils.parametrize.remove_parametrizations"
             ordered.setdefault(name, Decision(name, type(module).__name__, KEPT, reason))
     called = calls(traced.graph)
     for name, module in traced.modules.items():
@@ -343,6 +350,8 @@ def _activation_row(plan: Plan, node: fx.Node, name: str, kind: str, quantizer: 
         )
     if quantizer == "full_precision":
         return Decision(name, kind, KEPT, "the network is in full precision")
+    if is_self_gated(plan.traced, node):
+        return Decision(name, kind, KEPT, "its input times a gate: the layers that read it bound their input")
     if any(function_name(user) in _ARITHMETIC for user in node.users):
         return Decision(name, kind, KEPT, "part of a formula or a gate: layers behind it bound their input")
     return Decision(name, kind, KEPT, "no low-precision layer reads it")

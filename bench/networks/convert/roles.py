@@ -34,6 +34,9 @@ _ACTIVATIONS = (
 _ACTIVATION_FUNCTIONS = set(
     "relu relu6 hardtanh leaky_relu elu celu selu silu mish gelu hardswish softplus tanh".split()
 )
+# the product of the input with a gate: no bounding map has this shape
+_SELF_GATED = (nn.SiLU, nn.Mish, nn.GELU, nn.Hardswish)
+_SELF_GATED_FUNCTIONS = {"silu", "mish", "gelu", "hardswish"}
 _SATURATING = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Tanh, nn.Hardtanh, nn.ReLU6)
 _SATURATING_FUNCTIONS = set("sigmoid hardsigmoid softmax tanh hardtanh relu6 clamp clip".split())
 _SPATIAL = (
@@ -73,6 +76,14 @@ def role_of(traced: Traced, node: fx.Node) -> str:
     if name in ("cat", "concat") and argument(node, 1, "dim", 0) in (1, -3) and _has_channels(traced, node):
         return "cat"
     return "move" if name in _MOVES else ""
+
+
+def is_self_gated(traced: Traced, node: fx.Node) -> bool:
+    """Return whether an activation is its input times a gate: SiLU, Mish, GELU, Hardswish."""
+    module = traced.module(node)
+    if module is not None:
+        return isinstance(module, _SELF_GATED)
+    return function_name(node) in _SELF_GATED_FUNCTIONS
 
 
 def saturates(traced: Traced, node: fx.Node) -> bool:

@@ -85,7 +85,7 @@ class _Known(fx.proxy.ParameterProxy):
 
     def __init__(self, tracer: fx.Tracer, node: fx.Node, name: str, tensor: Tensor) -> None:
         fx.Proxy.__init__(self, node, tracer)
-        self.name, self.param = name, tensor
+        self.name, self.param = name, tensor  # type: ignore[assignment]
 
 
 class _Tracer(fx.Tracer):
@@ -295,7 +295,8 @@ def _shapes(
             f"network: {who} does not read images of {input_size} pixels: {clean(reason[0], 300)}; see input_size"
         ) from error
     if not isinstance(output, Tensor) or tuple(output.shape) != (1, num_classes):
-        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        kind = type(output).__name__.removeprefix("immutable_")  # as torch.fx calls lists and dictionaries
+        got = tuple(output.shape) if isinstance(output, Tensor) else kind
         advice = "" if isinstance(output, Tensor) else "; let forward return the tensor of logits alone"
         raise InputError(
             f"network: {who} returns {got} for one image, not {num_classes} logits, (1, {num_classes}){advice}"

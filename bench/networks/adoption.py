@@ -1,0 +1,103 @@
+"""Modules that the suite did not write, made, checked and transformed: those of torchvision, of timm, of the user's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.errors import InputError
+from bench.networks.builder import Builder, Network
+from bench.networks.convert.invariant import check_is_original
+from bench.networks.convert.plan import Choices
+from bench.networks.convert.rewrite import transform
+from bench.randomness import fold
+from bench.text import clean
+
+log = logging.getLogger("bench.networks")
+
+
+def adopted(
+    make: Callable[[], Any],
+    builder: Builder,
+    num_classes: int,
+    who: str,
+    *,
+    input_size: int | None,
+    **choices: str,
+) -> Network:
+    """Return what ``make`` returns as a network of low precision.
+
+    Args:
+        make: returns the module, in its own initialisation.
+        builder: makes the low-precision layers; ``builder.check_original`` asks for the check against the original.
+        num_classes: length of the logits of an image.
+        who: the name of the network in messages.
+        input_size: height and width of the images in pixels; None: the attribute ``input_size`` of the module.
+        choices: fields of ``Choices``.
+
+    Raises:
+        InputError: ``make`` raises or returns no module; its size is unknown; the module cannot be transformed; the
+            transformed network is not the original.
+    """
+
+    def made() -> nn.Module:
+        return _made(make, builder, who)
+
+    root = made()
+    size = input_size if input_size is not None else getattr(root, "input_size", None)
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise InputError(
+            f"network: the input size of {who} is not known: give it as input_size, or as an attribute of the module"
+        )
+    if builder.check_original:
+        check_is_original(made, builder.config, num_classes, size, who)
+    return transform(root, builder, num_classes, input_size=size, choices=Choices(**choices), who=who)
+
+
+def _made(make: Callable[[], Any], builder: Builder, who: str) -> nn.Module:
+    """Return what ``make`` returns; parameters that the suite does not initialise are drawn from the trial's seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(fold(builder.clock.seed, "init", who))
+        try:
+            root = make()
+        except InputError:
+            raise
+        except (Exception, SystemExit) as error:  # code of the user's can raise anything
+            log.info("%s raised", who, exc_info=True)
+            raise InputError(f"network: {who} raised {type(error).__name__}: {clean(error, 300)}") from None
+    if not isinstance(root, nn.Module):
+        raise InputError(f"network: {who} returned {type(root).__name__}, not a torch.nn.Module")
+    return root
+
+
+def cached_weights(source: str, url: str) -> tuple[dict[str, torch.Tensor], Path]:
+    """Return the state dict that torch's local cache holds of ``url``, and its file; ``source`` for messages.
+
+    Nothing is downloaded, and nothing but tensors is read. Raises ``InputError`` where the file is absent or damaged.
+    """
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if not file.is_file():
+        raise InputError(
+            f"start: {source}: the weights are not in the local cache, and the suite downloads nothing. "
+            f"Put {url} at {file}"
+        )
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True), file
+    except Exception as error:  # whatever a damaged file raises
+        raise InputError(f"start: {source}: {file} cannot be read: {clean(error, 200)}") from None
+
+
+def renamed(network: Network, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return ``state``, a state dict of the original, under the names that its entries have in ``network``.
+
+    Entries of layers that ``forward`` does not call are left out; names that the original does not have stay, for the
+    caller to name in a message. A network of the suite's own has the names of its state dict already.
+    """
+    names: dict[str, str | None] = getattr(network, "original_keys", {})
+    found = {names.get(name, name): value for name, value in state.items()}
+    return {name: value for name, value in found.items() if name is not None}

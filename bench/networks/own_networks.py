@@ -1,0 +1,101 @@
+"""A network of the user's own, ``network = "python:module.factory"``, transformed; no file can allow its code to run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from bench.errors import InputError
+from bench.experiments import permission
+from bench.networks.adoption import adopted
+from bench.networks.builder import Builder, Network
+
+ENTRIES = [
+    {
+        "name": "python",
+        "factory": "own_network",
+        "help": 'a network of your own, "python:module.factory", transformed; needs --allow-code module',
+        "input_size": None,
+        "revision": 2,
+        "open": True,
+        "options": {
+            "source": {
+                "type": "str",
+                "default": None,
+                "nullable": True,
+                "shown": False,
+                "help": "the checksum of its code, put there when an experiment is expanded: edited code is another trial",
+            },
+            "input_size": {
+                "type": "int",
+                "default": None,
+                "nullable": True,
+                "min": 1,
+                "max": 1024,
+                "help": "pixels, height and width; null: the attribute input_size of what the factory returns",
+            },
+            "first": {
+                "type": "str",
+                "choices": ["full", "low"],
+                "default": "full",
+                "help": "precision of the first convolution (low: of its weights)",
+            },
+            "last": {
+                "type": "str",
+                "choices": ["full", "low"],
+                "default": "full",
+                "help": "precision of the last layer",
+            },
+            "depthwise": {
+                "type": "str",
+                "choices": ["full", "low"],
+                "default": "full",
+                "help": "precision of depthwise convolutions",
+            },
+            "projection": {
+                "type": "str",
+                "choices": ["full", "low"],
+                "default": "full",
+                "help": "precision of shortcuts' 1x1 convolutions",
+            },
+        },
+    },
+]
+
+
+def own_network(
+    builder: Builder, num_classes: int, *, source: str | None, input_size: int | None, **options: Any
+) -> Network:
+    """Return ``factory(num_classes=..., **options)`` of the user's module, transformed.
+
+    The factory is also given ``width``, where that is not 1, and ``input_size``, where the experiment sets it and the
+    factory takes it. Without it the module has an attribute ``input_size``. Raises ``InputError`` for code that is not
+    allowed or has changed, and for whatever the factory raises; the traceback goes to the trial's log.
+    """
+    kind, width = builder.config.network["kind"], builder.config.width
+    choices = {key: options.pop(key) for key in ("first", "last", "depthwise", "projection")}
+    arguments = {"num_classes": num_classes, **options}
+    name = kind.removeprefix(permission.PREFIX)
+
+    def make() -> nn.Module:
+        factory = permission.load(builder.config.network)
+        takes = _parameters(factory)
+        if width != 1.0:
+            if "width" not in takes:
+                raise InputError(f"width: {width:g}, but {name} takes no argument width; use 1")
+            arguments["width"] = width
+        if input_size is not None and "input_size" in takes:
+            arguments["input_size"] = input_size
+        return factory(**arguments)
+
+    return adopted(make, builder, num_classes, name, input_size=input_size, **choices)
+
+
+def _parameters(factory: Callable[..., Any]) -> Mapping[str, Any]:
+    try:
+        return inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # of C
+        return {}

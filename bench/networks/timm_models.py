@@ -1,0 +1,119 @@
+"""Networks of timm (PyTorch Image Models), transformed; timm is an extra of this package."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from bench.errors import InputError, nearest
+from bench.networks.adoption import adopted, cached_weights
+from bench.networks.builder import Builder, Network
+from bench.text import clean
+
+ENTRIES = [
+    {
+        "name": "timm",
+        "factory": "timm",
+        "help": "any network of timm by its name there, transformed; needs the extra timm",
+        "input_size": 224,
+        "options": {
+            "name": {"type": "str", "help": "timm's name, for instance resnet10t"},
+            "input_size": {
+                "type": "int",
+                "default": 224,
+                "min": 8,
+                "max": 1024,
+                "help": "pixels, height and width",
+            },
+            "first": {
+                "type": "str",
+                "choices": ["full", "low"],
+                "default": "full",
+                "help": "precision of the first convolution (low: of its weights)",
+            },
+            "last": {
+                "type": "str",
+                "choices": ["full", "low"],
+                "default": "full",
+                "help": "precision of the last layer",
+            },
+            "depthwise": {
+                "type": "str",
+                "choices": ["full", "low"],
+                "default": "full",
+                "help": "precision of depthwise convolutions",
+            },
+            "projection": {
+                "type": "str",
+                "choices": ["full", "low"],
+                "default": "full",
+                "help": "precision of shortcuts' 1x1 convolutions",
+            },
+        },
+    },
+]
+
+
+def timm(builder: Builder, num_classes: int, *, name: str, input_size: int, **choices: str) -> Network:
+    """Return the network that timm calls ``name``; raises ``InputError`` for unknown names and where timm is absent."""
+    library = _library("network.name")
+    _check_name(library, name, "network.name")
+    if builder.config.width != 1.0:
+        raise InputError(f"width: {builder.config.width:g}, but timm's networks have no width; use 1")
+
+    def make() -> Any:
+        arguments = {"pretrained": False, "num_classes": num_classes}
+        try:  # most networks with positions of their patches want to know the size
+            return library.create_model(name, **arguments, img_size=input_size)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+            return library.create_model(name, **arguments)
+
+    return adopted(make, builder, num_classes, f"timm's {name}", input_size=input_size, **choices)
+
+
+def _library(field: str) -> ModuleType:
+    try:
+        return importlib.import_module("timm")
+    except ImportError as error:
+        raise InputError(
+            f"{field}: timm cannot be imported ({clean(error, 100)}); install it: pip install 'progressive-bench[timm]'"
+        ) from None
+
+
+def _check_name(library: ModuleType, name: str, field: str) -> None:
+    known = library.list_models()
+    if name not in known:
+        raise InputError(f"{field}: timm has no network {name[:80]!r}.{nearest(name, known)}")
+
+
+def trained_weights(name: str) -> tuple[dict[str, torch.Tensor], Path]:
+    """Return the default trained weights of timm's network ``name``, and their file in the local cache.
+
+    timm keeps its weights in the cache of huggingface_hub or in torch's. Raises ``InputError`` for an unknown name, for
+    a network without trained weights, and where the file is not there: nothing is downloaded.
+    """
+    library = _library("start")
+    _check_name(library, name, "start")
+    settings = library.get_pretrained_cfg(name)
+    if settings is not None and settings.hf_hub_id:
+        from huggingface_hub import try_to_load_from_cache
+        from safetensors.torch import load_file
+
+        found = try_to_load_from_cache(settings.hf_hub_id, "model.safetensors")
+        if isinstance(found, str):
+            return load_file(found), Path(found)
+    if settings is not None and settings.url:
+        return cached_weights(f"timm:{name}", settings.url)
+    where = f"https://huggingface.co/{settings.hf_hub_id}" if settings and settings.hf_hub_id else ""
+    reason = (
+        f"the weights of {where} are not in the local cache, and the suite downloads nothing"
+        if where
+        else "timm has no trained weights of it"
+    )
+    raise InputError(f"start: timm:{name}: {reason}")
