@@ -14,10 +14,8 @@ import functools
 import importlib
 import logging
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -35,6 +33,7 @@ from bench.launch.execute import TRAIN, execute
 from bench.launch.session import Session
 from bench.processes import Child, portable, wait
 from bench.records.store import Store
+from bench.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from bench.training.distributed import Team
@@ -108,17 +107,16 @@ def run_trial(
     """
     devices = device.split(",")
     check_workers(config, len(devices))
-    folder = tempfile.mkdtemp(prefix="bench-workers-")
     call = _call(function, config, trial_id, needs, store, data_dir, accept_other_hardware, pack)
     workers: list[Child] = []
-    try:
-        for rank in range(len(devices)):
-            workers.append(Child(_work, rank, devices, folder, call, name=f"bench-worker-{rank}"))
-        return _watch(workers, stop, on_epoch)
-    finally:
-        for worker in workers:
-            worker.end()
-        shutil.rmtree(folder, ignore_errors=True)
+    with temporary_folder("workers") as folder:
+        try:
+            for rank in range(len(devices)):
+                workers.append(Child(_work, rank, devices, str(folder), call, name=f"bench-worker-{rank}"))
+            return _watch(workers, stop, on_epoch)
+        finally:
+            for worker in workers:
+                worker.end()
 
 
 def _call(

@@ -15,7 +15,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
@@ -24,6 +23,7 @@ from typing import Any
 
 from bench import processes
 from bench.foreign import Grant, adopt, current
+from bench.temporary import temporary_folder
 
 USABLE = (
     0.9  # the part of the free memory that trials get: allocators round up, and others use the device, too
@@ -200,23 +200,21 @@ def overlapping(devices: Sequence[str], share: float | None) -> Iterator[str]:
     if program is None:
         yield f"no {MPS} here: kernels of different trials take turns"
         return
-    folder = tempfile.mkdtemp(prefix="bench-mps-")
-    places = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
-    with _environment(**places):
-        try:
-            subprocess.run([program, "-d"], check=True, capture_output=True, timeout=30)
-        except (OSError, subprocess.SubprocessError) as error:
-            for name in places:
-                os.environ.pop(name, None)
-            shutil.rmtree(folder, ignore_errors=True)
-            yield f"MPS cannot be started ({type(error).__name__}): kernels of different trials take turns"
-            return
-        try:
-            yield "MPS started"
-        finally:
-            with contextlib.suppress(OSError, subprocess.SubprocessError):
-                subprocess.run([program], input=b"quit\n", check=False, capture_output=True, timeout=30)
-            shutil.rmtree(folder, ignore_errors=True)
+    with temporary_folder("mps") as folder:
+        places = {"CUDA_MPS_PIPE_DIRECTORY": str(folder), "CUDA_MPS_LOG_DIRECTORY": str(folder)}
+        with _environment(**places):
+            try:
+                subprocess.run([program, "-d"], check=True, capture_output=True, timeout=30)
+            except (OSError, subprocess.SubprocessError) as error:
+                for name in places:
+                    os.environ.pop(name, None)
+                yield f"MPS cannot be started ({type(error).__name__}): kernels of different trials take turns"
+                return
+            try:
+                yield "MPS started"
+            finally:
+                with contextlib.suppress(OSError, subprocess.SubprocessError):
+                    subprocess.run([program], input=b"quit\n", check=False, capture_output=True, timeout=30)
 
 
 @contextlib.contextmanager

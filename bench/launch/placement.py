@@ -48,16 +48,16 @@ def place(options: RunOptions, session: Session, devices: Sequence[str]) -> None
 
 def _place_with_ray(options: RunOptions, session: Session, devices: Sequence[str]) -> bool:
     """Run the session's trials with Ray; return False where Ray cannot be imported."""
-    from bench.launch import ray_tune
+    from bench.launch import ray_cluster, ray_tune
 
-    if why := ray_tune.unavailable(options.address):
+    if why := ray_cluster.unavailable(options.address):
         if options.address:
             raise InputError(f"--address needs Ray, which cannot be imported ({why})")
         say(f"Ray cannot be imported ({why}): going on as with --no-ray")
         return False
     workers, on_gpu = options.workers_per_trial, devices[0] != "cpu"
     with (
-        ray_tune.cluster(options.address, devices) as resources,
+        ray_cluster.cluster(options.address, devices) as resources,
         session.stop.watching(),  # Ray has signal handlers of its own; ours count
     ):
         if options.address:  # the cluster may have GPUs where this machine has none
@@ -66,7 +66,7 @@ def _place_with_ray(options: RunOptions, session: Session, devices: Sequence[str
         gpus = options.gpu_share or 1.0 / session.slots.any_per_device
         gpus = gpus if on_gpu and workers == 1 else float(on_gpu)
         _note_sharing(session, 1.0 / gpus if on_gpu else 1.0 / cpus)
-        ray_tune.check_resources(resources, cpus, gpus, workers)
+        ray_cluster.check_resources(resources, cpus, gpus, workers)
         say(f"Ray: {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs")
         ray_tune.run_ray(
             session,

@@ -11,34 +11,21 @@ import contextlib
 import json
 import logging
 import os
-import shutil
-import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import bench
 from bench.errors import InputError
-from bench.foreign import source_places
 from bench.launch.data_parallel import LEAD, TIMEOUT, WorkerDied, backend, lead_or_follow
 from bench.launch.execute import Outcome, Task, execute
 from bench.launch.remote import Home, execute_remotely, with_local_data
 from bench.launch.session import Session
+from bench.temporary import temporary_folder
 
-_QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-}
 _current: list[Session] = []  # the one that runs, out of the reach of Tune, which pickles its callbacks
 UNREACHABLE = "its process cannot be reached"
 NODE_DEATHS = 3  # that a trial survives within one run
@@ -48,101 +35,6 @@ _LOGGERS = ("ray", "ray.tune", "ray.train", "ray.air")
 
 def _session() -> Session:
     return _current[-1]
-
-
-def unavailable(address: str | None = None) -> str:
-    """Return why Ray cannot be imported, "" where it can; ``address`` is that of the cluster to be joined."""
-    if address:  # Ray reads this at its import
-        _authenticate()
-    os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
-    try:
-        import ray.tune  # noqa: F401
-    except Exception as error:  # a broken installation raises all sorts of things
-        return f"{type(error).__name__}: {error}".splitlines()[0]
-    return ""
-
-
-@contextlib.contextmanager
-def cluster(address: str | None, devices: Sequence[str]) -> Iterator[dict[str, float]]:
-    """Start Ray on this machine, or join the cluster at ``address``; yield its resources ("CPU", "GPU", ...).
-
-    Raises ``InputError`` where the cluster cannot be reached.
-    """
-    import ray
-
-    folder = None
-    arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
-    if address:
-        arguments["address"] = address
-        folder = tempfile.mkdtemp(prefix="bench-code-")
-        arguments["runtime_env"] = _environment(Path(folder))
-    else:
-        gpus = [device.partition(":")[2] for device in devices if device.startswith("cuda")]
-        if gpus:
-            os.environ["CUDA_VISIBLE_DEVICES"] = _visible(gpus)
-        arguments.update(include_dashboard=False, num_gpus=len(gpus))
-        if len(tempfile.gettempdir()) < 24:  # a socket's path has 107 bytes at most
-            folder = tempfile.mkdtemp(prefix="bench-ray-")
-            arguments["_temp_dir"] = folder
-    try:
-        try:
-            ray.init(**arguments)
-        except Exception as error:
-            where = (
-                f"--address {address}: the cluster cannot be reached" if address else "Ray cannot be started"
-            )
-            hint = "is its token in ~/.ray/auth_token here, too? " if address else ""
-            raise InputError(
-                f"{where} ({str(error).strip().splitlines()[0]}); {hint}--no-ray does without"
-            ) from error
-        yield ray.cluster_resources()
-    finally:
-        ray.shutdown()
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _environment(folder: Path) -> dict[str, Any]:
-    """Return what travels to the nodes of a cluster: this package, and code of the user's that was allowed.
-
-    Recipes travel resolved, in the tasks. ``folder`` holds copies of the user's modules while they are sent.
-    """
-    quiet = {name: os.environ.get(name, value) for name, value in _QUIET.items()}
-    travels: dict[str, Any] = {"py_modules": [str(Path(bench.__file__).parent)], "env_vars": quiet}
-    for place in source_places():
-        if place.is_dir():
-            shutil.copytree(
-                place, folder / place.name, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
-            )
-        else:
-            shutil.copy(place, folder)
-        travels["working_dir"] = str(folder)  # nodes look for modules there, too
-    return {**travels, "excludes": ["__pycache__"]}
-
-
-def _authenticate() -> None:
-    """Show the cluster the user's token, as ``ray start`` (2.59 and later) wants it, where there is one.
-
-    Ray reads it from $RAY_AUTH_TOKEN, $RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token, but only in this mode.
-    """
-    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if "RAY_AUTH_MODE" not in os.environ and (named or (Path.home() / ".ray" / "auth_token").exists()):
-        os.environ["RAY_AUTH_MODE"] = "token"
-
-
-def _visible(gpus: Sequence[str]) -> str:
-    """Return ``CUDA_VISIBLE_DEVICES`` for these of the GPUs that are visible now."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else None
-    return ",".join(names[int(gpu)] if names else gpu for gpu in gpus)
-
-
-def check_resources(resources: dict[str, float], cpus: float, gpus: float, workers: int = 1) -> None:
-    """Raise ``InputError`` where one trial asks for more than there is: it would wait for ever."""
-    for option, wanted, kind in (("--cpus-per-trial", cpus, "CPU"), ("--gpus-per-trial", gpus, "GPU")):
-        if workers * wanted > resources.get(kind, 0.0):
-            asked = f"{option} {wanted:g}" if workers == 1 else f"--workers-per-trial {workers}"
-            raise InputError(f"{asked}: Ray finds {resources.get(kind, 0.0):g} {kind}s in all")
 
 
 def run_ray(
@@ -169,7 +61,7 @@ def run_ray(
         go_on.name.replace("go-on", "here")
     )  # stays: a host that sees it shares the folder
     mark.touch()
-    place = _Place(go_on, mark, workers, _home(root, go_on) if cluster else None)
+    ray_run = RayRun(go_on, mark, workers, _home(root, go_on) if cluster else None)
 
     def tell() -> None:
         with contextlib.suppress(OSError):
@@ -185,9 +77,9 @@ def run_ray(
             ready = [replace(task, device=device) for task in session.ready()]
             shared = [task for task in ready if task.id not in session.slots.alone]
             if shared:
-                _run_wave(session, shared, place, cpus, gpus, jobs)
+                _run_wave(session, shared, ray_run, cpus, gpus, jobs)
             elif ready:  # a whole GPU each; on the CPU one after the other
-                _run_wave(session, ready, place, cpus, 1.0 if gpus else 0.0, jobs if gpus else 1)
+                _run_wave(session, ready, ray_run, cpus, 1.0 if gpus else 0.0, jobs if gpus else 1)
             elif session.waiting():
                 time.sleep(0.5)
             else:
@@ -206,7 +98,7 @@ def run_ray(
 
 
 @dataclass(frozen=True)
-class _Place:
+class RayRun:
     """What a trial's process must know of the run it belongs to, wherever it is."""
 
     go_on: Path  # taken away to stop
@@ -245,7 +137,7 @@ def _home(root: Path, go_on: Path) -> Any:
 
 
 def _train_together(
-    task: Task, place: _Place, cpus: float, gpus: float, on_epoch: Callable[[Any], None]
+    task: Task, ray_run: RayRun, cpus: float, gpus: float, on_epoch: Callable[[Any], None]
 ) -> Outcome:
     """Run a trial by a team of Ray Train's workers, from inside a Tune function; raises what ended the team.
 
@@ -256,17 +148,7 @@ def _train_together(
     from ray.util.queue import Queue
 
     told = Queue(actor_options={"num_cpus": 0})
-    storage = tempfile.mkdtemp(prefix="bench-train-")
     resources = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
-    trainer = TorchTrainer(
-        _work_together,
-        train_loop_config={"task": task, "place": place, "told": told},
-        scaling_config=ScalingConfig(
-            num_workers=place.workers, use_gpu=gpus > 0, resources_per_worker=resources
-        ),
-        torch_config=TorchConfig(backend=backend(task.device), timeout_s=int(TIMEOUT.total_seconds())),
-        run_config=RunConfig(name="trial", storage_path=storage),
-    )
     outcome: list[Outcome] = []
 
     def hear() -> None:
@@ -278,7 +160,18 @@ def _train_together(
                 on_epoch(said)
 
     try:
-        with ThreadPoolExecutor(1) as executor:
+        with temporary_folder("train") as storage, ThreadPoolExecutor(1) as executor:
+            trainer = TorchTrainer(
+                _work_together,
+                train_loop_config={"task": task, "ray_run": ray_run, "told": told},
+                scaling_config=ScalingConfig(
+                    num_workers=ray_run.workers, use_gpu=gpus > 0, resources_per_worker=resources
+                ),
+                torch_config=TorchConfig(
+                    backend=backend(task.device), timeout_s=int(TIMEOUT.total_seconds())
+                ),
+                run_config=RunConfig(name="trial", storage_path=str(storage)),
+            )
             ending = executor.submit(trainer.fit)
             while not ending.done():
                 time.sleep(0.5)
@@ -290,18 +183,17 @@ def _train_together(
         return outcome[0]
     finally:
         told.shutdown()
-        shutil.rmtree(storage, ignore_errors=True)
 
 
 def _work_together(config: dict[str, Any]) -> None:
     """What each of Ray Train's workers does."""
     import ray.train.torch
 
-    task, place, told = config["task"], config["place"], config["told"]
+    task, ray_run, told = config["task"], config["ray_run"], config["told"]
     device = str(ray.train.torch.get_device())
 
     def lead() -> int:
-        outcome = place.run(replace(task, device=device, function=LEAD), told.put)
+        outcome = ray_run.run(replace(task, device=device, function=LEAD), told.put)
         told.put(outcome)
         if outcome.status == "failed" and outcome.trained:
             raise WorkerDied(outcome.reason)  # the others may wait for this one: Ray ends them
@@ -311,15 +203,15 @@ def _work_together(config: dict[str, Any]) -> None:
 
 
 def _run_wave(
-    session: Session, wave: Sequence[Task], place: _Place, cpus: float, gpus: float, jobs: int | None
+    session: Session, wave: Sequence[Task], ray_run: RayRun, cpus: float, gpus: float, jobs: int | None
 ) -> None:
     from ray import tune
 
     tasks = {task.id: task for task in wave}
     resources: Any = {"cpu": cpus, "gpu": gpus}
-    if place.workers > 1:  # the trial's own process waits for its workers, which Ray Train places
+    if ray_run.workers > 1:  # the trial's own process waits for its workers, which Ray Train places
         resources = tune.PlacementGroupFactory([{"memory": 1.0}])
-        jobs = min(jobs or len(tasks), _teams(place.workers, cpus, gpus))
+        jobs = min(jobs or len(tasks), _teams(ray_run.workers, cpus, gpus))
 
     def trial(config: dict[str, Any]) -> None:
         task = tasks[config["trial"]]
@@ -327,17 +219,17 @@ def _run_wave(
         def report(line: dict[str, Any]) -> None:
             tune.report({"epoch": json.dumps(line)})
 
-        if place.workers > 1:
-            outcome = _train_together(task, place, cpus, gpus, report)
+        if ray_run.workers > 1:
+            outcome = _train_together(task, ray_run, cpus, gpus, report)
         else:
-            outcome = place.run(task, report)
+            outcome = ray_run.run(task, report)
         tune.report({"outcome": json.dumps(asdict(outcome))})
 
     class Watch(tune.Callback):
         """Tells the session what Tune hears from the trials."""
 
         def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            place.nodes[trial.config["trial"]] = _alive() if place.home is not None else set()
+            ray_run.nodes[trial.config["trial"]] = _alive() if ray_run.home is not None else set()
             _session().started(trial.config["trial"])
 
         def on_trial_result(
@@ -349,7 +241,7 @@ def _run_wave(
                 _session().finished(Outcome(**json.loads(result["outcome"])))
 
         def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            _lost(_session(), place, trial.config["trial"], _death(Path(trial.local_path)))
+            _lost(_session(), ray_run, trial.config["trial"], _death(Path(trial.local_path)))
 
         def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
             _session().tick()
@@ -363,24 +255,21 @@ def _run_wave(
         def stop_all(self) -> bool:
             return _session().stop.is_set() and not _session().running
 
-    storage = tempfile.mkdtemp(prefix="bench-tune-")
-    try:
-        with (  # the session's progress keeps the stream it was given; nothing of Tune's is for people here
-            open(os.devnull, "w") as nowhere,
-            contextlib.redirect_stdout(nowhere),
-            contextlib.redirect_stderr(nowhere),
-        ):
-            tune.Tuner(
-                tune.with_resources(trial, resources),
-                param_space={"trial": tune.grid_search(list(tasks))},
-                tune_config=tune.TuneConfig(max_concurrent_trials=jobs, reuse_actors=True),
-                run_config=tune.RunConfig(
-                    name="wave", storage_path=storage, verbose=0, callbacks=[Watch()], stop=Ended()
-                ),
-            ).fit()
-    finally:
-        shutil.rmtree(storage, ignore_errors=True)
-    for id in tasks:  # Tune lost it without a word
+    with (  # the session's progress keeps the stream that it was given; what Tune prints is not for people here
+        temporary_folder("tune") as storage,
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        tune.Tuner(
+            tune.with_resources(trial, resources),
+            param_space={"trial": tune.grid_search(list(tasks))},
+            tune_config=tune.TuneConfig(max_concurrent_trials=jobs, reuse_actors=True),
+            run_config=tune.RunConfig(
+                name="wave", storage_path=str(storage), verbose=0, callbacks=[Watch()], stop=Ended()
+            ),
+        ).fit()
+    for id in tasks:  # Tune lost the trial without a word
         if id in session.running and not session.stop.is_set():
             session.died(id, "its process died (Ray gave no reason)")
 
@@ -401,18 +290,18 @@ def _alive() -> set[str]:
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
-def _lost(session: Session, place: _Place, id: str, reason: str) -> None:
+def _lost(session: Session, ray_run: RayRun, id: str, reason: str) -> None:
     """Record that a trial's process is gone; where a node of the cluster is, too, put it back into the queue."""
-    if place.home is not None:
+    if ray_run.home is not None:
         import ray
 
         with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(place.home.abandon.remote(id))
+            ray.get(ray_run.home.abandon.remote(id))
         end = time.monotonic() + (NODE_SILENCE if UNREACHABLE in reason else 3.0)
-        while not place.nodes.get(id, set()) - (alive := _alive()) and time.monotonic() < end:
+        while not ray_run.nodes.get(id, set()) - (alive := _alive()) and time.monotonic() < end:
             time.sleep(0.5)
-        if place.nodes.get(id, set()) - alive:
-            lost = place.lost[id] = place.lost.get(id, 0) + 1
+        if ray_run.nodes.get(id, set()) - alive:
+            lost = ray_run.lost[id] = ray_run.lost.get(id, 0) + 1
             if lost <= NODE_DEATHS and not session.stop.is_set():
                 label = session.progress.labels.get(id, id)
                 session.progress.note(f"{label}: its node died; it goes on from its last checkpoint")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import tempfile
 import threading
 import uuid
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from bench.foreign import granted
 from bench.launch.execute import Outcome, Task, execute, outcome_without_training
 from bench.records.locks import Busy
 from bench.records.store import Store, StoreError, write_atomic
+from bench.temporary import temporary_folder
 
 MIRROR_SECONDS = 2.0
 # Written home in this order, read on the node in the opposite one: no checkpoint without the lines of the epochs before
@@ -201,13 +201,13 @@ def execute_remotely(
     token, files = begun
     outcome = Outcome(task.id, "stopped")
     try:
-        with tempfile.TemporaryDirectory(prefix="bench-remote-") as folder:
+        with temporary_folder("remote") as folder:
             store = Store(folder)
             for name, data in files.items():
                 write_atomic(store.root / name, data)
             with _Mirror(store, task, home, token) as mirror:
                 outcome = execute(
-                    replace(task, results=folder), stop=lambda: mirror.stopping, on_epoch=on_epoch
+                    replace(task, results=str(folder)), stop=lambda: mirror.stopping, on_epoch=on_epoch
                 )
     finally:
         ray.get(home.end.remote(task.id, token, outcome.status))

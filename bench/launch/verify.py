@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import statistics
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from bench.launch.pool import Pool
 from bench.launch.session import Session, Stop
 from bench.progress import Progress, inert, percent, say
 from bench.records.store import Store
+from bench.temporary import temporary_folder
 
 CLOCKS = {"seconds", "images_per_second", "wall_seconds", "peak_memory_bytes", "provenance"}
 
@@ -137,7 +137,7 @@ def verify(
     if workers in range(2, 1025):
         devices, function = groups(devices, workers), TRAIN_TOGETHER if function == TRAIN else function
     devices = devices[:1]
-    with tempfile.TemporaryDirectory(prefix="bench-verify-") as folder:
+    with temporary_folder("verify") as folder:
         again = Store(folder)
         stop = _run_again(store, again, trial, data_dir, devices, function)
         if stop.is_set():

@@ -1,0 +1,164 @@
+"""Ray's start: on this machine, or by joining a cluster. Ray is imported only by the functions below."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import bench
+from bench.errors import InputError
+from bench.foreign import source_places
+from bench.progress import say
+from bench.temporary import temporary_folder
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+# A socket's path has 107 bytes at most; below its temporary folder Ray's longest path takes 64 of them, and the name of
+# the temporary folder itself 19.
+_LONGEST_PLACE = 24
+_SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm")
+
+
+def unavailable(address: str | None = None) -> str:
+    """Return why Ray cannot be imported, "" where it can; ``address`` is the address of the cluster to be joined."""
+    _authenticate(local=address is None)  # Ray reads this at its import
+    os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
+    try:
+        import ray.tune  # noqa: F401
+    except Exception as error:  # a broken installation raises all sorts of things
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return ""
+
+
+@contextlib.contextmanager
+def cluster(address: str | None, devices: Sequence[str]) -> Iterator[dict[str, float]]:
+    """Start Ray on this machine, or join the cluster at ``address``; yield its resources ("CPU", "GPU", ...).
+
+    Raises ``InputError`` where Ray cannot be started or the cluster cannot be reached.
+    """
+    import ray
+
+    place = None if address else short_place()
+    elsewhere = None if address else os.environ.pop("RAY_ADDRESS", None)
+    if elsewhere:
+        say(
+            f"RAY_ADDRESS is set, but --address is not given: Ray starts on this machine, {elsewhere} is not used"
+        )
+    try:
+        with temporary_folder("code" if address else "ray", place) as folder:
+            arguments = _joining(address, folder) if address else _starting(devices, folder)
+            try:
+                _initialize(address, arguments)
+                yield ray.cluster_resources()
+            finally:
+                ray.shutdown()
+    finally:
+        if elsewhere:
+            os.environ["RAY_ADDRESS"] = elsewhere
+
+
+def _initialize(address: str | None, arguments: dict[str, Any]) -> None:
+    """Call ``ray.init``; raises ``InputError``, which says what to do."""
+    import ray
+
+    try:
+        ray.init(**arguments, log_to_driver=False, logging_level=logging.CRITICAL)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if address:
+            message = f"--address {address}: the cluster cannot be reached ({reason}); is its token in "
+            message += f"{_token_file()} here, too?"
+        else:
+            message = f"Ray cannot be started ({reason});"
+        raise InputError(f"{message} --no-ray does without") from error
+
+
+def _starting(devices: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Return the arguments of ``ray.init`` that start Ray on ``devices`` of this machine, its files in ``folder``."""
+    gpus = [device.partition(":")[2] for device in devices if device.startswith("cuda")]
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = _visible(gpus)
+    return {"address": "local", "include_dashboard": False, "num_gpus": len(gpus), "_temp_dir": str(folder)}
+
+
+def _joining(address: str, folder: Path) -> dict[str, Any]:
+    """Return the arguments of ``ray.init`` that join a cluster and say what travels to its nodes.
+
+    This package travels, and the user's code that was allowed; recipes travel resolved, in the tasks. ``folder`` holds
+    copies of the user's modules while they are sent.
+    """
+    quiet = {name: os.environ.get(name, value) for name, value in _QUIET.items()}
+    travels: dict[str, Any] = {"py_modules": [str(Path(bench.__file__).parent)], "env_vars": quiet}
+    for place in source_places():
+        if place.is_dir():
+            shutil.copytree(
+                place, folder / place.name, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
+            )
+        else:
+            shutil.copy(place, folder)
+        travels["working_dir"] = str(folder)  # nodes look for modules there, too
+    return {"address": address, "runtime_env": {**travels, "excludes": ["__pycache__"]}}
+
+
+def short_place() -> Path:
+    """Return a folder for Ray's temporary files whose path is short and ASCII, as Ray's sockets need it.
+
+    That is the system's temporary folder ($TMPDIR) where it serves, else a usual one. Raises ``InputError``, which says
+    what to do, where there is none.
+    """
+    for place in (tempfile.gettempdir(), *_SHORT_PLACES):
+        if place.isascii() and len(place) <= _LONGEST_PLACE and os.access(place, os.W_OK | os.X_OK):
+            return Path(place)
+    raise InputError(
+        f"Ray needs a temporary folder that can be written and whose path has at most {_LONGEST_PLACE} characters, all "
+        f"of them ASCII; TMPDIR is {tempfile.gettempdir()!r}, and none of {', '.join(_SHORT_PLACES)} can be written. "
+        "Set TMPDIR to such a folder, or give --no-ray"
+    )
+
+
+def _authenticate(*, local: bool) -> None:
+    """Give Ray a token: the user's where there is one; for a start on this machine one that no file holds.
+
+    Ray reads a token from $RAY_AUTH_TOKEN, $RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token, and only in mode "token", which
+    ``ray start`` (2.59 and later) wants. Without a token it would write one into the home folder, which may be read-only.
+    """
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH") or _token_file().exists():
+        os.environ["RAY_AUTH_MODE"] = "token"
+    elif local:
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+
+
+def _token_file() -> Path:
+    return Path(os.path.expanduser("~")) / ".ray" / "auth_token"
+
+
+def _visible(gpus: Sequence[str]) -> str:
+    """Return ``CUDA_VISIBLE_DEVICES`` for these of the GPUs that are visible now."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else None
+    return ",".join(names[int(gpu)] if names else gpu for gpu in gpus)
+
+
+def check_resources(resources: dict[str, float], cpus: float, gpus: float, workers: int = 1) -> None:
+    """Raise ``InputError`` where one trial asks for more than there is: the trial would wait for ever."""
+    for option, wanted, kind in (("--cpus-per-trial", cpus, "CPU"), ("--gpus-per-trial", gpus, "GPU")):
+        if workers * wanted > resources.get(kind, 0.0):
+            asked = f"{option} {wanted:g}" if workers == 1 else f"--workers-per-trial {workers}"
+            raise InputError(f"{asked}: Ray finds {resources.get(kind, 0.0):g} {kind}s in all")
