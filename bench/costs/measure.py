@@ -32,7 +32,7 @@ from bench.experiments.config import TrialConfig, short_bits
 from bench.experiments.labels import label
 from bench.experiments.trials import Experiment
 from bench.foreign import Grant, adopt, current
-from bench.layers.low_precision import observe
+from bench.layers.diagnostics import layer_diagnostics
 from bench.networks import Network, build, describe_layers
 from bench.processes import Child
 from bench.randomness import Clock
@@ -143,7 +143,7 @@ def calibrate(
         tested = data.test_count if config.evaluate_test else 0
         epochs[factor > 0] = tested * (deployed + (evaluation(factor) if factor > 0 else 0.0))
         epochs[factor > 0] += (config.holdout + config.eval_bn * config.batch_size) * deployed
-        epochs[factor > 0] += _seconds(lambda: observe(run.network, images[0]), device, 1)[0]
+        epochs[factor > 0] += _seconds(lambda: layer_diagnostics(run.network, images[0]), device, 1)[0]
     peak = torch.cuda.max_memory_reserved(device) if cuda else execution.peak_memory(device)
     context = 0
     if cuda:  # what libraries took beside the allocator, and the context itself

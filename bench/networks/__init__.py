@@ -13,7 +13,7 @@ from __future__ import annotations
 from bench import registry
 from bench.experiments.config import TrialConfig
 from bench.experiments.options import keywords
-from bench.layers.low_precision import Branch
+from bench.layers.branch import Branch
 from bench.networks.builder import Builder, Network
 from bench.networks.costs import Costs, LayerRow, costs, describe_layers
 from bench.networks.initialization import initialize

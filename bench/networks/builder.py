@@ -10,13 +10,10 @@ from torch import nn
 from bench.errors import InputError, nearest
 from bench.experiments.config import TrialConfig
 from bench.experiments.options import keywords
+from bench.layers.branch import MERGES, Branch, BranchConv2d, BranchLinear
+from bench.layers.classifier import Classifier
+from bench.layers.dropout import Dropout
 from bench.layers.low_precision import (
-    MERGES,
-    Branch,
-    BranchConv2d,
-    BranchLinear,
-    Classifier,
-    Dropout,
     LowPrecisionConv2d,
     LowPrecisionLayer,
     LowPrecisionLinear,
@@ -51,9 +48,10 @@ class Builder:
     the reason why they are.
 
     ``clock`` tells the layers step and factor; ``branch`` expands them; ``blend`` (None, "both", "weights",
-    "activations") blends full into low precision; ``eps`` is that of every batch norm; ``fold`` puts min(1, |y|) before
-    the bounding maps; ``merge_at_output``: sum and difference meet at the convolution's output instead of after the
-    activation; ``multiple``: channel counts, the branches' as well, are multiples of it (for grouped convolutions);
+    "activations") blends full into low precision; ``eps`` is that of every batch norm; ``magnitude_first`` puts
+    min(1, |y|) before the bounding maps; ``merge_at_output``: sum and difference meet at the convolution's output
+    instead of after the activation; ``multiple``: channel counts, the branches' as well, are multiples of it (for
+    grouped convolutions);
     ``full_precision_weights``: names of the layers whose weights are not quantized (their activations are).
     Raises ``InputError`` for what a branch cannot be.
     """
@@ -66,7 +64,7 @@ class Builder:
         self.branch = branch
         self.blend = blend
         self.eps = 1e-5
-        self.fold = False
+        self.magnitude_first = False
         self.merge_at_output = False
         self.multiple = 1
         self.full_precision_weights: frozenset[str] = frozenset()
@@ -140,7 +138,7 @@ class Builder:
             clock=self.clock,
             merge=self.merge,
             blend=self.blend,
-            fold=self.fold,
+            magnitude_first=self.magnitude_first,
             extra=extra,
             average=average,
             reads=reads,
@@ -217,7 +215,7 @@ class Builder:
             merge=self.merge,
             joint=joint,
             blend=self.blend,
-            fold=self.fold,
+            magnitude_first=self.magnitude_first,
             merge_here=self.merge_at_output,
             dropout=Dropout(dropout, Draws(self.clock, "dropout", name)) if dropout else None,
         )

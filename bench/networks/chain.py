@@ -163,8 +163,8 @@ def svhn_convnet(builder: Builder, num_classes: int, *, activation: str, dropout
     Raises ``InputError`` for ``activation="abs"`` with a quantizer of signs, where every activation would be +1.
     """
     builder.eps = 1e-4
-    builder.fold = activation == "abs"
-    if builder.fold and is_bipolar(builder.quantizer("probe", None)):
+    builder.magnitude_first = activation == "abs"
+    if builder.magnitude_first and is_bipolar(builder.quantizer("probe", None)):
         kind = builder.config.quantizer["kind"]
         raise InputError(
             f'network.activation: "abs" turns every activation of quantizer \'{kind}\' into +1; use "clip"'

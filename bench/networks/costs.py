@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.layers.low_precision import BranchConv2d, BranchLinear, Classifier, LowPrecisionLayer
+from bench.layers.branch import BranchConv2d, BranchLinear
+from bench.layers.classifier import Classifier
+from bench.layers.low_precision import LowPrecisionLayer
 from bench.networks.builder import Network
 from bench.quantizers import Quantizer
 
@@ -110,10 +112,6 @@ def costs(network: Network, input_size: int | None = None) -> Costs:
 def _low_precision(name: str, layer: Any, positions: int) -> LayerRow:
     quantizer = layer.quantizer
     learned = sum(p.numel() for p in quantizer.parameters())
-    scales = 0
-    if quantizer.w_bits == 1 and not learned:
-        statistics = quantizer.statistics(layer.weight.detach())
-        scales = 0 if statistics is None else statistics.numel()
     weights = layer.weight.numel()
     bias = 0 if layer.bias is None else layer.bias.numel()
     macs = positions * weights
@@ -133,7 +131,7 @@ def _low_precision(name: str, layer: Any, positions: int) -> LayerRow:
         train_macs=train,
         w_bits=quantizer.w_bits,
         a_bits=quantizer.a_bits,
-        bits=weights * quantizer.w_bits + 32 * (learned + scales + bias),
+        bits=weights * quantizer.w_bits + 32 * (quantizer.stored_scales(layer.weight) + bias),
         branch=layer.branch is not None,
         full_precision=None if low else getattr(layer, "full_precision_reason", unquantized),
     )

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.layers.low_precision import LowPrecisionConv2d, Pair
+from bench.layers.activation_input import Pair
+from bench.layers.low_precision import LowPrecisionConv2d
 from bench.networks.builder import Builder, Network
 
 ENTRIES = [

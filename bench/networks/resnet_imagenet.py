@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from bench.layers.low_precision import Meeting, Pair
+from bench.layers.activation_input import Pair
+from bench.layers.classifier import Meeting
 from bench.networks.builder import Builder, Network
 from bench.networks.resnet import Block, PostBlock, PreBlock
 

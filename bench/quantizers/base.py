@@ -41,26 +41,19 @@ class Quantizer(nn.Module):
         """Set the learned scales in place from the weights that training starts from; nothing by default."""
 
     def statistics(self, w: Tensor) -> Tensor | None:
-        """Return what ``weight`` measures of ``w`` (mean |w|, max |w|, ...), in float32, or None."""
+        """Return what ``weight`` measures of ``w`` (mean |w|, max |w|, ...), in float32, or None.
+
+        A layer whose main and extra weights share a scale measures both together and hands the result to ``weight``.
+        """
         return None
 
     def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
         """Return the low-precision weights, same shape and dtype; ``statistics`` replaces that of ``w``."""
         return w
 
-    @property
-    def offers_codes(self) -> bool:
-        """Whether ``codes`` works: the weights are integers times one scale a layer or a channel."""
-        return False
-
-    def codes(self, w: Tensor, statistics: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return (codes, scale) with ``weight(w) = codes * scale``.
-
-        ``codes``: integers as floats, the shape and dtype of ``w``. ``scale``: float32, of shape () or (out, 1, ...).
-        A layer may convolve with the codes and multiply its output by the scale: the gradients that then arrive at
-        ``w`` and at learned scales are those of ``weight``. Raises ``NotImplementedError`` without ``offers_codes``.
-        """
-        raise NotImplementedError(f"{type(self).__name__} has no single scale a layer or a channel")
+    def stored_scales(self, w: Tensor) -> int:
+        """Return how many float32 scales the deployed network stores for ``w``: by default the learned parameters."""
+        return sum(parameter.numel() for parameter in self.parameters())
 
     def bound(self, x: Tensor) -> Tensor:
         """Return the bounding map of activations alone; any shape. It is what ``activation`` does at 32 bits."""

@@ -63,8 +63,6 @@ class BNN(Quantizer):
     activation:  sign(x), gradient 1[|x| <= 1]; with ``stochastic`` drawn while training (``stochastic_sign``) and
                  deterministic in evaluation, the one use that the paper makes of it
     bound:       hard tanh, clip(x, -1, 1)
-
-    No scale, so codes are the weights themselves.
     """
 
     def __init__(self, *args, stochastic: bool = False, **kwargs) -> None:
@@ -74,15 +72,6 @@ class BNN(Quantizer):
     def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
         """Return sign(w), same shape and dtype."""
         return sign_window(w)
-
-    @property
-    def offers_codes(self) -> bool:
-        """True: the scale is 1."""
-        return True
-
-    def codes(self, w: Tensor, statistics: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return (sign(w), 1)."""
-        return sign_window(w), torch.ones((), device=w.device)
 
     def bound(self, x: Tensor) -> Tensor:
         """Return clip(x, -1, 1)."""

@@ -77,19 +77,13 @@ def mean_magnitude(w: Tensor, *, per_channel: bool = False) -> Tensor:
 
 class _ScaledSign(Function):
     @staticmethod
-    def forward(ctx, w, scale, zero_to_zero, as_codes):
-        ctx.as_codes = as_codes
-        if as_codes:
-            ctx.save_for_backward(scale)
+    def forward(ctx, w, scale, zero_to_zero):
         signs = torch.sign(w).to(compute_dtype(w)) if zero_to_zero else bipolar(w)
-        return (signs if as_codes else signs.mul_(scale)).to(w.dtype)
+        return signs.mul_(scale).to(w.dtype)
 
     @staticmethod
     def backward(ctx, grad):
-        if ctx.as_codes:  # grad is dL/d(codes) = scale dL/d(weight); a scale of 0 let nothing through
-            (scale,) = ctx.saved_tensors
-            grad = grad / (scale + (scale == 0)).to(grad.dtype)
-        return grad, None, None, None
+        return grad, None, None
 
 
 def binary_weight(w: Tensor, scale: Tensor, *, zero_to_zero: bool = False) -> Tensor:
@@ -97,12 +91,12 @@ def binary_weight(w: Tensor, scale: Tensor, *, zero_to_zero: bool = False) -> Te
 
     ``w``: any shape; ``scale``: broadcast to it, a constant of the gradient. sign(0) is +1, or 0 with ``zero_to_zero``.
     """
-    return _ScaledSign.apply(w, scale, zero_to_zero, False)
+    return _ScaledSign.apply(w, scale, zero_to_zero)
 
 
 class _TanhRound(Function):
     @staticmethod
-    def forward(ctx, w, maximum, n, as_codes):
+    def forward(ctx, w, maximum, n):
         t = torch.tanh(w.to(compute_dtype(w)))
         ctx.own_maximum = maximum is None
         m = t.abs().amax() if maximum is None else maximum.to(t.dtype)
@@ -110,17 +104,14 @@ class _TanhRound(Function):
             m < 2.0**-126
         )  # all weights zero: every one is in the middle of the range, whatever the range
         ctx.save_for_backward(t, m)
-        ctx.factor = n if as_codes else 1
         codes = torch.div(t, 2.0 * m).add_(0.5).mul_(n).round_().mul_(2.0).sub_(n)
-        return (codes if as_codes else level_(codes, n)).to(w.dtype)
+        return level_(codes, n).to(w.dtype)
 
     @staticmethod
     def backward(ctx, grad):
         t, m = ctx.saved_tensors
         dtype = grad.dtype
         grad = grad.to(t.dtype)
-        if ctx.factor != 1:
-            grad = grad * ctx.factor
         to_maximum = (grad * t).sum().neg_().div_(m).div_(m)  # q = t / m but for the rounding
         grad = grad / m
         if ctx.own_maximum:
@@ -129,7 +120,7 @@ class _TanhRound(Function):
             )  # the sign where |t| = m, else 0
             grad += at_maximum.mul_(to_maximum / at_maximum.abs().sum().clamp_min(1.0))
         grad = torch.ops.aten.tanh_backward(grad, t)
-        return grad.to(dtype), None if ctx.own_maximum else to_maximum, None, None
+        return grad.to(dtype), None if ctx.own_maximum else to_maximum, None
 
 
 def tanh_weight(w: Tensor, bits: int, maximum: Tensor | None = None) -> Tensor:
@@ -140,7 +131,7 @@ def tanh_weight(w: Tensor, bits: int, maximum: Tensor | None = None) -> Tensor:
     gradient of a maximum). With ``maximum`` given, of shape (), it is used instead and receives its own gradient.
     All-zero weights count as m = 1.
     """
-    return _TanhRound.apply(w, maximum, steps(bits), False)
+    return _TanhRound.apply(w, maximum, steps(bits))
 
 
 class _RoundGradient(Function):
@@ -204,20 +195,9 @@ class DoReFa(Quantizer):
         scale = self._scale(w, statistics)
         return binary_weight(w, scale, zero_to_zero=self.zero_to_zero)
 
-    @property
-    def offers_codes(self) -> bool:
-        """True below 32 bits."""
-        return self.w_bits < 32
-
-    def codes(self, w: Tensor, statistics: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return (signs, E) at 1 bit, (odd integers from -n to n, 1/n) above."""
-        if self.w_bits == 32:
-            return super().codes(w)
-        if self.w_bits > 1:
-            n = steps(self.w_bits)
-            return _TanhRound.apply(w, statistics, n, True), torch.full((), 1.0 / n, device=w.device)
-        scale = self._scale(w, statistics)
-        return _ScaledSign.apply(w, scale, self.zero_to_zero, True), scale
+    def stored_scales(self, w: Tensor) -> int:
+        """Return 1 or, per channel, the number of output channels at 1 bit (E); 0 above."""
+        return 0 if self.w_bits != 1 else (w.shape[0] if self.per_channel else 1)
 
     def bound(self, x: Tensor) -> Tensor:
         """Return clip(x, 0, 1)."""

@@ -168,29 +168,6 @@ def _factor(codes: Tensor, scale: Tensor) -> Tensor:
     return (above * scale).add_(above.neg_().add_(1.0))
 
 
-class _SymmetricCodes(Function):
-    """Codes of one scale a layer; the scale takes its gradient where it multiplies the layer's output."""
-
-    @staticmethod
-    def forward(ctx, w, scale, threshold, below, zero_to_zero):
-        codes = _signs(w, zero_to_zero) if below == "scaled" else ternary(w, threshold)
-        ctx.save_for_backward(w if below == "scaled" else codes, scale)
-        return codes.to(w.dtype, copy=True)
-
-    @staticmethod
-    def backward(ctx, grad):
-        # grad is dL/d(codes) = scale dL/d(weight), which is the gradient above the threshold already
-        saved, scale = ctx.saved_tensors
-        nonzero = scale + (scale == 0)
-        return (
-            (grad * _factor(torch.sign(saved), nonzero).div_(nonzero)).to(grad.dtype),
-            None,
-            None,
-            None,
-            None,
-        )
-
-
 def symmetric_weight(
     w: Tensor, scale: Tensor, threshold: Tensor, *, below: str, zero_to_zero: bool = False
 ) -> Tensor:
@@ -275,18 +252,6 @@ class SYQ(Quantizer):
         """Return the binary or ternary weights times their scale, same shape and dtype."""
         scale, threshold = self._given(w, statistics)
         return symmetric_weight(w, scale, threshold, below=self.below, zero_to_zero=self.zero_to_zero)
-
-    @property
-    def offers_codes(self) -> bool:
-        """True where the layer has one scale and every weight is scaled; the scales must exist."""
-        return self.scale is not None and self.scale.numel() == 1 and self.below != "unscaled"
-
-    def codes(self, w: Tensor, statistics: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return (signs or ternary codes, s), s of shape () and differentiable."""
-        scale, threshold = self._given(w, statistics)
-        if not self.offers_codes:
-            return super().codes(w)
-        return _SymmetricCodes.apply(w, scale, threshold, self.below, self.zero_to_zero), scale.reshape(())
 
     def bound(self, x: Tensor) -> Tensor:
         """Return clip(x, 0, 1)."""

@@ -78,8 +78,8 @@ class TTQ(Quantizer):
     bound:       clip(x, 0, 1); ReLU at 32 bits
 
     ``positive`` and ``negative`` are parameters of shape (), not constrained. The paper first divides the stored
-    weights by their largest magnitude; that changes no assignment, since the threshold scales with it. Two scales, so
-    no codes. Statistic: max |w|.
+    weights by their largest magnitude; that changes no assignment, since the threshold scales with it.
+    Statistic: max |w|.
     """
 
     def __init__(

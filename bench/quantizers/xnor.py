@@ -35,20 +35,16 @@ ENTRIES = [
 
 class _FilterSign(Function):
     @staticmethod
-    def forward(ctx, w, alpha, as_codes):
+    def forward(ctx, w, alpha):
         ctx.save_for_backward(w, alpha)
-        ctx.as_codes = as_codes
-        signs = bipolar(w)
-        return (signs if as_codes else signs.mul_(alpha)).to(w.dtype)
+        return bipolar(w).mul_(alpha).to(w.dtype)
 
     @staticmethod
     def backward(ctx, grad):
         w, alpha = ctx.saved_tensors
-        if ctx.as_codes:  # grad is dL/d(codes) = alpha dL/d(weight); an alpha of 0 let nothing through
-            grad = grad / (alpha + (alpha == 0)).to(grad.dtype)
         n = w.numel() // w.shape[0]
         inside = pass_inside(grad, w, -1.0, 1.0).to(compute_dtype(w)).mul_(alpha)
-        return torch.add(inside, grad, alpha=1.0 / n).to(grad.dtype), None, None
+        return torch.add(inside, grad, alpha=1.0 / n).to(grad.dtype), None
 
 
 def filter_weight(w: Tensor, alpha: Tensor) -> Tensor:
@@ -57,7 +53,7 @@ def filter_weight(w: Tensor, alpha: Tensor) -> Tensor:
     Gradient, section 3.1: dL/dw = dL/dq (1/n + alpha 1[|w| <= 1]) with n the number of weights of a filter. (The
     paper keeps of d alpha / d w the element's own share alone.)
     """
-    return _FilterSign.apply(w, alpha, False)
+    return _FilterSign.apply(w, alpha)
 
 
 def box_magnitude(
@@ -102,15 +98,9 @@ class XNOR(Quantizer):
         """Return alpha sign(w), same shape and dtype."""
         return filter_weight(w, self.statistics(w) if statistics is None else statistics)
 
-    @property
-    def offers_codes(self) -> bool:
-        """True: one scale a filter."""
-        return True
-
-    def codes(self, w: Tensor, statistics: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return (sign(w), alpha)."""
-        alpha = self.statistics(w) if statistics is None else statistics.detach()
-        return _FilterSign.apply(w, alpha, True), alpha
+    def stored_scales(self, w: Tensor) -> int:
+        """Return the number of filters: each has its alpha."""
+        return w.shape[0]
 
     def bound(self, x: Tensor) -> Tensor:
         """Return clip(x, -1, 1), or max(x, 0) at 32 bits."""

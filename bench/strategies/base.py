@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench import registry
 from bench.experiments.config import TrialConfig
-from bench.layers.low_precision import Branch
+from bench.layers.branch import Branch
 from bench.networks import Network
 from bench.schedules import factor_value
 

@@ -6,7 +6,7 @@ released scripts (see ``bench/layers``). The factor f(t) multiplies the output o
 
 from __future__ import annotations
 
-from bench.layers.low_precision import Branch
+from bench.layers.branch import Branch
 from bench.strategies.base import Faded
 
 ENTRIES = [

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bench.datasets.batch_rows import rows
 from bench.datasets.batches import Batches
 from bench.experiments.config import TrialConfig
-from bench.layers.low_precision import observe
+from bench.layers.diagnostics import layer_diagnostics
 from bench.networks import Network, costs
 from bench.randomness import Clock
 from bench.schedules import learning_rate_value
@@ -261,7 +261,7 @@ class Run:
         data = self.data
         batches = data.test_batches if self.config.evaluate_test else data.holdout_batches
         self.clock.set_factor(factor)
-        observations = observe(self.network, next(iter(batches(EVALUATION_BATCH)))[0])
+        observations = layer_diagnostics(self.network, next(iter(batches(EVALUATION_BATCH)))[0])
         if line["epoch"] == 1:
             self.one_level = sorted(name for name, observed in observations.items() if observed["one_level"])
         ratios = [o["branch_ratio"] for o in observations.values() if o["branch_ratio"] is not None]

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from bench.experiments.config import TrialConfig
-from bench.layers.low_precision import Branch, Dropout, FactorBatchNorm, LowPrecisionConv2d
+from bench.layers.branch import Branch, FactorBatchNorm
+from bench.layers.dropout import Dropout
+from bench.layers.low_precision import LowPrecisionConv2d
 from bench.networks import Builder
 from bench.quantizers.dorefa import quantize_gradient
 from bench.randomness import Clock, Draws

@@ -19,7 +19,10 @@ from bench.experiments.config import TrialConfig
 from bench.experiments.identity import identity_document
 from bench.foreign import Grant, current, granted
 from bench.launch.execute import Task, execute
-from bench.layers.low_precision import Branch, Dropout, LowPrecisionLayer, observe, strip
+from bench.layers.branch import Branch
+from bench.layers.diagnostics import layer_diagnostics
+from bench.layers.dropout import Dropout
+from bench.layers.low_precision import LowPrecisionLayer, strip
 from bench.networks import Builder, build, costs, describe_layers, initialize
 from bench.networks.convert.layers import Bound, GeneralConv2d
 from bench.networks.convert.plan import Choices
@@ -75,7 +78,7 @@ def check_removal(network, clock):
         clock.set_factor(0.5)
         ratios = [
             o["branch_ratio"]
-            for name, o in observe(network, x).items()
+            for name, o in layer_diagnostics(network, x).items()
             if "branch" in str(dict(network.named_modules())[name])
         ]
         assert ratios and None not in ratios

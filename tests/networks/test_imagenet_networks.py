@@ -16,7 +16,9 @@ from bench.experiments.config import TrialConfig, make_config
 from bench.experiments.expand import load_experiment
 from bench.experiments.options import complete
 from bench.experiments.toml_files import load_recipe
-from bench.layers.low_precision import MERGES, Branch, observe, strip
+from bench.layers.branch import MERGES, Branch
+from bench.layers.diagnostics import layer_diagnostics
+from bench.layers.low_precision import strip
 from bench.networks import build, costs, describe_layers, initialize, resnet_imagenet
 from bench.networks.padding import SameMaxPool2d, same_padding
 from bench.randomness import Clock
@@ -320,7 +322,7 @@ def test_removal_leaves_the_low_precision_network(network, merge):
 def test_every_branch_is_observed(network, merge):
     expanded, clock = make(network, branch=Branch(merge))
     clock.set(2, 0.5)
-    seen = observe(expanded, images(expanded))
+    seen = layer_diagnostics(expanded, images(expanded))
     assert list(seen) == [name for name, _ in expanded.low_precision_layers()]
     assert all(row["branch_ratio"] > 0 for name, row in seen.items() if "conv" in name)
 

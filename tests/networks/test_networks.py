@@ -12,7 +12,9 @@ import torch
 from bench import registry
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
-from bench.layers.low_precision import MERGES, Branch, observe, strip
+from bench.layers.branch import MERGES, Branch
+from bench.layers.diagnostics import layer_diagnostics
+from bench.layers.low_precision import strip
 from bench.networks import Builder, build, costs, describe_layers, initialize
 from bench.networks.chain import ChainNetwork, Spec
 from bench.networks.resnet import ResNet
@@ -534,13 +536,13 @@ def test_observe_changes_nothing_and_sees_every_layer(network, merge):
     clock.set(2, 0.5)
     expanded.conv0.eval()
     before = {key: value.clone() for key, value in expanded.state_dict().items()}
-    seen = observe(expanded, images(expanded))
+    seen = layer_diagnostics(expanded, images(expanded))
     assert list(seen) == [name for name, _ in expanded.low_precision_layers()]
     assert all(row["branch_ratio"] > 0 for row in seen.values())
     assert all(torch.equal(before[key], value) for key, value in expanded.state_dict().items())
     assert expanded.training and not expanded.conv0.training and expanded.linear.training
     clock.set_factor(0.0)
-    assert all(row["branch_ratio"] is None for row in observe(expanded, images(expanded)).values())
+    assert all(row["branch_ratio"] is None for row in layer_diagnostics(expanded, images(expanded)).values())
 
 
 def test_observed_ratio_and_dead_layer_by_formula():
@@ -556,7 +558,7 @@ def test_observed_ratio_and_dead_layer_by_formula():
         side = torch.nn.functional.conv2d(u, network.conv1.branch.weight, padding=1)
         side = 0.5 * (side / math.sqrt(1 + 1e-4) * norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1))
         network.bn4.bias.fill_(-100.0)
-    seen = observe(network, x)
+    seen = layer_diagnostics(network, x)
     assert seen["conv1"]["branch_ratio"] == pytest.approx((side.norm() / main.norm()).item(), rel=1e-4)
     assert [name for name, row in seen.items() if row["one_level"]] == [
         "conv5"

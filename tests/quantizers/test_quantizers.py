@@ -276,40 +276,22 @@ def test_joint_maximum_carries_its_gradient():
     np.testing.assert_allclose(torch.cat(grads, dim=1).numpy(), want_dw, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("kind", "bits", "options"), WEIGHTS)
-@pytest.mark.parametrize("shape", [CONV, LINEAR])
-def test_codes_times_scale_are_the_weights_and_their_gradients(kind, bits, options, shape):
-    q = make(kind, bits, weight_shape=shape, **options)
-    with_scales(q, shape)
-    if not q.offers_codes:
-        with pytest.raises(NotImplementedError):
-            q.codes(torch.zeros(shape))
-        return
-    w = torch.tensor(values(shape, scale=0.7)).float().requires_grad_()
-    codes, scale = q.codes(w)
-    assert torch.equal(codes, codes.round())
-    assert scale.shape in ((), (shape[0],) + (1,) * (len(shape) - 1))
-    torch.testing.assert_close(codes * scale, q.weight(w), rtol=2e-7, atol=0)
-    torch.testing.assert_close(q.codes(w, q.statistics(w))[0], codes, rtol=0, atol=0)
-    if len(shape) == 4:
-        x = torch.tensor(values((3, shape[1], 6, 6), seed=5)).float()
-        layer = torch.nn.functional.conv2d
-        per_output = scale.reshape(-1, 1, 1)
-    else:
-        x, layer, per_output = (
-            torch.tensor(values((4, shape[1]), seed=5)).float(),
-            torch.nn.functional.linear,
-            scale,
-        )
-        per_output = scale.reshape(-1)
-    inputs = [w, *q.parameters()]
-    direct = layer(x, q.weight(w))
-    cotangent = torch.tensor(values(direct.shape, seed=6)).float()
-    want = torch.autograd.grad(direct, inputs, cotangent)
-    late = layer(x, codes) * per_output
-    torch.testing.assert_close(late, direct, rtol=1e-4, atol=1e-5)
-    for a, b in zip(torch.autograd.grad(late, inputs, cotangent), want, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+@pytest.mark.parametrize(
+    ("kind", "bits", "options", "scales"),
+    [
+        ("full_precision", 32, {}, 0),
+        ("dorefa", 1, {}, 1),
+        ("dorefa", 2, {}, 0),
+        ("dorefa_channelwise", 1, {}, CONV[0]),
+        ("xnor", 1, {}, CONV[0]),
+        ("bnn", 1, {}, 0),
+        ("syq", 1, {"granularity": "pixel"}, CONV[2] * CONV[3]),
+        ("syq", 2, {"granularity": "layer"}, 1),
+        ("ttq", 2, {}, 2),
+    ],
+)
+def test_the_scales_that_the_deployed_network_stores(kind, bits, options, scales):
+    assert make(kind, bits, weight_shape=CONV, **options).stored_scales(torch.zeros(CONV)) == scales
 
 
 def test_learned_scales_are_parameters_created_once():
@@ -466,9 +448,6 @@ class Together(torch.nn.Module):
         outputs = []
         for q in self.quantizers:
             outputs += [q.weight(w), q.weight(w, q.statistics(w)), q.gradient(q.activation(x)), q.bound(x)]
-            if q.offers_codes:
-                codes, scale = q.codes(w)
-                outputs.append(codes * scale)
             if q.scales_input:
                 outputs.append(q.input_scale(x, 3, 1, 1))
         return outputs

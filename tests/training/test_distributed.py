@@ -19,7 +19,7 @@ from bench.experiments.config import TrialConfig
 from bench.experiments.config import make_config as complete_config
 from bench.launch.data_parallel import check_workers, groups
 from bench.launch.execute import Task, execute
-from bench.layers.low_precision import FactorBatchNorm
+from bench.layers.branch import FactorBatchNorm
 from bench.networks import build, initialize
 from bench.randomness import Clock
 from bench.records.store import Store

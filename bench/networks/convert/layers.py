@@ -13,14 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.layers.low_precision import (
-    BranchConv2d,
-    FactorBatchNorm,
-    LowPrecisionConv2d,
-    LowPrecisionLayer,
-    LowPrecisionLinear,
-    Pair,
-)
+from bench.layers.activation_input import Pair
+from bench.layers.branch import BranchConv2d, FactorBatchNorm
+from bench.layers.low_precision import LowPrecisionConv2d, LowPrecisionLayer, LowPrecisionLinear
 from bench.quantizers import Quantizer
 from bench.randomness import Draws
 

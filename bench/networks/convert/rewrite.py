@@ -29,7 +29,8 @@ from torch import Tensor, fx, nn
 from torchvision.ops import StochasticDepth
 
 from bench.errors import InputError
-from bench.layers.low_precision import BranchLinear, Dropout
+from bench.layers.branch import BranchLinear
+from bench.layers.dropout import Dropout
 from bench.networks.builder import Builder, Network
 from bench.networks.convert.layers import (
     Bound,
@@ -380,7 +381,7 @@ class _Rewriter:
             merge=self.merge,
             joint=joint,
             blend=None if last else builder.blend,
-            fold=False,
+            magnitude_first=False,
             merge_here=False,
             dropout=Dropout(dropout, self._draws(name)) if dropout else None,
         )

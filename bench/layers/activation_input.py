@@ -1,0 +1,56 @@
+"""What a layer reads: the main path, bounded and quantized, and what the branch of the layer before handed on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bench.quantizers import Quantizer
+from bench.randomness import Clock
+
+Pair = tuple[Tensor, Tensor | None]
+
+
+class ActivationInput(nn.Module):
+    """The input of a layer that reads a pair ``(y, side)``: it bounds and quantizes ``y`` and joins ``side``."""
+
+    quantizer: Quantizer
+    clock: Clock
+    merge: str | None
+    magnitude_first: bool
+    weight_extra: nn.Parameter | None
+
+    def set_up_input(
+        self, quantizer: Quantizer, clock: Clock, merge: str | None, blend: str | None, magnitude_first: bool
+    ) -> None:
+        """Set what ``LowPrecisionLayer.setup`` describes under these names."""
+        self.quantizer = quantizer
+        self.clock = clock
+        self.merge = merge
+        self.blend_activations = blend in ("both", "activations")
+        self.magnitude_first = magnitude_first
+
+    def bounded(self, y: Tensor) -> Tensor:
+        """Return the bounding map of ``y``, any shape; of min(1, |y|) with ``magnitude_first``."""
+        return self.quantizer.bound(_magnitude(y) if self.magnitude_first else y)
+
+    def activate(self, y: Tensor) -> Tensor:
+        """Return the low-precision activations of ``y``, any shape; with ``blend``, f of the bounded ones in them."""
+        if self.magnitude_first:
+            y = _magnitude(y)
+        x = self.quantizer.activation(y)
+        if self.blend_activations and self.clock.active:
+            x = x + self.clock.factor * (self.quantizer.bound(y) - x)
+        return x
+
+    def join(self, x: Tensor, side: Tensor | None) -> Tensor:
+        """Return the activated input ``x`` joined with ``side``, what the branch of the layer before handed on."""
+        if side is None:
+            return x
+        if self.merge == "concat":
+            return torch.cat([x, side], 1)
+        return x - side if self.merge == "difference" else x + side
+
+
+def _magnitude(y: Tensor) -> Tensor:
+    return torch.clamp(torch.abs(y), max=1.0)

@@ -1,0 +1,96 @@
+"""What happens in the layers of a network on one batch: numbers for a record, not for training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.layers.classifier import Classifier, Meeting
+from bench.layers.low_precision import LowPrecisionLayer
+
+
+@torch.no_grad()
+def layer_diagnostics(network: nn.Module, images: Tensor) -> dict[str, dict[str, Any]]:
+    """Return, for each low-precision layer by name, how large its branch is and whether its input says anything.
+
+    ``branch_ratio``: the norm of f times the branch's output over the norm of the main path where the two meet. None
+    without an active branch. ``one_level``: whether all activations that the layer reads on the main path have one
+    value, which says nothing of the image. ``images`` (B, 3, S, S). The network is in evaluation mode meanwhile: no
+    running statistic and no draw changes.
+    """
+    found = _Diagnosis()
+    kinds = (LowPrecisionLayer, Classifier, Meeting)
+    layers = [(name, module) for name, module in network.named_modules() if isinstance(module, kinds)]
+    handles = [layer.register_forward_hook(found.hook(name, layer)) for name, layer in layers]
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        network.eval()
+        network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes:
+            module.training = mode
+    ratios = {**found.at_output, **found.at_meeting}
+    return {
+        name: {"branch_ratio": _finite(ratios.get(name)), "one_level": bool(one_level)}
+        for name, one_level in found.one_level.items()
+    }
+
+
+class _Diagnosis:
+    """Collects norms and levels while a batch goes through the network.
+
+    A branch's output is recognised, where it meets the main path, by the tensor that its layer handed on. Where that
+    tensor was pooled or joined with others on the way, the ratio at the layer's own output stands instead.
+    """
+
+    def __init__(self) -> None:
+        self.at_meeting: dict[str, Tensor] = {}
+        self.at_output: dict[str, Tensor] = {}
+        self.one_level: dict[str, Tensor] = {}
+        self._handed_on: dict[
+            int, tuple[str, Tensor]
+        ] = {}  # id of a tensor -> (its layer, the tensor, kept alive)
+
+    def hook(self, name: str, layer: LowPrecisionLayer | Classifier | Meeting) -> Callable[..., None]:
+        """Return the forward hook of ``layer``."""
+
+        def watch(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            y, side = (*inputs, None)[:2]
+            if isinstance(layer, Meeting):
+                if side is not None and output[1] is None:
+                    self.at_meeting[self._handed_on[id(side)][0]] = _ratio(side, y)
+                return
+            low = layer.activate(y)
+            if side is not None and id(side) in self._handed_on:
+                self.at_meeting[self._handed_on[id(side)][0]] = _ratio(side, low)
+            if isinstance(layer, LowPrecisionLayer):
+                self.one_level[name] = low.amax() == low.amin()
+                self._look_at_branch(name, layer, y, side, output)
+
+        return watch
+
+    def _look_at_branch(
+        self, name: str, layer: LowPrecisionLayer, y: Tensor, side: Tensor | None, output: tuple[Tensor, Any]
+    ) -> None:
+        if output[1] is not None:
+            self._handed_on[id(output[1])] = (name, output[1])
+            self.at_output[name] = _ratio(output[1], output[0])
+        elif layer.branch is not None and layer.clock.active:  # the branch was merged inside the layer
+            branch_output = layer.branch(layer.prepare(y, side), layer.clock.factor)
+            main = output[0] + branch_output if layer.merge == "difference" else output[0] - branch_output
+            self.at_meeting[name] = _ratio(branch_output, main)
+
+
+def _ratio(branch: Tensor, main: Tensor) -> Tensor:
+    return branch.float().norm() / main.float().norm()
+
+
+def _finite(value: Tensor | None) -> float | None:
+    number = None if value is None else float(value)
+    return number if number is not None and math.isfinite(number) else None
