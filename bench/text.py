@@ -1,13 +1,16 @@
-"""Making text inert: names and titles come from files of others and end in terminals, LaTeX, HTML, markdown, spreadsheets."""
+"""Text for readers: made inert, numbers for reading, plain tables.
+
+Names and titles come from files of other people and end in terminals, LaTeX, HTML, markdown and spreadsheets. Nothing
+in them may act there.
+"""
 
 from __future__ import annotations
 
 import html
 import re
 import unicodedata
+from collections.abc import Collection, Iterable, Sequence
 
-# Marks that reorder or hide the text round them; the control characters proper are found by their category.
-_INVISIBLE = set(map(chr, [*range(0x200B, 0x2010), *range(0x2028, 0x202F), *range(0x2060, 0x2070), 0xFEFF]))
 _MARKDOWN = re.compile(r"([\\`*_\[\]|#~$])")
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -23,7 +26,7 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': "''",  # \textquotedbl exists in the T1 font encoding alone
     "`": r"\textasciigrave{}",
     "±": r"$\pm$",
     "×": r"$\times$",
@@ -38,25 +41,90 @@ _LATEX = {
 _FORMULA = "=+-@＝＋－＠"
 
 
-def clean(text: object, limit: int | None = None) -> str:
-    """Return ``text`` on one line with control, reordering and invisible characters spelt out (``\\x1b``).
+# Letters of Latin scripts that pdfLaTeX has in its default font encoding, OT1; accents it builds on ASCII letters.
+_LATEX_LETTERS = set("ßæÆœŒøØåÅłŁı")
+_LATEX_ACCENTS = set(
+    map(chr, (0x300, 0x301, 0x302, 0x303, 0x304, 0x306, 0x307, 0x308, 0x30A, 0x30B, 0x30C, 0x327))
+)
 
-    What a terminal, a browser or an editor would act on becomes visible characters. Line breaks and tabs become a
-    space. ``limit`` cuts to that many characters, with an ellipsis.
+
+def inert(text: object) -> str:
+    """Return ``text`` with control, reordering and invisible characters spelt out (``\\x1b``); blanks stay.
+
+    What a terminal, a browser or an editor would act on becomes visible characters.
     """
-    result = []
-    for character in str(text):
-        if character in "\t\n\r\v\f\x85\u2028\u2029":
-            result.append(" ")
-        elif character in _INVISIBLE or unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn"):
-            code = ord(character)
-            result.append(f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
-        else:
-            result.append(character)
-    line = re.sub(" {2,}", " ", "".join(result)).strip()
+    return "".join(
+        c if c.isprintable() or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode()
+        for c in str(text)
+    )
+
+
+def clean(text: object, limit: int | None = None) -> str:
+    """Return ``text`` inert and on one line: line breaks, tabs and runs of blanks become one blank.
+
+    ``limit`` cuts to that many characters, with an ellipsis.
+    """
+    line = re.sub(" {2,}", " ", inert(re.sub("[\t\n\r\v\f\x85\u2028\u2029]", " ", str(text)))).strip()
     if limit is not None and len(line) > limit:
         line = line[: limit - 1] + "…"
     return line
+
+
+# -- for reading -----------------------------------------------------------------------------------------------------
+
+
+def fixed(value: float, digits: int = 2) -> str:
+    """Return a number with so many digits after the point; what rounds to zero has no sign."""
+    return f"{value:z.{digits}f}"
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """Return a number with its sign and so many digits after the point; what rounds to zero has no sign."""
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text
+
+
+def plural(count: int, noun: str) -> str:
+    """Return ``1 trial``, ``2,000 trials``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in words short enough for a line of a table."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def percent(value: float | None) -> str:
+    """Return an accuracy in percent, "-" where there is none."""
+    return "-" if value is None else f"{value:.2f} %"
+
+
+def columns_of(text: str) -> int:
+    """Return the columns that ``text`` takes on a terminal: two for wide letters, none for combining marks."""
+    return sum(
+        0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+        for letter in text
+    )
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Collection[int] = ()) -> str:
+    """Return an aligned plain table, every cell made inert; the columns in ``right`` are right-aligned."""
+    cells = [[clean(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(columns_of(row[i]) for row in cells) for i in range(len(header))]
+    cells.insert(1, ["-" * width for width in widths])
+
+    def padded(i: int, cell: str) -> str:
+        blanks = " " * (widths[i] - columns_of(cell))
+        return blanks + cell if i in right else cell + blanks
+
+    return "\n".join("  ".join(padded(i, cell) for i, cell in enumerate(row)).rstrip() for row in cells)
+
+
+# -- formats ---------------------------------------------------------------------------------------------------------
 
 
 def markdown(text: object) -> str:
@@ -68,16 +136,18 @@ def markdown(text: object) -> str:
 
 
 def latex(text: object) -> str:
-    """Return ``text`` for LaTeX: every active character escaped, letters that pdfLaTeX lacks spelt as ``[U+4E2D]``."""
-    result = []
-    for character in clean(text):
-        if character in _LATEX:
-            result.append(_LATEX[character])
-        elif " " <= character <= "~" or "\u00c0" <= character <= "\u017f":
-            result.append(character)
-        else:
-            result.append(f"[U+{ord(character):04X}]")
-    return "".join(result)
+    """Return ``text`` for LaTeX with any font encoding: active characters escaped, letters that OT1 lacks as ``[U+4E2D]``."""
+    return "".join(map(_latex_letter, clean(text)))
+
+
+def _latex_letter(letter: str) -> str:
+    if letter in _LATEX:
+        return _LATEX[letter]
+    parts = unicodedata.normalize("NFD", letter)
+    accented = len(parts) == 2 and parts[0].isascii() and parts[0].isalpha() and parts[1] in _LATEX_ACCENTS
+    if " " <= letter <= "~" or letter in _LATEX_LETTERS or accented:
+        return letter
+    return f"[U+{ord(letter):04X}]"
 
 
 def webpage(text: object) -> str:

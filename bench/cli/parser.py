@@ -158,7 +158,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
 
     command = add("report", "tables and figures from the records")
     command.add_argument("files", type=Path, nargs="*", metavar="FILE")
-    command.add_argument("--profile", metavar="P")
+    selection(command)
     places(command, data=False)
     command.add_argument(
         "--out", metavar="DIR", type=_path, help="where to (report inside the results folder)"

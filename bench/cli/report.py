@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from bench import reporting
+from bench.reporting.selection import Selection
+from bench.reporting.write import write_report
 
 
 def report_command(args: argparse.Namespace) -> int:
     """Write tables, curves and the page from the records; return the exit status."""
-    out = args.out if args.out is not None else args.results / "report"
-    return reporting.write_report(args.files or None, args.profile, args.results, out, args.formats)
+    selection = Selection(args.profile, tuple(args.overrides), tuple(args.only), args.seeds)
+    return write_report(args.files or None, selection, args.results, args.out, args.formats)

@@ -1,65 +1,28 @@
-"""Cells -> tables, and tables -> markdown, CSV, LaTeX (booktabs) and HTML.
+"""Cells -> the main tables: accuracy, gains, declared claims.
 
-Markdown, LaTeX and HTML show rounded numbers for reading; the CSV has everything, unrounded, with the ids of the runs.
-Text from files is escaped for each format (``bench.text``).
+For reading numbers are rounded; the data of a table has everything, unrounded, with the ids of the runs.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from bench.reporting import statistics as st
-from bench.reporting.cells import Cell, Comparison, Convergence
+from bench.reporting.cells import Cell, Pairing
+from bench.reporting.claims import Judged, PairKey, verdict_of
+from bench.reporting.formats import csv_cell
 from bench.reporting.records import Records
-from bench.text import clean, latex, markdown, spreadsheet, webpage
+from bench.reporting.table import NONE, Column, Table
+from bench.text import fixed, plural, signed
 
-NONE = "–"
-PUBLISHED_IN_CELL = (
-    3  # published values listed in the accuracy table itself; the table of published values has all
-)
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a table for reading. ``common``: where all rows that say anything say the same it moves to a line above."""
-
-    title: str
-    values: Sequence[str]
-    align: str = "l"
-    common: bool = False
-    optional: bool = False  # left out where it is empty
-    note: bool = False  # long remarks: footnotes in LaTeX
+PUBLISHED_IN_CELL = 3  # published values in the accuracy table itself; the table of published values has all
+_COSTS = ("wall_seconds", "peak_memory_bytes", "model_bits", "bit_operations", "train_flops")
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table for reading (``columns``) and for machines (``data``)."""
-
-    name: str
-    title: str
-    columns: Sequence[Column]
-    data: pd.DataFrame
-    notes: Sequence[str] = field(default_factory=tuple)
-
-    def shown(self) -> tuple[list[Column], list[tuple[str, str]]]:
-        """Return the columns to print, and (title, value) of those that say the same in every row."""
-        columns, same = [], []
-        for column in self.columns:
-            values = set(column.values) - {"", NONE}
-            if column.common and len(values) == 1:
-                same.append((column.title, values.pop()))
-            elif values or not (column.common or column.optional or column.note):
-                columns.append(column)
-        return columns, same
-
-
-# -- numbers for reading ---------------------------------------------------------------------------------------------
+# -- parts of rows ---------------------------------------------------------------------------------------------------
 
 
 def with_interval(interval: st.Interval) -> str:
@@ -67,33 +30,45 @@ def with_interval(interval: st.Interval) -> str:
     if interval.mean is None:
         return NONE
     if interval.half is None:
-        return f"{interval.mean:.2f} ({interval.note})"
-    return f"{interval.mean:.2f} ± {interval.half:.2f}"
+        return f"{fixed(interval.mean)} ({interval.note})"
+    return f"{fixed(interval.mean)} ± {fixed(interval.half)}"
 
 
-def gain_text(gain: st.Gain | None) -> str:
+def gain_text(pairing: Pairing | None) -> str:
     """Return ``+8.12 [+5.03, +11.21]``, or the mean gain alone with the reason why it has no interval."""
-    if gain is None or gain.interval.mean is None:
+    if pairing is None or pairing.gain.interval.mean is None:
         return NONE
-    if gain.interval.low is None:
-        return f"{gain.interval.mean:+.2f} ({gain.interval.note})"
-    return f"{gain.interval.mean:+.2f} [{gain.interval.low:+.2f}, {gain.interval.high:+.2f}]"
+    interval, mean = pairing.gain.interval, pairing.gain.interval.mean
+    if interval.low is None or interval.high is None:
+        return f"{signed(mean)} ({interval.note})"
+    return f"{signed(mean)} [{signed(interval.low)}, {signed(interval.high)}]"
+
+
+def _ratio_text(ratio: st.DeviationRatio) -> str:
+    """Return ``0.31 [0.12, 0.80]``, or the ratio alone with the reason why it has no interval."""
+    if ratio.ratio is None:
+        return NONE
+    if ratio.low is None or ratio.high is None:
+        return f"{ratio.ratio:.2g} ({ratio.note})"
+    return f"{ratio.ratio:.2g} [{ratio.low:.2g}, {ratio.high:.2g}]"
 
 
 def _count(cell: Cell) -> str:
-    return str(cell.accuracy.n) if cell.accuracy.n == cell.wanted else f"{cell.accuracy.n} of {cell.wanted}"
+    n = len(cell.runs.done)
+    return str(n) if n == len(cell.trials) else f"{n} of {len(cell.trials)}"
 
 
-def _budget(cell: Cell) -> str:
-    if cell.epochs is None:
+def budget(cell: Cell) -> str:
+    """Return epochs and training images of an epoch."""
+    if cell.facts.epochs is None:
         return "unknown"
-    images = f" × {cell.train_images:,} images" if cell.train_images else " epochs"
-    return f"{cell.epochs}{images}"
+    images = f" × {cell.facts.train_images:,} images" if cell.facts.train_images else " epochs"
+    return f"{cell.facts.epochs}{images}"
 
 
 def _published(cell: Cell) -> str:
     shown = [
-        f"{comparison.match.row.accuracy:.2f} ({_kind(comparison.match.row.kind)})"
+        f"{comparison.match.row.accuracy:.2f} ({kind_name(comparison.match.row.kind)})"
         for comparison in cell.comparisons
         if comparison.match.row.metric == "top1"
     ]
@@ -105,40 +80,80 @@ def _published(cell: Cell) -> str:
     return "; ".join(shown)
 
 
-def _kind(kind: str) -> str:
+def kind_name(kind: str) -> str:
+    """Return what a table calls a kind of published value."""
     return {"rerun_by_other_paper": "rerun"}.get(kind, kind)
 
 
 def _width(cell: Cell) -> str:
-    return "" if cell.width is None else f"{cell.width:g}"
+    return "" if cell.facts.width is None else f"{cell.facts.width:g}"
 
 
-def _where(cells: Sequence[Cell]) -> list[Column]:
+def where(cells: Sequence[Cell]) -> list[Column]:
     """The columns that say which cell a row is about."""
     return [
-        Column("Data set", [cell.dataset for cell in cells], common=True),
-        Column("Network", [cell.network for cell in cells], common=True),
+        Column("Data set", [cell.facts.dataset for cell in cells], common=True),
+        Column("Network", [cell.facts.network for cell in cells], common=True),
         Column("Width", [_width(cell) for cell in cells], "r", common=True),
         Column("Arm", [cell.label for cell in cells]),
         Column("W/A", [cell.bits_label for cell in cells], common=True),
     ]
 
 
-# -- the tables ------------------------------------------------------------------------------------------------------
+def place(cell: Cell) -> dict[str, Any]:
+    """Return the columns of a data frame that say which cell a row is about."""
+    return {
+        "dataset": cell.facts.dataset,
+        "network": cell.facts.network,
+        "width": cell.facts.width,
+        "quantizer": cell.facts.quantizer,
+        "bits": "/".join(map(str, cell.facts.bits)) if cell.facts.bits else None,
+        "strategy": cell.facts.strategy,
+        "settings": cell.settings,
+        "epochs": cell.facts.epochs,
+        "batch_size": cell.facts.batch_size,
+        "precision": cell.facts.precision,
+        "train_images": cell.facts.train_images,
+        "images_processed": cell.facts.images,
+    }
 
 
-def accuracy_table(records: Records, cells: Sequence[Cell]) -> Table:
-    """One row a cell: final test accuracy of the deployed network, gain over the baseline, published value, budget."""
+def ends(prefix: str, interval: st.Interval | st.DeviationRatio) -> dict[str, Any]:
+    """Return a mean or a ratio with the ends of its interval as three columns of a data frame."""
+    value = interval.mean if isinstance(interval, st.Interval) else interval.ratio
+    return {prefix: value, f"{prefix}_low": interval.low, f"{prefix}_high": interval.high}
+
+
+def _p(p: float | None) -> str:
+    if p is None:
+        return NONE
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+# -- accuracy --------------------------------------------------------------------------------------------------------
+
+
+def accuracy_table(records: Records, cells: Sequence[Cell], known: Mapping[PairKey, str]) -> Table:
+    """Return the final test accuracy of the deployed network of each cell, its gain, published value and budget.
+
+    ``known`` holds the verdicts of declared claims. A network whose branch was never removed has a column of its own.
+    """
     columns = [
-        *_where(cells),
+        *where(cells),
         Column("n", [_count(cell) for cell in cells], "r"),
-        Column("Test accuracy, %", [with_interval(cell.accuracy) for cell in cells], "r"),
-        Column("Top-5, %", [with_interval(cell.top5) for cell in cells], "r", optional=True),
-        Column("Gain, points", [gain_text(cell.gain) for cell in cells], "r", optional=True),
+        Column("Test accuracy, %", [with_interval(cell.numbers.accuracy) for cell in cells], "r"),
+        Column(
+            "Never removed, %",
+            [with_interval(cell.numbers.expanded) if cell.kept else "" for cell in cells],
+            "r",
+            optional=True,
+        ),
+        Column("Top-5, %", [with_interval(cell.numbers.top5) for cell in cells], "r", optional=True),
+        Column("Gain, points", [gain_text(cell.pairing) for cell in cells], "r", optional=True),
         Column("Published, %", [_published(cell) for cell in cells], "r"),
-        Column("Budget", [_budget(cell) for cell in cells], "r", common=True),
-        Column("Batch", [str(cell.batch_size or "") for cell in cells], "r", common=True),
-        Column("Precision", [cell.precision or "" for cell in cells], common=True),
+        Column("Budget", [budget(cell) for cell in cells], "r", common=True),
+        Column("Batch", [str(cell.facts.batch_size or "") for cell in cells], "r", common=True),
+        Column("Precision", [cell.facts.precision or "" for cell in cells], common=True),
         Column("Device", ["; ".join(cell.devices) for cell in cells], common=True),
         Column("Flags", ["; ".join(cell.flags) for cell in cells], note=True),
     ]
@@ -148,51 +163,46 @@ def accuracy_table(records: Records, cells: Sequence[Cell]) -> Table:
         "of published values. The ids of the runs are in the CSV file.",
         *records.notes,
     ]
-    return Table("accuracy", f"{records.title}: accuracy", columns, _accuracy_data(records, cells), notes)
+    if records.tuning:
+        notes.append(
+            f"{plural(records.tuning, 'trial')} that chose the configurations never saw the test images and stand in no "
+            "table; tuning.jsonl beside the records says what was chosen from what."
+        )
+    data = _accuracy_data(records, cells, known)
+    return Table("accuracy", f"{records.title}: accuracy", columns, data, notes)
 
 
-def _ends(prefix: str, interval: st.Interval) -> dict[str, Any]:
-    return {f"{prefix}": interval.mean, f"{prefix}_low": interval.low, f"{prefix}_high": interval.high}
-
-
-def _accuracy_data(records: Records, cells: Sequence[Cell]) -> pd.DataFrame:
+def _accuracy_data(records: Records, cells: Sequence[Cell], known: Mapping[PairKey, str]) -> pd.DataFrame:
     rows = []
     for cell in cells:
-        gain = cell.gain.interval if cell.gain is not None else st.Interval(0, None)
+        numbers, pairing = cell.numbers, cell.pairing
+        gain = pairing.gain.interval if pairing is not None else st.Interval(0, None)
+        published = [f"{c.match.row.accuracy} {c.match.row.kind}" for c in cell.comparisons]
         rows.append(
             {
                 "experiment": records.name,
                 "arm": cell.arm,
-                "baseline": cell.baseline,
-                "role": cell.role,
-                **_place(cell),
+                "baseline": cell.runs.baseline,
+                "role": cell.runs.role,
+                **place(cell),
                 "device": "; ".join(cell.devices),
-                "n": cell.accuracy.n,
-                "wanted": cell.wanted,
-                **_ends("accuracy", cell.accuracy),
-                "accuracy_note": cell.accuracy.note,
-                "accuracy_by_seed": " ".join(f"{seed}:{_cell(value)}" for seed, value in cell.values.items()),
-                "test_set_low": cell.test_set and cell.test_set[0],
-                "test_set_high": cell.test_set and cell.test_set[1],
-                **_ends("gain", gain),
-                "gain_n": gain.n if cell.gain is not None else None,
+                "n": len(cell.runs.done),
+                "wanted": len(cell.trials),
+                **ends("accuracy", numbers.accuracy),
+                "accuracy_note": numbers.accuracy.note,
+                "accuracy_by_seed": _by_seed(numbers.values),
+                "test_set_low": numbers.test_set and numbers.test_set[0],
+                "test_set_high": numbers.test_set and numbers.test_set[1],
+                **(ends("never_removed", numbers.expanded) if cell.kept else _NOTHING_KEPT),
+                **ends("gain", gain),
+                "gain_n": gain.n if pairing is not None else None,
                 "gain_note": gain.note,
-                "claim": cell.claim,
-                "published": "; ".join(f"{c.match.row.accuracy} {c.match.row.kind}" for c in cell.comparisons)
-                or ("not available" if cell.arm is not None else ""),
-                **_ends("top5", cell.top5),
-                "selected": cell.selected.mean,
-                "best_on_test": cell.best.mean,
-                **{
-                    key: cell.mean_of(key)
-                    for key in (
-                        "wall_seconds",
-                        "peak_memory_bytes",
-                        "model_bits",
-                        "bit_operations",
-                        "train_flops",
-                    )
-                },
+                "claim": verdict_of(cell, known),
+                "published": "; ".join(published) or ("not available" if cell.arm is not None else ""),
+                **ends("top5", numbers.top5),
+                "selected": numbers.selected.mean,
+                "best_on_test": numbers.best.mean,
+                **{key: cell.mean_of(key) for key in _COSTS},
                 "flags": "; ".join(cell.flags),
                 "runs": " ".join(str(trial["id"] or "?") for trial in cell.trials),
             }
@@ -200,353 +210,121 @@ def _accuracy_data(records: Records, cells: Sequence[Cell]) -> pd.DataFrame:
     return pd.DataFrame(rows, dtype=object)
 
 
-def _place(cell: Cell) -> dict[str, Any]:
+_NOTHING_KEPT = dict.fromkeys(("never_removed", "never_removed_low", "never_removed_high"))
+
+
+def _by_seed(values: Mapping[int, float]) -> str:
+    return " ".join(f"{seed}:{csv_cell(value)}" for seed, value in values.items())
+
+
+# -- gains and claims ------------------------------------------------------------------------------------------------
+
+
+def gains_table(records: Records, cells: Sequence[Cell], known: Mapping[PairKey, str]) -> Table | None:
+    """Return every gain over a baseline with its interval; None without any gain. ``known``: verdicts of claims."""
+    entries = [(cell, cell.pairing) for cell in cells if cell.pairing is not None]
+    if not entries:
+        return None
+    gained = [cell for cell, _ in entries]
+    columns = [
+        *where(gained),
+        Column("Baseline", [cell.runs.baseline or "" for cell in gained], common=True),
+        Column("Budget", [budget(cell) for cell in gained], "r", common=True),
+        Column("Pairs", [str(pairing.gain.interval.n) for _, pairing in entries], "r"),
+        Column("Gain, points", [gain_text(pairing) for _, pairing in entries], "r"),
+        Column("Seeds' spread, ratio", [_ratio_text(pairing.ratio) for _, pairing in entries], "r"),
+        Column("Claim", [verdict_of(cell, known) for cell in gained], common=True),
+    ]
+    data = [
+        {
+            "experiment": records.name,
+            "arm": cell.arm,
+            "baseline": cell.runs.baseline,
+            **place(cell),
+            **_pair_columns(pairing),
+            "claim": verdict_of(cell, known),
+        }
+        for cell, pairing in entries
+    ]
+    notes = [
+        "Gains are paired by seed, with their 95 % t-interval, uncorrected. A gain without a declared claim is "
+        "exploratory: it has an interval and no verdict. Ratio of the seeds' spread: standard deviation over seeds, the "
+        "arm's over its baseline's, with the 95 % interval of Pitman and Morgan; below 1 the arm depends less on the seed."
+    ]
+    frame = pd.DataFrame(data, dtype=object)
+    return Table("gains", f"{records.title}: gains over the baseline", columns, frame, notes)
+
+
+def _pair_columns(pairing: Pairing) -> dict[str, Any]:
+    gain, test = pairing.gain, pairing.test
     return {
-        "dataset": cell.dataset,
-        "network": cell.network,
-        "width": cell.width,
-        "quantizer": cell.quantizer,
-        "bits": "/".join(map(str, cell.bits)) if cell.bits else None,
-        "strategy": cell.strategy,
-        "settings": cell.settings,
-        "epochs": cell.epochs,
-        "batch_size": cell.batch_size,
-        "precision": cell.precision,
-        "train_images": cell.train_images,
-        "images_processed": cell.images,
+        "pairs": gain.interval.n,
+        "seeds": " ".join(map(str, gain.seeds)),
+        **ends("gain", gain.interval),
+        "gain_note": gain.interval.note,
+        "p_t_test": gain.p_value,
+        "p_sign_flip": test and test.p_value,
+        "p_smallest": test and test.smallest,
+        **ends("spread_ratio", pairing.ratio),
     }
 
 
-def claims_table(records: Records, cells: Sequence[Cell]) -> Table | None:
-    """One row a gain, with what may be claimed at a family-wise error of 5 %; None without any gain."""
-    cells = [cell for cell in cells if cell.gain is not None]
-    if not cells:
+def claims_table(records: Records, judged: Sequence[Judged]) -> Table | None:
+    """Return the declared claims with their tests and verdicts; None where none was declared."""
+    entries = [(entry, entry.cell, entry.pairing) for entry in judged if entry.cell and entry.pairing]
+    absent = [entry for entry in judged if not (entry.cell and entry.pairing)]
+    if not judged:
         return None
-    tested = sum(cell.adjusted is not None for cell in cells)
-    gains = [cell.gain for cell in cells if cell.gain is not None]
     columns = [
-        *_where(cells),
-        Column("Baseline", [cell.baseline or "" for cell in cells], common=True),
-        Column("Budget", [_budget(cell) for cell in cells], "r", common=True),
-        Column("Pairs", [str(gain.interval.n) for gain in gains], "r"),
-        Column("Gain, points", [gain_text(gain) for gain in gains], "r"),
-        Column("p", [NONE if gain.p_value is None else _p(gain.p_value) for gain in gains], "r"),
-        Column("p (Holm)", [NONE if cell.adjusted is None else _p(cell.adjusted) for cell in cells], "r"),
-        Column("Claim", [cell.claim for cell in cells]),
+        *where([cell for _, cell, _ in entries]),
+        Column("Over", [entry.claim.over for entry, _, _ in entries], common=True),
+        Column("At", [entry.claim.at for entry, _, _ in entries], common=True),
+        Column("Operations", [_times(entry.operations) for entry, _, _ in entries], "r"),
+        Column("Pairs", [str(pairing.gain.interval.n) for _, _, pairing in entries], "r"),
+        Column("Gain, points", [gain_text(pairing) for _, _, pairing in entries], "r"),
+        Column(
+            "p, exact", [_p(pairing.test.p_value if pairing.test else None) for _, _, pairing in entries], "r"
+        ),
+        Column(
+            "smallest",
+            [_p(pairing.test.smallest if pairing.test else None) for _, _, pairing in entries],
+            "r",
+        ),
+        Column("p (Holm)", [_p(entry.p_holm) for entry, _, _ in entries], "r"),
+        Column("Margin", [f"{entry.claim.margin:g}" for entry, _, _ in entries], "r", common=True),
+        Column("p, equivalent (Holm)", [_p(entry.p_equivalence_holm) for entry, _, _ in entries], "r"),
+        Column("Seeds' spread, ratio", [_ratio_text(pairing.ratio) for _, _, pairing in entries], "r"),
+        Column("Verdict", [entry.verdict for entry, _, _ in entries]),
     ]
     data = [
         {
             "experiment": records.name,
             "arm": cell.arm,
-            "baseline": cell.baseline,
-            **_place(cell),
-            "pairs": gain.interval.n,
-            "seeds": " ".join(map(str, gain.seeds)),
-            **_ends("gain", gain.interval),
-            "gain_note": gain.interval.note,
-            "p_value": gain.p_value,
-            "p_holm": cell.adjusted,
-            "claim": cell.claim,
+            "over": entry.claim.over,
+            "at": entry.claim.at,
+            "margin": entry.claim.margin,
+            **place(cell),
+            "operations_ratio": entry.operations,
+            **_pair_columns(pairing),
+            "p_holm": entry.p_holm,
+            "p_equivalence": entry.p_equivalence,
+            "p_equivalence_holm": entry.p_equivalence_holm,
+            "verdict": entry.verdict,
         }
-        for cell, gain in zip(cells, gains, strict=True)
+        for entry, cell, pairing in entries
     ]
     notes = [
-        "Two-sided paired t-tests, corrected by Holm's method over the "
-        f"{tested} gain{'s' * (tested != 1)} of this experiment that can be tested: the chance of one false claim or more "
-        "in this table is at most 5 %. No claim is made on one pair, on identical differences, or where a run diverged."
+        f"{plural(len(judged), 'claim')} declared in the experiment file before the runs. p, exact: sign-flip test of the "
+        "paired differences; smallest: the smallest p that so many pairs can give, so few pairs claim nothing. Holm's "
+        "correction runs over the declared claims alone, once for differences and once for equivalence within the margin "
+        "(two one-sided t-tests); each kind of statement is wrong in at most 5 % of such tables. better, worse: the "
+        "corrected exact test is at most 0.05 and the interval excludes 0. A pair of arms is tested on all its seeds.",
+        *(f"{entry.claim.arm} over {entry.claim.over}: {entry.verdict}." for entry in absent),
     ]
     return Table(
-        "claims",
-        f"{records.title}: gains over the baseline",
-        columns,
-        pd.DataFrame(data, dtype=object),
-        notes,
+        "claims", f"{records.title}: declared claims", columns, pd.DataFrame(data, dtype=object), notes
     )
 
 
-def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def published_table(records: Records, cells: Sequence[Cell]) -> Table:
-    """One row a published value that a cell can be held against; cells that have none say ``not available``."""
-    entries: list[tuple[Cell, Comparison | None]] = []
-    for cell in cells:
-        if cell.arm is not None:
-            entries.extend((cell, comparison) for comparison in cell.comparisons)
-            if not cell.comparisons:
-                entries.append((cell, None))
-    ours = [_ours(cell, c) for cell, c in entries]
-    columns = [
-        *_where([cell for cell, _ in entries]),
-        Column("Ours, %", [with_interval(interval) for interval in ours], "r"),
-        Column(
-            "Published, %", [f"{c.match.row.accuracy:.2f}" if c else "not available" for _, c in entries], "r"
-        ),
-        Column("Metric", [c.match.row.metric if c else "" for _, c in entries], common=True),
-        Column("Kind", [_kind(c.match.row.kind) if c else "" for _, c in entries]),
-        Column("Source", [c.match.row.source if c else "" for _, c in entries]),
-        Column("Verdict", [f"{c.verdict.word}: {c.verdict.reason}" if c else "" for _, c in entries]),
-        Column("Remarks", [_remarks(c) for _, c in entries], note=True),
-    ]
-    data = []
-    for (cell, c), interval in zip(entries, ours, strict=True):
-        row = c.match.row if c else None
-        data.append(
-            {
-                "experiment": records.name,
-                "arm": cell.arm,
-                **_place(cell),
-                "n": interval.n,
-                **_ends("ours", interval),
-                "published": row.accuracy if row else "not available",
-                "metric": row.metric if row else None,
-                "kind": row.kind if row else None,
-                "verdict": c.verdict.word if c else None,
-                "reason": c.verdict.reason if c else None,
-                "reading_error": row.reading_error if row else None,
-                "table": row.table if row else None,
-                "published_network": row.network if row else None,
-                "published_method": row.method if row else None,
-                "source": row.source if row else None,
-                "source_location": row.source_location if row else None,
-                "arxiv_id": row.arxiv_id if row else None,
-                "note": row.note if row else None,
-                "remarks": "; ".join(c.match.remarks) if c else None,
-            }
-        )
-    notes = [
-        f"reproduced: the 95 % interval of our mean lies within {st.MARGIN:g} point of the published value; not reproduced: "
-        "it lies farther off; inconclusive: neither, or no interval, or far from a value that is only quoted; not "
-        "comparable: another budget, data or network. Published rows are never averaged. Kinds: original (the method's "
-        "authors), rerun (by another paper), reproduction (a repository's own), quoted (copied)."
-    ]
-    frame = pd.DataFrame(data, dtype=object)
-    return Table("published", f"{records.title}: published values beside ours", columns, frame, notes)
-
-
-def _ours(cell: Cell, comparison: Comparison | None) -> st.Interval:
-    return cell.top5 if comparison is not None and comparison.match.row.metric == "top5" else cell.accuracy
-
-
-def _remarks(comparison: Comparison | None) -> str:
-    if comparison is None:
-        return ""
-    row = comparison.match.row
-    error = f"read off a figure, ± {row.reading_error:g}" if row.reading_error is not None else ""
-    return "; ".join(filter(None, [*comparison.match.remarks, error, row.note]))
-
-
-def convergence_table(records: Records, rows: Sequence[Convergence]) -> Table | None:
-    """One row a cell: epochs and seconds to the baseline's accuracy, the dip at removal and the recovery."""
-    rows = [row for row in rows if row.threshold is not None and row.epochs_deployed.n]
-    if not rows:
-        return None
-    cells = [row.cell for row in rows]
-    columns = [
-        *_where(cells),
-        Column("Budget", [_budget(cell) for cell in cells], "r", common=True),
-        Column("Threshold, %", [f"{row.threshold:g}" for row in rows], "r", common=True),
-        Column("Epochs, deployed", [_time(row.epochs_deployed, row.cell.epochs) for row in rows], "r"),
-        Column("held from", [_time(row.epochs_held, row.cell.epochs) for row in rows], "r"),
-        Column("Epochs, as trained", [_time(row.epochs_trained, row.cell.epochs) for row in rows], "r"),
-        Column("Seconds, deployed", [_time(row.seconds_deployed, None) for row in rows], "r"),
-        Column("Seconds, as trained", [_time(row.seconds_trained, None) for row in rows], "r"),
-        Column("Mean of the curve, %", [with_interval(row.mean_curve) for row in rows], "r"),
-        Column("Dip at removal", [with_interval(row.dip) for row in rows], "r", optional=True),
-        Column(
-            "Recovery, epochs",
-            [_time(row.recovery, None) if row.recovery.n else NONE for row in rows],
-            "r",
-            optional=True,
-        ),
-    ]
-    data = []
-    for row in rows:
-        times = {
-            "epochs_deployed": row.epochs_deployed,
-            "epochs_held": row.epochs_held,
-            "epochs_trained": row.epochs_trained,
-            "seconds_deployed": row.seconds_deployed,
-            "seconds_trained": row.seconds_trained,
-            "recovery_epochs": row.recovery,
-        }
-        entry = {
-            "experiment": records.name,
-            "arm": row.cell.arm,
-            **_place(row.cell),
-            "threshold": row.threshold,
-        }
-        entry["n"] = row.epochs_deployed.n
-        for key, value in times.items():
-            entry[key] = value.median
-            entry[f"{key}_reached"] = len(value.times)
-        data.append({**entry, **_ends("mean_curve", row.mean_curve), **_ends("dip", row.dip)})
-    notes = [
-        "Threshold: the largest multiple of 5 % not above the mean final accuracy of the arm's baseline (its own, where it "
-        "has none). Times are medians over seeds, with how many runs reached it; '> 40' or 'not reached': fewer than half "
-        "did within the budget. Deployed: the factor forced to 0; held from: at or above it to the end; as trained: with "
-        "the branch. Seconds are those of training on the device of the accuracy table. Dip: expanded accuracy at the "
-        "last epoch with the branch minus the lowest deployed accuracy after it; recovery: epochs until back there."
-    ]
-    frame = pd.DataFrame(data, dtype=object)
-    return Table("convergence", f"{records.title}: convergence", columns, frame, notes)
-
-
-def _time(time: st.TimeTo, budget: int | None) -> str:
-    if time.n == 0:
-        return NONE
-    reached = f"{len(time.times)}/{time.n}"
-    if time.median is None:
-        return f"> {budget} ({reached})" if budget else f"not reached ({reached})"
-    return f"{time.median:.0f}" + ("" if len(time.times) == time.n else f" ({reached})")
-
-
-def runs_table(records: Records, cells: Sequence[Cell]) -> Table:
-    """One row a trial, whatever became of it."""
-    entries = [(cell, trial) for cell in cells for trial in cell.trials]
-    columns = [
-        *_where([cell for cell, _ in entries]),
-        Column("Seed", [str(trial["seed"]) for _, trial in entries], "r"),
-        Column("Run", [trial["id"] or "?" for _, trial in entries]),
-        Column("Status", [trial["status"] for _, trial in entries]),
-        Column(
-            "Epochs", [f"{trial['epochs_done'] or 0:g}/{cell.epochs or '?'}" for cell, trial in entries], "r"
-        ),
-        Column("Accuracy, %", [_or_none(trial["accuracy"]) for _, trial in entries], "r"),
-        Column("Reason", [clean(trial["reason"] or "", 160) for _, trial in entries], note=True),
-    ]
-    data = [
-        {
-            "experiment": records.name,
-            "arm": cell.arm,
-            "role": cell.role,
-            **_place(cell),
-            "seed": trial["seed"],
-            "run": trial["id"],
-            "status": trial["status"],
-            "reason": trial["reason"],
-            "epochs_done": trial["epochs_done"],
-            "accuracy": trial["accuracy"],
-            "wall_seconds": trial["wall_seconds"],
-            "device": trial["device"],
-            "commit": trial["commit"],
-            "uncommitted_changes": trial["dirty"],
-            "versions": " ".join(f"{k}={v}" for k, v in sorted(trial["versions"].items())),
-            "data": (trial["data"] or "").strip('"'),
-            "flags": "; ".join([*trial["flags"], *trial["warnings"]]),
-        }
-        for cell, trial in entries
-    ]
-    return Table("runs", f"{records.title}: runs", columns, pd.DataFrame(data, dtype=object))
-
-
-def _or_none(value: float | None) -> str:
-    return NONE if value is None else f"{value:.2f}"
-
-
-# -- formats ---------------------------------------------------------------------------------------------------------
-
-
-def _cell(value: Any) -> Any:
-    """Return a CSV cell: nothing for None, numbers with eight significant digits, text made inert."""
-    if value is None or value is pd.NA:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.8g}"
-    return spreadsheet(value)
-
-
-def to_csv(data: pd.DataFrame) -> str:
-    """Return the table for machines."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(data.columns)
-    for row in data.itertuples(index=False):
-        writer.writerow([_cell(value) for value in row])
-    return out.getvalue()
-
-
-def to_markdown(table: Table) -> str:
-    """Return the table for reading, in GitHub's markdown."""
-    columns, same = table.shown()
-    lines = [f"## {markdown(table.title)}", ""]
-    if same:
-        lines += ["All rows: " + "; ".join(f"{markdown(t)} {markdown(v)}" for t, v in same) + ".", ""]
-    lines.append("| " + " | ".join(markdown(column.title) for column in columns) + " |")
-    lines.append("|" + "|".join("---:" if column.align == "r" else "---" for column in columns) + "|")
-    for row in zip(*(column.values for column in columns), strict=True):
-        lines.append("| " + " | ".join(markdown(value) for value in row) + " |")
-    for note in table.notes:
-        lines += ["", markdown(note)]
-    return "\n".join(lines) + "\n"
-
-
-def to_latex(table: Table) -> str:
-    r"""Return the table for LaTeX; needs ``\usepackage{booktabs}``. Long remarks become lettered notes below it."""
-    columns, same = table.shown()
-    remarks = [column for column in columns if column.note]
-    columns = [column for column in columns if not column.note]
-    letters: dict[str, str] = {}
-    marks = []
-    for row in (
-        zip(*(column.values for column in remarks), strict=True) if remarks else [()] * len(columns[0].values)
-    ):
-        own = [letters.setdefault(value, _letter(len(letters))) for value in row if value]
-        marks.append(f"\\textsuperscript{{{','.join(own)}}}" if own else "")
-    caption = latex(table.title) + "."
-    if same:
-        caption += " " + latex("; ".join(f"{t}: {v}" for t, v in same)) + "."
-    lines = [
-        "% needs \\usepackage{booktabs}",
-        "\\begin{table*}",
-        "  \\centering",
-        f"  \\caption{{{caption}}}",
-        f"  \\begin{{tabular}}{{{''.join(column.align for column in columns)}}}",
-        "    \\toprule",
-        "    " + " & ".join(latex(column.title) for column in columns) + " \\\\",
-        "    \\midrule",
-    ]
-    position = next((i for i, column in enumerate(columns) if column.title == "Arm"), 0)
-    for mark, row in zip(marks, zip(*(column.values for column in columns), strict=True), strict=True):
-        cells = [latex(value) for value in row]
-        cells[position] += mark
-        lines.append("    " + " & ".join(cells) + " \\\\")
-    lines += ["    \\bottomrule", "  \\end{tabular}"]
-    below = [f"\\textsuperscript{{{letter}}} {latex(value)}." for value, letter in letters.items()]
-    below += [latex(note) for note in table.notes]
-    if below:
-        lines += ["", "  \\smallskip", "  {\\footnotesize " + "\\\\\n  ".join(below) + "\\par}"]
-    lines += ["\\end{table*}"]
-    return "\n".join(lines) + "\n"
-
-
-def _letter(number: int) -> str:
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    return letters[number] if number < 26 else _letter(number // 26 - 1) + letters[number % 26]
-
-
-def to_html(table: Table) -> str:
-    """Return the table as an HTML fragment."""
-    columns, same = table.shown()
-    parts = []
-    if same:
-        parts.append(
-            "<p>All rows: " + "; ".join(f"{webpage(t)} <b>{webpage(v)}</b>" for t, v in same) + ".</p>"
-        )
-    head = "".join(f'<th class="{column.align}">{webpage(column.title)}</th>' for column in columns)
-    parts.append(f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>')
-    for row in zip(*(column.values for column in columns), strict=True):
-        cells = "".join(
-            f'<td class="{"note" if column.note else column.align}">{webpage(value)}</td>'
-            for column, value in zip(columns, row, strict=True)
-        )
-        parts.append(f"<tr>{cells}</tr>")
-    parts.append("</tbody></table></div>")
-    parts += [f'<p class="small">{webpage(note)}</p>' for note in table.notes]
-    return "\n".join(parts)
-
-
-FORMATS = {"md": to_markdown, "tex": to_latex, "csv": lambda table: to_csv(table.data)}
+def _times(ratio: float | None) -> str:
+    return NONE if ratio is None else f"× {ratio:.2f}"

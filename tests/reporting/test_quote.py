@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 
 from bench.errors import InputError
-from bench.reporting import quote
+from tools import quote
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/findings.md")
 ACCURACY = """arm,role,bits,settings,width,epochs,n,accuracy,accuracy_low,accuracy_high,accuracy_by_seed,\
-gain,gain_low,gain_high,gain_note,claim
-Plain,,1/1/32,,0.25,40,3,61.9,54.1,69.7,0:9.5 1:62.04 2:100,,,,,
-Plain,,1/2/32,,0.25,40,3,70.0,69.0,71.0,,,,,,
-"With, comma|bar",,1/1/32,,0.25,40,3,76.99,70.4,83.6,,15.09,1.3,28.88,,better
-Alone,,1/1/32,x=1,0.25,40,1,50,,,,-2.5,,,1 pair: no interval,not decided
-Plain,teacher,1/1/32,,0.25,40,3,99,98,100,,,,,,
+gain,gain_low,gain_high,gain_note,claim,never_removed,never_removed_low,never_removed_high
+Plain,,1/1/32,,0.25,40,3,61.9,54.1,69.7,0:9.5 1:62.04 2:100,,,,,,,,
+Plain,,1/2/32,,0.25,40,3,70.0,69.0,71.0,,,,,,,,,
+"With, comma|bar",,1/1/32,,0.25,40,3,76.99,70.4,83.6,,15.09,1.3,28.88,,better,,,
+Alone,,1/1/32,x=1,0.25,40,1,50,,,,-2.5,,,1 pair: no interval,exploratory,,,
+Same,,1/1/32,x=2,0.25,40,3,50,49,51,,-0.04,-0.2,0.04,,exploratory,,,
+Plain,teacher,1/1/32,,0.25,40,3,99,98,100,,,,,,,,,
 """
 CONVERGENCE = """arm,bits,settings,width,epochs,n,threshold,epochs_held,epochs_held_reached,epochs_trained,\
 epochs_trained_reached,seconds_deployed,seconds_deployed_reached,recovery_epochs,recovery_epochs_reached,dip,dip_low,dip_high
@@ -54,6 +55,7 @@ class TestValues:
             ("one interval; arm=With, comma|bar", "+1.3 to +28.9"),
             ("one least; arm=Plain; bits=1/1", "9.5"),
             ("one gain; arm=Alone", "-2.5 (1 pair: no interval)"),
+            ("one gain; arm=Same", "0.0 [-0.2, 0.0]"),
             ("one accuracy; arm=Alone", "50.0 (n = 1)"),
             ("one dip; arm=EXP", "-1.2 ± 2.0"),
             ("one recovery; arm=EXP", "1"),
@@ -99,7 +101,7 @@ class TestTables:
         text = quote.fill("<!--table gains one --><!--/-->", tables).splitlines()
         assert text[1] == "| Arm | W/A | Settings | n | Test accuracy, % | Gain, points | Claim |"
         assert text[5] == "| With, comma\\|bar | 1/1 | – | 3 | 77.0 ± 6.6 | +15.1 [+1.3, +28.9] | better |"
-        assert len(text) == 1 + 2 + 4 + 1
+        assert len(text) == 1 + 2 + 5 + 1
 
     def test_compute_counts_each_finished_run_once(self, tables: Path) -> None:
         text = quote.fill("<!--table compute all --><!--/-->", tables).splitlines()

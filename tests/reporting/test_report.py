@@ -10,19 +10,23 @@ import random
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from bench import text
 from bench.errors import InputError
-from bench.reporting import compare_tables, targets, write_report
-from bench.reporting.cells import make_cells
-from bench.reporting.page import make_report, page
+from bench.reporting import targets
+from bench.reporting.assembly import make_cells
+from bench.reporting.formats import FORMATS, to_csv, to_latex, to_markdown
+from bench.reporting.page import page
 from bench.reporting.records import read_experiment
-from bench.reporting.tables import FORMATS, to_csv, to_latex, to_markdown
+from bench.reporting.report import make_report
+from bench.reporting.selection import Selection
+from bench.reporting.write import write_report
 from tests.reporting.fake_records import SUM, Results
+from tools.compare import compare_tables
 
+ALL = Selection()
 GOLDEN = Path(__file__).parent / "golden"
 TITLE = "Two arms"
 EXPERIMENT = f"""
@@ -84,13 +88,15 @@ def test_accuracy_table_by_hand(tmp_path):
     assert "Data set digits" in table and "Budget 4 × 50,000 images" in table and "Device Test CPU" in table
 
 
-def test_claims_and_convergence_by_hand(tmp_path):
+def test_gains_and_convergence_by_hand(tmp_path):
     tables = _tables(_golden(tmp_path))
-    claim = _rows(tables["claims"])[0]
-    assert (claim["claim"], claim["pairs"], claim["seeds"]) == ("better", "3", "0 1 2")
-    assert (
-        float(claim["p_value"]) == pytest.approx(0.020204, abs=1e-6) and claim["p_holm"] == claim["p_value"]
-    )
+    gain = _rows(tables["gains"])[0]
+    assert (gain["claim"], gain["pairs"], gain["seeds"]) == ("exploratory", "3", "0 1 2")
+    assert float(gain["p_t_test"]) == pytest.approx(0.020204, abs=1e-6)
+    # three gains of one sign: 2 of 8 sign patterns; deviations sqrt 7 and 2
+    assert (gain["p_sign_flip"], gain["p_smallest"]) == ("0.25", "0.25")
+    assert float(gain["spread_ratio"]) == pytest.approx(math.sqrt(7) / 2)
+    assert "claims" not in tables
     plain, progressive = _rows(tables["convergence"])
     assert (plain["threshold"], plain["epochs_deployed"], plain["epochs_trained"]) == ("80", "4", "4")
     assert (plain["seconds_deployed"], plain["dip"]) == ("40", "")
@@ -108,7 +114,7 @@ def test_claims_and_convergence_by_hand(tmp_path):
 def test_tables_are_the_golden_ones(tmp_path, kind):
     """Regenerate ``tests/golden`` by hand only after checking each number: see ``_golden``."""
     tables = _tables(_golden(tmp_path))
-    for name in ("accuracy", "claims", "convergence"):
+    for name in ("accuracy", "gains", "convergence"):
         expected = GOLDEN / f"{name}.{kind}"
         assert FORMATS[kind](tables[name]) == expected.read_text(encoding="utf-8"), expected
 
@@ -122,7 +128,7 @@ def test_one_changed_number_changes_its_cells_alone(tmp_path):
         (i, key) for i, (a, b) in enumerate(zip(before, after, strict=True)) for key in a if a[key] != b[key]
     }
     own = {"accuracy", "accuracy_low", "accuracy_high", "accuracy_by_seed", "gain", "gain_low", "gain_high"}
-    assert changed - {(1, "claim")} == {(1, key) for key in own}
+    assert changed == {(1, key) for key in own}
     # 83, 86, 88 and gains 3, 4, 4: by hand
     assert float(after[1]["accuracy"]) == pytest.approx(257 / 3) and float(after[1]["gain"]) == pytest.approx(
         11 / 3
@@ -175,8 +181,7 @@ def test_nothing_is_dropped(tmp_path):
     assert "2 damaged (seeds 5, 6" in row["flags"] and "at chance (seed 7)" in row["flags"]
     assert {damaged, lying} <= set(row["runs"].split())
     assert "2 of 8" in to_markdown(tables["accuracy"])
-    claim = _rows(tables["claims"])[0]
-    assert claim["claim"] == "not decided: 1 pair lost to diverged runs" and claim["pairs"] == "2"
+    assert _rows(tables["gains"])[0]["pairs"] == "2"
     html = page(make_report(read_experiment(root, "two")))
     assert "out of memory" in html and "99.0" in html
 
@@ -186,7 +191,7 @@ def test_a_record_of_nothing_but_missing_runs_is_reported(tmp_path):
     results.experiment("two", EXPERIMENT)
     results.trial("two", "DoReFa-Net", None)
     results.trial("two", "EXP-Net", None, baseline="DoReFa-Net", strategy=SUM)
-    assert write_report(None, None, results.write(), tmp_path / "out") == 0
+    assert write_report(None, ALL, results.write(), tmp_path / "out") == 0
     assert "| 0 of 1 |" in (tmp_path / "out" / "two" / "accuracy.md").read_text()
 
 
@@ -203,7 +208,8 @@ def test_a_branch_that_stays_is_an_upper_bound(tmp_path):
             summary={"final_test_acc": None, "final_test_acc_expanded": 90.0 + seed},
         )
     row = _rows(_tables(results.write())["accuracy"])[0]
-    assert float(row["accuracy"]) == 90.5 and "upper bound" in row["flags"]
+    assert (row["accuracy"], row["gain"]) == ("", "") and float(row["never_removed"]) == 90.5
+    assert "upper bound" in row["flags"]
 
 
 # -- what is not averaged --------------------------------------------------------------------------------------------
@@ -220,8 +226,14 @@ def test_budgets_and_data_are_rows_of_their_own(tmp_path):
         "two", "DoReFa-Net", [10.0, 20.0, 30.0, 40.0], salt="revised"
     )  # the same configuration, another id
     cells = make_cells(read_experiment(results.write(), "two"))
-    assert sorted(next(iter(cell.values.values())) for cell in cells) == [40.0, 60.0, 70.0, 80.0, 90.0]
-    assert all(cell.accuracy.n == 1 for cell in cells)
+    assert sorted(next(iter(cell.numbers.values.values())) for cell in cells) == [
+        40.0,
+        60.0,
+        70.0,
+        80.0,
+        90.0,
+    ]
+    assert all(cell.numbers.accuracy.n == 1 for cell in cells)
     told = " ".join(flag for cell in cells for flag in cell.flags)
     assert "another row has other data" in told and "another identity" in told
     assert any("train_size 500" in cell.settings for cell in cells)
@@ -235,7 +247,7 @@ def test_mixed_code_and_versions_are_named(tmp_path):
         "two", "DoReFa-Net", [81.0], seed=1, provenance={"commit": "abc", "versions": {"torch": "2.14.0"}}
     )
     (cell,) = make_cells(read_experiment(results.write(), "two"))
-    assert cell.accuracy.n == 2
+    assert cell.numbers.accuracy.n == 2
     told = "; ".join(cell.flags)
     assert "2 code revisions: abc, c0ffee1234" in told and "several versions of torch: 2.11.0, 2.14.0" in told
 
@@ -283,29 +295,6 @@ def test_a_recorded_partner_is_used_and_longer_training_is_told(tmp_path):
     (tmp_path / "two" / "index.jsonl").unlink()
     row = next(r for r in _rows(_tables(results.write())["accuracy"]) if r["arm"] == "EXP-Net")
     assert row["gain"] == "" and "2 rows of its baseline fit" in row["flags"]
-
-
-def test_a_file_and_profile_restrict_the_report(tmp_path, monkeypatch):
-    results = Results(tmp_path / "runs")
-    results.experiment("two", EXPERIMENT)
-    wanted = results.trial("two", "DoReFa-Net", [10.0, 60.0])
-    results.trial("two", "DoReFa-Net", [10.0, 20.0, 80.0])
-    absent = "0123456789abcdef"
-    root = results.write()
-    lines = []
-    for id, seed in ((wanted, 0), (absent, 1)):
-        line = {"arm": "DoReFa-Net", "baseline": None, "grid": {"seed": seed}, "id": id}
-        lines.append(SimpleNamespace(**line, as_dict=lambda line=line: line))
-    config = {**read_experiment(root, "two").trials["config"][0], "seed": 1}
-    experiment = SimpleNamespace(
-        path=tmp_path / "two.toml",
-        name="two",
-        text=EXPERIMENT,
-        trials=[SimpleNamespace(id=absent, config=SimpleNamespace(dump=lambda: config))],
-        index=lines,
-    )
-    (cell,) = make_cells(read_experiment(root, "two", experiment))
-    assert cell.values == {0: 60.0} and [t["status"] for t in cell.trials] == ["done", "missing"]
 
 
 # -- published values ------------------------------------------------------------------------------------------------
@@ -501,7 +490,7 @@ def test_hostile_text_is_inert_in_every_format(tmp_path, capsys):
             "two", name, [1.0], seed=2, epochs=2, status="failed", summary={"reason": name}, salt=name
         )
     root = results.write()
-    assert write_report(None, None, root) == 0
+    assert write_report(None, ALL, root) == 0
     told = capsys.readouterr().out
     assert "\x1b" not in told and f"{2 * len(HOSTILE)} of {3 * len(HOSTILE)} runs done" in told
     out = root / "report" / "two"
@@ -581,14 +570,14 @@ def test_a_damaged_index_is_named(tmp_path):
 
 def test_figures_and_files(tmp_path, capsys):
     root = _golden(tmp_path)
-    assert write_report(None, None, root) == 0
+    assert write_report(None, ALL, root) == 0
     out = root / "report" / "two"
     written = {path.name for path in out.iterdir()}
     assert {
         "accuracy.md",
         "accuracy.csv",
         "accuracy.tex",
-        "claims.md",
+        "gains.md",
         "published.csv",
         "runs.csv",
         "index.html",
@@ -596,7 +585,7 @@ def test_figures_and_files(tmp_path, capsys):
     assert {"curves.png", "curves.pdf", "curves.csv", "forest.png", "forest.pdf", "convergence.md"} <= written
     assert str(out / "accuracy.md") in capsys.readouterr().out
     first = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert write_report(None, None, root) == 0
+    assert write_report(None, ALL, root) == 0
     assert {path.name: path.read_bytes() for path in out.iterdir()} == first  # no dates anywhere
     width = int.from_bytes(first["curves.png"][16:20], "big")
     assert width == 700  # 3.5 inches at 200 dots
@@ -609,14 +598,14 @@ def test_figures_and_files(tmp_path, capsys):
 
 def test_formats_are_chosen_and_checked(tmp_path):
     root = _golden(tmp_path)
-    assert write_report(None, None, root, tmp_path / "out", ["md"]) == 0
-    assert {path.suffix for path in (tmp_path / "out" / "two").iterdir()} == {".md"}
+    assert write_report(None, ALL, root, tmp_path / "out", ["md"]) == 0
+    assert {path.suffix for path in (tmp_path / "out" / "two").iterdir()} == {".md", ".txt"}
     with pytest.raises(InputError, match="docx"):
-        write_report(None, None, root, None, ["docx"])
+        write_report(None, ALL, root, None, ["docx"])
     with pytest.raises(InputError, match="no experiment is recorded"):
-        write_report(None, None, tmp_path / "nothing")
+        write_report(None, ALL, tmp_path / "nothing")
     with pytest.raises(InputError, match="--profile"):
-        write_report(None, "quick", root)
+        write_report(None, Selection("quick"), root)
 
 
 def test_a_record_made_before_a_field_or_option_was_added_has_its_default(tmp_path):
@@ -634,7 +623,7 @@ def test_a_record_made_before_a_field_or_option_was_added_has_its_default(tmp_pa
 
 
 def test_a_gain_under_a_heading_says_what_it_differs_in_from_those_beside_it(tmp_path):
-    from bench.reporting import curves
+    from bench.reporting import figures
 
     results = Results(tmp_path)
     cells, headings = [], {}
@@ -647,15 +636,14 @@ def test_a_gain_under_a_heading_says_what_it_differs_in_from_those_beside_it(tmp
                 results.trial(name, "S", [10.0, 60.0], baseline="P", seed=seed, width=width, strategy=SUM)
         headings[len(cells)] = name
         cells += make_cells(read_experiment(results.write(), name))
-    figure = curves.forest_figure(cells, headings=headings)
+    figure = figures.forest_figure(cells, headings=headings)
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert [text for text in texts if text.startswith("S")] == ["S", "S, width 0.5", "S, width 1"]
-    curves.close(figure)
+    figures.close(figure)
 
 
 def test_widths_stand_beside_the_published_ones(tmp_path):
-    from bench.reporting import curves
-    from bench.reporting.cells import compare_published
+    from bench.reporting import figures
 
     results = Results(tmp_path)
     results.experiment("two", 'title = "T"\ntargets = ["svhn_figure"]\n[[arms]]\nname = "DoReFa-Net"\n')
@@ -663,16 +651,15 @@ def test_widths_stand_beside_the_published_ones(tmp_path):
         curve = None if accuracy is None else [10.0, accuracy]
         results.trial("two", "DoReFa-Net", curve, width=width, dataset={"kind": "svhn", "extra": True})
     records = read_experiment(results.write(), "two")
-    cells = make_cells(records)
     names = targets.load_names()
     rows = targets.load_table(targets.find_table("svhn_figure", []), names)
-    compare_published(cells, records, {"svhn_figure": rows}, names)
-    figure = curves.width_figure(cells, curves.looks(cells))
+    cells = make_cells(records, {"svhn_figure": rows}, names)
+    figure = figures.width_figure(cells, figures.looks(cells))
     assert figure is not None
     drawn = [line.get_ydata().tolist() for line in figure.axes[0].lines if len(line.get_xdata())]
     assert [81.6, 90.09, 97.22] in drawn  # published, the missing width's too
     assert [70.0, 80.0] in drawn and [0.03] in drawn  # ours, and the cross
-    curves.close(figure)
+    figures.close(figure)
 
 
 # -- make reproduce --------------------------------------------------------------------------------------------------
@@ -680,7 +667,7 @@ def test_widths_stand_beside_the_published_ones(tmp_path):
 
 def test_comparison_with_a_committed_table(tmp_path, capsys):
     def report(name: str, change=None) -> Path:
-        write_report(None, None, _golden(tmp_path / name, change), tmp_path / name / "out", ["csv"])
+        write_report(None, ALL, _golden(tmp_path / name, change), tmp_path / name / "out", ["csv"])
         return tmp_path / name / "out" / "two"
 
     same, other = report("a"), report("b", (1, 84.0))
@@ -710,7 +697,10 @@ def test_latex_of_the_golden_table_is_well_formed(tmp_path):
 @pytest.mark.parametrize("profile", [None, "quick"])
 def test_an_experiment_of_which_nothing_ran_is_all_missing(tmp_path, profile):
     file = Path(__file__).parents[2] / "experiments" / "digits.toml"
-    assert write_report([file], profile, tmp_path / "runs", tmp_path / "out", ["csv", "md", "html"]) == 0
+    assert (
+        write_report([file], Selection(profile), tmp_path / "runs", tmp_path / "out", ["csv", "md", "html"])
+        == 0
+    )
     rows = list(csv.DictReader((tmp_path / "out" / "digits" / "runs.csv").open()))
     assert {row["status"] for row in rows} == {"missing"}
     assert {row["arm"] for row in rows} >= {"DoReFa-Net", "EXP-Net (DoReFa, sum)", "Full precision"}

@@ -1,0 +1,157 @@
+"""The declared claims of experiments, tested on all seeds of each pair of arms, with one verdict a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from bench.experiments.claims import EQUAL_EPOCHS, Claim
+from bench.reporting import statistics as st
+from bench.reporting.cells import Cell, Pairing
+from bench.reporting.pairing import axis, best_partners, compare
+
+TOLERANCE = 0.05  # how far the operations of two arms may be apart "at equal operations"
+PairKey = tuple[object, object]  # the identities of two cells
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A declared claim at one grid point.
+
+    ``cell`` and ``pairing`` are None where no run fits the claim. ``operations`` is the ratio of the training
+    operations, the arm's over those of the arm that it is compared with. The p-values with ``_holm`` are corrected
+    over all claims of the experiment.
+    """
+
+    claim: Claim
+    cell: Cell | None
+    pairing: Pairing | None
+    operations: float | None
+    p_holm: float | None
+    p_equivalence: float | None
+    p_equivalence_holm: float | None
+    verdict: str
+
+
+def seeds_of_all(cells: Iterable[Cell]) -> dict[object, dict[int, float]]:
+    """Return the accuracies by seed of each cell identity, over all experiments that have it."""
+    pool: dict[object, dict[int, float]] = {}
+    for cell in cells:
+        pool.setdefault(cell.identity, {}).update(cell.numbers.values)
+    return pool
+
+
+def judge(
+    claims: Sequence[Claim],
+    cells: Sequence[Cell],
+    pool: Mapping[object, Mapping[int, float]] | None = None,
+) -> list[Judged]:
+    """Return the declared claims of an experiment with their verdicts.
+
+    Args:
+        claims: The claims of the experiment file, in its order. A claim covers each grid point that its pair of arms
+            has, and each of them is one test of the family that Holm's correction runs over.
+        cells: The cells of the experiment.
+        pool: ``seeds_of_all`` of every experiment of the report: a claim is tested on all seeds of its pair.
+    """
+    pool = seeds_of_all(cells) if pool is None else pool
+    found = [match for claim in claims for match in _matches(claim, cells, pool)]
+    equivalence = [
+        None if pairing is None else _equivalence(cell, pairing, claim, pool)
+        for claim, cell, pairing in found
+    ]
+    p_holm = st.holm_of_known([p.test.p_value if p is not None and p.test else None for _, _, p in found])
+    e_holm = st.holm_of_known(equivalence)
+    return [
+        _judged(claim, cell, pairing, p, e, e_corrected)
+        for (claim, cell, pairing), p, e, e_corrected in zip(found, p_holm, equivalence, e_holm, strict=True)
+    ]
+
+
+def verdicts(judged: Iterable[Judged]) -> dict[PairKey, str]:
+    """Return the verdict of each pair of cells, by their identities; the first declaration of a pair counts."""
+    found: dict[PairKey, str] = {}
+    for entry in judged:
+        if entry.cell is not None and entry.pairing is not None:
+            found.setdefault((entry.cell.identity, entry.pairing.against.identity), entry.verdict)
+    return found
+
+
+def verdict_of(cell: Cell, known: Mapping[PairKey, str]) -> str:
+    """Return what a table says of a cell's gain: the verdict of its declared claim, else that it is exploratory."""
+    if cell.pairing is None:
+        return ""
+    return known.get((cell.identity, cell.pairing.against.identity), st.EXPLORATORY)
+
+
+def _matches(
+    claim: Claim, cells: Sequence[Cell], pool: Mapping[object, Mapping[int, float]]
+) -> list[tuple[Claim, Cell | None, Pairing | None]]:
+    found: list[tuple[Claim, Cell | None, Pairing | None]] = []
+    others = [cell for cell in cells if cell.arm == claim.over]
+    for cell in cells:
+        if cell.arm != claim.arm or not all(_same(axis(cell, key), value) for key, value in claim.where):
+            continue
+        fitting = best_partners(cell, others)
+        if len(fitting) == 1:
+            against = fitting[0]
+            partners = {trial["seed"]: trial for trial in against.trials}
+            pairing = compare(cell, against, pool[cell.identity], pool[against.identity], partners)
+            found.append((claim, cell, pairing))
+        else:
+            found.append((claim, cell, None))
+    return found or [(claim, None, None)]
+
+
+def _same(ours: object, wanted: object) -> bool:
+    return ours == wanted or str(ours) == str(wanted)
+
+
+def _equivalence(
+    cell: Cell | None, pairing: Pairing, claim: Claim, pool: Mapping[object, Mapping[int, float]]
+) -> float | None:
+    assert cell is not None
+    differences = st.differences(pool[cell.identity], pool[pairing.against.identity])
+    return st.equivalence(list(differences.values()), claim.margin)
+
+
+def _judged(
+    claim: Claim,
+    cell: Cell | None,
+    pairing: Pairing | None,
+    p_holm: float | None,
+    p_equivalence: float | None,
+    p_equivalence_holm: float | None,
+) -> Judged:
+    if cell is None or pairing is None:
+        told = "no run of this pair of arms" if cell is None else f"no single row of {claim.over} fits"
+        return Judged(claim, cell, None, None, None, None, None, f"no claim: {told}")
+    ours, theirs = cell.mean_of("train_flops"), pairing.against.mean_of("train_flops")
+    operations = ours / theirs if ours and theirs else None
+    verdict = st.verdict_on_claim(
+        pairing.gain.interval,
+        pairing.test,
+        p_holm,
+        p_equivalence_holm,
+        _obstacle(claim, cell, pairing, operations),
+    )
+    return Judged(claim, cell, pairing, operations, p_holm, p_equivalence, p_equivalence_holm, verdict)
+
+
+def _obstacle(claim: Claim, cell: Cell, pairing: Pairing, operations: float | None) -> str:
+    """Return why no claim can be made on a pair, or ""."""
+    against = pairing.against
+    if pairing.lost:
+        return f"{pairing.lost} pair{'s' * (pairing.lost > 1)} lost to diverged runs"
+    if cell.kept or against.kept:
+        return "a branch was never removed"
+    if cell.at_chance and against.at_chance:
+        return "both arms are at chance"
+    if claim.at == EQUAL_EPOCHS:
+        ours, theirs = cell.facts.epochs, against.facts.epochs
+        return f"{ours} epochs against {theirs}" if ours != theirs else ""
+    if operations is None:
+        return "" if pairing.test is None else "the operations were not recorded"
+    if abs(operations - 1) > TOLERANCE:
+        return f"{operations:.2f} times the operations of {claim.over}"
+    return ""

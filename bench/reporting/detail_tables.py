@@ -1,0 +1,198 @@
+"""The tables behind the main ones: published values, convergence, runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from bench.reporting import statistics as st
+from bench.reporting.cells import Cell, Comparison
+from bench.reporting.convergence import Convergence
+from bench.reporting.records import Records
+from bench.reporting.table import NONE, Column, Table
+from bench.reporting.tables import budget, ends, kind_name, place, where, with_interval
+from bench.text import clean
+
+
+def published_table(records: Records, cells: Sequence[Cell]) -> Table:
+    """One row a published value that a cell can be held against; cells that have none say ``not available``."""
+    entries: list[tuple[Cell, Comparison | None]] = []
+    for cell in cells:
+        if cell.arm is not None:
+            entries.extend((cell, comparison) for comparison in cell.comparisons)
+            if not cell.comparisons:
+                entries.append((cell, None))
+    ours = [_ours(cell, c) for cell, c in entries]
+    columns = [
+        *where([cell for cell, _ in entries]),
+        Column("Ours, %", [with_interval(interval) for interval in ours], "r"),
+        Column(
+            "Published, %", [f"{c.match.row.accuracy:.2f}" if c else "not available" for _, c in entries], "r"
+        ),
+        Column("Metric", [c.match.row.metric if c else "" for _, c in entries], common=True),
+        Column("Kind", [kind_name(c.match.row.kind) if c else "" for _, c in entries]),
+        Column("Source", [c.match.row.source if c else "" for _, c in entries]),
+        Column("Verdict", [f"{c.verdict.word}: {c.verdict.reason}" if c else "" for _, c in entries]),
+        Column("Remarks", [_remarks(c) for _, c in entries], note=True),
+    ]
+    data = []
+    for (cell, c), interval in zip(entries, ours, strict=True):
+        row = c.match.row if c else None
+        data.append(
+            {
+                "experiment": records.name,
+                "arm": cell.arm,
+                **place(cell),
+                "n": interval.n,
+                **ends("ours", interval),
+                "published": row.accuracy if row else "not available",
+                "metric": row.metric if row else None,
+                "kind": row.kind if row else None,
+                "verdict": c.verdict.word if c else None,
+                "reason": c.verdict.reason if c else None,
+                "reading_error": row.reading_error if row else None,
+                "table": row.table if row else None,
+                "published_network": row.network if row else None,
+                "published_method": row.method if row else None,
+                "source": row.source if row else None,
+                "source_location": row.source_location if row else None,
+                "arxiv_id": row.arxiv_id if row else None,
+                "note": row.note if row else None,
+                "remarks": "; ".join(c.match.remarks) if c else None,
+            }
+        )
+    notes = [
+        f"reproduced: the 95 % interval of our mean lies within {st.MARGIN:g} point of the published value; not reproduced: "
+        "it lies farther off; inconclusive: neither, or no interval, or far from a value that is only quoted; not "
+        "comparable: another budget, data or network. Published rows are never averaged. Kinds: original (the method's "
+        "authors), rerun (by another paper), reproduction (a repository's own), quoted (copied)."
+    ]
+    frame = pd.DataFrame(data, dtype=object)
+    return Table("published", f"{records.title}: published values beside ours", columns, frame, notes)
+
+
+def _ours(cell: Cell, comparison: Comparison | None) -> st.Interval:
+    return (
+        cell.numbers.top5
+        if comparison is not None and comparison.match.row.metric == "top5"
+        else cell.numbers.accuracy
+    )
+
+
+def _remarks(comparison: Comparison | None) -> str:
+    if comparison is None:
+        return ""
+    row = comparison.match.row
+    error = f"read off a figure, ± {row.reading_error:g}" if row.reading_error is not None else ""
+    return "; ".join(filter(None, [*comparison.match.remarks, error, row.note]))
+
+
+def convergence_table(records: Records, rows: Sequence[Convergence]) -> Table | None:
+    """One row a cell: epochs and seconds to the baseline's accuracy, the dip at removal and the recovery."""
+    rows = [row for row in rows if row.threshold is not None and row.epochs_deployed.n]
+    if not rows:
+        return None
+    cells = [row.cell for row in rows]
+    columns = [
+        *where(cells),
+        Column("Budget", [budget(cell) for cell in cells], "r", common=True),
+        Column("Threshold, %", [f"{row.threshold:g}" for row in rows], "r", common=True),
+        Column("Epochs, deployed", [_time(row.epochs_deployed, row.cell.facts.epochs) for row in rows], "r"),
+        Column("held from", [_time(row.epochs_held, row.cell.facts.epochs) for row in rows], "r"),
+        Column("Epochs, as trained", [_time(row.epochs_trained, row.cell.facts.epochs) for row in rows], "r"),
+        Column("Seconds, deployed", [_time(row.seconds_deployed, None) for row in rows], "r"),
+        Column("Seconds, as trained", [_time(row.seconds_trained, None) for row in rows], "r"),
+        Column("Mean of the curve, %", [with_interval(row.mean_curve) for row in rows], "r"),
+        Column("Dip at removal", [with_interval(row.dip) for row in rows], "r", optional=True),
+        Column(
+            "Recovery, epochs",
+            [_time(row.recovery, None) if row.recovery.n else NONE for row in rows],
+            "r",
+            optional=True,
+        ),
+    ]
+    data = []
+    for row in rows:
+        times = {
+            "epochs_deployed": row.epochs_deployed,
+            "epochs_held": row.epochs_held,
+            "epochs_trained": row.epochs_trained,
+            "seconds_deployed": row.seconds_deployed,
+            "seconds_trained": row.seconds_trained,
+            "recovery_epochs": row.recovery,
+        }
+        entry = {
+            "experiment": records.name,
+            "arm": row.cell.arm,
+            **place(row.cell),
+            "threshold": row.threshold,
+        }
+        entry["n"] = row.epochs_deployed.n
+        for key, value in times.items():
+            entry[key] = value.median
+            entry[f"{key}_reached"] = len(value.times)
+        data.append({**entry, **ends("mean_curve", row.mean_curve), **ends("dip", row.dip)})
+    notes = [
+        "Threshold: the largest multiple of 5 % not above the mean final accuracy of the arm's baseline (its own, where it "
+        "has none). Times are medians over seeds, with how many runs reached it; '> 40' or 'not reached': fewer than half "
+        "did within the budget. Deployed: the factor forced to 0; held from: at or above it to the end; as trained: with "
+        "the branch. Seconds are those of training on the device of the accuracy table. Dip: expanded accuracy at the "
+        "last epoch with the branch minus the lowest deployed accuracy after it; recovery: epochs until back there."
+    ]
+    frame = pd.DataFrame(data, dtype=object)
+    return Table("convergence", f"{records.title}: convergence", columns, frame, notes)
+
+
+def _time(time: st.TimeTo, budget: int | None) -> str:
+    if time.n == 0:
+        return NONE
+    reached = f"{len(time.times)}/{time.n}"
+    if time.median is None:
+        return f"> {budget} ({reached})" if budget else f"not reached ({reached})"
+    return f"{time.median:.0f}" + ("" if len(time.times) == time.n else f" ({reached})")
+
+
+def runs_table(records: Records, cells: Sequence[Cell]) -> Table:
+    """One row a trial, whatever became of it."""
+    entries = [(cell, trial) for cell in cells for trial in cell.trials]
+    columns = [
+        *where([cell for cell, _ in entries]),
+        Column("Seed", [str(trial["seed"]) for _, trial in entries], "r"),
+        Column("Run", [trial["id"] or "?" for _, trial in entries]),
+        Column("Status", [trial["status"] for _, trial in entries]),
+        Column(
+            "Epochs",
+            [f"{trial['epochs_done'] or 0:g}/{cell.facts.epochs or '?'}" for cell, trial in entries],
+            "r",
+        ),
+        Column("Accuracy, %", [_or_none(trial["accuracy"]) for _, trial in entries], "r"),
+        Column("Reason", [clean(trial["reason"] or "", 160) for _, trial in entries], note=True),
+    ]
+    data = [
+        {
+            "experiment": records.name,
+            "arm": cell.arm,
+            "role": cell.runs.role,
+            **place(cell),
+            "seed": trial["seed"],
+            "run": trial["id"],
+            "status": trial["status"],
+            "reason": trial["reason"],
+            "epochs_done": trial["epochs_done"],
+            "accuracy": trial["accuracy"],
+            "wall_seconds": trial["wall_seconds"],
+            "device": trial["device"],
+            "commit": trial["commit"],
+            "uncommitted_changes": trial["dirty"],
+            "versions": " ".join(f"{k}={v}" for k, v in sorted(trial["versions"].items())),
+            "data": (trial["data"] or "").strip('"'),
+            "flags": "; ".join([*trial["flags"], *trial["warnings"]]),
+        }
+        for cell, trial in entries
+    ]
+    return Table("runs", f"{records.title}: runs", columns, pd.DataFrame(data, dtype=object))
+
+
+def _or_none(value: float | None) -> str:
+    return NONE if value is None else f"{value:.2f}"

@@ -1,0 +1,112 @@
+"""The look of figures: sizes of a paper's column and page, fonts, headline, legend, files without dates."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import textwrap
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from bench.text import clean
+
+COLUMN, PAGE = 3.5, 7.16  # inches
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C510A")
+GREY = "#555555"
+MARKERS = ("", "o", "s", "^", "D")
+PANELS = 24  # the curves of more panels are in the CSV alone
+GAINS = 80  # and so are more gains
+LABEL = 44  # characters of a label in a figure
+_STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 7,
+    "axes.titlesize": 7.5,
+    "axes.labelsize": 7,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "legend.fontsize": 6.5,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "lines.linewidth": 1.2,
+    "legend.frameon": False,
+    "legend.handlelength": 1.8,
+    "pdf.fonttype": 42,
+    "text.parse_math": False,  # names come from files: a dollar sign is a dollar sign
+    "text.usetex": False,
+    "savefig.dpi": 200,
+}
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """Draw and save in the style of the figures."""
+    settings: dict[Any, Any] = {**sns.axes_style("ticks"), **_STYLE}
+    with plt.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="Glyph .* missing"
+        )  # a name in a script that the font lacks
+        yield
+
+
+def wrapped(text: str, width: int, lines: int = 3) -> str:
+    """Return text on at most so many lines of ``width`` characters."""
+    return "\n".join(textwrap.wrap(clean(text), width, max_lines=lines, placeholder=" …"))
+
+
+def headline_of(title: str, inches: float) -> str:
+    """Return an experiment's title on at most two lines of a figure so many inches wide."""
+    return wrapped(title, int(inches * 15), 2)
+
+
+def room(headline: str) -> float:
+    """Return the inches that a headline takes."""
+    return 0.14 * len(headline.splitlines()) + 0.06 if headline else 0.0
+
+
+def legend_columns(labels: Sequence[str], width: float) -> int:
+    """Return how many columns a legend of these labels has in a figure so many inches wide."""
+    longest = max((min(len(label), LABEL) for label in labels), default=10)
+    longest = max(longest, 22)  # "lowest to highest seed"
+    return max(1, min(4, int(width / (0.055 * longest + 0.38))))
+
+
+def handle(label: str, **look: Any) -> Line2D:
+    """Return an entry of a legend."""
+    return Line2D([], [], **{"color": "black", **look}, label=clean(label, LABEL))
+
+
+def legend(figure: Figure, handles: Sequence[Line2D], columns: int) -> None:
+    """Put a legend below the axes and lay the figure out."""
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=columns, columnspacing=1.2, labelspacing=0.25
+    )
+    figure.canvas.draw()
+
+
+def render(figure: Figure, kind: str) -> bytes:
+    """Return the figure as ``png`` or ``pdf`` bytes without dates or versions, and close nothing."""
+    out = io.BytesIO()
+    metadata = (
+        {"Software": None} if kind == "png" else {"CreationDate": None, "Creator": None, "Producer": None}
+    )
+    with style():
+        figure.savefig(out, format=kind, metadata=metadata)
+    return out.getvalue()
+
+
+def close(figure: Figure) -> None:
+    """Free a figure."""
+    plt.close(figure)

@@ -1,0 +1,157 @@
+"""Each cell's gain over its baseline, paired by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from bench.errors import InputError
+from bench.experiments.config import parse_bits
+from bench.reporting import statistics as st
+from bench.reporting.cells import Cell, Pairing
+from bench.reporting.grouping import Trial
+from bench.reporting.labels import plain
+
+_MAY_DIFFER = {"quantizer", "strategy", "bits", "seed"}  # in what an arm and its baseline may always differ
+
+
+def compare(
+    cell: Cell,
+    against: Cell,
+    own: Mapping[int, float],
+    theirs: Mapping[int, float],
+    partners: Mapping[int, Trial],
+) -> Pairing:
+    """Return the pairing of two cells.
+
+    Args:
+        cell: The cell of the arm.
+        against: The cell of the arm that it is compared with.
+        own: The accuracies of ``cell`` by seed, in percent.
+        theirs: Those of ``against``.
+        partners: The trials of ``against`` that ``cell`` is paired with, by seed, whatever became of them.
+    """
+    states = {trial["seed"]: trial["status"] for trial in cell.trials}
+    differences = list(st.differences(own, theirs).values())
+    return Pairing(
+        against,
+        st.paired_gain(own, theirs),
+        st.sign_flip(differences),
+        st.deviation_ratio(own, theirs),
+        sum(
+            "diverged" in (states[seed], trial["status"])
+            for seed, trial in partners.items()
+            if seed in states
+        ),
+    )
+
+
+def pair(cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells with their pairings, and with flags that say in what else a cell and its baseline differ."""
+    by_run = {(cell.arm, trial["id"]): (i, trial) for i, cell in enumerate(cells) for trial in cell.trials}
+    made: dict[int, Cell] = {}
+
+    def paired(i: int, waiting: frozenset[int]) -> Cell:
+        """Return cell ``i`` with its pairing. Damaged records may hold a circle of baselines: it is cut."""
+        if i in made:
+            return made[i]
+        cell = cells[i]
+        if cell.arm is None or cell.runs.baseline is None or cell.kept or i in waiting:
+            return cell
+        found, partners, note = _partner(i, cells, by_run)
+        flags = (*cell.flags, note) if note else cell.flags
+        if found is None:
+            made[i] = replace(cell, flags=flags)
+            return made[i]
+        against = paired(found, waiting | {i})
+        theirs = {
+            seed: float(trial["accuracy"])
+            for seed, trial in partners.items()
+            if trial["status"] == "done" and trial["accuracy"] is not None
+        }
+        pairing = compare(cell, against, cell.numbers.values, theirs, partners)
+        made[i] = replace(cell, flags=(*flags, *_told(cell, against)), pairing=pairing)
+        return made[i]
+
+    return [paired(i, frozenset()) for i in range(len(cells))]
+
+
+def _partner(
+    i: int, cells: Sequence[Cell], by_run: Mapping[tuple[str | None, Any], tuple[int, Trial]]
+) -> tuple[int | None, Mapping[int, Trial], str]:
+    """Return the baseline's cell (its position), its trials by the seed that they are paired with, and a flag or ""."""
+    cell = cells[i]
+    recorded = {
+        trial["seed"]: by_run[cell.runs.baseline, trial["baseline_id"]]
+        for trial in cell.trials
+        if trial["baseline_id"] and (cell.runs.baseline, trial["baseline_id"]) in by_run
+    }
+    if recorded:
+        rows = list(dict.fromkeys(position for position, _ in recorded.values()))
+        note = f"paired with runs of {len(rows)} rows of its baseline" if len(rows) > 1 else ""
+        return rows[0], {seed: trial for seed, (_, trial) in recorded.items()}, note
+    fitting = best_partners(cell, [other for other in cells if other.arm == cell.runs.baseline])
+    if not fitting:
+        return None, {}, "no run of its baseline to pair with"
+    if len(fitting) > 1:
+        return None, {}, f"{len(fitting)} rows of its baseline fit: no gain"
+    return cells.index(fitting[0]), {trial["seed"]: trial for trial in fitting[0].trials}, ""
+
+
+def best_partners(cell: Cell, others: Sequence[Cell]) -> list[Cell]:
+    """Return those of ``others`` that fit a cell best: same grid point and precision, then profile, then fewest differences."""
+    fitting = [
+        other
+        for other in others
+        if other.facts.precision == cell.facts.precision
+        and all(axis(other, key) == axis(cell, key) for key in other.runs.grid)
+    ]
+    profiles = {trial["profile"] for trial in cell.trials}
+
+    def distance(other: Cell) -> tuple[bool, int]:
+        apart = profiles.isdisjoint(trial["profile"] for trial in other.trials)
+        return apart, len(differing_fields(cell, other))
+
+    least = min(map(distance, fitting), default=None)
+    return [other for other in fitting if distance(other) == least]
+
+
+def axis(cell: Cell, key: str) -> Any:
+    """Return a cell's value on a grid axis, from its grid or else from its configuration, in one spelling."""
+    value = cell.runs.grid.get(key)
+    if value is None:
+        value = cell.runs.config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+    if key == "bits":
+        try:
+            return parse_bits(value)
+        except InputError:
+            return value
+    if isinstance(value, Mapping) and set(value) == {"kind"}:
+        return value["kind"]
+    return value
+
+
+def differing_fields(cell: Cell, other: Cell) -> list[str]:
+    """Return the fields in which two configurations differ, but for those an arm and its baseline may differ in."""
+    ours, theirs = cell.runs.config, other.runs.config
+    if not ours or not theirs:
+        return []
+    different = [key for key in sorted(set(ours) | set(theirs)) if ours.get(key) != theirs.get(key)]
+    data = cell.runs.data, other.runs.data
+    return [
+        *(key for key in different if key not in _MAY_DIFFER),
+        *(["data"] * (all(data) and data[0] != data[1])),
+    ]
+
+
+def _told(cell: Cell, against: Cell) -> list[str]:
+    flags = []
+    for key in differing_fields(cell, against):
+        ours, other = cell.runs.config.get(key), against.runs.config.get(key)
+        single = not isinstance(ours, Mapping) and key != "data"
+        told = f" ({plain(ours)}, baseline {plain(other)})" if single else ""
+        flags.append(f"differs from its baseline in {key}{told}")
+    return flags

@@ -1,0 +1,158 @@
+"""What a report shows of one experiment, before any file is written: tables and figures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from bench.errors import InputError
+from bench.reporting import detail_tables, tables
+from bench.reporting.assembly import make_cells
+from bench.reporting.cells import Cell
+from bench.reporting.claims import Judged, PairKey, judge, seeds_of_all, verdicts
+from bench.reporting.convergence import convergence
+from bench.reporting.records import Records
+from bench.reporting.table import Table
+from bench.reporting.targets import Row, find_table, load_names, load_table
+from bench.text import clean
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SINGLE_PANELS = 6  # up to so many panels get a figure of their own at column width
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure as files: its name, its caption, and its bytes by kind (``png``, ``pdf``)."""
+
+    name: str
+    caption: str
+    files: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The tables of an experiment. ``epochs`` maps a trial's id to its epochs."""
+
+    records: Records
+    cells: Sequence[Cell]
+    judged: Sequence[Judged]
+    tables: Sequence[Table]
+    epochs: Mapping[str, pd.DataFrame] = field(repr=False)
+
+
+def cells_of(records: Records) -> list[Cell]:
+    """Return the cells of an experiment beside its published values.
+
+    Raises ``InputError`` for a bad or unknown published table.
+    """
+    folders = [records.folder / "published"] if records.folder is not None else []
+    folders.append(Path("paper_tables") / "published")  # of the working copy
+    names = load_names(folders)
+    named = (published.get("table") for published in records.published.values())
+    wanted = [*records.targets, *(name for name in named if isinstance(name, str))]
+    published: dict[str, Sequence[Row]] = {}
+    for name in dict.fromkeys(wanted):
+        try:
+            published[name] = load_table(find_table(name, folders), names)
+        except InputError as error:
+            raise InputError(f"{clean(records.name)}.toml: {error}") from None
+    return make_cells(records, published, names)
+
+
+def make_report(
+    records: Records,
+    cells: Sequence[Cell] | None = None,
+    judged: Sequence[Judged] | None = None,
+    known: Mapping[PairKey, str] | None = None,
+) -> Report:
+    """Return the tables of an experiment's records.
+
+    Args:
+        records: The records.
+        cells: ``cells_of(records)``, where they are known already.
+        judged: The declared claims of the experiment, judged on the seeds of all experiments of the report.
+        known: The verdicts of all declared claims of the report, of other experiments as well.
+    """
+    cells = cells_of(records) if cells is None else cells
+    judged = judge(records.claims, cells, seeds_of_all(cells)) if judged is None else judged
+    known = verdicts(judged) if known is None else known
+    epochs = {str(id): frame.reset_index(drop=True) for id, frame in records.epochs.groupby("id", sort=False)}
+    timed = [convergence(cell, epochs) for cell in cells if cell.arm is not None]
+    found = [
+        tables.accuracy_table(records, cells, known),
+        tables.claims_table(records, judged),
+        tables.gains_table(records, cells, known),
+        detail_tables.convergence_table(records, timed),
+        detail_tables.published_table(records, cells),
+        detail_tables.runs_table(records, cells),
+    ]
+    return Report(records, cells, judged, [table for table in found if table is not None], epochs)
+
+
+def draw(report: Report, kinds: Sequence[str]) -> list[Drawing]:
+    """Return the figures of a report in the given kinds (``png``, ``pdf``)."""
+    from bench.reporting import figures
+
+    drawings = []
+    for name, caption, make in _plans(report):
+        figure = make()
+        if figure is not None:
+            files = {kind: figures.render(figure, kind) for kind in kinds}
+            drawings.append(Drawing(name, caption, files))
+            figures.close(figure)
+    return drawings
+
+
+def _plans(report: Report) -> Iterator[tuple[str, str, Callable[[], Figure | None]]]:
+    """Yield the file name, the caption and the function that draws of every figure."""
+    from bench.reporting import figures
+
+    cells, look, title = report.cells, figures.looks(report.cells), report.records.title
+    yield (
+        "widths",
+        "Accuracy by width: ours and published.",
+        partial(figures.width_figure, cells, look, title),
+    )
+    yield (
+        "forest",
+        "Gains over the baseline, paired by seed.",
+        partial(figures.forest_figure, cells, look, title),
+    )
+    panels = figures.panels(cells)
+    drawn = panels[: figures.PANELS]
+    caption = "Test accuracy, training loss and factor."
+    if len(panels) > len(drawn):
+        caption += f" The first {len(drawn)} of {len(panels)} panels; curves.csv has all."
+    curves = partial(figures.convergence_figure, epochs=report.epochs, look=look, title=title)
+    if len(drawn) <= SINGLE_PANELS:
+        names = _unique(["curves" if len(drawn) == 1 else f"curves-{_slug(panel.title)}" for panel in drawn])
+        for name, panel in zip(names, drawn, strict=True):
+            yield name, caption, partial(curves, [panel])
+    if len(drawn) == 1 and len(drawn[0].cells) > 4:
+        yield "curves_wide", caption, partial(curves, drawn, wide=True)
+    if len(drawn) > 1:
+        for start in range(0, len(drawn), 3):
+            name = "curves_wide" if len(drawn) <= 3 else f"curves_wide-{start // 3 + 1}"
+            yield name, caption, partial(curves, drawn[start : start + 3])
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:60] or "panel"
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    unique: list[str] = []
+    for name in names:
+        suffix = ""
+        while name + suffix in unique:
+            suffix += "-2"
+        unique.append(name + suffix)
+    return unique

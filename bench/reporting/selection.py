@@ -1,0 +1,100 @@
+"""Which recorded trials a report shows: the options that ``bench report`` shares with ``bench run``.
+
+The index says what was run, the records say how: nothing is expanded and nothing of a user's own is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.errors import InputError, nearest
+from bench.experiments.config import FIELDS, check_field
+from bench.experiments.toml_files import parse_override
+from bench.reporting.records import Line
+
+
+@dataclass(frozen=True)
+class Selection:
+    """``--profile``, ``--set``, ``--only`` and ``--seeds``; the default is everything that is recorded."""
+
+    profile: str | None = None
+    overrides: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    seeds: int | None = None
+
+    def __bool__(self) -> bool:
+        """Return whether anything is left out."""
+        return bool(self.profile or self.overrides or self.only or self.seeds)
+
+    def lines(
+        self, lines: Sequence[Line], config_of: Callable[[str], Mapping[str, Any] | None]
+    ) -> list[Line]:
+        """Return the lines of the index that are selected.
+
+        Args:
+            lines: The lines of ``index.jsonl``.
+            config_of: Returns the recorded configuration of a trial, None where there is none. A trial without one is
+                left out only by what its line says.
+
+        Raises:
+            InputError: An arm of ``only`` has no line, or an override is no ``key=value``.
+        """
+        if not self:
+            return list(lines)
+        wanted = [parse_override(text) for text in self.overrides]
+        arms = self._arms(lines)
+        kept = []
+        for line in lines:
+            config = config_of(str(line["id"])) if line.get("id") and (wanted or self.seeds) else None
+            grid = {**(config or {}), **(line.get("grid") or {})}
+            seed = grid.get("seed", 0)
+            out = (
+                (self.profile is not None and line.get("profile") != self.profile)
+                or (arms is not None and line.get("arm") is not None and line["arm"] not in arms)
+                or (self.seeds is not None and not (isinstance(seed, int) and seed < self.seeds))
+                or not all(_agrees(config, grid, path, value) for path, value in wanted)
+            )
+            if not out:
+                kept.append(line)
+        return kept
+
+    def _arms(self, lines: Sequence[Line]) -> set[str] | None:
+        """Return the arms of ``only`` with their baselines, None for all."""
+        if not self.only:
+            return None
+        baselines = {str(line["arm"]): line.get("baseline") for line in lines if line.get("arm") is not None}
+        for name in self.only:
+            if name not in baselines:
+                raise InputError(f"--only: no run of an arm {name!r} is recorded.{nearest(name, baselines)}")
+        arms: set[str] = set()
+        waiting = list(self.only)
+        while waiting:
+            name = waiting.pop()
+            if name not in arms:
+                arms.add(name)
+                waiting += [str(baselines[name])] if baselines.get(name) else []
+        return arms
+
+
+def _agrees(
+    config: Mapping[str, Any] | None, grid: Mapping[str, Any], path: tuple[str, ...], value: Any
+) -> bool:
+    """Return whether a trial has ``value`` at a dotted path, as far as is known."""
+    found: Any = config if config is not None else grid
+    if config is None:
+        found = grid.get(".".join(path), value)
+        return bool(found == value)
+    for part in path:
+        found = found.get(part) if isinstance(found, Mapping) else None
+    if len(path) == 1 and path[0] in FIELDS:
+        try:
+            value = check_field(path[0], value)
+        except InputError:
+            return False
+    if isinstance(found, Mapping) and isinstance(value, str):
+        return bool(found.get("kind") == value)
+    if isinstance(found, Mapping) and isinstance(value, Mapping):
+        return all(found.get(key) == inner for key, inner in value.items())
+    return bool(found == value)

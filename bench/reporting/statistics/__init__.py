@@ -1,0 +1,64 @@
+"""The mathematics of the report, as pure functions of numbers; one module a subject.
+
+``intervals``: means and single accuracies. ``pairs``: two arms, seed by seed. ``claims``: verdicts on declared claims.
+``verdicts``: published values. ``times``: convergence and removal. ``search``: the best of several configurations.
+
+SciPy provides the distributions, Welch's and Wilson's intervals and the one-sided t-tests. statsmodels was looked at:
+of what it adds the report needs Holm's correction alone, which is eight lines here.
+"""
+
+from __future__ import annotations
+
+from bench.reporting.statistics.claims import EXPLORATORY, holm, holm_of_known, verdict_on_claim
+from bench.reporting.statistics.intervals import Interval, mean_interval, welch, wilson
+from bench.reporting.statistics.pairs import (
+    DeviationRatio,
+    Gain,
+    SignFlip,
+    deviation_ratio,
+    differences,
+    equivalence,
+    paired_gain,
+    sign_flip,
+)
+from bench.reporting.statistics.search import expected_best
+from bench.reporting.statistics.times import (
+    Removal,
+    TimeTo,
+    common_threshold,
+    first_reached,
+    held_from,
+    removal,
+    time_to,
+)
+from bench.reporting.statistics.verdicts import MARGIN, Verdict, verdict
+
+__all__ = [
+    "EXPLORATORY",
+    "MARGIN",
+    "DeviationRatio",
+    "Gain",
+    "Interval",
+    "Removal",
+    "SignFlip",
+    "TimeTo",
+    "Verdict",
+    "common_threshold",
+    "deviation_ratio",
+    "differences",
+    "equivalence",
+    "expected_best",
+    "first_reached",
+    "held_from",
+    "holm",
+    "holm_of_known",
+    "mean_interval",
+    "paired_gain",
+    "removal",
+    "sign_flip",
+    "time_to",
+    "verdict",
+    "verdict_on_claim",
+    "welch",
+    "wilson",
+]

@@ -1,0 +1,55 @@
+"""Our mean accuracy against a published one: reproduced, not reproduced, inconclusive or not comparable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bench.reporting.statistics.intervals import Interval
+from bench.text import signed
+
+MARGIN = 1.0  # points: how close to a published accuracy counts as the same
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``reproduced``, ``not reproduced``, ``inconclusive`` or ``not comparable``, and why."""
+
+    word: str
+    reason: str
+
+
+def verdict(
+    ours: Interval, published: float, kind: str, not_comparable: Sequence[str] = (), margin: float = MARGIN
+) -> Verdict:
+    """Hold a mean of ours against a published accuracy (both in percent).
+
+    1. A run on a subset, at a short budget, on another network or data set is ``not comparable``, however close it comes.
+    2. Without an interval (one run, identical runs) it is ``inconclusive``.
+    3. ``reproduced``: the whole 95 % interval lies within ``margin`` points of the published value, so a wide interval
+       cannot reproduce anything. (Published values carry no interval; theirs is part of what the margin is for.)
+    4. ``not reproduced``: the whole interval lies more than ``margin`` away, below or above. A ``quoted`` value, which a
+       later paper prints without a recipe, cannot fail like that: it is ``inconclusive``.
+    5. Anything between is ``inconclusive``.
+    """
+    if not_comparable:
+        return Verdict("not comparable", "; ".join(not_comparable))
+    if ours.mean is None:
+        return Verdict("inconclusive", "no finished run")
+    difference = f"{signed(ours.mean - published)} points"
+    if ours.low is None or ours.high is None:
+        return Verdict("inconclusive", f"{difference}; {ours.note}")
+    low, high = ours.low - published, ours.high - published
+    if -margin <= low and high <= margin:
+        return Verdict("reproduced", f"{difference}, interval within {margin:g}")
+    if high < -margin or low > margin:
+        if kind == "quoted":
+            return Verdict("inconclusive", f"{difference}, but the value is quoted without a recipe")
+        return Verdict(
+            "not reproduced",
+            f"{difference}, interval {'below' if high < 0 else 'above'} by more than {margin:g}",
+        )
+    return Verdict(
+        "inconclusive",
+        f"{difference}, interval {signed(low)} to {signed(high)} against a margin of {margin:g}",
+    )

@@ -1,0 +1,44 @@
+"""A table before it has a format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+NONE = "–"  # a cell that has no value
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table for reading. ``common``: where all rows that say anything say the same it moves to a line above."""
+
+    title: str
+    values: Sequence[str]
+    align: str = "l"
+    common: bool = False
+    optional: bool = False  # left out where it is empty
+    note: bool = False  # long remarks: footnotes in LaTeX
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for reading (``columns``) and for machines (``data``)."""
+
+    name: str
+    title: str
+    columns: Sequence[Column]
+    data: pd.DataFrame
+    notes: Sequence[str] = ()
+
+    def shown(self) -> tuple[list[Column], list[tuple[str, str]]]:
+        """Return the columns to print, and (title, value) of those that say the same in every row."""
+        columns, same = [], []
+        for column in self.columns:
+            values = set(column.values) - {"", NONE}
+            if column.common and len(values) == 1:
+                same.append((column.title, values.pop()))
+            elif values or not (column.common or column.optional or column.note):
+                columns.append(column)
+        return columns, same

@@ -1,0 +1,236 @@
+"""``bench report``: reads the records of each experiment, writes its tables, figures and page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from bench.errors import InputError
+from bench.experiments.toml_files import read_text
+from bench.records.store import Store, StoreError, write_atomic
+from bench.reporting.cells import Cell
+from bench.reporting.claims import judge, seeds_of_all, verdicts
+from bench.reporting.formats import FORMATS as TABLE_FORMATS
+from bench.reporting.formats import to_csv
+from bench.reporting.records import Records, experiments_in, read_experiment
+from bench.reporting.report import Report, cells_of, draw, make_report
+from bench.reporting.selection import Selection
+from bench.text import clean
+
+FORMATS = ("md", "tex", "csv", "png", "pdf", "html")
+MANIFEST = "files.txt"  # names the files that a report wrote into its folder, a line each
+_RESERVED = {"published", "gains"}  # names in the output folder that are no experiment's
+
+
+def write_report(
+    experiments: Sequence[Path] | None,
+    selection: Selection,
+    results: Path,
+    out: Path | None = None,
+    formats: Sequence[str] | None = None,
+) -> int:
+    """Write the report of each experiment to ``<out>/<experiment>/``, print what was written and return 0.
+
+    Args:
+        experiments: The experiment files; without them every experiment that is recorded in ``results``.
+        selection: Which of the trials of each file are shown.
+        results: The results folder.
+        out: The folder to write to, ``report`` inside ``results`` unless given.
+        formats: Some of ``FORMATS``; all of them by default.
+
+    Raises:
+        InputError: There is nothing to report, or an input is wrong. The reports of other experiments are written.
+    """
+    results = Path(results)
+    out = Path(out) if out is not None else results / "report"
+    wanted = _checked(formats)
+    problems: list[str] = []
+    read: list[tuple[Records, list[Cell]]] = []
+    for reader in _readers(experiments, selection, results):
+        with _Collected(problems):
+            records = reader()
+            if records.name in _RESERVED:
+                raise InputError(
+                    f"{records.name}: the report keeps this name for itself; rename the experiment file"
+                )
+            read.append((records, cells_of(records)))
+    reports = _reports(read)
+    for report in reports:
+        with _Collected(problems):
+            _write(report, out / report.records.name, wanted)
+    if not experiments and len(reports) > 1:
+        _write_gains(reports, out, wanted)
+    if problems:
+        raise InputError("\n".join(problems))
+    return 0
+
+
+class _Collected:
+    """Keeps the message of an experiment that cannot be reported, so that the others are."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, StoreError) and error.no_space:
+            return False
+        if isinstance(error, InputError | StoreError):
+            self.problems.append(str(error))
+            return True
+        return False
+
+
+def _reports(read: Sequence[tuple[Records, list[Cell]]]) -> list[Report]:
+    """Return the reports; a pair of arms has one verdict in all of them, from the seeds of all."""
+    pool = seeds_of_all(cell for _, cells in read for cell in cells)
+    judged = [judge(records.claims, cells, pool) for records, cells in read]
+    known = verdicts(entry for entries in judged for entry in entries)
+    return [
+        make_report(records, cells, entries, known)
+        for (records, cells), entries in zip(read, judged, strict=True)
+    ]
+
+
+def _checked(formats: Sequence[str] | None) -> list[str]:
+    chosen = list(formats or FORMATS)
+    for name in chosen:
+        if name not in FORMATS:
+            raise InputError(f"--format: '{clean(name)}' is none of {', '.join(FORMATS)}")
+    return chosen
+
+
+def _readers(
+    experiments: Sequence[Path] | None, selection: Selection, results: Path
+) -> list[Callable[[], Records]]:
+    """Return, for each experiment wanted, a function that reads its records."""
+    if experiments:
+        return [partial(_read_file, Path(path), selection, results) for path in experiments]
+    if selection:
+        raise InputError("--profile, --set, --only and --seeds need the experiment file that they are about")
+    names = experiments_in(results)
+    if not names:
+        raise InputError(
+            f"{results}: no experiment is recorded here; `bench run FILE --results {results}` makes one"
+        )
+    return [partial(read_experiment, results, name) for name in names]
+
+
+def _read_file(path: Path, selection: Selection, results: Path) -> Records:
+    """Return the records of an experiment file: what the index of its runs says, else what the file expands to."""
+    store = Store(results)
+    name = path.stem
+    recorded = store.index(name)
+    if recorded:
+        text = read_text(path) if path.is_file() else None
+        lines = selection.lines(recorded, partial(_recorded_config, store))
+        if lines:
+            return read_experiment(results, name, text=text, folder=path.parent, lines=lines)
+    from bench.experiments.expand import load_experiment
+
+    loaded = load_experiment(
+        path,
+        profile=selection.profile,
+        overrides=selection.overrides,
+        only=selection.only,
+        seeds=selection.seeds,
+    )
+    return read_experiment(
+        results,
+        loaded.name,
+        text=loaded.text,
+        folder=Path(loaded.path).parent,
+        lines=[line.as_dict() for line in loaded.index],
+        configs={trial.id: trial.config.dump() for trial in loaded.trials if trial.id},
+    )
+
+
+def _recorded_config(store: Store, id: str) -> dict[str, object] | None:
+    try:
+        config = (store.read_trial(id) or {}).get("config")
+    except StoreError:
+        return None
+    return config if isinstance(config, dict) else None
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def _write(report: Report, folder: Path, formats: Sequence[str]) -> None:
+    """Write an experiment's files and print their paths, with a line on what stands in them."""
+    kinds = [kind for kind in ("png", "pdf") if kind in formats or (kind == "png" and "html" in formats)]
+    drawings = draw(report, kinds) if kinds else []
+    written: dict[str, bytes] = {}
+    for table in report.tables:
+        for kind in ("md", "tex", "csv"):
+            if kind in formats:
+                written[f"{table.name}.{kind}"] = TABLE_FORMATS[kind](table).encode()
+    if "csv" in formats and report.epochs:
+        from bench.reporting.figures import curve_data
+
+        written["curves.csv"] = to_csv(curve_data(report.cells, report.epochs)).encode()
+    for drawing in drawings:
+        written.update(
+            {f"{drawing.name}.{kind}": data for kind, data in drawing.files.items() if kind in formats}
+        )
+    if "html" in formats:
+        from bench.reporting.page import page
+
+        written["index.html"] = page(report, drawings).encode()
+    trials = [trial for cell in report.cells for trial in cell.trials]
+    done = sum(trial["status"] == "done" for trial in trials)
+    print(f"{clean(report.records.name)}: {done} of {len(trials)} runs done")
+    _put(folder, written, formats)
+
+
+def _put(folder: Path, written: dict[str, bytes], formats: Sequence[str]) -> None:
+    """Write files into a report's folder; files of an earlier report that this one no longer has are removed.
+
+    Only files that the manifest says a report wrote are removed, and only those of the formats that are written now.
+    """
+    manifest = folder / MANIFEST
+    earlier = manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else []
+    kept = []
+    for name in earlier:
+        if name in written or Path(name).name != name or not (folder / name).is_file():
+            continue
+        if name.rpartition(".")[2] in formats:
+            (folder / name).unlink()
+            print(f"  removed {clean(folder / name)}: of an earlier report")
+        else:
+            kept.append(name)
+    for name, data in written.items():
+        write_atomic(folder / name, data)
+        print(f"  {clean(folder / name)}")
+    write_atomic(manifest, "".join(f"{name}\n" for name in sorted([*written, *kept])).encode())
+
+
+def _write_gains(reports: Sequence[Report], out: Path, formats: Sequence[str]) -> None:
+    """Write the gains of all experiments together: a table and a forest plot."""
+    frames = [table.data for report in reports for table in report.tables if table.name == "gains"]
+    if not frames:
+        return
+    written = {}
+    if "csv" in formats:
+        written["gains.csv"] = to_csv(pd.concat(frames, ignore_index=True)).encode()
+    kinds = [kind for kind in ("png", "pdf") if kind in formats]
+    if kinds:
+        from bench.reporting import figures
+
+        cells: list[Cell] = []
+        headings: dict[int, str] = {}
+        for report in reports:
+            headings[len(cells)] = report.records.title
+            cells += report.cells
+        figure = figures.forest_figure(cells, title="All paired gains, by question", headings=headings)
+        if figure is not None:
+            written.update({f"gains.{kind}": figures.render(figure, kind) for kind in kinds})
+            figures.close(figure)
+    for name, data in written.items():
+        write_atomic(out / name, data)
+        print(f"  {clean(out / name)}")

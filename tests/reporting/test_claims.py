@@ -1,0 +1,187 @@
+"""Declared claims: one verdict a pair, from all its seeds; everything else is exploratory."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+
+from bench.reporting.assembly import make_cells
+from bench.reporting.claims import judge
+from bench.reporting.formats import to_csv, to_markdown
+from bench.reporting.records import read_experiment
+from bench.reporting.report import make_report
+from bench.reporting.selection import Selection
+from bench.reporting.write import write_report
+from tests.reporting.fake_records import SUM, Results
+
+ARMS = """
+title = "T"
+[[arms]]
+name = "Plain"
+[[arms]]
+name = "Longer"
+[[arms]]
+name = "Sum"
+baseline = "Plain"
+"""
+CLAIM = """
+[[claims]]
+arm = "Sum"
+over = "Plain"
+at = "equal epochs"
+"""
+GAINS = [1.0, 1.2, 0.9, 1.1, 1.4, 0.8, 1.0]  # seven of one sign: the exact p is 2 / 2^7
+PROGRESSIVE = {"strategy": SUM}
+
+
+def _pair(
+    results: Results, name: str, gains: list[float], seeds: list[int] | None = None, **summary: object
+) -> None:
+    """Record Plain (50 to 56) and Sum (that much better) of each seed, on 10,000 test images."""
+    for seed, gain in zip(seeds or range(len(gains)), gains, strict=True):
+        common = {"seed": seed, "seen": 10_000, "summary": {"train_flops": 1e9, **summary}}
+        results.trial(name, "Plain", [10.0, 50.0 + seed], **common)
+        results.trial(name, "Sum", [10.0, 50.0 + seed + gain], baseline="Plain", **PROGRESSIVE, **common)
+
+
+def _rows(table) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(to_csv(table.data))))
+
+
+def _tables(results: Path, name: str = "one") -> dict:
+    return {table.name: table for table in make_report(read_experiment(results, name)).tables}
+
+
+def test_a_declared_claim_by_hand(tmp_path):
+    results = Results(tmp_path)
+    results.experiment("one", ARMS + CLAIM)
+    _pair(results, "one", GAINS)
+    tables = _tables(results.write())
+    (claim,) = _rows(tables["claims"])
+    assert (claim["verdict"], claim["pairs"], claim["operations_ratio"]) == ("better", "7", "1")
+    assert float(claim["p_sign_flip"]) == float(claim["p_smallest"]) == float(claim["p_holm"]) == 2 / 128
+    assert float(claim["gain"]) == pytest.approx(sum(GAINS) / 7)
+    assert _rows(tables["gains"])[0]["claim"] == _rows(tables["accuracy"])[1]["claim"] == "better"
+    assert "better" in to_markdown(tables["claims"])
+
+
+def test_holm_runs_over_the_declared_claims_alone(tmp_path):
+    """Two claims: 2/128 times 2 and the other one; ten further gains of the experiment change nothing."""
+    results = Results(tmp_path)
+    further = "".join(f'[[arms]]\nname = "A{i}"\nbaseline = "Plain"\n' for i in range(10))
+    second = '[[claims]]\narm = "A0"\nover = "Plain"\nat = "equal epochs"\n'
+    results.experiment("one", ARMS + further + CLAIM + second)
+    _pair(results, "one", GAINS)
+    for i in range(10):
+        for seed in range(7):
+            accuracy = 50.0 + seed + (0.3 if seed % 2 else -0.31)
+            common = {"seed": seed, "seen": 10_000, "strategy": {**SUM, "merge": "concat"}, "salt": str(i)}
+            results.trial("one", f"A{i}", [10.0, accuracy], baseline="Plain", **common)
+    claims = _rows(_tables(results.write())["claims"])
+    assert float(claims[0]["p_holm"]) == pytest.approx(4 / 128)
+    assert [row["verdict"] for row in claims] == ["better", "equivalent"]
+
+
+def test_three_pairs_claim_nothing(tmp_path):
+    results = Results(tmp_path)
+    results.experiment("one", ARMS + CLAIM)
+    _pair(results, "one", [9.0, 9.1, 9.2])
+    (claim,) = _rows(_tables(results.write())["claims"])
+    assert claim["verdict"] == "not settled: 3 pairs cannot show it (smallest possible p 0.25)"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"flags": ["at_chance"]}, "no claim: both arms are at chance"),
+        ({}, "better"),
+    ],
+)
+def test_no_claim_where_both_sides_are_at_chance(tmp_path, change, told):
+    results = Results(tmp_path)
+    results.experiment("one", ARMS + CLAIM)
+    _pair(results, "one", GAINS, **change)
+    (claim,) = _rows(_tables(results.write())["claims"])
+    assert claim["verdict"] == told
+
+
+def test_no_claim_where_the_budgets_are_not_as_declared(tmp_path):
+    results = Results(tmp_path)
+    longer = '[[claims]]\narm = "Sum"\nover = "Longer"\nat = "{}"\n'
+    results.experiment("one", ARMS + longer.format("equal epochs") + longer.format("equal operations"))
+    _pair(results, "one", GAINS)
+    for seed in range(7):
+        results.trial(
+            "one", "Longer", [1.0, 2.0, 50.0], seed=seed, seen=10_000, summary={"train_flops": 1.5e9}
+        )
+    epochs, operations = _rows(_tables(results.write())["claims"])
+    assert epochs["verdict"] == "no claim: 2 epochs against 3"
+    assert operations["verdict"] == "no claim: 0.67 times the operations of Longer"
+
+
+def test_no_claim_on_pairs_lost_to_diverged_runs_nor_on_a_branch_that_stays(tmp_path):
+    results = Results(tmp_path)
+    kept = '[[arms]]\nname = "Kept"\n[[claims]]\narm = "Kept"\nover = "Plain"\nat = "equal epochs"\n'
+    results.experiment("one", ARMS + CLAIM + kept)
+    _pair(results, "one", GAINS)
+    results.trial("one", "Plain", [10.0, 60.0], seed=7)
+    results.trial(
+        "one", "Sum", [10.0, float("nan")], seed=7, status="diverged", baseline="Plain", **PROGRESSIVE
+    )
+    for seed in range(7):
+        stays = {**SUM, "factor": {"kind": "constant", "until": 0.5, "keep": True}}
+        summary = {"final_test_acc": None, "final_test_acc_expanded": 90.0}
+        results.trial("one", "Kept", [1.0, 2.0], seed=seed, strategy=stays, summary=summary)
+    lost, stays = _rows(_tables(results.write())["claims"])
+    assert lost["verdict"] == "no claim: 1 pair lost to diverged runs"
+    assert stays["verdict"] == "no claim: a branch was never removed"
+
+
+def test_a_claim_without_runs_is_named_and_counts_in_the_correction(tmp_path):
+    results = Results(tmp_path)
+    nothing = '[[claims]]\narm = "Sum"\nover = "Longer"\nat = "equal operations"\n'
+    results.experiment("one", ARMS + CLAIM + nothing)
+    _pair(results, "one", GAINS)
+    table = _tables(results.write())["claims"]
+    assert float(_rows(table)[0]["p_holm"]) == pytest.approx(4 / 128)
+    assert any(note.startswith("Sum over Longer: no claim") for note in table.notes)
+
+
+def test_a_claim_covers_the_grid_points_that_it_names(tmp_path):
+    results = Results(tmp_path)
+    results.experiment("one", ARMS + CLAIM + "where = { width = 0.5 }\n")
+    for width in (0.25, 0.5):
+        for seed in range(2):
+            results.trial("one", "Plain", [1.0, 50.0 + seed], seed=seed, width=width)
+            results.trial("one", "Sum", [1.0, 60.0], seed=seed, width=width, baseline="Plain", **PROGRESSIVE)
+    cells = make_cells(records := read_experiment(results.write(), "one"))
+    assert [entry.cell.facts.width for entry in judge(records.claims, cells)] == [0.5]
+
+
+def test_a_pair_of_arms_has_one_verdict_everywhere_from_all_its_seeds(tmp_path):
+    """Experiment one declares the claim and has three of the seven seeds; two has the others and declares nothing."""
+    results = Results(tmp_path)
+    results.experiment("one", ARMS + CLAIM)
+    results.experiment("two", ARMS)
+    _pair(results, "one", GAINS[:3])
+    _pair(results, "two", GAINS[3:], seeds=[3, 4, 5, 6])
+    root = results.write()
+    assert write_report(None, Selection(), root, tmp_path / "out", ["csv"]) == 0
+    (claim,) = csv.DictReader((tmp_path / "out" / "one" / "claims.csv").open())
+    assert (claim["pairs"], claim["verdict"]) == ("7", "better")
+    for name in ("one", "two"):
+        (gain,) = csv.DictReader((tmp_path / "out" / name / "gains.csv").open())
+        assert gain["claim"] == "better"
+    assert not (tmp_path / "out" / "two" / "claims.csv").exists()
+
+
+def test_unreadable_claims_make_everything_exploratory_and_are_told(tmp_path):
+    results = Results(tmp_path)
+    results.experiment("one", ARMS + CLAIM.replace("Plain", "Plane"))
+    _pair(results, "one", GAINS)
+    tables = _tables(results.write())
+    assert "claims" not in tables and _rows(tables["gains"])[0]["claim"] == "exploratory"
+    assert any("there is no arm 'Plane'" in note for note in tables["accuracy"].notes)
