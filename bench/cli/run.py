@@ -13,6 +13,7 @@ from typing import Any
 from bench.cli import OK, WRONG_INPUT
 from bench.cli import status as overview
 from bench.cli.selection import Selection
+from bench.cli.tuning import choices_text
 from bench.costs.predict import known_seconds
 from bench.devices import find_devices
 from bench.errors import InputError
@@ -124,7 +125,7 @@ def run(selection: Selection, options: RunOptions, report: Sequence[str]) -> int
         status = WRONG_INPUT
     if unfolded:
         say()
-        say(overview.choices_text(unfolded.standing))
+        say(choices_text(unfolded.standing))
     finals = [line for line in _index_lines(experiment) if line["role"] != ROLE]
     say()
     say(overview.results_table(finals, {line["id"]: store.inspect(line["id"]) for line in finals}))

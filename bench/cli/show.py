@@ -20,6 +20,7 @@ from typing import Any
 from bench import registry
 from bench.cli import OK
 from bench.cli.selection import Selection
+from bench.cli.tuning import phase_costs, phases_text
 from bench.errors import InputError, nearest
 from bench.experiments.config import TrialConfig, short_bits
 from bench.experiments.labels import label
@@ -28,7 +29,9 @@ from bench.experiments.overrides import differences, flatten, listed
 from bench.experiments.toml_files import recipe_names
 from bench.experiments.trials import Experiment, IndexLine
 from bench.folders import resolve_data_dir
+from bench.records.store import Store
 from bench.text import clean
+from bench.tuning.search import Search
 
 # what `bench list` offers -> the groups of the registry
 LISTS: dict[str, tuple[str, ...]] = {
@@ -52,6 +55,7 @@ def show_command(args: argparse.Namespace) -> int:
     data_dir = resolve_data_dir(args.data)
     text = show_text(
         Selection.of(args).load(data_dir),
+        store=Store(args.results),
         diff=args.diff,
         cost=args.cost,
         layers=args.layers,
@@ -115,6 +119,7 @@ def _option_rows(entry: registry.Entry) -> Iterable[tuple[str, str, str, str]]:
 def show_text(
     experiment: Experiment,
     *,
+    store: Store | None = None,
     diff: str | None = None,
     cost: bool = False,
     layers: bool = False,
@@ -129,6 +134,8 @@ def show_text(
     an arm that does not exist or has no baseline.
     """
     cut = None if full else width or shutil.get_terminal_size().columns
+    if experiment.tuning is not None and store is not None and diff is None:
+        return _search_text(Search(experiment, store), cost, layers, data_dir, cut)
     if diff is not None:
         parts = [_heading(experiment), _diff_text(experiment, diff, cut)]
     else:
@@ -140,11 +147,32 @@ def show_text(
     return "\n\n".join(part for part in parts if part)
 
 
-def _estimate(function: str, experiment: Experiment, data_dir: Path | str | None) -> str:
-    """Return the text of ``bench.costs.measure.<function>(experiment, data_dir) -> str``."""
+def _search_text(
+    search: Search, cost: bool, layers: bool, data_dir: Path | str | None, cut: int | None
+) -> str:
+    """Return both phases of an experiment with ``[tuning]``, and the trials that are decided."""
+    unfolded = search.unfold()
+    parts = [
+        _heading(search.experiment),
+        phases_text(search, unfolded.standing),
+        _trials_text(unfolded.experiment, cut),
+        _arms_text(search.experiment, cut),
+    ]
+    if cost:
+        parts += [
+            title + _estimate("cost_text", of_phase, data_dir, shares)
+            for title, of_phase, shares in phase_costs(search)
+        ]
+    if layers:
+        parts.append(_estimate("layers_text", search.experiment, data_dir))
+    return "\n\n".join(parts)
+
+
+def _estimate(function: str, experiment: Experiment, data_dir: Path | str | None, *more: Any) -> str:
+    """Return the text of ``bench.costs.measure.<function>(experiment, data_dir, *more) -> str``."""
     if find_spec("bench.costs.measure") is None:
         raise InputError(f"bench show: this version cannot tell --{function.removesuffix('_text')}")
-    return str(getattr(import_module("bench.costs.measure"), function)(experiment, data_dir))
+    return str(getattr(import_module("bench.costs.measure"), function)(experiment, data_dir, *more))
 
 
 def _heading(experiment: Experiment) -> str:

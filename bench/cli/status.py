@@ -10,13 +10,13 @@ from typing import Any
 
 from bench.cli import OK
 from bench.cli.selection import Selection
+from bench.cli.tuning import choices_text
 from bench.errors import InputError
 from bench.folders import resolve_data_dir
 from bench.launch.plan import ACTIONS
 from bench.progress import inert, percent, plural, table
 from bench.records.store import State, Store, StoreError
-from bench.tuning.phases import Standing
-from bench.tuning.search import progress_text, unfold
+from bench.tuning.search import unfold
 
 STATUSES = ("done", "failed", "diverged", "running", "unfinished", "missing", "damaged")
 _LISTED = 20  # lines of detail of one kind
@@ -41,35 +41,6 @@ def status_command(args: argparse.Namespace) -> int:
         raise InputError(f"--results {args.results}: there is no such folder; `bench run` makes it")
     print(results_text(store))
     return OK
-
-
-def choices_text(standing: Standing) -> str:
-    """Return where a search stands and a table of its points: configurations tried and the one chosen."""
-    rows = []
-    for search in standing.points:
-        point, chosen = search.point, search.chosen
-        through = sum(bool(tried.accuracies) for tried in search.tried)
-        found, score = "not yet chosen", ""
-        if chosen is not None and chosen.score is not None:
-            found = (
-                " ".join(f"{name}={value}" for name, value in chosen.configuration.items()) or "nothing tuned"
-            )
-            score = percent(chosen.score)
-        elif standing.finished:
-            found = "none: every configuration diverged"
-        grid = " ".join(f"{name}={value}" for name, value in point.grid.items())
-        rows.append([point.arm, grid, f"{through} of {len(search.tried)}", found, score])
-    cells = [[inert(cell) for cell in row] for row in rows]
-    head = ["arm", "grid point", "tried", "chosen", "held out"]
-    lines = [progress_text(standing), *_widened(standing), table(head, cells, right=(4,))]
-    return "\n".join(lines)
-
-
-def _widened(standing: Standing) -> list[str]:
-    return [
-        inert(f"{name} was widened {plural(times, 'time')} at its {side} end, for every arm that has it")
-        for (name, side), times in standing.widened.items()
-    ]
 
 
 def label(line: Mapping[str, Any]) -> str:

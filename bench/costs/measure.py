@@ -368,9 +368,12 @@ def _name(config: TrialConfig) -> str:
     )
 
 
-def cost_text(experiment: Experiment, data_dir: Path | str | None) -> str:
+def cost_text(
+    experiment: Experiment, data_dir: Path | str | None, shares: Mapping[str, float] | None = None
+) -> str:
     """Return time and memory a trial and device-hours of the whole experiment; measures what is not kept yet.
 
+    ``shares`` tell, by id, of trials that are expected to be stopped early: the share of their epochs that is trained.
     Raises ``InputError`` for absent data.
     """
     folder = folders.resolve_data_dir(data_dir)
@@ -394,7 +397,7 @@ def cost_text(experiment: Experiment, data_dir: Path | str | None) -> str:
         measured = meter.of(config, total)
         bound |= execution.decide(config, total, device)["mode"] != measured_mode(config, total, device)
         described = f"{_name(config)} {config.epochs} epochs"
-        taken = trial_seconds(config, steps, measured)
+        taken = trial_seconds(config, steps, measured) * (shares or {}).get(trial.id or "", 1.0)
         rows.setdefault(described, []).append(taken)
         memory[described] = measured.memory + measured.context
         seconds[trial.id or str(number)] = taken

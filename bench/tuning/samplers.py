@@ -52,8 +52,9 @@ def extension(
         space.append(dimension)
     if grid:  # the other fields of the new level go on cycling
         count = effort - 1 + times if side == "high" else -times
-        axes = [d for d in space if d.name in reached]
-        return [{d.name: _cycled(levels(d, effort), number, count) for number, d in enumerate(axes)}]
+        axes = [(d.name, levels(d, effort)) for d in space if d.name in reached]
+        period = len(levels(next(d for d in tuning.space if d.name in reached), effort))
+        return [_diagonal(axes, count, period)]
     offset = DRAWS * MAX_EXTENSIONS * (side == "high") + DRAWS * times
     return _distinct(_sobol(tuning, space, skip=offset), reached, math.ceil(effort * QUARTER))
 
@@ -95,13 +96,21 @@ def _grid(space: Sequence[Dimension], reached: Sequence[str], effort: int) -> It
             yield dict(zip((name for name, _ in axes), point, strict=True))
         return
     for count in range(effort):
-        yield {name: _cycled(values, number, count) for number, (name, values) in enumerate(axes)}
+        yield _diagonal(axes, count, len(axes[0][1]))
 
 
-def _cycled(values: Sequence[Any], number: int, count: int) -> Any:
-    """Return the level of field ``number`` in configuration ``count``: strides 1, 2, 3, ... that reach every level."""
-    stride = next(s for s in range(number + 1, number + 2 + len(values)) if math.gcd(s, len(values)) == 1)
-    return values[(count * stride + count // len(values) * (number > 0)) % len(values)]
+def _diagonal(axes: Sequence[tuple[str, Sequence[Any]]], count: int, period: int) -> dict[str, Any]:
+    """Return configuration ``count`` of the diagonal.
+
+    Field number k has the first stride from k + 1 that reaches all of its levels. After a ``period``, when the first
+    field has taken all of its levels, the others begin one level further, so that pairs do not come again.
+    """
+    found = {}
+    for number, (name, values) in enumerate(axes):
+        stride = next(s for s in itertools.count(number + 1) if math.gcd(s, len(values)) == 1)
+        shift = count // period if number else 0
+        found[name] = values[(count * stride + shift) % len(values)]
+    return found
 
 
 def optuna_next(

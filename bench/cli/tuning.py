@@ -1,0 +1,92 @@
+"""Texts about a search: both phases of an experiment with ``[tuning]``, what they cost, and what was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from bench.experiments.trials import Experiment, Trial
+from bench.progress import inert, percent, plural, table
+from bench.tuning.phases import Standing, expected_rungs, trained_epochs
+from bench.tuning.search import Search, progress_text
+
+
+def choices_text(standing: Standing) -> str:
+    """Return where a search stands and a table of its points: configurations tried and the one chosen."""
+    rows = []
+    for search in standing.points:
+        point, chosen = search.point, search.chosen
+        through = sum(bool(tried.accuracies) for tried in search.tried)
+        found, score = "not yet chosen", ""
+        if chosen is not None and chosen.score is not None:
+            found = (
+                " ".join(f"{name}={value}" for name, value in chosen.configuration.items()) or "nothing tuned"
+            )
+            score = percent(chosen.score)
+        elif standing.finished:
+            found = "none: every configuration diverged"
+        grid = " ".join(f"{name}={value}" for name, value in point.grid.items())
+        rows.append([point.arm, grid, f"{through} of {len(search.tried)}", found, score])
+    cells = [[inert(cell) for cell in row] for row in rows]
+    head = ["arm", "grid point", "tried", "chosen", "held out"]
+    lines = [progress_text(standing), *_widened(standing), table(head, cells, right=(4,))]
+    return "\n".join(lines)
+
+
+def _widened(standing: Standing) -> list[str]:
+    return [
+        inert(f"{name} was widened {plural(times, 'time')} at its {side} end, for every arm that has it")
+        for (name, side), times in standing.widened.items()
+    ]
+
+
+def phases_text(search: Search, standing: Standing) -> str:
+    """Return the two phases: how many configurations and trials every arm has at a grid point, and how they are chosen."""
+    tuning, rows = search.tuning, []
+    final = 0
+    for point in search.points:
+        steps = expected_rungs(tuning, point, tuning.effort)
+        rungs = ", ".join(f"{rung.count} to epoch {rung.epoch}" for rung in steps)
+        grid = " ".join(f"{name}={value}" for name, value in point.grid.items())
+        fields = ", ".join(point.reached) or "nothing"
+        final += len(point.lines)
+        rows.append([point.arm, grid, fields, rungs, str(len(tuning.seeds)), str(len(point.lines))])
+    cells = [[inert(cell) for cell in row] for row in rows]
+    head = ["arm", "grid point", "tuned", "configurations", "seeds", "final trials"]
+    trials = sum(expected_rungs(tuning, point, tuning.effort)[0].count for point in search.points)
+    seeds = ", ".join(map(str, tuning.seeds))
+    widened = "a range grows at an edge where a best one lies, for every arm alike" if tuning.extend else ""
+    lines = [
+        f"Phase 1, tuning: {plural(trials * len(tuning.seeds), 'trial')}, seeds {seeds}, "
+        f"{tuning.holdout} training images held out, no test image read",
+        ", ".join(filter(None, (f"  sampler {tuning.sampler}, scheduler {tuning.scheduler}", widened))),
+        f"Phase 2: {plural(final, 'final trial')} with the values chosen, on all training images",
+        "",
+        table(head, cells, right=(4, 5)),
+        "",
+        progress_text(standing) if not standing.choices else choices_text(standing),
+    ]
+    return "\n".join(lines)
+
+
+def phase_costs(search: Search) -> list[tuple[str, Experiment, dict[str, float]]]:
+    """Return, for each phase, its title, an experiment of its trials, and the share of its epochs that a trial is trained.
+
+    The final trials are those with the file's own values: a learning rate costs nothing, and other values are not known
+    before they are chosen. Widenings come on top.
+    """
+    tuned, final = search.preview()
+    shares: dict[str, float] = {}
+    for point in search.points:
+        steps = expected_rungs(search.tuning, point, search.tuning.effort)
+        share = trained_epochs(steps) / (steps[0].count * point.config.epochs)
+        for trial in search.first_trials(point):
+            shares[trial.id or ""] = share
+    return [
+        ("Phase 1, tuning. ", _of(search.experiment, tuned), shares),
+        ("Phase 2, final trials. ", _of(search.experiment, final), {}),
+    ]
+
+
+def _of(experiment: Experiment, trials: Sequence[Trial]) -> Experiment:
+    return replace(experiment, trials=tuple(trials))
