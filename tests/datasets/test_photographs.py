@@ -341,7 +341,6 @@ def test_the_mean_image_is_of_central_squares(tmp_path):
 def test_several_shards_and_corrupt_images_leave_no_gap(tmp_path, monkeypatch):
     root = tree(tmp_path / "own")
     monkeypatch.setattr(shards, "IMAGES_PER_SHARD", 4)
-    monkeypatch.setattr("bench.datasets.photographs.prepare.IMAGES_PER_SHARD", 4)
     for name in ("ant/001.JPEG", "bee/003.JPEG", "cat/005.JPEG"):
         (root / "train" / name).write_bytes(b"")
     with pytest.raises(InputError, match=r"3 corrupt images: train/ant/001.JPEG.*At most 2 may be left out"):
@@ -366,7 +365,7 @@ SLOW = """
 import sys, time
 from pathlib import Path
 from bench.datasets.photographs import prepare, shards, decode
-prepare.IMAGES_PER_SHARD = shards.IMAGES_PER_SHARD = 4
+shards.IMAGES_PER_SHARD = 4
 rgb = decode.rgb
 def slowly(*arguments):
     time.sleep(0.01)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
@@ -45,19 +45,14 @@ class Images(Protocol):
 
 
 class InMemory:
-    """Decoded images in one buffer, in their own sizes."""
+    """Decoded images, in their own sizes: ``pixels`` holds uint8 (height, width, 3) for each record of ``index``."""
 
-    def __init__(self, index: np.ndarray, buffer: np.ndarray) -> None:
-        self.index, self.buffer = index, buffer
+    def __init__(self, index: np.ndarray, pixels: Sequence[np.ndarray]) -> None:
+        self.index, self.pixels = index, pixels
 
     def read(self, number: int, top: int = 0, bottom: int | None = None) -> np.ndarray:
-        return _rows(self.buffer, self.index[number], top, bottom)
-
-
-def _rows(buffer: np.ndarray, record: Any, top: int, bottom: int | None) -> np.ndarray:
-    height, width, offset = int(record["height"]), int(record["width"]), int(record["offset"])
-    bottom = height if bottom is None else bottom
-    return buffer[offset + 3 * width * top : offset + 3 * width * bottom].reshape(bottom - top, width, 3)
+        """See ``Images``."""
+        return self.pixels[number][top:bottom]
 
 
 @dataclass(frozen=True)
@@ -110,42 +105,35 @@ def decode_all(
     """
     index = np.zeros(len(labels), dtype=RECORD)
     index["label"] = labels
-    problems: dict[int, str] = {}
+    pixels: list[np.ndarray] = []
+    problems: list[tuple[str, str]] = []
+    mean_sum = np.zeros((MEAN_SIDE, MEAN_SIDE, 3), dtype=np.uint64)
 
-    def size(number: int) -> tuple[int, int]:
-        try:
-            return decode.size(encoded(number))
-        except decode.BadImage as error:
-            problems[number] = str(error)
-            return 0, 0
-
-    def fill(number: int) -> np.ndarray | int:
+    def decoded(number: int) -> tuple[Image, np.ndarray] | decode.BadImage:
         try:
             image = decode.rgb(encoded(number))
         except decode.BadImage as error:
-            problems[number] = str(error)
-            return 0
-        images.read(number)[...] = np.asarray(image)
+            return error
         index["sums"][number], index["squares"][number] = measured(image)
-        return central_square(image)
+        return image, central_square(image)
 
-    index["width"], index["height"] = np.array(list(in_threads(size, range(len(index)))), dtype=np.uint32).T
-    index["length"] = 3 * index["width"] * index["height"]
-    ends = np.cumsum(index["length"].astype(np.int64))
-    index["offset"] = ends - index["length"]
-    if ends[-1] > limit:
-        raise InputError(
-            f"decoded its images take {ends[-1] / 2**30:.1f} GiB, more than the {limit / 2**30:g} GiB"
-        )
-    images = InMemory(index, np.empty(ends[-1], dtype=np.uint8))
-    mean_sum = np.zeros((MEAN_SIDE, MEAN_SIDE, 3), dtype=np.uint64)
-    for square in in_threads(fill, [number for number in range(len(index)) if number not in problems]):
-        mean_sum += np.uint64(square) if isinstance(square, int) else square
+    taken = 0
+    for number, result in enumerate(in_threads(decoded, range(len(labels)))):
+        if isinstance(result, decode.BadImage):
+            problems.append((name(number), str(result)))
+            continue
+        image, square = result
+        index["width"][number], index["height"][number] = image.size
+        mean_sum += square
+        taken += 3 * image.width * image.height
+        if taken > limit:
+            raise InputError(
+                f"decoded, its images take more than the {limit / 2**30:g} GiB that are read into memory"
+            )
+        pixels.append(np.asarray(image))
     if problems:
-        raise InputError(
-            corrupt_text([(name(number), reason) for number, reason in sorted(problems.items())])
-        )
-    return images, mean_sum
+        raise InputError(corrupt_text(problems))
+    return InMemory(index, pixels), mean_sum
 
 
 def corrupt_text(found: Sequence[tuple[str, str]]) -> str:

@@ -15,8 +15,9 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -31,11 +32,14 @@ from bench.datasets.photographs.images import (
     measured,
 )
 from bench.datasets.photographs.listing import Item, Listing, left_out_text, several_frames
-from bench.datasets.photographs.shards import IMAGES_PER_SHARD, MEAN_BYTES, PARTS, Manifest
+from bench.datasets.photographs.shards import MEAN_BYTES, PARTS, Manifest
 from bench.errors import InputError
 from bench.records.locks import sync_folder
 from bench.records.store import write_atomic
 from bench.text import clean
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SAMPLES = 256  # images whose headers are read to estimate the size
 ENOUGH = 100  # corrupt images beyond those allowed at which a shard is given up: before, they are counted
@@ -124,7 +128,7 @@ def prepare(
         "short_side": how.short_side,
         "decoder": decoder(),
         "source": images.signature(),
-        "images_per_shard": IMAGES_PER_SHARD,
+        "images_per_shard": shards.IMAGES_PER_SHARD,
     }
     begun = _begun(folder, plan)
     needed = estimate(images, how)
@@ -194,6 +198,45 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
+class _Note(NamedTuple):
+    """What is noted of a finished shard while the others are written; in ``train-00000.note`` beside it.
+
+    The file holds a line of JSON and then the bytes of the arrays.
+    """
+
+    begin: int  # position of the shard's first image in the listing
+    next: int  # position of the first image behind it
+    size: int
+    sha256: str
+    corrupt: list[tuple[str, str]]
+    frames: list[str]  # images with several frames
+    records: np.ndarray  # ``RECORD`` (N,)
+    hashes: np.ndarray  # of the images, uint8 (N, 32)
+    mean: np.ndarray  # the sum of central squares, uint32
+
+    def write(self, path: Path) -> None:
+        arrays = b"".join(part.tobytes() for part in (self.records, self.hashes, self.mean))
+        write_atomic(path, json.dumps([len(self.records), *self[:6]]).encode() + b"\n" + arrays)
+
+    @classmethod
+    def read(cls, target: Path, position: int) -> _Note | None:
+        """Return the note of a finished shard that begins at ``position``, None where either is not there whole."""
+        try:
+            line, _, data = target.with_suffix(".note").read_bytes().partition(b"\n")
+            count, *rest = json.loads(line)
+            ends = np.cumsum([RECORD.itemsize * count, 32 * count, MEAN_BYTES])
+            if len(data) != ends[-1]:
+                return None
+            records = np.frombuffer(data[: ends[0]], dtype=RECORD)
+            hashes = np.frombuffer(data[ends[0] : ends[1]], dtype=np.uint8).reshape(-1, 32)
+            mean = np.frombuffer(data[ends[1] :], dtype="<u4").reshape(MEAN_SIDE, MEAN_SIDE, 3)
+            note = cls(*rest, records, hashes, mean)
+            whole = note.begin == position and (not note.size or target.stat().st_size == note.size)
+            return note if whole else None
+        except (OSError, ValueError, TypeError):
+            return None
+
+
 def _write(folder: Path, images: Listing, how: Settings, say: Callable[[str], None]) -> Manifest:
     corrupt: list[tuple[str, str]] = []
     frames: list[str] = []
@@ -204,49 +247,52 @@ def _write(folder: Path, images: Listing, how: Settings, say: Callable[[str], No
     for part in PARTS:
         # Corrupt images leave no gap: a shard takes the next good ones, so that image i lies in shard i / 2048.
         items, number, position = images.parts[part], 0, 0
-        indices, hashes = [], []
+        notes: list[_Note] = []
         while position < len(items):
             target = folder / shards.shard_name(part, number)
-            report = _read_report(target, position)
-            if report is None:
-                report = _write_shard(target, part, items, position, how)
-                say(f"{target.name}: {done + report['next'] - position:,} of {total:,} images")
-            done += report["next"] - position
-            position = report["next"]
-            corrupt += [(name, reason) for name, reason in report["corrupt"]]
-            frames += report["frames"]
+            note = _Note.read(target, position)
+            if note is None:
+                note = _write_shard(target, part, items, position, how)
+                say(f"{target.name}: {done + note.next - position:,} of {total:,} images")
+            done += note.next - position
+            position = note.next
+            notes.append(note)
+            corrupt += [(name, reason) for name, reason in note.corrupt]
+            frames += note.frames
             if len(corrupt) > how.max_corrupt:
                 raise InputError(_too_many(corrupt, how.max_corrupt))
-            if report["bytes"]:
-                files[target.name] = report["bytes"], report["sha256"]
-                indices.append(target.with_suffix(".part").read_bytes())
-                hashes += report["hashes"]
-                if part == "train":
-                    mean += np.frombuffer(target.with_suffix(".mean").read_bytes(), "<u4").reshape(mean.shape)
+            if note.size:
+                files[target.name] = note.size, note.sha256
             number += 1
-        index = np.frombuffer(b"".join(indices), dtype=RECORD)
-        present = np.unique(index["label"])
-        if len(present) != len(images.classes):
-            absent = [name for label, name in enumerate(images.classes) if label not in present]
+        index = np.concatenate([note.records for note in notes])
+        absent = [
+            name for label, name in enumerate(images.classes) if label not in set(index["label"].tolist())
+        ]
+        if absent:
             raise InputError(
                 f"{part}: no image that can be read in {', '.join(clean(n, 60) for n in absent[:5])}"
             )
         counts[part] = len(index)
-        digests[part] = list(zip(index["label"].tolist(), map(bytes.fromhex, hashes), strict=True))
+        hashes = np.concatenate([note.hashes for note in notes])
+        digests[part] = [
+            (label, row.tobytes()) for label, row in zip(index["label"].tolist(), hashes, strict=True)
+        ]
+        if part == "train":
+            mean += sum(note.mean for note in notes)
         _keep(folder / f"{part}.index", index.tobytes(), files)
     _keep(folder / "mean.bin", mean.astype("<u4").tobytes(), files)
     manifest = Manifest(
-        folder,
-        how.form,
-        how.short_side,
-        tuple(images.classes),
-        shards.content_digest(images.classes, digests),
-        decoder(),
-        tuple(corrupt),
-        counts,
-        files,
-        tuple(line for line in (left_out_text(images.left_out), several_frames(frames)) if line),
-    )
+        schema=shards.SCHEMA,  # type: ignore[call-arg]  # the name in the file
+        form=how.form,  # type: ignore[arg-type]
+        short_side=how.short_side,
+        classes=tuple(images.classes),
+        content=shards.content_digest(images.classes, digests),
+        decoder=decoder(),
+        corrupt=tuple(corrupt),
+        counts=counts,
+        files=files,
+        remarks=tuple(line for line in (left_out_text(images.left_out), several_frames(frames)) if line),
+    ).at(folder)
     write_atomic(folder / "manifest.json", shards.encode(manifest.document()))
     _remove_parts(folder)
     return manifest
@@ -259,80 +305,69 @@ def _too_many(corrupt: Sequence[tuple[str, str]], allowed: int) -> str:
     )
 
 
-def _read_report(target: Path, position: int) -> dict[str, Any] | None:
-    """Return what was noted of a finished shard that begins at ``position``, None where it is not there whole."""
+class _Stored(NamedTuple):
+    """An image as it goes into a shard."""
+
+    data: bytes
+    digest: bytes
+    image: Image
+    several_frames: bool
+
+
+def _stored(item: Item, how: Settings) -> _Stored | BadImage:
     try:
-        report = json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))
-        if report["begin"] != position or (report["bytes"] and target.stat().st_size != report["bytes"]):
-            return None
-        if report["bytes"]:
-            part = target.with_suffix(".part")
-            if part.stat().st_size != RECORD.itemsize * len(report["hashes"]):
-                return None
-            if target.name.startswith("train") and target.with_suffix(".mean").stat().st_size != MEAN_BYTES:
-                return None
-        return report
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _write_shard(
-    target: Path, part: str, items: Sequence[Item], position: int, how: Settings
-) -> dict[str, Any]:
-    """Write the shard of the next ``IMAGES_PER_SHARD`` good images from ``position``, and the note of it, last."""
-
-    def stored(item: Item) -> tuple[bytes, bytes, tuple[int, int], Any, np.ndarray | None, bool] | BadImage:
-        try:
-            data = item.bytes()
-            image = decode.rgb(data, how.short_side)
-            several = decode.frames(data) > 1
-        except BadImage as error:
-            return error
-        square = central_square(image) if part == "train" else None
+        data = item.bytes()
+        image = decode.rgb(data, how.short_side)
         kept = image.tobytes() if how.form == "raw" else data
-        return kept, decode.digest(data), image.size, measured(image), square, several
+        return _Stored(kept, decode.digest(data), image, decode.frames(data) > 1)
+    except BadImage as error:
+        return error
 
+
+def _write_shard(target: Path, part: str, items: Sequence[Item], position: int, how: Settings) -> _Note:
+    """Write the shard of the next ``IMAGES_PER_SHARD`` good images from ``position``, and the note of it, last."""
     shard = int(target.stem.rpartition("-")[2])
     records: list[tuple] = []
-    hashes: list[str] = []
+    hashes: list[bytes] = []
     corrupt: list[tuple[str, str]] = []
     frames: list[str] = []
     mean = np.zeros((MEAN_SIDE, MEAN_SIDE, 3), dtype="<u4")
     digest, offset, begin = hashlib.sha256(), 0, position
     temporary = target.with_suffix(".tmp")
     with temporary.open("wb") as stream:
-        while len(records) < IMAGES_PER_SHARD and position < len(items):
-            batch = items[position : position + min(256, IMAGES_PER_SHARD - len(records))]
-            for item, result in zip(batch, in_threads(stored, batch), strict=True):
-                position += 1
+        while len(records) < shards.IMAGES_PER_SHARD and position < len(items):
+            batch = items[position : position + min(256, shards.IMAGES_PER_SHARD - len(records))]
+            position += len(batch)
+            for item, result in zip(batch, in_threads(partial(_stored, how=how), batch), strict=True):
                 if isinstance(result, BadImage):
                     corrupt.append((item.name, str(result)))
                     if len(corrupt) > how.max_corrupt + ENOUGH:
                         raise InputError(_too_many(corrupt, how.max_corrupt))
                     continue
-                kept, source, (width, height), (sums, squares), square, several = result
-                frames += [item.name] * several
+                kept, image = result.data, result.image
                 stream.write(kept)
                 digest.update(kept)
-                records.append((shard, offset, len(kept), height, width, item.label, sums, squares))
-                hashes.append(source.hex())
+                records.append(
+                    (shard, offset, len(kept), image.height, image.width, item.label, *measured(image))
+                )
+                hashes.append(result.digest)
+                frames += [item.name] * result.several_frames
                 offset += len(kept)
-                if square is not None:
-                    mean += square
+                if part == "train":
+                    mean += central_square(image)
         stream.flush()
         os.fsync(stream.fileno())
     if records:
         os.replace(temporary, target)
         sync_folder(target.parent)
-        write_atomic(target.with_suffix(".part"), np.array(records, dtype=RECORD).tobytes())
-        if part == "train":
-            write_atomic(target.with_suffix(".mean"), mean.tobytes())
     else:
         temporary.unlink()
-    report = {"begin": begin, "next": position, "bytes": offset, "sha256": "sha256:" + digest.hexdigest()}
-    report |= {"corrupt": corrupt, "hashes": hashes, "frames": frames}
-    write_atomic(target.with_suffix(".json"), json.dumps(report).encode())
-    return report
+    array = np.array(records, dtype=RECORD)
+    bytes_of_hashes = np.frombuffer(b"".join(hashes), dtype=np.uint8).reshape(-1, 32)
+    sha256 = "sha256:" + digest.hexdigest()
+    note = _Note(begin, position, offset, sha256, corrupt, frames, array, bytes_of_hashes, mean)
+    note.write(target.with_suffix(".note"))
+    return note
 
 
 def _keep(path: Path, data: bytes, files: dict[str, tuple[int, str]]) -> None:
@@ -343,7 +378,7 @@ def _keep(path: Path, data: bytes, files: dict[str, tuple[int, str]]) -> None:
 def _remove_parts(folder: Path) -> None:
     """Remove what only a preparation under way needs."""
     for part in PARTS:
-        for kind in ("json", "part", "mean", "tmp"):
+        for kind in ("note", "tmp"):
             for path in folder.glob(f"{part}-*.{kind}"):
                 path.unlink(missing_ok=True)
     for name in ("plan.json", ".lock"):

@@ -1,10 +1,10 @@
 """Prepared photographs: large sequential files on disk, JPEG (the source's bytes) or raw (uint8 at a stored short side).
 
-A folder of shards holds ``manifest.json``; of ``train`` and of ``test`` an index of fixed-size records
-(``train.index``, see ``photographs.RECORD``) and shards ``train-00000.bin`` ... of 2,048 images each, one after the other
-without anything between; and ``mean.bin``, the sum of the training images' central squares. File names are never read
-from a file. What the manifest says is checked before memory is taken: sizes of all files, and the checksums of the small
-ones, when the folder is opened; those of the shards by ``bench data verify``. No torch, no pickle.
+A folder of shards holds ``manifest.json``; for ``train`` and for ``test`` an index of fixed-size records
+(``train.index``, see ``images.RECORD``) and shards ``train-00000.bin`` ... of 2,048 images each, one after the other
+without anything between; and ``mean.bin``, the sum of the training images' central squares. No file name is ever read
+from a file. What the manifest says is checked before memory is taken: the sizes of all files and the checksums of the
+small ones when the folder is opened; the checksums of the shards by ``bench data verify``. No torch, no pickle.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from bench.datasets import checksums
 from bench.datasets.photographs import decode
@@ -29,14 +29,15 @@ from bench.text import clean
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SCHEMA = 2  # 2: transparency, 16 bits and orientation are part of an image's digest
+SCHEMA: Literal[2] = 2  # 2: transparency, 16 bits and orientation are part of an image's digest
 FORMS = ("jpeg", "raw")
 IMAGES_PER_SHARD = 2048
 PARTS = ("train", "test")
 MEAN_BYTES = 4 * 3 * MEAN_SIDE**2
 MAX_MANIFEST = 64 << 20
-# What decoded takes no more than this lies in memory; more is decoded as it is needed.
-RESIDENT_BYTES = 2 << 30
+RESIDENT_BYTES = (
+    2 << 30
+)  # images that take no more, decoded, are kept in memory; others are decoded as they are needed
 
 
 def shard_name(part: str, number: int) -> str:
@@ -44,48 +45,61 @@ def shard_name(part: str, number: int) -> str:
     return f"{part}-{number:05d}.bin"
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """What ``manifest.json`` says, its types checked; ``files`` maps names to (bytes, "sha256:...")."""
+class Manifest(BaseModel):
+    """What ``manifest.json`` says, types and sizes checked; ``files`` maps names to (bytes, "sha256:...")."""
 
-    folder: Path
-    form: str
-    short_side: int | None
-    classes: tuple[str, ...]
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    _folder: Path = PrivateAttr(default=Path())
+
+    version: Annotated[Literal[2], Field(alias="schema")]  # ``SCHEMA``
+    form: Literal["jpeg", "raw"]
+    short_side: Annotated[int, Field(ge=1, le=decode.MAX_SIDE)] | None
+    classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=1 << 20)]
     content: str  # the digest of the source's images and labels (see ``content_digest``)
     decoder: str
     corrupt: tuple[tuple[str, str], ...]
-    counts: Mapping[str, int]
-    files: Mapping[str, tuple[int, str]]
-    remarks: tuple[str, ...] = ()  # what of the source was not read, counted and named
+    counts: dict[str, Annotated[int, Field(ge=1, le=1 << 31)]]
+    files: dict[str, tuple[Annotated[int, Field(ge=0, le=1 << 50)], str]]
+    remarks: tuple[str, ...]  # what of the source was not read, counted and named
+
+    @model_validator(mode="after")
+    def _files_fit(self) -> Manifest:
+        if set(self.counts) != set(PARTS):
+            raise ValueError(f"counts: expected {' and '.join(PARTS)}")
+        if max(self.counts.values()) > len(self.files) * IMAGES_PER_SHARD:
+            raise ValueError("counts: more images than the shards hold")
+        sizes = {f"{part}.index": RECORD.itemsize * self.counts[part] for part in PARTS} | {
+            "mean.bin": MEAN_BYTES
+        }
+        named = {*sizes, *(name for part in PARTS for name in self.shards(part))}
+        if set(self.files) != named:
+            raise ValueError(f"files: expected {len(named)} by their names, found {len(self.files)}")
+        for name, size in sizes.items():
+            if self.files[name][0] != size:
+                raise ValueError(f"files.{name}: expected {size} bytes")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """The folder that holds the shards."""
+        return self._folder
 
     @property
     def checksum(self) -> str:
         """What stands for the data in a trial's identity.
 
-        Of JPEG shards the content's digest, which the folder they were made of has too: the pixels are the same. Of raw
-        ones the digest of the manifest, and so of every pixel.
+        For JPEG shards the digest of the content, which the folder that they were made of has too: the pixels are the
+        same. For raw shards the digest of the manifest, and so of every pixel; what was not read changes no pixel.
         """
         if self.form == "jpeg":
             return self.content
         document = self.document()
-        del document["remarks"]  # what was not read changes no pixel
+        del document["remarks"]
         return "sha256:" + hashlib.sha256(encode(document)).hexdigest()
 
     def document(self) -> dict[str, Any]:
         """Return the content of ``manifest.json``."""
-        return {
-            "schema": SCHEMA,
-            "form": self.form,
-            "short_side": self.short_side,
-            "classes": list(self.classes),
-            "content": self.content,
-            "decoder": self.decoder,
-            "corrupt": [list(pair) for pair in self.corrupt],
-            "counts": dict(self.counts),
-            "files": {name: list(pair) for name, pair in self.files.items()},
-            "remarks": list(self.remarks),
-        }
+        return self.model_dump(mode="json", by_alias=True)
 
     @property
     def total_bytes(self) -> int:
@@ -95,6 +109,11 @@ class Manifest:
     def shards(self, part: str) -> list[str]:
         """Return the names of a part's shards."""
         return [shard_name(part, n) for n in range(-(-self.counts[part] // IMAGES_PER_SHARD))]
+
+    def at(self, folder: Path) -> Manifest:
+        """Return the manifest, its files in ``folder``."""
+        self._folder = folder
+        return self
 
 
 def encode(document: Mapping[str, Any]) -> bytes:
@@ -125,63 +144,15 @@ def read_manifest(folder: Path) -> Manifest | None:
     try:
         if len(data) > MAX_MANIFEST:
             raise ValueError("too long")
-        return _checked(folder, json.loads(data))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise InputError(
-            f"{path} is damaged, or was not written by `bench data prepare` of this version: {clean(reason, 160)}"
-        ) from None
-
-
-def _checked(folder: Path, document: Any) -> Manifest:
-    """Return the manifest of a document; raises ``ValueError`` and the like."""
-
-    def expect(value: Any, kind: type, what: str) -> Any:
-        if type(value) is not kind:
-            raise ValueError(f"{what}: expected {kind.__name__}")
-        return value
-
-    def number(value: Any, what: str, high: int, low: int = 0) -> int:
-        if not low <= expect(value, int, what) <= high:
-            raise ValueError(f"{what}: {value} is not from {low} to {high}")
-        return value
-
-    expect(document, dict, "the file")
-    if document["schema"] != SCHEMA:
-        raise ValueError(f"schema: expected {SCHEMA}")
-    if document["form"] not in FORMS:
-        raise ValueError(f"form: expected one of {', '.join(FORMS)}")
-    short = document["short_side"]
-    counts = {part: number(document["counts"][part], f"counts.{part}", 1 << 31, 1) for part in PARTS}
-    classes = tuple(expect(name, str, "classes") for name in expect(document["classes"], list, "classes"))
-    number(len(classes), "number of classes", 1 << 20, 2)
-    files = {}
-    for name, pair in expect(document["files"], dict, "files").items():
-        size, digest = expect(pair, list, f"files.{name}")
-        files[name] = number(size, f"files.{name}", 1 << 50), expect(digest, str, f"files.{name}")
-    manifest = Manifest(
-        folder,
-        document["form"],
-        None if short is None else number(short, "short_side", decode.MAX_SIDE, 1),
-        classes,
-        expect(document["content"], str, "content"),
-        expect(document["decoder"], str, "decoder"),
-        tuple((str(name), str(reason)) for name, reason in expect(document["corrupt"], list, "corrupt")),
-        counts,
-        files,
-        tuple(expect(line, str, "remarks") for line in expect(document["remarks"], list, "remarks")),
+        return Manifest.model_validate_json(data).at(folder)
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except ValueError as error:
+        reason = str(error)
+    raise InputError(
+        f"{path} is damaged, or was not written by `bench data prepare` of this version: {clean(reason, 160)}"
     )
-    named = {"mean.bin", *(f"{part}.index" for part in PARTS)}
-    for part in PARTS:
-        number(-(-counts[part] // IMAGES_PER_SHARD), "number of shards", len(files))
-        named |= set(manifest.shards(part))
-    if set(files) != named:
-        raise ValueError(f"files: expected {len(named)} by their names, found {len(files)}")
-    expected = {"mean.bin": MEAN_BYTES, **{f"{part}.index": RECORD.itemsize * counts[part] for part in PARTS}}
-    for name, size in expected.items():
-        if files[name][0] != size:
-            raise ValueError(f"files.{name}: expected {size} bytes")
-    return manifest
 
 
 def size_problem(manifest: Manifest) -> str | None:
@@ -337,22 +308,6 @@ class Shards:
             os.close(self.files.popitem()[1])
 
 
-def _in_memory(shards: Shards) -> InMemory:
-    """Return the images decoded, end to end in memory."""
-    index = shards.index.copy()
-    index["length"] = 3 * index["height"] * index["width"]
-    ends = np.cumsum(index["length"].astype(np.int64))
-    index["offset"] = ends - index["length"]
-    images = InMemory(index, np.empty(ends[-1], dtype=np.uint8))
-
-    def fill(number: int) -> None:
-        images.read(number)[...] = shards.read(number)
-
-    for _ in in_threads(fill, range(len(index))):
-        pass
-    return images
-
-
 def load(manifest: Manifest, resident_bytes: int | None = None) -> Photographs:
     """Return prepared photographs; raises ``InputError`` for damaged files.
 
@@ -371,5 +326,5 @@ def load(manifest: Manifest, resident_bytes: int | None = None) -> Photographs:
         parts[part] = shards
         if manifest.form == "jpeg" and size <= left:
             left -= size
-            parts[part] = _in_memory(shards)
+            parts[part] = InMemory(shards.index, list(in_threads(shards.read, range(len(shards.index)))))
     return Photographs(parts["train"], parts["test"], len(manifest.classes), mean_sum.astype(np.uint64))

@@ -157,7 +157,7 @@ def _several_frames(item: Item) -> str | None:
 
 def _decoded(images: Listing) -> Photographs:
     train, mean_sum = _part(images.parts["train"], shards.RESIDENT_BYTES)
-    test, _ = _part(images.parts["test"], shards.RESIDENT_BYTES - train.buffer.size)
+    test, _ = _part(images.parts["test"], shards.RESIDENT_BYTES - sum(each.nbytes for each in train.pixels))
     return Photographs(train, test, len(images.classes), mean_sum)
 
 
