@@ -223,14 +223,14 @@ class _Note(NamedTuple):
         """Return the note of a finished shard that begins at ``position``, None where either is not there whole."""
         try:
             line, _, data = target.with_suffix(".note").read_bytes().partition(b"\n")
-            count, *rest = json.loads(line)
+            count, begin, after, size, sha256, corrupt, frames = json.loads(line)
             ends = np.cumsum([RECORD.itemsize * count, 32 * count, MEAN_BYTES])
             if len(data) != ends[-1]:
                 return None
             records = np.frombuffer(data[: ends[0]], dtype=RECORD)
             hashes = np.frombuffer(data[ends[0] : ends[1]], dtype=np.uint8).reshape(-1, 32)
             mean = np.frombuffer(data[ends[1] :], dtype="<u4").reshape(MEAN_SIDE, MEAN_SIDE, 3)
-            note = cls(*rest, records, hashes, mean)
+            note = cls(begin, after, size, sha256, corrupt, frames, records, hashes, mean)
             whole = note.begin == position and (not note.size or target.stat().st_size == note.size)
             return note if whole else None
         except (OSError, ValueError, TypeError):
