@@ -82,6 +82,7 @@ def read_text(path: Path) -> str:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{name}: is not text (byte {error.start} is not UTF-8)") from None
+    text = text.removeprefix("\ufeff")  # the byte-order mark that some editors write
     if not text.strip():
         raise InputError(f"{name}: is empty")
     return text
@@ -122,15 +123,38 @@ def experiment_name(path: Path) -> str:
 
 
 def parse_override(text: str) -> tuple[AxisPath, Any]:
-    """Return (path, value) of a ``--set`` text ``dotted.key=value``: the value is TOML, a bare word is text."""
+    """Return (path, value) of a ``--set`` text ``dotted.key=value``: the value is TOML, a bare word is text.
+
+    A number may be written without the digit before or after its point, as TOML does not allow: ``.001``, ``1.``.
+    """
     key, equals, value = text.partition("=")
     path = tuple(part.strip() for part in key.split("."))
     if not equals or not all(path):
         raise InputError(f"--set {shown(text)}: expected dotted.key=value")
+    value = value.strip()
+    if "\n" in value:
+        return path, value
     try:
-        return path, tomllib.loads(f"value = {value}")["value"] if "\n" not in value else value
-    except (ValueError, RecursionError):
-        return path, value.strip()
+        return path, _toml_value(value)
+    except (ValueError, RecursionError) as error:
+        if value[:1] in ("[", "{", '"', "'"):
+            raise InputError(
+                f"--set {shown(text)}: the value is not TOML: {clean(error, 200)}; write lists as [1, 2] and names in "
+                "them in quotes"
+            ) from None
+        return path, value
+
+
+def _toml_value(value: str) -> Any:
+    """Return what a TOML value stands for; raises ``ValueError`` for what is none."""
+    try:
+        return tomllib.loads(f"value = {value}")["value"]
+    except ValueError:
+        if '"' in value or "'" in value:
+            raise
+        whole = re.sub(r"(?<![\w.])\.(?=\d)", "0.", value)
+        whole = re.sub(r"(?<![\w.])(\d+)\.(?![\d.])", r"\1.0", whole)
+        return tomllib.loads(f"value = {whole}")["value"]
 
 
 def recipe_names(folder: Path | None = None) -> dict[str, Path]:

@@ -322,8 +322,38 @@ class TestCommandLine:
         assert parse_override(text) == expected
 
     @pytest.mark.parametrize(
+        ("text", "value"),
+        [
+            (".001", 0.001),
+            ("+.5", 0.5),
+            ("-.5", -0.5),
+            ("1.", 1.0),
+            ("1.e-3", 0.001),
+            (".5e1", 5.0),
+            ("1e-3", 0.001),
+            ("1_000", 1000),
+            ("[.25, 1., 2]", [0.25, 1.0, 2]),
+            ("{ initial = .1 }", {"initial": 0.1}),
+            ("1.x", "1.x"),
+            (".", "."),
+            ("1/2", "1/2"),
+        ],
+    )
+    def test_numbers_without_a_digit_beside_the_point(self, text, value):
+        assert parse_override(f"learning_rate={text}") == (("learning_rate",), value)
+
+    def test_a_byte_order_mark_is_read_over(self, load, tmp_path):
+        plain = load()
+        (tmp_path / "marked.toml").write_bytes(b"\xef\xbb\xbf" + (BASE + ARMS).encode())
+        marked = load_experiment(tmp_path / "marked.toml", data_dir=tmp_path)
+        assert [trial.id for trial in marked.trials] == [trial.id for trial in plain.trials]
+
+    @pytest.mark.parametrize(
         ("override", "words"),
         [
+            ("grid.width=[0.5, wide]", "the value is not TOML"),
+            ("strategy={kind=plain}", "names in them in quotes"),
+            ("learning_rate=.x", "no learning rate is called '.x'"),
             ("epochs", "expected dotted.key=value"),
             ("=3", "expected dotted.key=value"),
             ("a..b=3", "expected dotted.key=value"),
