@@ -11,7 +11,7 @@ help:
 	@echo "make reproduce     install, train the embedded experiment, report, compare with the committed table"
 	@echo "make test          install, run every test"
 	@echo "make soak          kills, full disks, 10,000 fuzz cases and more: about 20 minutes on two cores"
-	@echo "make check         ruff, format, types"
+	@echo "make check         ruff, format, types, imports between rooms"
 	@echo "make paper_tables  rebuild the committed tables and curves from results/, and the numbers that pages quote"
 	@echo "make clean         remove .venv and caches (runs/ stays)"
 
@@ -38,6 +38,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy bench
+	$(BIN)/lint-imports
 
 paper_tables: install
 	$(BIN)/bench report --results results --out paper_tables

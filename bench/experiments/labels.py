@@ -2,32 +2,55 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from bench import registry
 
+# Options whose value says enough without the option's name.
+_VALUE_ALONE = ("merge", "scheme", "what")
 
-def label(group: str, choice: Mapping[str, Any]) -> str:
-    """Return a completed choice in one line: its name and the options that are not at their defaults."""
-    entry = registry.find(group, choice["kind"])
-    parts = []
+
+def label(group: str, choice: Any) -> str:
+    """Return ``kind (option value, ...)`` with the options at their defaults left out; ``npz:NAME`` for prepared data.
+
+    ``choice`` is a completed choice of ``group``, or one of a record, whose kind and options the registry may not know.
+    """
+    if not isinstance(choice, Mapping):
+        return "" if choice is None else str(choice)
+    kind = str(choice.get("kind", ""))
+    entry = registry.find(group, kind)
+    options = entry.options if entry else {}
+    shown = []
     for option, value in choice.items():
-        spec = entry.options.get(option, {}) if entry else {}
-        if (
-            option in ("kind", "package")
-            or ("default" in spec and spec["default"] == value)
-            or spec.get("shown") is False
-        ):
+        spec = options.get(option, {})
+        if option in ("kind", "package") or spec.get("shown") is False or (value is None and not spec):
             continue
-        if spec.get("type") == "factor":
-            text = label("factors", value)
-        elif spec.get("type") == "teacher" and "network" in value:
-            text = f"{value['network']['kind']} {value['width']:g}x"
-        elif isinstance(value, float):
-            text = f"{value:g}"
+        if "default" in spec and spec["default"] == value:
+            continue
+        if group == "datasets" and option == "name" and kind == "npz":
+            kind = f"{kind}:{value}"
         else:
-            text = value if isinstance(value, str) else json.dumps(value)
-        parts.append(f"{option}={text}")
-    return f"{choice['kind']}({', '.join(parts)})" if parts else choice["kind"]
+            shown.append(_option_text(option, value, spec))
+    return f"{kind} ({', '.join(shown)})" if shown else kind
+
+
+def _option_text(option: str, value: Any, spec: Mapping[str, Any]) -> str:
+    """Return one option and its value, as a label shows them."""
+    if spec.get("type") == "factor" or (isinstance(value, Mapping) and option == "factor"):
+        return label("factors", value)
+    if isinstance(value, Mapping):  # the whole configuration of a teacher or a start
+        network = label("networks", value.get("network"))
+        return f"{option} {network}" if network else option
+    if isinstance(value, list):
+        return f"{option} {' '.join(map(str, value))}"
+    if option in _VALUE_ALONE:
+        return str(value)
+    return option if value is True else f"{option} {plain(value)}"
+
+
+def plain(value: Any) -> str:
+    """Return a single value as tables show it: yes or no, a number without idle digits, text as it is."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -14,7 +14,7 @@ in scheme A no gradient flows from the gamma term into the teacher.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,10 @@ from torch import Tensor
 
 from bench.experiments.config import TrialConfig
 from bench.experiments.roles import joint_roles, needed_roles
-from bench.networks import Network
 from bench.strategies.base import Loss, Strategy
+
+if TYPE_CHECKING:
+    from bench.networks import Network
 
 ENTRIES = [
     {

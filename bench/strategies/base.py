@@ -7,15 +7,17 @@ networks take part, and what is minimised. The training loop asks; it knows no s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from bench import registry
 from bench.experiments.config import TrialConfig
 from bench.layers.branch import Branch
-from bench.networks import Network
 from bench.schedules import factor_value
+
+if TYPE_CHECKING:
+    from bench.networks import Network
 
 Loss = Callable[
     [Tensor, Tensor], Tensor

@@ -82,7 +82,7 @@ class TestShow:
         )
         rows = [line for line in lines if line.endswith("0") and "plain" in line]
         assert len(rows[0].split()[0]) == 16
-        assert "progressive(merge=sum, factor=cosine(until=0.5))" in text
+        assert "progressive (sum, cosine (until 0.5))" in text
         assert "branch  1       plain     1 of 1  strategy" in text
 
     def test_absent_data_is_a_question_mark(self, show):

@@ -319,5 +319,5 @@ class TestValues:
     def test_labels(self):
         assert label("networks", complete("networks", "toy")) == "toy"
         assert label("strategies", complete("strategies", PROGRESSIVE)) == (
-            "progressive(merge=sum, factor=cosine(until=0.5))"
+            "progressive (sum, cosine (until 0.5))"
         )
