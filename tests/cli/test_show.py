@@ -87,7 +87,7 @@ class TestShow:
 
     def test_absent_data_is_a_question_mark(self, show):
         text = show((BASE + ARMS).replace('"digits"', '"npz:mine"'))
-        assert "\n?   plain" in text and "Absent data, so no identity yet (?): npz(name=mine)" in text
+        assert "\n?   plain" in text and "Absent data, so no identity yet (?): npz:mine" in text
 
     def test_needs_and_shared_trials(self, show):
         student = (
@@ -150,8 +150,8 @@ class TestShow:
 
     def test_wide_letters_keep_the_columns(self, show):
         text = show(BASE + ARMS.replace('"plain"', '"网络"').replace('"branch"', '"ab"'))
-        rows = [line for line in text.splitlines() if "progressive(" in line or "网络" in line]
-        assert columns_of(rows[0].split("plain")[0]) == columns_of(rows[1].split("progressive")[0])
+        rows = [line for line in text.splitlines() if "progressive (" in line or "网络" in line]
+        assert columns_of(rows[0].split("plain")[0]) == columns_of(rows[1].split("progressive (")[0])
 
     def test_cost_is_asked_of_the_module_that_can_tell(self, show, monkeypatch):
         monkeypatch.setattr("bench.cli.show.find_spec", lambda name: None)
@@ -163,4 +163,4 @@ def test_a_value_is_shown_without_loss():
     assert [_value(v) for v in (0.25, 1.0, 1e-8, 0.123456789, True, None, [1, 2], "x")] == [
         "0.25", "1", "1e-08", "0.123456789", "true", "null", "[1, 2]", "x",
     ]  # fmt: skip
-    assert _value({"kind": "toy", "shortcut": "B", "depth": 3}) == "toy(shortcut=B)" and NETWORKS
+    assert _value({"kind": "toy", "shortcut": "B", "depth": 3}) == "toy (shortcut B)" and NETWORKS
