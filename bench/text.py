@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import html
 import re
+import shlex
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 
 _MARKDOWN = re.compile(r"([\\`*_\[\]|#~$])")
 _LATEX = {
@@ -39,6 +41,14 @@ _LATEX = {
     "≤": r"$\leq$",
 }
 _FORMULA = "=+-@＝＋－＠"
+
+
+def command(*words: object) -> str:
+    """Return a ``bench`` command that a shell takes as it is: paths and names are quoted where they must be."""
+    plain = (
+        f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words
+    )
+    return shlex.join(["bench", *plain])
 
 
 # Letters of Latin scripts that pdfLaTeX has in its default font encoding, OT1; accents it builds on ASCII letters.

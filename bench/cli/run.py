@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -30,6 +29,7 @@ from bench.launch.session import Session, Stop, exit_status
 from bench.progress import Progress, inert, plural, say
 from bench.records.locks import Busy
 from bench.records.store import Store
+from bench.text import command
 from bench.tuning.phases import Wanted
 from bench.tuning.search import ROLE, Search, Unfolded, progress_text
 
@@ -52,9 +52,8 @@ def run_command(args: argparse.Namespace) -> int:
         accept_other_hardware=args.accept_other_hardware,
         function=args.train,
     )
-    report = ["bench", "report", str(args.file)]
-    report += ["--profile", args.profile] if args.profile else []
-    report += ["--results", str(args.results)]
+    profile = ["--profile", args.profile] if args.profile else []
+    report = command("report", args.file, *profile, "--results", args.results)
     started = torchrun_workers()
     if not started:
         return run(selection, options, report)
@@ -64,10 +63,10 @@ def run_command(args: argparse.Namespace) -> int:
     return together(kind, lambda: run(selection, options, report))
 
 
-def run(selection: Selection, options: RunOptions, report: Sequence[str]) -> int:
+def run(selection: Selection, options: RunOptions, report: str) -> int:
     """Run the selected trials from this process and say how they ended; return the exit status.
 
-    ``report`` are the words of the command that shows the results; they are printed last.
+    ``report`` is the command that shows the results; it is printed last.
     """
     experiment = selection.load(options.data_dir)
     options.check()
@@ -130,7 +129,7 @@ def run(selection: Selection, options: RunOptions, report: Sequence[str]) -> int
     say()
     say(overview.results_table(finals, {line["id"]: store.inspect(line["id"]) for line in finals}))
     say()
-    say(inert(shlex.join(report)))
+    say(inert(report))
     return status
 
 

@@ -24,6 +24,15 @@ class Selection:
         """Return the selection that parsed arguments hold."""
         return cls(args.file, args.profile, tuple(args.overrides), tuple(args.only), args.seeds)
 
+    def words(self) -> list[object]:
+        """Return the arguments of a command that select the same trials."""
+        words: list[object] = [self.file]
+        words += ["--profile", self.profile] if self.profile else []
+        for option, values in (("--set", self.overrides), ("--only", self.only)):
+            for value in values:
+                words += [option, value]
+        return words + (["--seeds", self.seeds] if self.seeds else [])
+
     def load(self, data_dir: Path) -> Experiment:
         """Return the expanded experiment; data checksums are those of the data sets in ``data_dir``."""
         return load_experiment(

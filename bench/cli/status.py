@@ -16,6 +16,7 @@ from bench.folders import resolve_data_dir
 from bench.launch.plan import ACTIONS
 from bench.progress import inert, percent, plural, table
 from bench.records.store import State, Store, StoreError
+from bench.text import command
 from bench.tuning.search import unfold
 
 STATUSES = ("done", "failed", "diverged", "running", "unfinished", "missing", "damaged")
@@ -26,11 +27,15 @@ def status_command(args: argparse.Namespace) -> int:
     """Print where the trials stand; return the exit status."""
     store = Store(args.results)
     if args.file is not None:
-        experiment, standing = unfold(Selection.of(args).load(resolve_data_dir(args.data)), store)
+        selection = Selection.of(args)
+        experiment, standing = unfold(selection.load(resolve_data_dir(args.data)), store)
         lines = [line.as_dict() for line in experiment.index]
         states = {trial.id: store.inspect(trial.id) for trial in experiment.trials if trial.id is not None}
         epochs = {trial.id: trial.config.epochs for trial in experiment.trials if trial.id is not None}
-        print(status_text(experiment.title or experiment.name, lines, states, epochs))
+        allowed = [word for module in args.allow_code for word in ("--allow-code", module)]
+        places = ["--results", args.results, *(["--data", args.data] if args.data else [])]
+        run = command("run", *selection.words(), *places, *allowed)
+        print(status_text(experiment.title or experiment.name, lines, states, epochs, run))
         if standing is not None:
             print(f"\n{choices_text(standing)}")
         return OK
@@ -38,7 +43,8 @@ def status_command(args: argparse.Namespace) -> int:
         if getattr(args, option):
             raise InputError(f"--{'set' if option == 'overrides' else option} needs the experiment file")
     if not args.results.is_dir():
-        raise InputError(f"--results {args.results}: there is no such folder; `bench run` makes it")
+        make = command("run", "FILE", "--results", args.results)
+        raise InputError(f"--results {args.results}: there is no such folder; `{make}` makes it")
     print(results_text(store))
     return OK
 
@@ -58,7 +64,11 @@ def arm_name(line: Mapping[str, Any]) -> str:
 
 
 def status_text(
-    title: str, lines: Sequence[Mapping[str, Any]], states: Mapping[str, State], epochs: Mapping[str, int]
+    title: str,
+    lines: Sequence[Mapping[str, Any]],
+    states: Mapping[str, State],
+    epochs: Mapping[str, int],
+    run: str = "bench run",
 ) -> str:
     """Return counts, a table of the arms, what is wrong or half done, and what ``bench run`` would do.
 
@@ -87,7 +97,7 @@ def status_text(
             out.append(f"{status}: and {len(of_status) - _LISTED} more")
     if absent := sum(line["id"] is None for line in lines):
         out.append(f"{plural(absent, 'trial')} without identity: the data is absent (`bench data list`)")
-    out.append(_intent(states[id] for id in ids))
+    out.append(_intent((states[id] for id in ids), inert(run)))
     return "\n".join(out)
 
 
@@ -116,9 +126,9 @@ def intent(states: Iterable[State]) -> list[str]:
     return [text.format(actions[action]) for action, text in words.items() if actions[action]]
 
 
-def _intent(states: Iterable[State]) -> str:
+def _intent(states: Iterable[State], run: str) -> str:
     phrases = intent(states)
-    return f"`bench run` will {', '.join(phrases)}." if phrases else "`bench run` has nothing to do."
+    return f"`{run}` will {', '.join(phrases)}." if phrases else f"`{run}` has nothing to do."
 
 
 def results_table(lines: Sequence[Mapping[str, Any]], states: Mapping[str, State]) -> str:

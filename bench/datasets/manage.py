@@ -10,6 +10,7 @@ from bench.datasets.sources import Source
 from bench.errors import InputError, nearest
 from bench.experiments import catalog
 from bench.experiments.options import NAMED
+from bench.text import command
 
 
 def _offered(data_dir: Path) -> dict[str, tuple[Source, dict]]:
@@ -60,11 +61,11 @@ def list_text(data_dir: Path) -> str:
     ]
     missing = [row[0] for row in rows if row[1] in ("missing", "incomplete") and offered[row[0]][0].fetchable]
     if missing:
-        notes.append(
-            f"`bench data fetch NAME` downloads {', '.join(missing)}; nothing is downloaded without it."
-        )
+        fetch_one = command("data", "fetch", "NAME", "--data", data_dir)
+        notes.append(f"`{fetch_one}` downloads {', '.join(missing)}; nothing is downloaded without it.")
     if "npz:svhn_subset" not in offered:
-        notes.append("`bench data prepare svhn_subset` builds npz:svhn_subset from the files of svhn.")
+        prepare_subset = command("data", "prepare", "svhn_subset", "--data", data_dir)
+        notes.append(f"`{prepare_subset}` builds npz:svhn_subset from the files of svhn.")
     notes += _strangers(data_dir, offered)
     notes.append(
         "A file NAME.npz of yours in the data folder is the data set npz:NAME; a folder NAME of photographs,"

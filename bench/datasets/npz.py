@@ -23,7 +23,7 @@ from bench.datasets import checksums, svhn_subset
 from bench.datasets.sources import CHUNK, Arrays, Facts, Source
 from bench.errors import InputError
 from bench.folders import acceptable, inside
-from bench.text import clean
+from bench.text import clean, command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,7 +89,8 @@ class _NPZ(Source):
             return None
         others = ", ".join(self.labels(data_dir)) or "none"
         subset = path.name == f"{svhn_subset.NAME}.npz"
-        remedy = f"`bench data prepare {svhn_subset.NAME}` builds it from SVHN's files; or " if subset else ""
+        prepare = command("data", "prepare", svhn_subset.NAME, "--data", data_dir)
+        remedy = f"`{prepare}` builds it from SVHN's files; or " if subset else ""
         return (
             f"data set '{self.label(options)}' is not in {data_dir}: there is no file {path}. It is a file of yours, "
             f"which `bench data fetch` cannot download; {remedy}put it there, or name the folder with --data. "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bench.errors import InputError
 from bench.experiments.catalog import Facts
+from bench.text import command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -156,7 +157,7 @@ class PublishedSource(Source):
     def problem(self, options: Mapping[str, Any], data_dir: Path) -> str | None:
         files = self.files(options)
         missing = [file.path for file in files if not (data_dir / file.path).is_file()]
-        remedy = f"`bench data fetch {self.label(options)} --data {data_dir}` downloads it."
+        remedy = f"`{command('data', 'fetch', self.label(options), '--data', data_dir)}` downloads it."
         if missing:
             return (
                 f"data set '{self.label(options)}' is not in {data_dir}: {', '.join(missing)} "
@@ -207,7 +208,7 @@ class PublishedSource(Source):
             stream.close()
             raise InputError(
                 f"{path} is corrupt: MD5 {digest.hexdigest()}, published {file.md5}. "
-                f"`bench data fetch {self.label(options)} --data {data_dir}` replaces it."
+                f"`{command('data', 'fetch', self.label(options), '--data', data_dir)}` replaces it."
             )
         return stream
 

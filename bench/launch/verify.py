@@ -23,6 +23,7 @@ from bench.launch.session import Session, Stop
 from bench.progress import Progress, inert, percent, say
 from bench.records.store import Store
 from bench.temporary import temporary_folder
+from bench.text import command
 
 CLOCKS = {"seconds", "images_per_second", "wall_seconds", "peak_memory_bytes", "provenance"}
 
@@ -124,7 +125,8 @@ def verify(
     checksum = catalog.checksum(trial.config.dataset, data_dir)
     if checksum is None:
         raise InputError(
-            f"{data_dir}: the data set '{trial.config.dataset['kind']}' is not here; see `bench data fetch`"
+            f"{data_dir}: the data set '{trial.config.dataset['kind']}' is not here; see "
+            f"`{command('data', 'list', '--data', data_dir)}`"
         )
     now = identity(trial.config, checksum)
     if now != id:

@@ -29,6 +29,7 @@ from typing import Any
 from bench.errors import InputError
 from bench.experiments.config import SCHEMA
 from bench.records.locks import HEARTBEAT, SETTLE, SILENCE, Lock, Owner, acquire, sync_folder
+from bench.text import command
 
 SUMMARY_KEYS = (
     "schema",
@@ -332,7 +333,10 @@ class Store:
         if len(found) == 1:
             return found[0]
         what = f"{len(found)} trials begin so: {', '.join(found[:5])}" if found else "no such trial"
-        raise InputError(f"{self.root / 'trials'}: {text[:80]!r}: {what}. `bench status` lists them.")
+        raise InputError(
+            f"{self.root / 'trials'}: {text[:80]!r}: {what}. "
+            f"`{command('status', '--results', self.root)}` lists them."
+        )
 
     # -- records
 

@@ -18,7 +18,7 @@ from bench.reporting.formats import to_csv
 from bench.reporting.records import Records, experiments_in, read_experiment
 from bench.reporting.report import Report, cells_of, draw, make_report
 from bench.reporting.selection import Selection
-from bench.text import clean
+from bench.text import clean, command
 
 FORMATS = ("md", "tex", "csv", "png", "pdf", "html")
 MANIFEST = "files.txt"  # names the files that a report wrote into its folder, a line each
@@ -116,7 +116,7 @@ def _readers(
     names = experiments_in(results)
     if not names:
         raise InputError(
-            f"{results}: no experiment is recorded here; `bench run FILE --results {results}` makes one"
+            f"{results}: no experiment is recorded here; `{command('run', 'FILE', '--results', results)}` makes one"
         )
     return [partial(read_experiment, results, name) for name in names]
 

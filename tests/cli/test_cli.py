@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from bench.cli.main import main
-from tests.launch.test_running import Bench
+from bench.text import command
+from tests.launch.test_running import TRAIN, Bench
 
 ROOT = Path(__file__).parents[2]
 
@@ -125,6 +127,54 @@ class TestStatus:
         store.write_index("many", '[[arms]]\nname = "a"\n', lines)
         assert main(["status", "--results", str(tmp_path)]) == 0
         assert "300 trials: 300 done" in capsys.readouterr().out
+
+
+class TestPrintedCommands:
+    """What a command prints as a command works when it is pasted, whatever the folders are called."""
+
+    @pytest.fixture
+    def bench(self, tmp_path):
+        odd = tmp_path / "a folder; it's $HOME"
+        odd.mkdir()
+        return Bench(odd)
+
+    def pasted(self, line: str) -> int:
+        """Run the printed line as a shell would split it."""
+        words = subprocess.run(
+            ["sh", "-c", f'printf "%s\\0" {line}'], capture_output=True, text=True, check=True
+        ).stdout.split("\0")[:-1]
+        assert words[0] == "bench"
+        return main(words[1:], train=TRAIN)
+
+    def test_report_after_a_selection(self, bench, capsys):
+        more = ("--only", "plain", "--seeds", "2", "--set", "epochs=1")
+        assert bench.run(*more) == 0
+        line = capsys.readouterr().out.strip().splitlines()[-1]
+        assert self.pasted(f"{line} --format md") == 0
+        assert (bench.results / "report").is_dir()
+
+    def test_status_says_the_command_that_goes_on(self, bench, capsys):
+        more = ("--only", "plain", "--seeds", "1", "--set", "epochs=1")
+        assert main(bench.arguments(*more, command="status")) == 0
+        line = capsys.readouterr().out.strip().splitlines()[-1]
+        assert line.endswith("will train 1 from the beginning.")
+        assert self.pasted(line[1 : line.rindex("`")] + " --no-ray") == 0
+        assert len(bench.calls()) == 1 and bench.store.status(bench.calls()[0][0]) == "done"
+
+    def test_data_that_is_missing(self, bench, capsys):
+        assert bench.run("--set", "dataset=svhn") == 2
+        said = capsys.readouterr().err
+        line = said[said.index("`") + 1 : said.rindex("`")]
+        assert shlex.split(line) == ["bench", "data", "fetch", "svhn", "--data", str(bench.data)]
+
+    def test_a_trial_that_is_not_found(self, bench, capsys):
+        assert bench.run("--only", "plain", "--seeds", "1") == 0
+        assert main(["verify", "0123", "--results", str(bench.results)]) == 2
+        said = capsys.readouterr().err
+        assert self.pasted(said[said.index("`") + 1 : said.rindex("`")]) == 0
+
+    def test_a_path_that_looks_like_an_option(self):
+        assert command("run", Path("-x.toml"), "--seeds", 2) == "bench run ./-x.toml --seeds 2"
 
 
 class TestVerify:

@@ -16,7 +16,7 @@ from bench.datasets.photographs.images import InMemory, Photographs
 from bench.datasets.photographs.listing import Item, Listing, left_out_text, several_frames
 from bench.datasets.sources import Facts, Source
 from bench.errors import InputError
-from bench.text import clean
+from bench.text import clean, command
 
 
 class PhotographSource(Source):
@@ -62,7 +62,8 @@ class PhotographSource(Source):
 
     def remedy(self, options: Mapping[str, Any], data_dir: Path) -> str:
         """Return the command that prepares it."""
-        return f"`bench data prepare {self.label(options)} --data {clean(data_dir)}` writes it as shards."
+        words = "data", "prepare", self.label(options), "--data", data_dir
+        return f"`{clean(command(*words))}` writes it as shards."
 
     def checksum(self, options: Mapping[str, Any], data_dir: Path) -> str | None:
         if self.problem(options, data_dir):
@@ -89,7 +90,8 @@ class PhotographSource(Source):
         try:
             return _decoded(images)
         except InputError as error:
-            remedy = f"bench data prepare {self.label(options)} --max-corrupt N"
+            words = "data", "prepare", self.label(options), "--data", data_dir, "--max-corrupt", "N"
+            remedy = clean(command(*words))
             raise InputError(
                 f"data set '{self.label(options)}': {error}. `{remedy}` leaves up to N out."
             ) from None
