@@ -188,7 +188,7 @@ def _description(text: str, name: str) -> _Description:
     if not text:
         return _Description(name, notes=("the experiment file is not stored with the records",))
     try:
-        content: Mapping[str, Any] = tomllib.loads(text)
+        content: Mapping[str, Any] = tomllib.loads(text.removeprefix("\ufeff"))
     except (
         ValueError,
         RecursionError,

@@ -82,19 +82,18 @@ def _agrees(
     config: Mapping[str, Any] | None, grid: Mapping[str, Any], path: tuple[str, ...], value: Any
 ) -> bool:
     """Return whether a trial has ``value`` at a dotted path, as far as is known."""
-    found: Any = config if config is not None else grid
     if config is None:
-        found = grid.get(".".join(path), value)
-        return bool(found == value)
+        return bool(grid.get(".".join(path), value) == value)
+    found: Any = config
     for part in path:
         found = found.get(part) if isinstance(found, Mapping) else None
+    if isinstance(found, Mapping) and isinstance(value, str):
+        return bool(found.get("kind") == value)
     if len(path) == 1 and path[0] in FIELDS:
         try:
             value = check_field(path[0], value)
         except InputError:
             return False
-    if isinstance(found, Mapping) and isinstance(value, str):
-        return bool(found.get("kind") == value)
     if isinstance(found, Mapping) and isinstance(value, Mapping):
         return all(found.get(key) == inner for key, inner in value.items())
     return bool(found == value)

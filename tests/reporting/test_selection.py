@@ -1,0 +1,135 @@
+"""Which runs a report shows, read from the index that the run wrote; and which files of an earlier report go."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from bench import text
+from bench.errors import InputError
+from bench.reporting.selection import Selection
+from bench.reporting.write import MANIFEST, write_report
+from tests.reporting.fake_records import SUM, Results
+
+FILE = """
+title = "T"
+[defaults]
+dataset = "digits"
+network = "python:a_module_that_is_nowhere.factory"
+[[arms]]
+name = "Plain"
+[[arms]]
+name = "Sum"
+baseline = "Plain"
+[[arms]]
+name = "Other"
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> tuple[Path, Path]:
+    """Results of a network of the user's own, whose module cannot be imported, and the experiment file."""
+    results = Results(tmp_path / "the results")
+    results.experiment("own", FILE)
+    network = {"kind": "python:a_module_that_is_nowhere.factory"}
+    for epochs in (2, 3):
+        for seed in range(3):
+            curve = [10.0 * (i + 1) for i in range(epochs)]
+            common = {"seed": seed, "network": network}
+            results.trial("own", "Plain", curve, **common)
+            results.trial("own", "Sum", curve, baseline="Plain", strategy=SUM, **common)
+            results.trial("own", "Other", curve, salt="other", **common)
+            for line in results.lines["own"][-3:]:
+                line["profile"] = "quick" if epochs == 2 else None
+    failed = {"status": "failed", "summary": {"reason": "ValueError: the factory fails for seed 3"}}
+    results.trial("own", "Plain", [1.0], seed=3, network=network, epochs=3, **failed)
+    file = tmp_path / "own.toml"
+    file.write_text("\ufeff" + FILE, encoding="utf-8")
+    return results.write(), file
+
+
+def _runs(place: tuple[Path, Path], **selection) -> list[tuple[str, str, str]]:
+    results, file = place
+    assert write_report([file], Selection(**selection), results, None, ["csv"]) == 0
+    rows = csv.DictReader((results / "report" / "own" / "runs.csv").open())
+    return sorted((row["arm"], row["epochs"], row["seed"]) for row in rows)
+
+
+def test_a_file_shows_what_was_run_and_imports_nothing(place, capsys):
+    assert len(_runs(place)) == 19
+    assert "18 of 19 runs done" in capsys.readouterr().out
+
+
+def test_the_selection_of_the_run_shows_its_runs(place):
+    runs = _runs(place, only=("Sum",), seeds=2, overrides=("epochs=3",))
+    assert runs == [(arm, "3", seed) for arm in ("Plain", "Sum") for seed in ("0", "1")]
+    assert {epochs for _, epochs, _ in _runs(place, profile="quick")} == {"2"}
+    assert {arm for arm, _, _ in _runs(place, only=("Plain",))} == {"Plain"}
+    assert len(_runs(place, overrides=("strategy=progressive",))) == 6
+    assert len(_runs(place, overrides=("strategy.factor.until=0.5",))) == 6
+
+
+def test_a_run_that_failed_stands_with_its_reason(place):
+    results, file = place
+    assert write_report([file], Selection(), results, None, ["md"]) == 0
+    assert "the factory fails for seed 3" in (results / "report" / "own" / "runs.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("selection", "told"),
+    [
+        ({"only": ("Som",)}, "no run of an arm 'Som' is recorded. Did you mean 'Sum'"),
+        ({"overrides": ("epochs",)}, "expected dotted.key=value"),
+    ],
+)
+def test_a_selection_that_cannot_be_is_refused(place, selection, told):
+    with pytest.raises(InputError, match=told):
+        _runs(place, **selection)
+
+
+def test_a_selection_needs_its_file(place):
+    with pytest.raises(InputError, match="need the experiment file"):
+        write_report(None, Selection(seeds=1), place[0])
+
+
+def test_files_of_an_earlier_report_go_and_no_others(place, capsys):
+    results, file = place
+    folder = results / "report" / "own"
+    assert write_report([file], Selection(), results, None, ["md", "csv"]) == 0
+    assert (folder / "gains.md").is_file() and (folder / "gains.csv").is_file()
+    (folder / "notes.md").write_text("mine")
+    capsys.readouterr()
+    assert write_report([file], Selection(only=("Plain",)), results, None, ["md"]) == 0
+    assert f"removed {folder / 'gains.md'}" in capsys.readouterr().out
+    assert not (folder / "gains.md").exists()
+    assert (folder / "notes.md").read_text() == "mine"  # no report wrote it
+    assert (folder / "gains.csv").is_file()  # another format than those written now
+    assert "gains.csv" in (folder / MANIFEST).read_text().split()
+    (folder / MANIFEST).write_text("../../keep\n/etc/passwd\n")
+    (results / "keep").write_text("x")
+    assert write_report([file], Selection(), results, None, ["md"]) == 0
+    assert (results / "keep").exists()
+
+
+def test_numbers_that_round_to_zero_have_no_sign():
+    assert [text.signed(v) for v in (-0.001, 0.004, -0.0, 1.0, -1.0)] == [
+        "0.00",
+        "0.00",
+        "0.00",
+        "+1.00",
+        "-1.00",
+    ]
+    assert [text.fixed(v, 1) for v in (-0.01, 2.0)] == ["0.0", "2.0"]
+
+
+def test_latex_needs_no_other_font_encoding():
+    assert text.latex('a "quoted" <title>') == "a ''quoted'' \\textless{}title\\textgreater{}"
+    assert text.latex("éÅßłñ") == "éÅßłñ"  # pdfLaTeX builds them in OT1
+    assert text.latex("ąđþŋ") == "[U+0105][U+0111][U+00FE][U+014B]"  # these need T1
+
+
+def test_a_plain_table_is_aligned_and_inert():
+    shown = text.table(("name", "n"), [("a\x1b[31m", "10"), ("中", "2")], right=(1,))
+    assert shown.splitlines() == ["name        n", "---------  --", "a\\x1b[31m  10", "中          2"]
