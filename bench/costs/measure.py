@@ -40,6 +40,7 @@ from bench.strategies import make_strategy
 from bench.training import execution, setup
 from bench.training.evaluate import EVALUATION_BATCH, evaluate
 from bench.training.loop import Run
+from bench.training.start import beginning
 
 REPEATS = 5
 BUSY = 1.15  # seconds of the clock for one of the processor, above which others are using it, too
@@ -473,7 +474,7 @@ def layers_text(experiment: Experiment, data_dir: Path | str | None) -> str:
                 blend=strategy.blend,
                 check_original=True,
             )
-            tables[title] = "\n".join([_layer_table(network), *_decisions(network)])
+            tables[title] = "\n".join([beginning(config), _layer_table(network), *_decisions(network)])
     return "\n\n".join(f"{title}\n{table}" for title, table in tables.items())
 
 

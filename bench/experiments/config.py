@@ -23,6 +23,7 @@ from pydantic import (
 
 from bench import registry
 from bench.errors import InputError, nearest, shown
+from bench.experiments import start
 from bench.experiments.options import complete
 
 SCHEMA = 1
@@ -58,6 +59,13 @@ def _choice(group: str) -> BeforeValidator:
 def _canonical_bits(value: Any) -> str:
     try:
         return "/".join(map(str, parse_bits(value)))
+    except InputError as error:
+        raise ValueError(str(error)) from None
+
+
+def _canonical_start(value: Any) -> dict[str, str] | None:
+    try:
+        return start.canonical(value)
     except InputError as error:
         raise ValueError(str(error)) from None
 
@@ -167,6 +175,13 @@ class TrialConfig(Recipe):
     quantizer: Annotated[dict[str, Any], _choice("quantizers")] = {"kind": "full_precision"}
     bits: Annotated[str, BeforeValidator(_canonical_bits), Field(description='"W/A" or "W/A/G"')] = "32/32/32"
     strategy: Annotated[dict[str, Any], _choice("strategies")] = {"kind": "plain"}
+    start: Annotated[
+        dict[str, str] | None,
+        BeforeValidator(_canonical_start),
+        Field(
+            description="the weights that training begins with; null: those of the recipe's initialisation"
+        ),
+    ] = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     @model_validator(mode="after")

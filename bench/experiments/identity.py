@@ -9,6 +9,7 @@ from typing import Any
 from bench import registry
 from bench.experiments.config import TrialConfig
 from bench.experiments.options import CHOICES
+from bench.experiments.start import identity_of
 
 
 def _without_defaults(group: str, choice: dict[str, Any]) -> dict[str, Any]:
@@ -43,6 +44,8 @@ def identity_document(config: TrialConfig) -> dict[str, Any]:
         value = getattr(config, name)
         if name in CHOICES:
             value = _without_defaults(CHOICES[name], value)
+        elif name == "start" and value is not None:
+            value = identity_of(value)
         if not info.is_required() and value == info.default:
             continue
         document[name] = value

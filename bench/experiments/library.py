@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import InputError
-from bench.experiments import catalog
+from bench.experiments import catalog, start
 from bench.experiments.config import TrialConfig
 from bench.experiments.toml_files import Problems, load_recipe
 from bench.folders import resolve_data_dir
@@ -41,6 +41,13 @@ class Library:
     def checksum(self, config: TrialConfig) -> str | None:
         """Return the checksum of the trial's data, None where the data is absent."""
         return self._facts(config)[0]
+
+    def with_start(self, config: TrialConfig) -> TrialConfig:
+        """Return ``config`` with the checksum of the file it starts from; raises ``InputError`` where that is absent."""
+        if config.start is None:
+            return config
+        sealed = start.sealed(config.start, resolve_data_dir(self._data_dir))
+        return config.model_copy(update={"start": sealed})
 
     def steps_per_epoch(self, config: TrialConfig) -> int | None:
         """Return the training steps of an epoch, None where the number of images is not known.

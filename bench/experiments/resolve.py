@@ -136,7 +136,7 @@ def resolve(
     try:
         if "bits" not in fields and reaches(fields, ("bits",)):
             raise InputError('bits: missing (this quantizer needs "W/A", for instance "1/2")')
-        config, needs = with_teachers(sealed(make_config(fields)), library)
+        config, needs = with_teachers(library.with_start(sealed(make_config(fields))), library)
         check_steps(config, library)
     except InputError as error:
         return Resolution(stacked, name, None, error)
@@ -200,10 +200,11 @@ def _teacher(config: TrialConfig, table: Mapping[str, Any], where: str, library:
         given = dict(table)
         if "recipe" in given:
             given = stack([load_recipe(given.pop("recipe"), library.folder), given])
-        fields = config.dump() | {"quantizer": "full_precision", "bits": "32/32", "strategy": "plain"}
+        plain = {"quantizer": "full_precision", "bits": "32/32", "strategy": "plain", "start": None}
+        fields = config.dump() | plain
         for key, value in given.items():
             assign(fields, (key,), value)
-        teacher = sealed(make_config(fields))
+        teacher = library.with_start(sealed(make_config(fields)))
         check_steps(teacher, library)
     except InputError as error:
         raise InputError("\n".join(f"{where}.{line}" for line in str(error).splitlines())) from None

@@ -14,6 +14,7 @@ from bench import registry
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
 from bench.experiments.roles import roles, step_cost
+from bench.experiments.start import needed_trial
 from bench.records.store import State, Store
 
 MACS = 100e6  # multiply-accumulates of an image, assumed of a network that does not say
@@ -63,6 +64,7 @@ def plan(trials: Iterable[TrialLike], store: Store) -> list[Planned]:
         if trial.id is None:
             raise InputError("a trial without its data has no identity; fetch the data first")
         needs = {role: needed for role, needed in trial.needs.items() if needed is not None}
+        needs |= needed_trial(trial.config.start)
         state = store.inspect(trial.id)
         action = "refused" if state.newer else ACTIONS[state.status]
         planned.append(Planned(trial.id, trial.config, needs, state, action))

@@ -52,8 +52,7 @@ def load(path: Path, device: torch.device | str) -> dict[str, Any] | None:
     """
     for candidate in (path, _previous(path)):
         try:
-            _inspect(candidate)
-            state = torch.load(candidate, map_location=device, weights_only=True)
+            state = read(candidate, device)
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -67,6 +66,12 @@ def load(path: Path, device: torch.device | str) -> dict[str, Any] | None:
         if isinstance(state, dict) and type(state.get("schema")) is int and state["schema"] == SCHEMA:
             return state
     return None
+
+
+def read(path: Path, device: torch.device | str) -> Any:
+    """Return what ``torch.save`` wrote to ``path``: tensors, numbers and texts; raises where it is anything else."""
+    _inspect(path)
+    return torch.load(path, map_location=device, weights_only=True)
 
 
 def _inspect(path: Path) -> None:

@@ -17,11 +17,13 @@ from bench.datasets.batches import Batches
 from bench.experiments.config import TrialConfig
 from bench.experiments.roles import needed_roles
 from bench.networks import Network, build, initialize
+from bench.networks.initialization import start_scales_
 from bench.randomness import Clock
 from bench.strategies import Strategy, make_strategy
 from bench.training.distributed import SOLO, Team, batch_norm_for
 from bench.training.loop import Run
 from bench.training.memory import recompute_activations
+from bench.training.start import Start
 
 
 def make_batches(config: TrialConfig, images: datasets.Loaded, clock: Clock, team: Team = SOLO) -> Batches:
@@ -65,6 +67,7 @@ def make_run(
     clock: Clock,
     *,
     weights: Mapping[str, Mapping[str, Any]],
+    start: Start | None = None,
     mode: str = "eager",
     team: Team = SOLO,
 ) -> Run:
@@ -75,10 +78,12 @@ def make_run(
         data: what ``make_batches`` returned.
         clock: that of the data; its seed is the trial's.
         weights: state dicts of the trials that the strategy needs, by role ("teacher", "start").
+        start: the weights that training begins with; None: those of the recipe's initialisation.
         mode: "eager", "compiled" or "captured".
         team: the workers that share the trial.
 
     Raises:
+        InputError: ``start`` does not fit the network.
         RuntimeError, ValueError, TypeError, AttributeError: ``weights`` do not fit the networks.
     """
 
@@ -87,7 +92,10 @@ def make_run(
 
     strategy = make_strategy(config, data.steps_per_epoch)
     network = make_network(config, data.num_classes, clock, strategy, team, check_original=True)
+    if start is not None:
+        start.put_into(network)
     strategy.prepare(network, make, weights)
+    start_scales_(network)  # learned scales may begin as a measure of the weights
     return Run(config, data, network, strategy, clock, mode=mode, team=team)
 
 

@@ -15,6 +15,7 @@ from bench import datasets
 from bench.errors import InputError
 from bench.experiments.catalog import checksum
 from bench.experiments.config import SCHEMA, TrialConfig
+from bench.experiments.start import ROLE
 from bench.layers.low_precision import strip
 from bench.networks import costs
 from bench.progress import duration
@@ -27,6 +28,8 @@ from bench.training.divergence import not_finite, some
 from bench.training.loop import Run, train
 from bench.training.provenance import provenance
 from bench.training.resume import resume
+from bench.training.start import Start, beginning
+from bench.training.start import read as read_start
 
 CLOCKS = {"seconds", "images_per_second"}  # of an epoch's line: left out when records are compared
 log = logging.getLogger("bench.trial")
@@ -63,7 +66,7 @@ def run_trial(
     place = device if team.size == 1 else "cpu"  # what the first worker reads travels to the others
     state = team.from_first(lambda: checkpoint.load(store.checkpoint(trial_id), place))
     run, how, changed = _prepare(
-        config, needs, store, arrays, device, recorded, accept_other_hardware, trial_id, team, pack
+        config, needs, store, arrays, device, recorded, accept_other_hardware, trial_id, team, pack, data_dir
     )
     source = provenance(checksum(config.dataset, data_dir))
     check_same_data(team, run.data, source["data"], config.dump())
@@ -101,6 +104,7 @@ def run_trial(
         log.warning("%s", note)
         if on_epoch is not None and team.first:
             on_epoch({"note": note})
+    log.info("%s", beginning(config))
     recorder = _Recorder(store, trial_id, known, on_epoch)
     execution.reset_peak_memory(device)
 
@@ -146,6 +150,7 @@ def _prepare(
     trial_id: str,
     team: Team,
     pack: int | dict[str, Any],
+    data_dir: Path = Path(),
 ) -> tuple[Run, dict[str, Any], list[str]]:
     """Build everything of a trial at its first step; return it with its execution and what differs from the record."""
     how = execution.decide(config, 0, device)
@@ -162,8 +167,15 @@ def _prepare(
     execution.apply(how)  # with what its mode needs
     weights = team.from_first(lambda: _needed_weights(store, needs, device if team.size == 1 else "cpu"))
 
+    start = None
+    if ROLE in needs:
+        start = Start(weights.pop(ROLE), str(_weights_path(store, needs[ROLE])))
+    elif config.start is not None:
+        given = config.start
+        start = team.from_first(lambda: read_start(given, data_dir))
+
     def make(mode: str) -> Run:
-        return setup.make_run(config, data, clock, weights=weights, mode=mode, team=team)
+        return setup.make_run(config, data, clock, weights=weights, start=start, mode=mode, team=team)
 
     try:
         run = make(how["mode"])
