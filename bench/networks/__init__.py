@@ -10,7 +10,13 @@ is and why.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
 from bench import registry
+from bench.errors import InputError
 from bench.experiments.config import TrialConfig
 from bench.experiments.options import keywords
 from bench.layers.branch import Branch
@@ -42,4 +48,34 @@ def build(
     builder = Builder(config, clock, branch, blend)
     builder.check_original = check_original
     factory = registry.load("networks", config.network["kind"])
-    return builder.finish(factory(builder, num_classes, **options))
+    network = builder.finish(factory(builder, num_classes, **options))
+    if config.batch_size // config.micro_batches == 1 or config.batch_norm_group == 1:
+        _check_single_image(network)
+    return network
+
+
+@torch.no_grad()
+def _check_single_image(network: Network) -> None:
+    """Raise where one image gives a batch norm one value a channel, which has no variance to divide by."""
+    few: list[str] = []
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if inputs[0].numel() == inputs[0].shape[1]:
+                few.append(name)
+
+        return hook
+
+    norms = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    handles = [norm.register_forward_pre_hook(watch(name)) for name, norm in norms]
+    try:
+        network.eval()(torch.zeros(1, 3, network.input_size, network.input_size))
+    finally:
+        network.train()
+        for handle in handles:
+            handle.remove()
+    if few:
+        raise InputError(
+            f"batch_size: the statistics of batch norm {few[0]} would be of one image, one value a channel, which has "
+            "no variance; take at least 2 images (batch_size, batch_norm_group, or fewer micro_batches)"
+        )

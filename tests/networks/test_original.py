@@ -553,6 +553,16 @@ def test_the_check_leaves_the_generator_of_random_numbers_alone():
     assert torch.equal(state, torch.get_rng_state())
 
 
+@pytest.mark.parametrize("fields", [{"batch_size": 1}, {"batch_size": 4, "micro_batches": 4}])
+def test_one_image_a_batch_is_refused_where_a_norm_sees_one_value_a_channel(fields):
+    def made(network):
+        return build(config(network=network).model_copy(update=fields), num_classes=10, clock=Clock())
+
+    with pytest.raises(InputError, match=r"batch_size: .*batch norm bn_fc1 .*take at least 2 images"):
+        made({"kind": "bnn_convnet"})
+    made({"kind": "vgg_small"})(torch.rand(1, 3, 32, 32))
+
+
 # -- by name -------------------------------------------------------------------------------------------------------------
 
 
