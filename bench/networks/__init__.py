@@ -4,8 +4,8 @@
     initialize(network, config.seed, config.initialization)
 
 A factory gets a ``Builder`` (see ``bench/networks/builder.py``) and connects the layers that it makes. First
-convolution and last linear layer are full precision and have no branch; ``describe_layers`` says of every layer what it
-is and why.
+convolution and last linear layer are full precision and have no branch; ``describe_layers`` says of every
+layer what it is and why.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ def build(
     blend: str | None = None,
     check_original: bool = False,
 ) -> Network:
-    """Return the network that ``config`` names, on the CPU, in PyTorch's own initialisation (see ``initialize``).
+    """Return the network that ``config`` names, on the CPU, in PyTorch's own initialisation (see
+    ``initialize``).
 
-    ``branch`` expands it, ``blend`` is that of the strategy ``anneal``; neither changes a parameter's name on the main
-    path. ``check_original`` asks that a network which is not the suite's own be checked against its original first
-    (``bench.networks.convert.invariant``). Raises ``InputError`` for what cannot be built: unknown branch layers, a
-    kernel without a centre, a network that is not its original any more, ...
+    ``branch`` expands it, ``blend`` is that of the strategy ``anneal``; neither changes a parameter's name on
+    the main path. ``check_original`` asks that a network which is not the suite's own be checked against its
+    original first (``bench.networks.convert.invariant``). Raises ``InputError`` for what cannot be built:
+    unknown branch layers, a kernel without a centre, a network that is not its original any more, ...
     """
     options = keywords(config.network)
     builder = Builder(config, clock, branch, blend)
@@ -76,6 +77,7 @@ def _check_single_image(network: Network) -> None:
             handle.remove()
     if few:
         raise InputError(
-            f"batch_size: the statistics of batch norm {few[0]} would be of one image, one value a channel, which has "
+            f"batch_size: the statistics of batch norm {few[0]} would be of one image, one value a channel, "
+            "which has "
             "no variance; take at least 2 images (batch_size, batch_norm_group, or fewer micro_batches)"
         )

@@ -1,4 +1,6 @@
-"""Modules that the suite did not write, made, checked and transformed: those of torchvision, of timm, of the user's."""
+"""Modules that the suite did not write, made, checked and transformed: those of torchvision, of timm, of the
+user's.
+"""
 
 from __future__ import annotations
 
@@ -34,15 +36,15 @@ def adopted(
 
     Args:
         make: returns the module, in its own initialisation.
-        builder: makes the low-precision layers; ``builder.check_original`` asks for the check against the original.
+        builder: makes the low-precision layers; ``check_original`` asks for the check.
         num_classes: length of the logits of an image.
         who: the name of the network in messages.
-        input_size: height and width of the images in pixels; None: the attribute ``input_size`` of the module.
+        input_size: height and width of the images in pixels; None: the module's attribute ``input_size``.
         choices: fields of ``Choices``.
 
     Raises:
-        InputError: ``make`` raises or returns no module; its size is unknown; the module cannot be transformed; the
-            transformed network is not the original.
+        InputError: ``make`` raises or returns no module; the size is unknown; the module cannot be
+            transformed; the transformed network is not the original.
     """
 
     def made() -> nn.Module:
@@ -52,7 +54,8 @@ def adopted(
     size = input_size if input_size is not None else getattr(root, "input_size", None)
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise InputError(
-            f"network: the input size of {who} is not known: give it as input_size, or as an attribute of the module"
+            f"network: the input size of {who} is not known: give it as input_size, or as an attribute of "
+            "the module"
         )
     if builder.check_original:
         check_is_original(made, builder.config, num_classes, size, who)
@@ -60,7 +63,9 @@ def adopted(
 
 
 def _made(make: Callable[[], Any], builder: Builder, who: str) -> nn.Module:
-    """Return what ``make`` returns; parameters that the suite does not initialise are drawn from the trial's seed."""
+    """Return what ``make`` returns; parameters that the suite does not initialise are drawn from the trial's
+    seed.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fold(builder.clock.seed, "init", who))
         try:
@@ -78,7 +83,8 @@ def _made(make: Callable[[], Any], builder: Builder, who: str) -> nn.Module:
 def cached_weights(source: str, url: str) -> tuple[dict[str, torch.Tensor], Path]:
     """Return the state dict that torch's local cache holds of ``url``, and its file; ``source`` for messages.
 
-    Nothing is downloaded, and nothing but tensors is read. Raises ``InputError`` where the file is absent or damaged.
+    Nothing is downloaded, and nothing but tensors is read. Raises ``InputError`` where the file is absent or
+    damaged.
     """
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if not file.is_file():
@@ -95,8 +101,8 @@ def cached_weights(source: str, url: str) -> tuple[dict[str, torch.Tensor], Path
 def renamed(network: Network, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return ``state``, a state dict of the original, under the names that its entries have in ``network``.
 
-    Entries of layers that ``forward`` does not call are left out; names that the original does not have stay, for the
-    caller to name in a message. A network of the suite's own has the names of its state dict already.
+    Entries of layers that ``forward`` does not call are left out; names that the original does not have stay,
+    for the caller to name in a message. A network of the suite's own has the names of its state dict already.
     """
     names: dict[str, str | None] = getattr(network, "original_keys", {})
     found = {names.get(name, name): value for name, value in state.items()}

@@ -1,4 +1,4 @@
-"""What a network's factory is given: it makes the layers, so that a factory only says how they are connected."""
+"""A network's factory is given a builder: the builder makes the layers, the factory connects them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from bench.randomness import Clock, Draws
 
 
 class Network(nn.Module):
-    """The base class of every network: images (B, 3, S, S) float -> logits (B, classes); S = ``input_size``."""
+    """The base class of every network: images (B, 3, S, S) -> logits (B, classes); S = ``input_size``."""
 
     input_size: int
 
     def low_precision_layers(self) -> list[tuple[str, LowPrecisionLayer]]:
-        """Return (name, layer) of every layer whose weights or activations have fewer than 32 bits, in order."""
+        """Return (name, layer) of every layer with weights or activations of fewer than 32 bits, in order."""
         return [
             (name, layer)
             for name, layer in low_precision_modules(self)
@@ -44,8 +44,9 @@ class Network(nn.Module):
 
 
 class Builder:
-    """Makes the layers of one network: low-precision ones with their quantizers and branches, full-precision ones with
-    the reason why they are.
+    """Makes the layers of one network.
+
+    Low-precision layers get their quantizers and branches, full-precision ones the reason why they are.
 
     ``clock`` tells the layers step and factor; ``branch`` expands them; ``blend`` (None, "both", "weights",
     "activations") blends full into low precision; ``eps`` is that of every batch norm; ``magnitude_first`` puts
@@ -76,17 +77,19 @@ class Builder:
         if blend not in (None, "both", "weights", "activations"):
             raise InputError(f"strategy.what: {blend!r} is not one of 'both', 'weights', 'activations'")
 
-    # -- sizes and quantizers ------------------------------------------------------------------------------------
+    # -- sizes and quantizers --------------------------------------------------------------------------------
 
     def channels(self, count: int) -> int:
-        """Return ``count`` times the width multiplier, rounded to a multiple of ``multiple``, at least that."""
+        """Return ``count`` times the width, rounded to a multiple of ``multiple``, at least ``multiple``."""
         return self._rounded(count * self.config.width)
 
     def _rounded(self, count: float) -> int:
         return self.multiple * max(1, round(count / self.multiple))
 
     def quantizer(self, name: str, weight_shape: tuple[int, ...] | None) -> Quantizer:
-        """Return a quantizer for one weight tensor (or for activations alone), with a stream of random numbers."""
+        """Return a quantizer for one weight tensor (or for activations alone), with a stream of random
+        numbers.
+        """
         options = keywords(self.config.quantizer)
         kept = name.removesuffix(".extra") in self.full_precision_weights
         shape = None if kept else weight_shape
@@ -101,7 +104,7 @@ class Builder:
         """How the branches merge, None without."""
         return None if self.branch is None else self.branch.merge
 
-    # -- full precision ------------------------------------------------------------------------------------------
+    # -- full precision --------------------------------------------------------------------------------------
 
     def first_conv(
         self, channels: int, kernel: int, *, stride: int = 1, padding: int = 0, bias: bool = False
@@ -115,7 +118,8 @@ class Builder:
     ) -> nn.Sequential:
         """Return a shortcut's 1x1 convolution and batch norm (option B of 1512.03385).
 
-        ``pooled``: behind average pooling, instead of a stride that skips three of four pixels (1808.00278, 1812.01187).
+        ``pooled``: behind average pooling, instead of a stride that skips three of four pixels (1808.00278,
+        1812.01187).
         """
         pools = pooled and stride > 1
         conv = nn.Conv2d(in_channels, out_channels, 1, stride=1 if pools else stride, bias=False)
@@ -153,7 +157,7 @@ class Builder:
         """Return batch norm of (B, C)."""
         return nn.BatchNorm1d(channels, eps=self.eps, momentum=0.1)
 
-    # -- low precision -------------------------------------------------------------------------------------------
+    # -- low precision ---------------------------------------------------------------------------------------
 
     def conv(
         self,
@@ -172,8 +176,9 @@ class Builder:
     ) -> LowPrecisionConv2d:
         """Return the low-precision convolution that will be the module ``name`` of the network.
 
-        ``extra``: ``extra_out`` of the layer whose ``rest`` it reads. ``pool``: how the main path is pooled behind it,
-        so that the branch is as well; ``pool_first``: before the batch norm. ``dropout``: of its activated input.
+        ``extra``: ``extra_out`` of the layer whose ``rest`` it reads. ``pool``: how the main path is pooled
+        behind it, so that the branch is as well; ``pool_first``: before the batch norm. ``dropout``: of its
+        activated input.
         """
         layer = LowPrecisionConv2d(
             in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False
@@ -243,7 +248,8 @@ class Builder:
         size = kernel if self.branch.kernel is None else min(kernel, self.branch.kernel)
         if (kernel - size) % 2:
             raise InputError(
-                f"strategy.kernel: {size} has no place at the centre of the {kernel}x{kernel} kernel of {name}; "
+                f"strategy.kernel: {size} has no place at the centre of the {kernel}x{kernel} kernel of "
+                f"{name}; "
                 f"use {'an odd' if kernel % 2 else 'an even'} size"
             )
         self._kernels.append(kernel)
@@ -260,12 +266,14 @@ class Builder:
             if unknown:
                 problems = [f"'{name}'{nearest(name, self._eligible)}" for name in unknown]
                 raise InputError(
-                    f"strategy.layers: the network {self.config.network['kind']} has no low-precision layer called "
+                    f"strategy.layers: the network {self.config.network['kind']} has no low-precision layer "
+                    "called "
                     f"{', '.join(problems)}. Its layers: {', '.join(self._eligible)}."
                 )
             if branch.kernel is not None and self._kernels and branch.kernel > max(self._kernels):
                 raise InputError(
-                    f"strategy.kernel: {branch.kernel} is larger than every kernel of {self.config.network['kind']} "
+                    f"strategy.kernel: {branch.kernel} is larger than every kernel of "
+                    f"{self.config.network['kind']} "
                     f"that gets a branch (at most {max(self._kernels)})"
                 )
         return network
@@ -275,7 +283,8 @@ def _check(branch: Branch) -> None:
     """Raise ``InputError`` for a branch that contradicts itself."""
     if branch.merge not in MERGES:
         raise InputError(
-            f"strategy.merge: {branch.merge!r} is not one of {', '.join(MERGES)}.{nearest(branch.merge, MERGES)}"
+            f"strategy.merge: {branch.merge!r} is not one of "
+            f"{', '.join(MERGES)}.{nearest(branch.merge, MERGES)}"
         )
     if branch.merge != "concat" and branch.width_ratio != 1.0:
         raise InputError(
@@ -297,5 +306,7 @@ def _full_precision(layer: Any, reason: str) -> Any:
 
 
 def is_bipolar(quantizer: Quantizer) -> bool:
-    """Return whether the quantizer's bounded activations are negative for negative inputs (signs, not [0, 1])."""
+    """Return whether the quantizer's bounded activations are negative for negative inputs (signs, not [0,
+    1]).
+    """
     return bool(quantizer.bound(torch.tensor([-1.0])).item() < 0)

@@ -1,7 +1,8 @@
-"""Networks without shortcuts: full-precision first convolution, low-precision layers one behind the other, classifier.
+"""Networks without shortcuts: full-precision first convolution, low-precision layers one behind the other,
+classifier.
 
-``svhn_convnet`` is the network of EXP-Net's SVHN figure (arXiv 1905.11781, and the DoReFa-Net script before it),
-``vgg_small`` that of the low-bit CIFAR literature, ``bnn_convnet`` that of Binarized Neural Networks.
+``svhn_convnet`` is the network of EXP-Net's SVHN figure (arXiv 1905.11781, and the DoReFa-Net script before
+it), ``vgg_small`` that of the low-bit CIFAR literature, ``bnn_convnet`` that of Binarized Neural Networks.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ ENTRIES = [
 
 @dataclass(frozen=True)
 class Spec:
-    """One low-precision convolution of a chain: channels before the width multiplier, kernel, padding, max-pool 2."""
+    """One low-precision convolution of a chain: channels before the width multiplier, kernel, padding,
+    max-pool 2.
+    """
 
     channels: int
     kernel: int
@@ -75,10 +78,11 @@ class Spec:
 
 
 class ChainNetwork(Network):
-    """conv0 (batch norm, pool), then ``convs`` (each with batch norm, pool), then linear layers and the classifier.
+    """conv0 (batch norm, pool), then ``convs`` (each with batch norm, pool), then linear layers and the
+    classifier.
 
-    ``pool_first``: pool before the batch norm. Activations are applied by the layer that reads them; those before the
-    classifier are bounded, not quantized.
+    ``pool_first``: pool before the batch norm. Activations are applied by the layer that reads them; those
+    before the classifier are bounded, not quantized.
     """
 
     def __init__(
@@ -158,9 +162,10 @@ def _size(size: int, spec: Spec) -> int:
 def svhn_convnet(builder: Builder, num_classes: int, *, activation: str, dropout: float) -> Network:
     """Return EXP-Net's SVHN network; the width multiplier scales conv0 to conv6.
 
-    conv0 5x5 valid with bias and no batch norm, pool; conv1 to conv6 low precision without bias, each followed by batch
-    norm (eps 1e-4); pool behind conv2, dropout before conv6. The activation behind conv6 is bounded, not quantized.
-    Raises ``InputError`` for ``activation="abs"`` with a quantizer of signs, where every activation would be +1.
+    conv0 5x5 valid with bias and no batch norm, pool; conv1 to conv6 low precision without bias, each
+    followed by batch norm (eps 1e-4); pool behind conv2, dropout before conv6. The activation behind conv6 is
+    bounded, not quantized. Raises ``InputError`` for ``activation="abs"`` with a quantizer of signs, where
+    every activation would be +1.
     """
     builder.eps = 1e-4
     builder.magnitude_first = activation == "abs"
@@ -187,9 +192,11 @@ _VGG = [Spec(128, 3, 1, True), Spec(256, 3, 1), Spec(256, 3, 1, True), Spec(512,
 
 
 def vgg_small(builder: Builder, num_classes: int) -> Network:
-    """Return VGG-Small (VGG-7) as LQ-Nets describes it for CIFAR-10, after HWGQ (1702.00953); width scales every conv.
+    """Return VGG-Small (VGG-7) as LQ-Nets describes it for CIFAR-10, after HWGQ (1702.00953); width scales
+    every conv.
 
-    Each convolution (3x3, same, no bias) is followed by batch norm, max-pool 2 behind every second, and the activation.
+    Each convolution (3x3, same, no bias) is followed by batch norm, max-pool 2 behind every second, and the
+    activation.
     """
     first = Spec(128, 3, 1)
     return ChainNetwork(
@@ -198,11 +205,12 @@ def vgg_small(builder: Builder, num_classes: int) -> Network:
 
 
 def bnn_convnet(builder: Builder, num_classes: int) -> Network:
-    """Return the BNN paper's ConvNet in its block order: convolution, max-pool, batch norm (eps 1e-4), activation.
+    """Return the BNN paper's ConvNet in its block order: convolution, max-pool, batch norm (eps 1e-4),
+    activation.
 
-    Width scales every convolution and both hidden linear layers; the paper's SVHN network is ``width = 0.5``. Otherwise
-    than there, first convolution and last linear layer are full precision, nothing has a bias but the classifier, and
-    the logits have no batch norm.
+    Width scales every convolution and both hidden linear layers; the paper's SVHN network is ``width = 0.5``.
+    Otherwise than there, first convolution and last linear layer are full precision, nothing has a bias but
+    the classifier, and the logits have no batch norm.
     """
     builder.eps = 1e-4
     first = Spec(128, 3, 1)

@@ -20,12 +20,14 @@ class Costs:
     """Costs of one image; the first four are of the deployed network, without branches and extra weights.
 
     ``parameters``      learned numbers
-    ``model_bits``      what is stored: low-precision weights at their bits, everything else at 32, batch norm's running
-                        mean and variance and the scales that 1-bit weights are multiplied by included
+    ``model_bits``      what is stored: low-precision weights at their bits, everything else at 32, batch
+                        norm's running mean and variance and the scales that 1-bit weights are multiplied by
+                        included
     ``macs``            multiply-accumulates of convolutions and linear layers
-    ``bit_operations``  the sum over these layers of MACs x weight bits x bits of the activations they read (32 x 32 in
-                        full precision)
-    ``train_flops_per_image``        forward, gradient of the input and of the weights: 3 x 2 x MACs, the branch on
+    ``bit_operations``  the sum over these layers of MACs x weight bits x bits of the activations they read
+                        (32 x 32 in full precision)
+    ``train_flops_per_image``        forward, gradient of the input and of the weights: 3 x 2 x MACs, the
+                                     branch on
     ``train_flops_per_image_plain``  the same with the branch off
     """
 
@@ -41,8 +43,9 @@ class Costs:
 class LayerRow:
     """One layer of the deployed network.
 
-    ``shape`` of its weight; ``branch``: whether one stands beside it in training; ``full_precision``: the reason why it
-    is not quantized, None where it is; ``train_macs``: multiply-accumulates with branch and extra weights.
+    ``shape`` of its weight; ``branch``: whether one stands beside it in training; ``full_precision``: the
+    reason why it is not quantized, None where it is; ``train_macs``: multiply-accumulates with branch and
+    extra weights.
     """
 
     name: str
@@ -161,7 +164,8 @@ def _full_precision(name: str, layer: nn.Conv2d | nn.Linear, positions: int) -> 
 
 @torch.no_grad()
 def _positions(network: Network) -> dict[str, int]:
-    """Return how many output positions each convolution and linear layer computes for one image (1 for a linear layer).
+    """Return how many output positions each convolution and linear layer computes for one image (1 for a
+    linear layer).
 
     Found by sending one image through the deployed form of the network; mode and clocks are put back.
     """

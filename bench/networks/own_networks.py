@@ -1,4 +1,6 @@
-"""A network of the user's own, ``network = "python:module.factory"``, transformed; no file can allow its code to run."""
+"""A network of the user's own, ``network = "python:module.factory"``, transformed; no file can allow its code
+to run.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ ENTRIES = [
                 "default": None,
                 "nullable": True,
                 "shown": False,
-                "help": "the checksum of its code, put there when an experiment is expanded: edited code is another trial",
+                "help": "the checksum of its code, set when an experiment is expanded: edited code is another trial",
             },
             "input_size": {
                 "type": "int",
@@ -35,7 +37,7 @@ ENTRIES = [
                 "nullable": True,
                 "min": 1,
                 "max": 1024,
-                "help": "pixels, height and width; null: the attribute input_size of what the factory returns",
+                "help": "pixels, height and width; null: the attribute input_size of the network",
             },
             "first": {
                 "type": "str",
@@ -71,9 +73,10 @@ def own_network(
 ) -> Network:
     """Return ``factory(num_classes=..., **options)`` of the user's module, transformed.
 
-    The factory is also given ``width``, where that is not 1, and ``input_size``, where the experiment sets it and the
-    factory takes it. Without it the module has an attribute ``input_size``. Raises ``InputError`` for code that is not
-    allowed or has changed, and for whatever the factory raises; the traceback goes to the trial's log.
+    The factory is also given ``width``, where that is not 1, and ``input_size``, where the experiment sets it
+    and the factory takes it. Without it the module has an attribute ``input_size``. Raises ``InputError`` for
+    code that is not allowed or has changed, and for whatever the factory raises; the traceback goes to the
+    trial's log.
     """
     kind, width = builder.config.network["kind"], builder.config.width
     choices = {key: options.pop(key) for key in ("first", "last", "depthwise", "projection")}

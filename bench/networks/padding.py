@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Return the (before, after) padding of one axis of ``size`` pixels that gives ceil(size / stride) outputs.
+    """Return the (before, after) padding of one axis of ``size`` pixels that gives ceil(size / stride)
+    outputs.
 
     An odd total puts the extra pixel after: PyTorch's symmetric padding would shift every window by one.
     """
@@ -17,7 +18,9 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 class SameMaxPool2d(nn.Module):
-    """Max-pooling with padding "SAME": (B, C, H, W) -> (B, C, ceil(H / stride), ceil(W / stride)); padding never wins."""
+    """Max-pooling with padding "SAME": (B, C, H, W) -> (B, C, ceil(H / stride), ceil(W / stride)); padding
+    never wins.
+    """
 
     def __init__(self, kernel: int, stride: int) -> None:
         super().__init__()

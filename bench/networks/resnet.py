@@ -1,4 +1,5 @@
-"""Residual networks for CIFAR (He et al., arXiv 1512.03385): 6n+2 layers in three stages of 16, 32 and 64 channels.
+"""Residual networks for CIFAR (He et al., arXiv 1512.03385): 6n+2 layers in three stages of 16, 32 and 64
+channels.
 
 The quantizers stand at each low-precision convolution's input; the residual stream is never quantized.
 """
@@ -34,7 +35,7 @@ ENTRIES = [
                 "type": "str",
                 "choices": ["pre", "post"],
                 "default": "pre",
-                "help": "BN, activation, convolution (DoReFa-Net's), or convolution, BN, + shortcut, activation",
+                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, activation",
             },
         },
     },
@@ -57,7 +58,7 @@ ENTRIES = [
                 "type": "str",
                 "choices": ["pre", "post"],
                 "default": "pre",
-                "help": "BN, activation, convolution (DoReFa-Net's), or convolution, BN, + shortcut, activation",
+                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, activation",
             },
         },
     },
@@ -80,7 +81,7 @@ ENTRIES = [
                 "type": "str",
                 "choices": ["pre", "post"],
                 "default": "pre",
-                "help": "BN, activation, convolution (DoReFa-Net's), or convolution, BN, + shortcut, activation",
+                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, activation",
             },
         },
     },
@@ -103,7 +104,7 @@ ENTRIES = [
                 "type": "str",
                 "choices": ["pre", "post"],
                 "default": "pre",
-                "help": "BN, activation, convolution (DoReFa-Net's), or convolution, BN, + shortcut, activation",
+                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, activation",
             },
         },
     },
@@ -111,7 +112,9 @@ ENTRIES = [
 
 
 class PaddedShortcut(nn.Module):
-    """Option A of 1512.03385: every second pixel, zeros for the new channels; the identity where nothing changes."""
+    """Option A of 1512.03385: every second pixel, zeros for the new channels; the identity where nothing
+    changes.
+    """
 
     def __init__(self, new_channels: int, stride: int) -> None:
         super().__init__()
@@ -128,8 +131,9 @@ class PaddedShortcut(nn.Module):
 class Block(nn.Module):
     """Convolutions ``conv1``, ... with batch norms ``bn1``, ... and a shortcut around them.
 
-    ``convs``: (output channels, kernel, stride) of each, padded to keep the size. ``shortcut``: "A", zeros for the new
-    channels; "B", a full-precision 1x1 convolution; "D", the same behind average pooling of the stride.
+    ``convs``: (output channels, kernel, stride) of each, padded to keep the size. ``shortcut``: "A", zeros
+    for the new channels; "B", a full-precision 1x1 convolution; "D", the same behind average pooling of the
+    stride.
     """
 
     def __init__(
@@ -172,8 +176,8 @@ class Block(nn.Module):
 class PreBlock(Block):
     """DoReFa-Net's order (and 1603.05027's): batch norm, activation, convolution; the sum is the stream.
 
-    The merge stands at each convolution's output and joins the stream; what ``concat`` leaves over goes beside the
-    stream to the next convolution, never into the shortcut.
+    The merge stands at each convolution's output and joins the stream; what ``concat`` leaves over goes
+    beside the stream to the next convolution, never into the shortcut.
     """
 
     @staticmethod
@@ -189,10 +193,11 @@ class PreBlock(Block):
 
 
 class PostBlock(Block):
-    """The order of 1512.03385: convolution, batch norm, + shortcut, activation; it hands on the sum before activation.
+    """The order of 1512.03385: convolution, batch norm, + shortcut, activation; it hands on the sum before
+    activation.
 
-    The merge stands after the activation. The shortcut carries the bounded, not the quantized tensor: merged for
-    ``sum`` and ``difference``, the main channels alone for ``concat``.
+    The merge stands after the activation. The shortcut carries the bounded, not the quantized tensor: merged
+    for ``sum`` and ``difference``, the main channels alone for ``concat``.
     """
 
     def forward(self, y: Tensor, rest: Tensor | None) -> Pair:
@@ -208,7 +213,8 @@ class PostBlock(Block):
 class ResNet(Network):
     """conv0 (3x3, 16 channels), three stages of ``depth`` blocks, average pooling, classifier.
 
-    Width scales the 16, 32 and 64 channels, conv0's included. The input of the classifier is bounded, not quantized.
+    Width scales the 16, 32 and 64 channels, conv0's included. The input of the classifier is bounded, not
+    quantized.
     """
 
     input_size = 32

@@ -29,13 +29,13 @@ ENTRIES = [
                 "type": "str",
                 "choices": ["A", "B", "D"],
                 "default": "B",
-                "help": "where the shape changes: zeros, a full-precision 1x1 convolution, or that behind average pooling",
+                "help": "where the shape changes: zeros, a full-precision 1x1 convolution, or the same behind pooling",
             },
             "block": {
                 "type": "str",
                 "choices": ["pre", "post"],
                 "default": "pre",
-                "help": "BN, activation, convolution (DoReFa-Net's), or convolution, BN, + shortcut, activation",
+                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, activation",
             },
             "shortcut_per": {
                 "type": "str",
@@ -65,13 +65,13 @@ ENTRIES = [
                 "type": "str",
                 "choices": ["A", "B", "D"],
                 "default": "B",
-                "help": "where the shape changes: zeros, a full-precision 1x1 convolution, or that behind average pooling",
+                "help": "where the shape changes: zeros, a full-precision 1x1 convolution, or the same behind pooling",
             },
             "block": {
                 "type": "str",
                 "choices": ["pre", "post"],
                 "default": "pre",
-                "help": "BN, activation, convolution (DoReFa-Net's), or convolution, BN, + shortcut, activation",
+                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, activation",
             },
             "shortcut_per": {
                 "type": "str",
@@ -101,13 +101,13 @@ ENTRIES = [
                 "type": "str",
                 "choices": ["A", "B", "D"],
                 "default": "B",
-                "help": "where the shape changes: zeros, a full-precision 1x1 convolution, or that behind average pooling",
+                "help": "where the shape changes: zeros, a full-precision 1x1 convolution, or the same behind pooling",
             },
             "block": {
                 "type": "str",
                 "choices": ["pre", "post"],
                 "default": "pre",
-                "help": "BN, activation, convolution (DoReFa-Net's), or convolution, BN, + shortcut, activation",
+                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, activation",
             },
             "input_size": {
                 "type": "int",
@@ -122,11 +122,12 @@ ENTRIES = [
 
 
 class RealBlock(Block):
-    """Bi-Real Net's order (1808.00278): activation, convolution, batch norm, + shortcut; one convolution a block.
+    """Bi-Real Net's order (1808.00278): activation, convolution, batch norm, + shortcut; one convolution a
+    block.
 
-    The shortcut carries the real-valued stream as it is, without a bound. The merge stands behind the batch norms,
-    ``BN(LP u) + f BN'(FP u)``, and joins the stream; what ``concat`` leaves over goes beside the stream to the next
-    convolution, never into the shortcut.
+    The shortcut carries the real-valued stream as it is, without a bound. The merge stands behind the batch
+    norms, ``BN(LP u) + f BN'(FP u)``, and joins the stream; what ``concat`` leaves over goes beside the
+    stream to the next convolution, never into the shortcut.
     """
 
     def __init__(
@@ -150,14 +151,16 @@ class RealBlock(Block):
 
 
 class ImageNetResNet(Network):
-    """conv0 (7x7/2, 64 channels), max-pool 3/2, four stages of 64 to 512 channels, average pooling, classifier.
+    """conv0 (7x7/2, 64 channels), max-pool 3/2, four stages of 64 to 512 channels, average pooling,
+    classifier.
 
-    ``depths``: blocks a stage. ``bottleneck``: 1x1, 3x3 and 1x1 with four times the channels instead of two 3x3.
-    ``shortcut_per``: "convolution", blocks of one convolution each. Width scales the channels of conv0 and the stages.
+    ``depths``: blocks a stage. ``bottleneck``: 1x1, 3x3 and 1x1 with four times the channels instead of two
+    3x3. ``shortcut_per``: "convolution", blocks of one convolution each. Width scales the channels of conv0
+    and the stages.
 
-    Block "pre" has no batch norm between conv0 and the first block's; "post" has one there, and the pool before the
-    activation, with which it commutes. The classifier's input is bounded, not quantized; with "post" and a shortcut per
-    convolution it is the stream itself.
+    Block "pre" has no batch norm between conv0 and the first block's; "post" has one there, and the pool
+    before the activation, with which it commutes. The classifier's input is bounded, not quantized; with
+    "post" and a shortcut per convolution it is the stream itself.
     """
 
     def __init__(
@@ -224,7 +227,7 @@ def resnet34(builder: Builder, num_classes: int, **options) -> Network:
 def resnet50(builder: Builder, num_classes: int, **options) -> Network:
     """Return ResNet-50: 3, 4, 6 and 3 bottlenecks, the stride at their 3x3 convolution.
 
-    1512.03385 has the stride at the first 1x1 convolution (3.8 instead of 4.1 billion MACs); the implementations that
-    published accuracies come from moved it.
+    1512.03385 has the stride at the first 1x1 convolution (3.8 instead of 4.1 billion MACs); the
+    implementations that published accuracies come from moved it.
     """
     return ImageNetResNet(builder, num_classes, (3, 4, 6, 3), bottleneck=True, **options)

@@ -59,7 +59,9 @@ ENTRIES = [
 
 
 def timm(builder: Builder, num_classes: int, *, name: str, input_size: int, **choices: str) -> Network:
-    """Return the network that timm calls ``name``; raises ``InputError`` for unknown names and where timm is absent."""
+    """Return the network that timm calls ``name``; raises ``InputError`` for unknown names and where timm is
+    absent.
+    """
     library = _library("network.name")
     _check_name(library, name, "network.name")
     if builder.config.width != 1.0:
@@ -82,7 +84,8 @@ def _library(field: str) -> ModuleType:
         return importlib.import_module("timm")
     except ImportError as error:
         raise InputError(
-            f"{field}: timm cannot be imported ({clean(error, 100)}); install it: pip install 'progressive-bench[timm]'"
+            f"{field}: timm cannot be imported ({clean(error, 100)}); install it: pip install "
+            "'progressive-bench[timm]'"
         ) from None
 
 
@@ -95,8 +98,8 @@ def _check_name(library: ModuleType, name: str, field: str) -> None:
 def trained_weights(name: str) -> tuple[dict[str, torch.Tensor], Path]:
     """Return the default trained weights of timm's network ``name``, and their file in the local cache.
 
-    timm keeps its weights in the cache of huggingface_hub or in torch's. Raises ``InputError`` for an unknown name, for
-    a network without trained weights, and where the file is not there: nothing is downloaded.
+    timm keeps its weights in the cache of huggingface_hub or in torch's. Raises ``InputError`` for an unknown
+    name, for a network without trained weights, and where the file is not there: nothing is downloaded.
     """
     library = _library("start")
     _check_name(library, name, "start")

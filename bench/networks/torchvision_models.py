@@ -1,6 +1,7 @@
 """Networks of torchvision, transformed.
 
-What the transformation decides and why is in ``bench/networks/convert/plan.py``; ``bench show FILE --layers`` prints it.
+What the transformation decides and why is in ``bench/networks/convert/plan.py``; ``bench show FILE --layers``
+prints it.
 """
 
 from __future__ import annotations
@@ -144,7 +145,9 @@ ENTRIES = [
 
 
 def mobilenet_v2(builder: Builder, num_classes: int, **options: Any) -> Network:
-    """Return MobileNetV2, 17 inverted residuals; the linear bottlenecks are quantized where the next block reads them."""
+    """Return MobileNetV2, 17 inverted residuals; the linear bottlenecks are quantized where the next block
+    reads them.
+    """
     return _torchvision("mobilenet_v2", builder, num_classes, **options)
 
 
@@ -154,7 +157,9 @@ def squeezenet1_1(builder: Builder, num_classes: int, **options: Any) -> Network
 
 
 def torchvision(builder: Builder, num_classes: int, *, name: str, **options: Any) -> Network:
-    """Return the classification network that torchvision calls ``name``; raises ``InputError`` for unknown names."""
+    """Return the classification network that torchvision calls ``name``; raises ``InputError`` for unknown
+    names.
+    """
     return _torchvision(name, builder, num_classes, **options)
 
 
@@ -190,10 +195,11 @@ def _check_name(name: str, field: str) -> None:
 
 
 def trained_weights(name: str) -> tuple[dict[str, torch.Tensor], Path]:
-    """Return the default trained weights of torchvision's network ``name``, and their file in torch's local cache.
+    """Return the default trained weights of torchvision's network ``name``, and their file in torch's local
+    cache.
 
-    Raises ``InputError`` for an unknown name, for a network without trained weights, and where the file is not there:
-    nothing is downloaded.
+    Raises ``InputError`` for an unknown name, for a network without trained weights, and where the file is
+    not there: nothing is downloaded.
     """
     from torchvision import models
 

@@ -1,4 +1,6 @@
-"""Networks of anybody: what the transformation makes of them, and that nobody's code runs unless the command line says so."""
+"""Networks of anybody: what the transformation makes of them, and that nobody's code runs unless the command
+line says so.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +96,7 @@ def check_removal(network, clock):
     assert removed.parameters == sum(p.numel() for p in stripped.parameters())
 
 
-# -- against the networks of this package, written as their papers' users would write them ----------------------------
+# -- against the networks of this package, written as their papers' users would write them -------------------
 
 
 class Chain(nn.Module):
@@ -199,7 +201,7 @@ def test_a_plain_network_becomes_the_one_of_this_package(kind, merge, quantizer,
         torch.testing.assert_close(parameter.grad, others[name].grad, rtol=2e-3, atol=1e-5, msg=name)
 
 
-# -- single constructions ------------------------------------------------------------------------------------------------
+# -- single constructions ------------------------------------------------------------------------------------
 
 
 def sequential(*layers, channels=4, size=16):
@@ -574,7 +576,7 @@ def test_compiled_is_eager():
             assert torch.equal(compiled(x), network(x))
 
 
-# -- torchvision -----------------------------------------------------------------------------------------------------------
+# -- torchvision ---------------------------------------------------------------------------------------------
 
 ZOO = {
     "mobilenet_v2": MERGES,
@@ -622,7 +624,9 @@ def test_networks_of_torchvision(name, merge):
 
 
 def test_parameters_and_macs_are_those_of_the_originals():
-    """Of 1,000 classes at 224 pixels: torchvision's own figures (3,504,872 and 1,235,496 parameters; 0.3 and 0.35 GMAC)."""
+    """Of 1,000 classes at 224 pixels: torchvision's own figures (3,504,872 and 1,235,496 parameters; 0.3 and
+    0.35 GMAC).
+    """
     for name, parameters, macs in (
         ("mobilenet_v2", 3_504_872, 300_774_272),
         ("squeezenet1_1", 1_235_496, 349_151_936),
@@ -679,7 +683,7 @@ def test_names_and_widths_of_torchvision():
     assert network.classifier.get_submodule("1").full_precision_reason == "the last convolution"
 
 
-# -- code of the user's ---------------------------------------------------------------------------------------------------
+# -- code of the user's --------------------------------------------------------------------------------------
 
 MODULE = """
 open({witness!r}, "a").write("imported")
@@ -919,7 +923,9 @@ def test_parameters_of_its_own_are_drawn_from_the_seed(own, tmp_path):
 
 
 def test_the_grant_travels_with_the_trial(own, tmp_path, capsys):
-    """Trained by a task that was made under the grant, refused to one that was not; verify wants the flag, and the code."""
+    """Trained by a task that was made under the grant, refused to one that was not; verify wants the flag,
+    and the code.
+    """
     _, witness = own
     with granted(Grant(("mynets_of_tests",), str(tmp_path))):
         fields = sealed("python:mynets_of_tests.tiny")

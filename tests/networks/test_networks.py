@@ -1,4 +1,6 @@
-"""Networks against formulas written out in ``network_oracles``, hand-counted sizes, and removal of the branch."""
+"""Networks against formulas written out in ``network_oracles``, hand-counted sizes, and removal of the
+branch.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def config(network="svhn_convnet", quantizer="dorefa", bits="1/2", width=0.125, 
 
 
 def make(network="svhn_convnet", quantizer="dorefa", bits="1/2", *, branch=None, blend=None, **changes):
-    """Return (network, clock) in float32 training mode, initialised unless it is of full width, where sizes are counted."""
+    """Return (network, clock) in float32 training mode, initialised unless it is of full width, where sizes
+    are counted.
+    """
     clock = Clock(0)
     made = config(network, quantizer, bits, **changes)
     built = build(made, num_classes=10, clock=clock, branch=branch, blend=blend)
@@ -73,7 +77,9 @@ def images(network, count=3, dtype=torch.float32):
 
 
 def shaken(network):
-    """Give batch norms scales and shifts that are not 1 and 0, so that a wrong one is seen; returns the network."""
+    """Give batch norms scales and shifts that are not 1 and 0, so that a wrong one is seen; returns the
+    network.
+    """
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for module in network.modules():
@@ -83,7 +89,7 @@ def shaken(network):
     return network
 
 
-# -- against formulas ---------------------------------------------------------------------------------------------
+# -- against formulas ----------------------------------------------------------------------------------------
 
 RESNET = [1, 1, 1, 2, 1, 1, 2, 1, 1]  # strides of ResNet-20's blocks
 FORMULAS = {
@@ -121,8 +127,9 @@ FORMULAS = {
 @pytest.mark.parametrize("merge", [None, *MERGES])
 @pytest.mark.parametrize("name", FORMULAS)
 def test_network_and_its_gradients_are_the_formulas(name, merge):
-    """In float64. Sums of binary weights and 2-bit activations tie exactly, and the position that max-pooling then sends
-    its gradient to is chance: gradients through pools are compared with activations that are bounded alone.
+    """In float64. Sums of binary weights and 2-bit activations tie exactly, and the position that max-pooling
+    then sends its gradient to is chance: gradients through pools are compared with activations that are
+    bounded alone.
     """
     kind, formula = FORMULAS[name]
     for bits, act in (("1/2", oracle.activation_2bit), ("1/32", oracle.clip01)):
@@ -162,13 +169,15 @@ def test_activation_abs_puts_the_magnitude_before_the_quantizer():
     assert low.conv1.activate(y).flatten().tolist() == [1.0, 0.0, 0.0, 0.0, 1.0]  # 0.5 is a tie: to even, 0
 
 
-# -- removal ------------------------------------------------------------------------------------------------------
+# -- removal -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("merge", MERGES)
 @pytest.mark.parametrize("network", NETWORKS, ids=label)
 def test_removal_leaves_the_low_precision_network(network, merge):
-    """At f = 0 training and stripped network are equal, and so is a network built plain with the stripped weights."""
+    """At f = 0 training and stripped network are equal, and so is a network built plain with the stripped
+    weights.
+    """
     for quantizer, bits in QUANTIZERS:
         expanded, clock = make(network, quantizer, bits, branch=Branch(merge))
         x = images(expanded)
@@ -317,7 +326,7 @@ def test_dropout_of_the_main_channels_is_the_same_with_and_without_extra_ones():
     assert torch.equal(plain.conv6.prepare(x, None), x)
 
 
-# -- sizes counted by hand ----------------------------------------------------------------------------------------
+# -- sizes counted by hand -----------------------------------------------------------------------------------
 
 
 def test_svhn_convnet_by_hand():
@@ -349,7 +358,8 @@ def test_svhn_convnet_by_hand():
     macs = [4_665_600, 8_957_952, 11_943_936, 3_612_672, 7_225_344, 3_686_400, 1_638_400, 5_120]
     assert total.macs == sum(macs)
     assert total.bit_operations == 2 * sum(macs[1:-1]) + 1024 * (macs[0] + macs[-1])
-    # the branch reads what the layer reads: conv1 once, every later layer twice the channels, main and branch alike
+    # the branch reads what the layer reads: conv1 once, every later layer twice the channels, main and branch
+    # alike
     on = macs[0] + 2 * macs[1] + 4 * sum(macs[2:-1]) + 2 * macs[-1]
     assert total.train_flops_per_image == 6 * on and total.train_flops_per_image_plain == 6 * sum(macs)
     merged, _ = make(branch=Branch("preactivation"), width=1.0)
@@ -361,7 +371,8 @@ def test_svhn_convnet_by_hand():
     ("kind", "parameters"),
     [
         # conv0 432, stages 2n * 2304, 4608 + (2n - 1) * 9216, 18432 + (2n - 1) * 36864, norms 2 * (16 + 2n * 112), FC 650;
-        # one norm more than convolutions in a block: behind conv0 (post, 16) or before the pooling (pre, 64 for 16)
+        # one norm more than convolutions in a block: behind conv0 (post, 16) or before the pooling (pre, 64
+        # for 16)
         ("resnet20", 432 + 6 * 2304 + 4608 + 5 * 9216 + 18432 + 5 * 36864 + 2 * (16 + 6 * 112) + 650),
         ("resnet32", 432 + 10 * 2304 + 4608 + 9 * 9216 + 18432 + 9 * 36864 + 2 * (16 + 10 * 112) + 650),
         ("resnet44", 432 + 14 * 2304 + 4608 + 13 * 9216 + 18432 + 13 * 36864 + 2 * (16 + 14 * 112) + 650),
@@ -464,7 +475,7 @@ def test_costs_leave_clock_and_mode_alone():
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
 
 
-# -- initialisation -----------------------------------------------------------------------------------------------
+# -- initialisation ------------------------------------------------------------------------------------------
 
 
 def test_initialisation_depends_on_seed_and_name_alone():
@@ -511,7 +522,7 @@ def test_other_initialisations():
     assert network.conv4.weight.std().item() == pytest.approx(limit / math.sqrt(3), rel=0.02)
 
 
-# -- what the loop asks for ---------------------------------------------------------------------------------------
+# -- what the loop asks for ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("merge", MERGES)
@@ -585,7 +596,7 @@ def test_stochastic_signs_depend_on_layer_and_step():
     assert network.conv1.activate(y).unique().tolist() == [1.0]
 
 
-# -- bad input ----------------------------------------------------------------------------------------------------
+# -- bad input -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -614,11 +625,13 @@ def test_what_cannot_be_built_is_named(network, quantizer, branch, words):
         assert word in str(error.value), str(error.value)
 
 
-# -- compiled, mixed precision ------------------------------------------------------------------------------------
+# -- compiled, mixed precision -------------------------------------------------------------------------------
 
 
 def small(kind, quantizer, bits, merge):
-    """Return (network, clock) of three low-precision layers: dropout and a pool, or one block with a projection a stage."""
+    """Return (network, clock) of three low-precision layers: dropout and a pool, or one block with a
+    projection a stage.
+    """
     clock = Clock(0)
     builder = Builder(
         config(quantizer=quantizer, bits=bits, width=0.25), clock, Branch(merge) if merge else None
@@ -663,7 +676,9 @@ def test_one_graph_for_every_factor(kind, quantizer, bits, merge):
 
 
 def test_compiled_training_step_equals_eager():
-    """Inductor's forward and backward with a concat branch; activations are bounded alone, so that no rounding flips."""
+    """Inductor's forward and backward with a concat branch; activations are bounded alone, so that no
+    rounding flips.
+    """
     torch._dynamo.reset()
     eager, _ = small("chain", "dorefa", "1/32", "concat")
     other, _ = small("chain", "dorefa", "1/32", "concat")

@@ -1,4 +1,6 @@
-"""Networks of others are what they were: norms by function, formulas, constants; what cannot be kept is refused by name."""
+"""Networks of others are what they were: norms by function, formulas, constants; what cannot be kept is
+refused by name.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def check(make):
 
 
 class Net(nn.Module):
-    """conv, norm, activation, conv, norm, activation, pooling, linear; ``between`` stands before the second conv."""
+    """conv, norm, activation, conv, norm, activation, pooling, linear; ``between`` stands before the second
+    conv.
+    """
 
     def __init__(self, norm=nn.BatchNorm2d, act=nn.ReLU, between=None):
         super().__init__()
@@ -64,7 +68,7 @@ class Net(nn.Module):
         return self.linear(self.act2(self.norm2(self.conv2(x))).mean((2, 3)))
 
 
-# -- norms ---------------------------------------------------------------------------------------------------------------
+# -- norms ---------------------------------------------------------------------------------------------------
 
 
 class Positional(nn.BatchNorm2d):
@@ -154,7 +158,9 @@ def test_norms_of_others_are_what_they_were(norm):
 
 @pytest.mark.parametrize("norm", [Positional, OwnNames, Branches, timm_norm])
 def test_a_norm_by_function_becomes_the_layer(norm):
-    """Statistics of the batch in training alone; evaluation changes nothing and does not see the order of the images."""
+    """Statistics of the batch in training alone; evaluation changes nothing and does not see the order of the
+    images.
+    """
     root = Net(norm)
     original, network = copy.deepcopy(root), transformed(root)
     layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -275,7 +281,7 @@ def test_norms_that_are_no_layer_are_refused_by_name(norm, words):
         check(lambda: Net(norm))
 
 
-# -- activations and formulas ----------------------------------------------------------------------------------------------
+# -- activations and formulas --------------------------------------------------------------------------------
 
 
 def by_hand(function):
@@ -372,7 +378,7 @@ def test_a_sum_of_one_value_is_a_formula_and_a_sum_of_paths_is_none():
     assert isinstance(network.between.act, Bound) and isinstance(network.act1, Bound)
 
 
-# -- constants, hooks, types, arguments ------------------------------------------------------------------------------------
+# -- constants, hooks, types, arguments ----------------------------------------------------------------------
 
 
 class Constants(Net):
@@ -563,7 +569,7 @@ def test_one_image_a_batch_is_refused_where_a_norm_sees_one_value_a_channel(fiel
     made({"kind": "vgg_small"})(torch.rand(1, 3, 32, 32))
 
 
-# -- by name -------------------------------------------------------------------------------------------------------------
+# -- by name -------------------------------------------------------------------------------------------------
 
 
 def named(kind, name):

@@ -1,8 +1,9 @@
-"""Random networks as users write them, and what must hold for each: the original in full precision, removable branches.
+"""Random networks as users write them, and what must hold for each: the original in full precision, removable
+branches.
 
-A network is a chain of blocks, drawn by hypothesis: convolutions with norms (layers, functions by position, functions by
-keyword) and activations (layers, shared layers, functions, in place, formulas), residual sums, gates, concatenations
-through a dictionary, shared convolutions, dropout, pooling, constants.
+A network is a chain of blocks, drawn by hypothesis: convolutions with norms (layers, functions by position,
+functions by keyword) and activations (layers, shared layers, functions, in place, formulas), residual sums,
+gates, concatenations through a dictionary, shared convolutions, dropout, pooling, constants.
 """
 
 from __future__ import annotations
@@ -173,7 +174,7 @@ class Block(nn.Module):
 
 
 class RandomNetwork(nn.Module):
-    """Stem, the drawn blocks, a convolution, mean over the positions, linear layer: (B, 3, 8, 8) -> (B, 10)."""
+    """Stem, drawn blocks, a convolution, mean over positions, linear layer: (B, 3, 8, 8) -> (B, 10)."""
 
     def __init__(self, drawn: list[tuple[Any, ...]]) -> None:
         super().__init__()

@@ -1,10 +1,13 @@
-"""Every classifier of torchvision and the smallest network of every family of timm: kept exactly, or refused with a reason.
+"""Every classifier of torchvision and the smallest network of every family of timm: kept exactly, or refused
+with a reason.
 
-``python -m tests.robustness.sweep [--library torchvision|timm] [--network NAME]... [--seconds S] [--gigabytes G]``
+``python -m tests.robustness.sweep [--library torchvision|timm] [--network NAME]... [--seconds S] [--gigabytes
+G]``
 
-Each network is built in a process of its own, with random weights: transformed at 1/2 bits (DoReFa), checked against its
-original (``bench.networks.convert.invariant``), and evaluated once, which must change no tensor. Prints a line a
-network and the counts by reason; ends with 1 where something is neither kept nor refused by one message.
+Each network is built in a process of its own, with random weights: transformed at 1/2 bits (DoReFa), checked
+against its original (``bench.networks.convert.invariant``), and evaluated once, which must change no tensor.
+Prints a line a network and the counts by reason; ends with 1 where something is neither kept nor refused by
+one message.
 """
 
 from __future__ import annotations
@@ -39,8 +42,8 @@ CRASH = "FAILED: neither kept nor refused"
 # words of a message -> the reason that is counted
 REASONS = {
     "can become low precision": "refused: no convolution or linear layer that could become low precision",
-    "not the same in training and in evaluation": "refused: computes otherwise in training than in evaluation",
-    "computed in evaluation, but not in training": "refused: computes otherwise in training than in evaluation",
+    "not the same in training and in evaluation": "refused: training and evaluation compute otherwise",
+    "computed in evaluation, but not in training": "refused: training and evaluation compute otherwise",
     "draws random numbers": "refused: draws random numbers of its own",
     "draws dropout": "refused: draws random numbers of its own",
     "is an autograd function": "refused: has an autograd function of its own",
@@ -56,7 +59,9 @@ REASONS = {
 
 
 def networks(library: str) -> Iterator[tuple[str, str]]:
-    """Yield (family, name): of torchvision every classifier, of timm the network with the fewest parameters a family."""
+    """Yield (family, name): of torchvision every classifier, of timm the network with the fewest parameters a
+    family.
+    """
     if library == "torchvision":
         for name in torchvision.models.list_models(module=torchvision.models):
             yield name, name

@@ -1,4 +1,6 @@
-"""What is refused of somebody's module before it is traced, by the name of the layer, with what to do instead."""
+"""What is refused of somebody's module before it is traced, by the name of the layer, with what to do
+instead.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,8 @@ _REMOVALS = {
 def check_modules(root: nn.Module, who: str) -> None:
     """Raise ``InputError`` for layers and parameters that no trial can train as they are.
 
-    These are sizes that are still unknown, other types than float32, hooks, batch norm without running statistics,
-    layers that draw random numbers of their own, and a parameter that two layers share.
+    These are sizes that are still unknown, other types than float32, hooks, batch norm without running
+    statistics, layers that draw random numbers of their own, and a parameter that two layers share.
     """
     for name, module in root.named_modules():
         path = name or "the network itself"
@@ -40,7 +42,7 @@ def _unfit_tensors(module: nn.Module) -> str:
         if tensor is None:
             continue
         if is_lazy(tensor):
-            return f"does not know the shape of its {name} yet; call the network once in the factory, or give the sizes"
+            return f"does not know the shape of its {name} yet; call the network once, or give the sizes"
         if (tensor.is_floating_point() or tensor.is_complex()) and tensor.dtype != torch.float32:
             kind = str(tensor.dtype).removeprefix("torch.")
             return f"has {name} of {kind}; the suite trains float32 weights: return the network .float()"
@@ -63,10 +65,11 @@ def _hooks(module: nn.Module) -> str:
 
 def _unfit_norm(module: nn.Module) -> str:
     if isinstance(module, nn.SyncBatchNorm):
-        return "is for several processes; use nn.BatchNorm2d, whose statistics the suite shares among the workers itself"
+        return "is for several processes; use nn.BatchNorm2d: the suite shares its statistics itself"
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
         return (
-            "has no running statistics (track_running_stats is False): an image's logits would depend on the other "
+            "has no running statistics (track_running_stats is False): an image's logits would depend on "
+            "the other "
             "images of its batch"
         )
     return ""
@@ -79,7 +82,7 @@ def _drawing(module: nn.Module) -> str:
     if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
         draws = isinstance(module.dropout, float) and module.dropout > 0
     if draws:
-        return "draws random numbers of its own, so that a trial could not be repeated; use nn.Dropout or leave it out"
+        return "draws random numbers of its own: no trial could be repeated; use nn.Dropout or leave it out"
     return ""
 
 

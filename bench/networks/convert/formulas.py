@@ -1,4 +1,5 @@
-"""Formulas and gates in a traced network: activation functions that are written out, and layers that scale features.
+"""Formulas and gates in a traced network: activation functions that are written out, and layers that scale
+features.
 
     y * relu6(y + 3) / 6            the ReLU6 is a part of a formula (hard-swish by hand)
     y * sigmoid(fc(pool(y)))        the linear layer is a part of a gate (squeeze and excitation)
@@ -20,7 +21,8 @@ _PASSED = ("spatial", "norm", "dropout", "cat", "move")
 
 
 def reaches(node: fx.Node, roles: Mapping[fx.Node, str], traced: Traced) -> bool:
-    """Return whether the values of an activation come to a low-precision layer, or to the last one, as they are.
+    """Return whether the values of an activation come to a low-precision layer, or to the last one, as they
+    are.
 
     They may pass pooling, norm, dropout, concatenation and residual sums, but no arithmetic.
     """
@@ -64,7 +66,8 @@ def _nearest_layers(node: fx.Node, traced: Traced) -> set[fx.Node]:
 def is_gate(layer: fx.Node, traced: Traced) -> bool:
     """Return whether the output of a layer serves to scale features that do not come from the layer.
 
-    On every way from the layer lies a product with such features, and before that a function with a bounded range.
+    On every way from the layer lies a product with such features, and before that a function with a bounded
+    range.
     """
     after = _descendants(layer)
     pending = [(user, False) for user in layer.users]

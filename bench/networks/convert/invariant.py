@@ -2,15 +2,15 @@
 
     check_is_original(make, config, num_classes, input_size, who)
 
-Two copies of the original get the same weights; one of them is transformed with the quantizer ``full_precision``. On a
-small batch of noise both must agree
+Two copies of the original get the same weights; one of them is transformed with the quantizer
+``full_precision``. On a small batch of noise both must agree
 
 - in training: logits, the gradient of every parameter, the running statistics;
 - in evaluation: logits;
 
-and of the transformed network evaluation must change no tensor, and an image's logits must not depend on the images
-beside it. Both run in float64, where nothing but an error can differ by more than 1e-9 of the largest value; a network
-that only runs in float32 is held to 1e-5 (logits) and 1e-3 (gradients, statistics).
+and of the transformed network evaluation must change no tensor, and an image's logits must not depend on the
+images beside it. Both run in float64, where nothing but an error can differ by more than 1e-9 of the largest
+value; a network that only runs in float32 is held to 1e-5 (logits) and 1e-3 (gradients, statistics).
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ _LARGE = 64  # pixels from which two images are enough
 def check_is_original(
     make: Callable[[], nn.Module], config: TrialConfig, num_classes: int, input_size: int, who: str
 ) -> None:
-    """Raise ``InputError``, naming layer and quantity, where the transformation of a network is not the network.
+    """Raise ``InputError``, naming layer and quantity, where the transformation of a network is not the
+    network.
 
     Args:
         make: returns the original, a new one at each call.
@@ -73,7 +74,7 @@ def _without_dropout(root: nn.Module) -> None:
 
 @torch.no_grad()
 def _vary(original: nn.Module, transformed: TransformedNetwork) -> None:
-    """Add the same noise to the parameters of both, so that none is 0, as last layers and scales often start."""
+    """Add the same noise to the parameters of both: last layers and scales often start at 0."""
     generator = torch.Generator().manual_seed(1)
     others = dict(transformed.named_parameters())
     for name, parameter in original.named_parameters():
@@ -132,7 +133,9 @@ def _compare(original: nn.Module, transformed: TransformedNetwork, images: Tenso
 
 
 def _close(wanted: Tensor, found: Tensor, tolerance: float) -> bool:
-    """Return whether two tensors agree to ``tolerance`` of the largest of ``wanted``, at least of 1; NaN is NaN."""
+    """Return whether two tensors agree to ``tolerance`` of the largest of ``wanted``, at least of 1; NaN is
+    NaN.
+    """
     if wanted.shape != found.shape:
         return False
     finite = wanted[torch.isfinite(wanted)].abs()
@@ -157,13 +160,16 @@ def _logits(
         return ""
     distance = float((answers[0] - answers[1]).abs().max())
     return (
-        f"transformed in full precision, its logits in {mode} differ from the original's by up to {distance:.2g}"
+        f"transformed in full precision, its logits in {mode} differ from the original's by up to "
+        f"{distance:.2g}"
         f"{_first_difference(original, transformed, images, tolerance)}"
     )
 
 
 def _states(original: nn.Module, transformed: TransformedNetwork, tolerance: float) -> str:
-    """Return the first parameter whose gradient differs, or buffer whose value does, after a step of training."""
+    """Return the first parameter whose gradient differs, or buffer whose value does, after a step of
+    training.
+    """
     parameters = dict(transformed.named_parameters())
     for name, parameter in original.named_parameters():
         here = transformed.original_keys.get(name)

@@ -21,7 +21,9 @@ from bench.randomness import Draws
 
 
 class _Adopted(LowPrecisionLayer):
-    """A layer that took over weight and bias of another; ``reads_images``: its input is not quantized, nor bounded."""
+    """A layer that took over weight and bias of another; ``reads_images``: its input is not quantized, nor
+    bounded.
+    """
 
     bias: nn.Parameter | None
     reads_images = False
@@ -33,7 +35,7 @@ class _Adopted(LowPrecisionLayer):
         return y if self.reads_images else super().activate(y)
 
     def forward(self, y: Tensor, rest: Tensor | None = None) -> Pair:
-        """Map the pair ``(y, rest)`` as ``LowPrecisionLayer`` does; the bias comes last, in full precision."""
+        """Map the pair ``(y, rest)`` as ``LowPrecisionLayer`` does; then add the full-precision bias."""
         main, side = super().forward(y, rest)
         if self.bias is not None:
             shape = (-1, 1, 1) if main.dim() == 4 else (-1,)
@@ -76,7 +78,7 @@ class GeneralLinear(_Adopted, LowPrecisionLinear):  # type: ignore[misc]
 
 
 class GeneralBranch(BranchConv2d):
-    """The ancillary convolution of a ``GeneralConv2d``: ``f * BN'(FP x)``; pooling is the network's affair."""
+    """The ancillary convolution of a ``GeneralConv2d``: ``f * BN'(FP x)``; the network pools it."""
 
     def __init__(
         self,
@@ -133,7 +135,7 @@ class Bound(nn.Module):
 
 
 class CountedStochasticDepth(nn.Module):
-    """Stochastic depth (1603.09382) with counter-based draws: while training, a sample is x / (1 - p) or 0."""
+    """Stochastic depth (1603.09382) with counter-based draws: in training, a sample is x / (1 - p) or 0."""
 
     def __init__(self, p: float, draws: Draws) -> None:
         super().__init__()
@@ -149,7 +151,7 @@ class CountedStochasticDepth(nn.Module):
         return x * kept.reshape(-1, *[1] * (x.dim() - 1))
 
 
-# -- what goes beside the main path: None wherever no branch is active ------------------------------------------------
+# -- what goes beside the main path: None wherever no branch is active ---------------------------------------
 
 
 def beside(rest: Any, module: nn.Module) -> Any:

@@ -1,10 +1,11 @@
-"""Training and evaluation as one graph: ``forward`` may differ between the modes only where a layer can say how.
+"""Training and evaluation as one graph: ``forward`` may differ between the modes only where a layer can say
+how.
 
-``torch.fx`` follows ``forward`` in one mode and writes ``self.training`` down as the constant that it is there. A batch
-norm that calls ``F.batch_norm(..., self.training, ...)`` would so normalise by the batch's statistics for good. Both
-modes are therefore traced and compared, node by node. A function whose only difference is its flag of the mode becomes
-the layer of ``torch.nn`` that asks for the mode each time: ``F.batch_norm`` and ``F.instance_norm`` with running
-statistics. Every other difference is refused by name.
+``torch.fx`` follows ``forward`` in one mode and writes ``self.training`` down as the constant that it is
+there. A batch norm that calls ``F.batch_norm(..., self.training, ...)`` would so normalise by the batch's
+statistics for good. Both modes are therefore traced and compared, node by node. A function whose only
+difference is its flag of the mode becomes the layer of ``torch.nn`` that asks for the mode each time:
+``F.batch_norm`` and ``F.instance_norm`` with running statistics. Every other difference is refused by name.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from bench.text import clean
 
 
 class _Signature(NamedTuple):
-    """The arguments of a function that depends on the mode, in order, and the one that is the flag of the mode."""
+    """The arguments of a function that depends on the mode, in order, and the one that is the flag of the
+    mode.
+    """
 
     names: tuple[str, ...]
     flag: str
@@ -75,10 +78,11 @@ _ROLES = ("weight", "bias", "running_mean", "running_var")
 
 
 def unify(root: nn.Module, training: fx.Graph, evaluation: fx.Graph, who: str) -> None:
-    """Make ``training`` the graph of both modes, in place; new layers are put into ``root``, tensors keep their values.
+    """Make ``training`` the graph of both modes, in place; new layers are put into ``root``, tensors keep
+    their values.
 
-    Raises ``InputError``, naming the operation and its place, where the modes differ otherwise, where evaluation would
-    use the statistics of the batch, and where a norm is no layer of ``torch.nn`` exactly.
+    Raises ``InputError``, naming the operation and its place, where the modes differ otherwise, where
+    evaluation would use the statistics of the batch, and where a norm is no layer of ``torch.nn`` exactly.
     """
     for graph in (training, evaluation):
         _drop_counting(graph)
@@ -97,11 +101,11 @@ def unify(root: nn.Module, training: fx.Graph, evaluation: fx.Graph, who: str) -
             _norm(root, training, node, arguments, modes, norms, who)
 
 
-# -- comparing the modes -------------------------------------------------------------------------------------------------
+# -- comparing the modes -------------------------------------------------------------------------------------
 
 
 def _drop_counting(graph: fx.Graph) -> None:
-    """Remove ``self.num_batches_tracked.add_(1)``: layers count by themselves; and tensors that nobody reads."""
+    """Remove ``num_batches_tracked.add_(1)``, since layers count by themselves, and unread tensors."""
     for node in list(graph.nodes):
         first = node.args[0] if node.args else None
         counts = isinstance(first, fx.Node) and str(first.target).endswith("num_batches_tracked")
@@ -115,7 +119,9 @@ def _drop_counting(graph: fx.Graph) -> None:
 def _compare(
     root: nn.Module, training: fx.Graph, evaluation: fx.Graph, who: str
 ) -> dict[fx.Node, tuple[bool, bool]]:
-    """Return the flags (in training, in evaluation) of each function of the mode; raise where the graphs differ."""
+    """Return the flags (in training, in evaluation) of each function of the mode; raise where the graphs
+    differ.
+    """
     flags: dict[fx.Node, tuple[bool, bool]] = {}
     pairs: dict[fx.Node, fx.Node] = {}
     others = [node for node in evaluation.nodes if node.op != "get_attr"]
@@ -127,7 +133,8 @@ def _compare(
             at += 1
         else:
             raise InputError(
-                f"network: {who}: {_described(root, node)} is not the same in training and in evaluation; such a "
+                f"network: {who}: {_described(root, node)} is not the same in training and in evaluation; "
+                "such a "
                 "network cannot become low precision (auxiliary heads: switch them off)"
             )
     if at < len(others):
@@ -170,13 +177,17 @@ def _same(
 
 
 def _drops_nothing(node: fx.Node) -> bool:
-    """Return whether a function, such as torchvision's attention, knows the mode for dropout alone, and drops nothing."""
+    """Return whether a function, such as torchvision's attention, knows the mode for dropout alone, and drops
+    nothing.
+    """
     rates = [value for name, value in node.kwargs.items() if "dropout" in name]
     return isinstance(node.kwargs.get("training"), bool) and bool(rates) and all(rate == 0 for rate in rates)
 
 
 def _equal(root: nn.Module, mine: Any, theirs: Any, pairs: dict[fx.Node, fx.Node]) -> bool:
-    """Return whether the arguments of two nodes are equal: structures, numbers, nodes that are pairs, equal tensors."""
+    """Return whether the arguments of two nodes are equal: structures, numbers, nodes that are pairs, equal
+    tensors.
+    """
     if isinstance(mine, fx.Node) and isinstance(theirs, fx.Node):
         if mine.op == theirs.op == "get_attr":
             return mine.target == theirs.target or _equal_constants(
@@ -223,7 +234,7 @@ def _on_images(graph: fx.Graph) -> set[fx.Node]:
     return found
 
 
-# -- functions that become layers ------------------------------------------------------------------------------------------
+# -- functions that become layers ----------------------------------------------------------------------------
 
 
 def _norm(
@@ -235,7 +246,9 @@ def _norm(
     norms: dict[str, str],
     who: str,
 ) -> None:
-    """Make a layer of ``F.batch_norm`` or ``F.instance_norm`` that updates running statistics; ``norms``: those made."""
+    """Make a layer of ``F.batch_norm`` or ``F.instance_norm`` that updates running statistics; ``norms``:
+    those made.
+    """
     batch = node.target in _BATCH_NORMS
     tracked = arguments["running_mean"] is not None and arguments["running_var"] is not None
     if modes == (False, False) or (not batch and not tracked):
@@ -248,14 +261,16 @@ def _norm(
         extra = ", and rewrites the running ones" if tracked else ""
         raise InputError(
             f"network: {who}: {what} {reason}{extra}: an image's logits would depend on its batch. Pass "
-            f"{_OF_THE_MODE[node.target].flag}=self.training and the running statistics, or use the layer of torch.nn"
+            f"{_OF_THE_MODE[node.target].flag}=self.training and the running statistics, or use the layer "
+            "of torch.nn"
         )
     tensors = {role: arguments[role] for role in _ROLES}
     numbers = {key: arguments[key] for key in ("momentum", "eps")}
     problem = _not_exact(root, tensors, numbers)
     if problem or not tracked:
         raise InputError(
-            f"network: {who}: {what} cannot become a layer of torch.nn exactly: {problem or 'it has no running statistics'}"
+            f"network: {who}: {what} cannot become a layer of torch.nn exactly: "
+            f"{problem or 'it has no running statistics'}"
         )
     key = str(tensors["running_mean"].target)
     made = norms.get(key)
@@ -274,7 +289,8 @@ def _not_exact(root: nn.Module, tensors: dict[str, Any], numbers: dict[str, Any]
         path, _, own = str(node.target).rpartition(".")
         kinds = root.get_submodule(path)
         if own not in (kinds._buffers if role.startswith("running") else kinds._parameters):
-            return f"its {role} ({clean(node.target)}) is no {'buffer' if role.startswith('running') else 'parameter'}"
+            kind = "buffer" if role.startswith("running") else "parameter"
+            return f"its {role} ({clean(node.target)}) is no {kind}"
     if (tensors["weight"] is None) is not (tensors["bias"] is None):
         return "it has a weight without a bias, or a bias without a weight"
     wrong = [key for key, value in numbers.items() if not isinstance(value, int | float)]
@@ -286,8 +302,9 @@ def _make_norm(
 ) -> str:
     """Put a layer of torch.nn with the given tensors into ``root`` and return its path.
 
-    Where the module of the norm holds these tensors under torch.nn's names and nothing else, the layer takes its place
-    and its children; elsewhere the layer becomes a child of the module, and the tensors move into the layer.
+    Where the module of the norm holds these tensors under torch.nn's names and nothing else, the layer takes
+    its place and its children; elsewhere the layer becomes a child of the module, and the tensors move into
+    the layer.
     """
     path = owner(node)
     old = root.get_submodule(path)

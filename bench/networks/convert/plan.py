@@ -1,4 +1,6 @@
-"""Which layers of a traced network become low precision, which not, and why; and what each operation is to a branch."""
+"""Which layers of a traced network become low precision, which not, and why; and what each operation is to a
+branch.
+"""
 
 from __future__ import annotations
 
@@ -47,10 +49,10 @@ class Decision:
 class Plan:
     """The decisions, and what the rewriting needs of them.
 
-    ``roles``: "low" and "last" (layers that read pairs), "activation", "norm", "spatial" (each channel by itself),
-    "move" (no arithmetic), "add", "cat", "dropout"; ``bounded``: activations that become the bounding map;
-    ``paddings`` of convolutions in pixels; ``moved``: dropouts that go into layers, ``dropouts``: their probability by
-    layer; ``reads_images``: the low-precision layers that do.
+    ``roles``: "low" and "last" (layers that read pairs), "activation", "norm", "spatial" (each channel by
+    itself), "move" (no arithmetic), "add", "cat", "dropout"; ``bounded``: activations that become the
+    bounding map; ``paddings`` of convolutions in pixels; ``moved``: dropouts that go into layers,
+    ``dropouts``: their probability by layer; ``reads_images``: the low-precision layers that do.
     """
 
     traced: Traced
@@ -68,8 +70,8 @@ class Plan:
         return next((row.reason for row in self.decisions if row.name == name), "")
 
     def travels(self, node: fx.Node) -> bool:
-        """Return whether what a layer's branch leaves over comes to an activation, or to layers that read it, before
-        the path forks or somebody else reads it."""
+        """Return whether what a layer's branch leaves over comes to an activation, or to layers that read it,
+        before the path forks or somebody else reads it."""
         while True:
             users = list(node.users)
             roles = [self.roles.get(user, "") for user in users]
@@ -97,7 +99,7 @@ def choose(traced: Traced, kind: str, choices: Choices, probe: Quantizer) -> Pla
     return plan
 
 
-# -- convolutions and linear layers --------------------------------------------------------------------------------------
+# -- convolutions and linear layers --------------------------------------------------------------------------
 
 
 def _layers(plan: Plan, choices: Choices, probe: Quantizer) -> None:
@@ -140,7 +142,7 @@ def _layers(plan: Plan, choices: Choices, probe: Quantizer) -> None:
 
 
 def _is_activated(plan: Plan, node: Any) -> bool:
-    """Return whether what a layer reads comes from activations, but for poolings, dropout and concatenation."""
+    """Return whether a layer reads activations, directly or behind pooling, dropout, concatenation."""
     role = plan.roles.get(node)
     if role in ("spatial", "dropout", "move"):
         return _is_activated(plan, node.all_input_nodes[0])
@@ -219,7 +221,9 @@ def _obstacle(plan: Plan, node: fx.Node, layer: nn.Conv2d | nn.Linear, count: in
 
 
 def _is_projection(plan: Plan, node: fx.Node) -> bool:
-    """Return whether a 1x1 convolution is a shortcut: it meets, in a sum, a path of more layers from its own input."""
+    """Return whether a 1x1 convolution is a shortcut: it meets, in a sum, a path of more layers from its own
+    input.
+    """
     layer = plan.traced.module(node)
     if not isinstance(layer, nn.Conv2d) or layer.kernel_size != (1, 1):
         return False
@@ -238,7 +242,8 @@ def _is_projection(plan: Plan, node: fx.Node) -> bool:
 
 
 def _depth(traced: Traced, source: fx.Node, target: fx.Node, without: fx.Node) -> int:
-    """Return the most convolutions and linear layers on a way from ``source`` to ``target``; -1 where there is none.
+    """Return the most convolutions and linear layers on a way from ``source`` to ``target``; -1 where there
+    is none.
 
     Ways through ``without`` do not count.
     """
@@ -254,14 +259,14 @@ def _depth(traced: Traced, source: fx.Node, target: fx.Node, without: fx.Node) -
     return depth.get(target, -1)
 
 
-# -- activations, dropout --------------------------------------------------------------------------------------------------
+# -- activations, dropout ------------------------------------------------------------------------------------
 
 
 def _activations(plan: Plan, kind: str) -> None:
     """Find the activations to replace: a low-precision layer or the last one reads their values.
 
-    Activations that are a product of their input and a gate (SiLU, Hardswish) stay, whether they are one layer or
-    written out as a formula: the layers that read them bound their input.
+    Activations that are a product of their input and a gate (SiLU, Hardswish) stay, whether they are one
+    layer or written out as a formula: the layers that read them bound their input.
     """
     if kind == "full_precision":
         return
@@ -292,7 +297,7 @@ def _dropouts(plan: Plan) -> None:
             plan.dropouts.update(dict.fromkeys(readers, module.p) if module.p else {})
 
 
-# -- the table ----------------------------------------------------------------------------------------------------------
+# -- the table -----------------------------------------------------------------------------------------------
 
 
 def _rows(plan: Plan, kind: str) -> None:

@@ -2,19 +2,23 @@
 
     network = transform(module, builder, num_classes, input_size=224)
 
-``bench.networks.convert.trace`` turns the module into a graph; ``bench.networks.convert.plan`` decides, with a reason, which
-convolutions and linear layers become low precision; here the graph is rewritten. Parameters keep their names.
+``bench.networks.convert.trace`` turns the module into a graph; ``bench.networks.convert.plan`` decides, with
+a reason, which convolutions and linear layers become low precision; here the graph is rewritten. Parameters
+keep their names.
 
-- A low-precision layer quantizes what it reads. An activation function (ReLU, SiLU, ...) whose output reaches such a
-  layer, or the last one, becomes the quantizer's bounding map: quantizing what is bounded is quantizing the original,
-  and whatever else reads it (a shortcut, a pooling) reads bounded values, as in the networks of this package. A layer
-  behind another without an activation between (behind a batch norm, a sum) quantizes, so bounds, its input itself.
-- What a branch leaves over goes beside the main path: around batch norms and activations, through poolings, sums,
-  concatenations and dropout, to the layers that read it. With ``sum`` and ``difference`` it meets the main path behind
-  the next activation; where none follows before the path forks (a pre-activation stream, a linear bottleneck), at the
-  convolution's own output. With ``concat`` a shortcut that forks off carries the main channels alone, and a layer whose
-  extra channels would reach nobody who can read them is refused by its name.
-- First convolution, last layer, depthwise convolutions and shortcuts' projections are full precision unless asked.
+- A low-precision layer quantizes what it reads. An activation function (ReLU, SiLU, ...) whose output reaches
+  such a layer, or the last one, becomes the quantizer's bounding map: quantizing what is bounded is
+  quantizing the original, and whatever else reads it (a shortcut, a pooling) reads bounded values, as in the
+  networks of this package. A layer behind another without an activation between (behind a batch norm, a sum)
+  quantizes, so bounds, its input itself.
+- What a branch leaves over goes beside the main path: around batch norms and activations, through poolings,
+  sums, concatenations and dropout, to the layers that read it. With ``sum`` and ``difference`` it meets the
+  main path behind the next activation; where none follows before the path forks (a pre-activation stream, a
+  linear bottleneck), at the convolution's own output. With ``concat`` a shortcut that forks off carries the
+  main channels alone, and a layer whose extra channels would reach nobody who can read them is refused by its
+  name.
+- First convolution, last layer, depthwise convolutions and shortcuts' projections are full precision unless
+  asked.
 - With the quantizer ``full_precision`` the network is the original, activations included.
 """
 
@@ -55,8 +59,8 @@ Layer = GeneralConv2d | GeneralLinear
 class TransformedNetwork(Network):
     """A module's layers under their own names, connected by the rewritten graph.
 
-    ``decisions`` says what became of each layer; ``original_keys`` what the entries of the original's state dict are
-    called here: None for those that are gone, because ``forward`` never read them.
+    ``decisions`` says what became of each layer; ``original_keys`` what the entries of the original's state
+    dict are called here: None for those that are gone, because ``forward`` never read them.
     """
 
     def __init__(
@@ -95,12 +99,13 @@ def transform(
     choices: Choices | None = None,
     who: str = "",
 ) -> TransformedNetwork:
-    """Return ``root`` as a network of low precision; ``root``'s layers are taken over, it cannot be used any more.
+    """Return ``root`` as a network of low precision; ``root``'s layers are taken over, it cannot be used any
+    more.
 
-    ``root`` maps images (B, 3, S, S), S = ``input_size``, to logits (B, ``num_classes``); ``builder`` has quantizer,
-    bits, clock, branch and blend; ``choices``: what else becomes low precision; ``who`` names the network in messages.
-    Raises ``InputError`` naming the layer for what cannot be transformed (see ``trace`` and ``plan``), for a
-    branch that has no place, and where nothing would become low precision.
+    ``root`` maps images (B, 3, S, S), S = ``input_size``, to logits (B, ``num_classes``); ``builder`` has
+    quantizer, bits, clock, branch and blend; ``choices``: what else becomes low precision; ``who`` names the
+    network in messages. Raises ``InputError`` naming the layer for what cannot be transformed (see ``trace``
+    and ``plan``), for a branch that has no place, and where nothing would become low precision.
     """
     who = who or type(root).__name__
     before = root.state_dict(keep_vars=True)
@@ -125,7 +130,9 @@ def _reasons(plan: Plan) -> str:
 
 
 def _remove_unused(root: nn.Module, graph: fx.Graph) -> None:
-    """Take away the layers that nobody calls (auxiliary heads, replaced dropouts), so that nothing of them is stored."""
+    """Take away the layers that nobody calls (auxiliary heads, replaced dropouts), so that nothing of them is
+    stored.
+    """
     used = {str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")}
     for name, _ in list(root.named_modules()):
         if (
@@ -143,8 +150,8 @@ def _remove_unused(root: nn.Module, graph: fx.Graph) -> None:
 class _Value:
     """What a node of the old graph has become: the main path, and what goes beside it.
 
-    ``channels``: how many along dimension 1 (``concat``); ``sources``: the layers whose branches it comes from;
-    ``activated``: the next activation lies behind, so that for sum and difference it may be joined.
+    ``channels``: how many along dimension 1 (``concat``); ``sources``: the layers whose branches it comes
+    from; ``activated``: the next activation lies behind, so that for sum and difference it may be joined.
     """
 
     main: fx.Node
@@ -180,7 +187,8 @@ class _Rewriter:
             more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
             advice = f" Those that can, for strategy.layers: {', '.join(others)}." if others else ""
             raise InputError(
-                f'strategy.merge: "concat": extra channels reach no layer that reads them: {shown}{more}.{advice}'
+                'strategy.merge: "concat": extra channels reach no layer that reads them: '
+                f"{shown}{more}.{advice}"
             )
         self.graph.lint()
         return self.graph
@@ -208,7 +216,7 @@ class _Rewriter:
             return self._cat(node)
         return self._other(node)
 
-    # -- what goes beside ------------------------------------------------------------------------------------------
+    # -- what goes beside ------------------------------------------------------------------------------------
 
     def _other(self, node: fx.Node) -> _Value:
         """Copy a node, whose inputs are joined first (``concat``: are the main channels)."""
@@ -264,7 +272,9 @@ class _Rewriter:
         return _Value(main, rest, channels, source.sources, source.activated)
 
     def _add(self, node: fx.Node) -> _Value:
-        """Let pass what goes beside a term that nobody else reads; join it where the activation lies behind already."""
+        """Let pass what goes beside a term that nobody else reads; join it where the activation lies behind
+        already.
+        """
         terms = [n for n in node.args if isinstance(n, fx.Node)]
         shapes = {self.traced.shapes.get(n) for n in terms}
         passing = [
@@ -308,7 +318,9 @@ class _Rewriter:
         return _Value(main, rest, sum(value.channels for value in passing), sources, activated)
 
     def _dropout(self, node: fx.Node) -> _Value:
-        """Move dropout into the layers that read it (behind their quantizer); else make its draws counter-based."""
+        """Move dropout into the layers that read it (behind their quantizer); else make its draws
+        counter-based.
+        """
         source = self.values[node.all_input_nodes[0]]
         module = self.traced.module(node)
         assert isinstance(module, nn.Dropout | StochasticDepth)
@@ -324,7 +336,7 @@ class _Rewriter:
     def _draws(self, name: str) -> Draws:
         return Draws(self.builder.clock, "dropout", name)
 
-    # -- layers ----------------------------------------------------------------------------------------------------
+    # -- layers ----------------------------------------------------------------------------------------------
 
     def _layer(self, node: fx.Node) -> _Value:
         """Make a layer that reads and writes pairs."""
@@ -403,7 +415,8 @@ class _Rewriter:
             width = builder._branch_width(layer.out_channels)
             if width % layer.groups:
                 raise InputError(
-                    f"strategy.width_ratio: {width} channels of {name}'s branch are not a multiple of its {layer.groups} groups"
+                    f"strategy.width_ratio: {width} channels of {name}'s branch are not a multiple of its "
+                    f"{layer.groups} groups"
                 )
             layer.branch = GeneralBranch(
                 layer, layer.in_channels + extra, width, (rows, columns), builder._branch_eps()

@@ -1,4 +1,5 @@
-"""What an operation of a graph does to the values that pass through it: its role, "" where that is of no concern.
+"""What an operation of a graph does to the values that pass through it: its role, "" where that is of no
+concern.
 
 "activation"  an activation function, element by element
 "norm"        a normalisation, which leaves the meaning of every channel
@@ -87,7 +88,9 @@ def is_self_gated(traced: Traced, node: fx.Node) -> bool:
 
 
 def saturates(traced: Traced, node: fx.Node) -> bool:
-    """Return whether a node is a function with a bounded range, such as a gate's: sigmoid, tanh, ReLU6, clamp."""
+    """Return whether a node is a function with a bounded range, such as a gate's: sigmoid, tanh, ReLU6,
+    clamp.
+    """
     module = traced.module(node)
     if module is not None:
         return isinstance(module, _SATURATING)

@@ -1,8 +1,8 @@
 """The graph of operations of anybody's module, or a message that says why there is none.
 
-The graph is one of ``torch.fx``. Layers of ``torch.nn`` are its nodes; ``forward`` of every other module is followed
-into. The graph holds in training and in evaluation (``bench.networks.convert.modes``), draws random numbers only
-through layers whose draws can be counter-based, and changes no tensor in place.
+The graph is one of ``torch.fx``. Layers of ``torch.nn`` are its nodes; ``forward`` of every other module is
+followed into. The graph holds in training and in evaluation (``bench.networks.convert.modes``), draws random
+numbers only through layers whose draws can be counter-based, and changes no tensor in place.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from bench.text import clean
 
 _RANDOM_NAMES = set(
     """
-    dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout rrelu gumbel_softmax
-    fractional_max_pool2d fractional_max_pool3d stochastic_depth drop_block2d bernoulli rand rand_like randn randn_like
-    randint randint_like randperm normal multinomial poisson uniform exponential cauchy log_normal geometric random
+    dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout rrelu
+    gumbel_softmax fractional_max_pool2d fractional_max_pool3d stochastic_depth drop_block2d bernoulli rand
+    rand_like randn randn_like randint randint_like randperm normal multinomial poisson uniform exponential
+    cauchy log_normal geometric random
     """.split()
 )
 _IN_PLACE = {
@@ -44,7 +45,9 @@ _IN_PLACE = {
 
 @dataclass(frozen=True)
 class Traced:
-    """A module, its graph, its modules by path, and for each node of the graph the shape of its output for one image."""
+    """A module, its graph, its modules by path, and for each node of the graph the shape of its output for
+    one image.
+    """
 
     root: nn.Module
     graph: fx.Graph
@@ -57,13 +60,14 @@ class Traced:
 
 
 def trace(root: nn.Module, input_size: int, num_classes: int, who: str) -> Traced:
-    """Return the graph of ``root``, which maps images (B, 3, S, S) to logits (B, classes), S = ``input_size``.
+    """Return the graph of ``root``, which maps images (B, 3, S, S) to logits (B, classes), S =
+    ``input_size``.
 
-    ``who`` names the network in messages. Batch norms and dropouts that ``forward`` computes by functions become layers
-    of ``root``; plain tensors that ``forward`` reads become buffers of ``root``. Raises ``InputError``, naming the
-    place, for control flow that depends on the images, operations that differ between training and evaluation, random
-    numbers from PyTorch's generator, a parameter with two names, batch statistics in evaluation, and a network that
-    does not read such images or return such logits.
+    ``who`` names the network in messages. Batch norms and dropouts that ``forward`` computes by functions
+    become layers of ``root``; plain tensors that ``forward`` reads become buffers of ``root``. Raises
+    ``InputError``, naming the place, for control flow that depends on the images, operations that differ
+    between training and evaluation, random numbers from PyTorch's generator, a parameter with two names,
+    batch statistics in evaluation, and a network that does not read such images or return such logits.
     """
     check_modules(root, who)
     _check_arguments(root, who)
@@ -77,7 +81,7 @@ def trace(root: nn.Module, input_size: int, num_classes: int, who: str) -> Trace
     return Traced(root, training, modules, _shapes(root, training, input_size, num_classes, who))
 
 
-# -- tracing -----------------------------------------------------------------------------------------------------------
+# -- tracing -------------------------------------------------------------------------------------------------
 
 
 class _Known(fx.proxy.ParameterProxy):
@@ -97,7 +101,7 @@ class _Tracer(fx.Tracer):
         self.names = {id(tensor): name for name, tensor in (*root.named_parameters(), *root.named_buffers())}
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """Return the stand-in of a parameter or a buffer: its value must not become a constant of the graph."""
+        """Return the stand-in of a parameter or a buffer, so that its value is no constant of the graph."""
         name = self.names.get(id(attr_val)) if isinstance(attr_val, Tensor) else None
         if name is None:
             return attr_val
@@ -107,7 +111,7 @@ class _Tracer(fx.Tracer):
                 name,
                 (),
                 {},
-                proxy_factory_fn=lambda node: _Known(self, node, name, attr_val),  # type: ignore[arg-type, return-value]
+                proxy_factory_fn=lambda node: _Known(self, node, name, attr_val),  # type: ignore
             )
         return parameter_proxy_cache[name]
 
@@ -156,7 +160,8 @@ def _graph(root: nn.Module, training: bool, who: str) -> fx.Graph:
     except Exception as error:  # whatever the code does with the stand-ins of its tensors
         where = f"{tracer.path} of {who}" if tracer.path else who
         raise InputError(
-            f"network: {where} cannot be followed by torch.fx: {type(error).__name__}: {clean(error, 300)}. Its forward "
+            f"network: {where} cannot be followed by torch.fx: {type(error).__name__}: {clean(error, 300)}. "
+            "Its forward "
             "must not depend on the values of its tensors, nor use autograd functions or C++ of its own"
         ) from error
 
@@ -176,7 +181,7 @@ def _no_autograd_functions() -> Iterator[None]:
         torch.autograd.Function.apply = apply  # type: ignore[method-assign]
 
 
-# -- checks of the graph -------------------------------------------------------------------------------------------------
+# -- checks of the graph -------------------------------------------------------------------------------------
 
 
 def _check_random(graph: fx.Graph, modules: dict[str, nn.Module], who: str) -> None:
@@ -186,12 +191,14 @@ def _check_random(graph: fx.Graph, modules: dict[str, nn.Module], who: str) -> N
             inner = [m for m in modules[node.target].modules() if m is not modules[node.target]]
             if any(isinstance(m, nn.Dropout) and m.p > 0 for m in inner):
                 raise InputError(
-                    f"network: {who}: {node.target} ({type(modules[node.target]).__name__}) has dropout within, whose "
+                    f"network: {who}: {node.target} ({type(modules[node.target]).__name__}) has dropout "
+                    "within, whose "
                     "random numbers are its own; set it to 0"
                 )
         elif node.op in ("call_function", "call_method") and name.rstrip("_") in _RANDOM_NAMES:
             raise InputError(
-                f"network: {who}: {name} in {place(node)} draws random numbers of its own, so that a trial could not be "
+                f"network: {who}: {name} in {place(node)} draws random numbers of its own, so that a trial "
+                "could not be "
                 "repeated; dropout is supported as the layer nn.Dropout"
             )
         elif name == "scaled_dot_product_attention" and node.kwargs.get("dropout_p", 0.0):
@@ -201,7 +208,9 @@ def _check_random(graph: fx.Graph, modules: dict[str, nn.Module], who: str) -> N
 
 
 def _check_writes(graph: fx.Graph, who: str) -> None:
-    """Raise for operations that change a parameter, a buffer or a constant: their order and their mode would be lost."""
+    """Raise for operations that change a parameter, a buffer or a constant: their order and their mode would
+    be lost.
+    """
     for node in graph.nodes:
         if node.op not in ("call_function", "call_method"):
             continue
@@ -214,13 +223,16 @@ def _check_writes(graph: fx.Graph, who: str) -> None:
             first = first.args[0]  # type: ignore[assignment]
         if isinstance(first, fx.Node) and first.op == "get_attr":
             raise InputError(
-                f"network: {who}: {name} in {place(node)} changes the tensor {first.target} in forward; only the "
+                f"network: {who}: {name} in {place(node)} changes the tensor {first.target} in forward; "
+                "only the "
                 "running statistics of batch norm may change there"
             )
 
 
 def _keep_constants(root: nn.Module, graph: fx.Graph) -> None:
-    """Make a buffer of every plain tensor that the graph reads, so that it moves with the network; it is not stored."""
+    """Make a buffer of every plain tensor that the graph reads, so that it moves with the network; it is not
+    stored.
+    """
     for node in graph.nodes:
         if node.op != "get_attr":
             continue
@@ -232,7 +244,7 @@ def _keep_constants(root: nn.Module, graph: fx.Graph) -> None:
             owner.register_buffer(own, tensor.detach(), persistent=False)
 
 
-# -- rewriting in-place operations -----------------------------------------------------------------------------------------
+# -- rewriting in-place operations ---------------------------------------------------------------------------
 
 
 def _out_of_place(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
@@ -264,7 +276,7 @@ def _out_of_place(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
             module.inplace = False  # type: ignore[assignment]
 
 
-# -- shapes ------------------------------------------------------------------------------------------------------------
+# -- shapes --------------------------------------------------------------------------------------------------
 
 
 class _Shapes(fx.Interpreter):
@@ -292,14 +304,16 @@ def _shapes(
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"network: {who} does not read images of {input_size} pixels: {clean(reason[0], 300)}; see input_size"
+            f"network: {who} does not read images of {input_size} pixels: {clean(reason[0], 300)}; see "
+            "input_size"
         ) from error
     if not isinstance(output, Tensor) or tuple(output.shape) != (1, num_classes):
         kind = type(output).__name__.removeprefix("immutable_")  # as torch.fx calls lists and dictionaries
         got = tuple(output.shape) if isinstance(output, Tensor) else kind
         advice = "" if isinstance(output, Tensor) else "; let forward return the tensor of logits alone"
         raise InputError(
-            f"network: {who} returns {got} for one image, not {num_classes} logits, (1, {num_classes}){advice}"
+            f"network: {who} returns {got} for one image, not {num_classes} logits, (1, "
+            f"{num_classes}){advice}"
         )
     root.train()
     nodes = zip(graph.nodes, shapes.module.graph.nodes, strict=True)  # type: ignore[arg-type, union-attr]
