@@ -363,6 +363,8 @@ def test_gates_stay(gate):
 
 
 def test_a_sum_of_one_value_is_a_formula_and_a_sum_of_paths_is_none():
+    double = transformed(Net(between=by_hand(lambda x: x + x)()))
+    assert not isinstance(double.act1, Bound)
     leaky = by_hand(lambda x: F.relu(x) + -0.1 * F.relu(-x))
     assert decisions(transformed(Net(act=leaky)))["relu in act1 (relu)"][0] == "left as is"
 

@@ -17,7 +17,8 @@ from torch import nn
 
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
-from bench.layers.low_precision import Branch, LowPrecisionLayer, strip
+from bench.layers.branch import Branch
+from bench.layers.low_precision import LowPrecisionLayer, strip
 from bench.networks import Builder, initialize
 from bench.networks.convert.invariant import check_is_original
 from bench.networks.convert.rewrite import transform

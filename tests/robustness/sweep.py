@@ -22,8 +22,8 @@ import sys
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -35,6 +35,7 @@ from bench.experiments.config import TrialConfig
 from bench.networks import build
 from bench.randomness import Clock
 
+FAMILIES = Path(__file__).with_name("timm_families.txt")
 SMALL = 64  # pixels that are tried first; then the network's own size
 EQUAL = "transformed, and in full precision the original"
 BOUNDS = "not judged: more time or memory than the sweep allows"
@@ -58,19 +59,27 @@ REASONS = {
 }
 
 
-def networks(library: str) -> Iterator[tuple[str, str]]:
-    """Yield (family, name): of torchvision every classifier, of timm the network with the fewest parameters a
-    family.
+def networks(library: str) -> list[tuple[str, str]]:
+    """Return (family, name), the smallest first.
+
+    Of torchvision every classifier; of timm the network with the fewest parameters in each family. Those are
+    read from ``timm_families.txt``, since to find them takes minutes; families that are not there are measured.
     """
     if library == "torchvision":
-        for name in torchvision.models.list_models(module=torchvision.models):
-            yield name, name
-        return
+        models = torchvision.models
+        sizes = {
+            name: models.get_model_weights(name).DEFAULT.meta["num_params"]
+            for name in models.list_models(module=models)
+        }
+        return [(name, name) for name in sorted(sizes, key=sizes.__getitem__)]
     timm = importlib.import_module("timm")
+    rows = [line.split() for line in FAMILIES.read_text().splitlines() if not line.startswith("#")]
+    known = {family: name for family, name, _ in rows if timm.is_model(name)}
     for family in timm.list_modules():
-        sizes = [(_parameters(name), name) for name in timm.list_models(module=family)]
+        sizes = {name: _parameters(name) for name in timm.list_models(module=family) if family not in known}
         if sizes:
-            yield family, min(sizes)[1]
+            known[family] = min(sizes, key=sizes.__getitem__)
+    return list(known.items())
 
 
 def _parameters(name: str) -> float:
