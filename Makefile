@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce test check soak paper_tables clean
+.PHONY: help install reproduce test check soak paper_tables fidelity clean
 
 help:
 	@echo "make reproduce     install, train the embedded experiment, report, compare with the committed table"
@@ -13,6 +13,7 @@ help:
 	@echo "make soak          kills, full disks, 10,000 fuzz cases and more: about 20 minutes on two cores"
 	@echo "make check         ruff, format, types, imports between rooms"
 	@echo "make paper_tables  rebuild the committed tables and curves from results/, and the numbers that pages quote"
+	@echo "make fidelity      hold the released presets against the release's numbers, and write docs/fidelity.md"
 	@echo "make clean         remove .venv and caches (runs/ stays)"
 
 $(BIN)/bench: pyproject.toml
@@ -43,6 +44,9 @@ check: install
 paper_tables: install
 	$(BIN)/bench report --results results --out paper_tables
 	$(BIN)/python -m tools.quote README.md docs/findings.md
+
+fidelity: install
+	$(BIN)/python -m tests.golden.released.fidelity
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

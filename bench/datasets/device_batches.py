@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bench.datasets import augmentation
 from bench.datasets.batch_rows import WHOLE, rows
-from bench.datasets.resize import Bilinear
+from bench.datasets.resize import RESIZES, Bilinear, OpenCVBilinear
 from bench.datasets.sources import Arrays
 from bench.errors import InputError
 from bench.experiments import catalog
@@ -74,15 +74,11 @@ class DeviceData:
         train, holdout = chosen_images(total, self.train_count, config.holdout, arrays.groups)
         x_train = arrays.x_train if len(train) == total else arrays.x_train[train]
         height, width = x_train.shape[1:3]
-        resize = (
-            Bilinear(height, width, input_size, 3, self.device)
-            if (height, width) != (input_size,) * 2
-            else None
-        )
+        fits = (height, width) == (input_size, input_size)
+        resize = None if fits else RESIZES[config.resize](height, width, input_size, 3, self.device)
         self._augmentation = config.augmentation
-        self._late = (
-            resize if config.augmentation == "crop_flip" else None
-        )  # resizes batches, not the stored images
+        # crop_flip resizes batches, not the stored images
+        self._late = resize if config.augmentation == "crop_flip" and isinstance(resize, Bilinear) else None
         early = None if self._late else resize
         self._train = _resident(x_train, arrays.y_train[train], early, self.device)
         self._holdout = _resident(arrays.x_train[holdout], arrays.y_train[holdout], early, self.device)
@@ -198,7 +194,7 @@ def chosen_images(
 
 
 def _resident(
-    images: np.ndarray, labels: np.ndarray, resize: Bilinear | None, device: torch.device
+    images: np.ndarray, labels: np.ndarray, resize: Bilinear | OpenCVBilinear | None, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return images as uint8 (N, S, S, 3) and labels as int64 on the device, resized in chunks."""
     stored = torch.from_numpy(np.ascontiguousarray(images))

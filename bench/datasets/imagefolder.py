@@ -26,7 +26,7 @@ ENTRIES = [
         "factory": "IMAGEFOLDER",
         "help": "your own photographs: imagefolder:NAME reads NAME/train/CLASS/* and NAME/val/CLASS/* in the data folder",
         "options": {"name": {"type": "str", "help": "the folder's name, relative to the data folder"}},
-        "augmentations": ["none", "random_resized_crop", "scale_jitter"],
+        "augmentations": ["none", "random_resized_crop", "scale_jitter", "scale_jitter_released"],
         "num_classes": None,
         "image_size": None,
         "train_count": None,

@@ -43,7 +43,7 @@ ENTRIES = [
         "help": "ImageNet (ILSVRC-2012): 1,281,167 + 50,000 photographs in 1,000 classes, prepared as shards first",
         "title": "ImageNet Large Scale Visual Recognition Challenge (Russakovsky et al., 2014)",
         "arxiv": "1409.0575",
-        "augmentations": ["none", "random_resized_crop", "scale_jitter"],
+        "augmentations": ["none", "random_resized_crop", "scale_jitter", "scale_jitter_released"],
         "num_classes": 1000,
         "image_size": None,
         "train_count": 1_281_167,

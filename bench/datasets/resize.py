@@ -59,6 +59,49 @@ class Bilinear:
         return sums.mul_(2).add_(self.denominator).div_(2 * self.denominator).floor_().to(torch.uint8)
 
 
+class OpenCVBilinear:
+    """Resizes as OpenCV's ``resize`` (``INTER_LINEAR``) does for bytes, in its integer arithmetic, bit for bit.
+
+    The two weights of an axis are rounded to multiples of 2^-11. Sums along a row are exact; down a column each of the
+    two products loses its low bits before they are added, and the result is rounded. For 32 -> 40 pixels the outcome is
+    one level below the exact one, rounded to nearest, in 13 % of the values, and equal in the rest. The released SVHN
+    scripts resize so. Source: OpenCV, modules/imgproc/src/resize.cpp, ``VResizeLinear`` for 8 bits.
+    """
+
+    def __init__(
+        self, height: int, width: int, size: int, channels: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.size = size
+        self.rows, self.columns = (
+            tuple(part.to(device) for part in _opencv_axis(side, size)) for side in (height, width)
+        )
+
+    def to_uint8(self, images: Tensor) -> Tensor:
+        """Return uint8 ``images`` (B, height, width, C) resized to (B, size, size, C) uint8."""
+        x = images.to(torch.int32)
+        low, high, first, second = self.columns
+        x = x[:, :, low] * first[:, None] + x[:, :, high] * second[:, None]
+        low, high, first, second = (
+            part if i < 2 else part[:, None, None] for i, part in enumerate(self.rows)
+        )
+        x = (first * (x[:, low] >> 4) >> 16) + (second * (x[:, high] >> 4) >> 16)
+        return (x + 2 >> 2).to(torch.uint8)
+
+
+def _opencv_axis(source: int, target: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return of each output pixel its two neighbours (int64) and their weights times 2^11 (int32)."""
+    scale = 1.0 / (target / source)  # in this order, as OpenCV divides
+    position = ((torch.arange(target, dtype=torch.float64) + 0.5) * scale - 0.5).to(torch.float32)
+    base = position.floor()
+    high_weight = position - base
+    first, second = ((weight * 2048).round().to(torch.int32) for weight in (1.0 - high_weight, high_weight))
+    low = base.to(torch.int64)
+    return low.clamp(0, source - 1), (low + 1).clamp(0, source - 1), first, second
+
+
+RESIZES = {"exact": Bilinear, "opencv": OpenCVBilinear}
+
+
 def _interpolate(x: Tensor, axis: Axis, low_weight: Tensor, high_weight: Tensor, dim: int) -> Tensor:
     return (
         x.index_select(dim, axis.low).mul_(low_weight).add_(x.index_select(dim, axis.high).mul_(high_weight))

@@ -27,7 +27,6 @@ from bench.randomness import combine, fold, permutation, sample_bits
 
 AHEAD = 3  # batches under way while one is trained on
 KEPT_BYTES = 1 << 30  # test views that take no more are kept from the first evaluation on
-AUGMENTATIONS = ("none", "random_resized_crop", "scale_jitter")
 
 
 class PhotographData:
@@ -51,10 +50,10 @@ class PhotographData:
         workers: int | None = None,
     ) -> None:
         """Choose the images; ``workers`` threads cut them. Raises ``InputError`` where they are fewer than asked for."""
-        if config.augmentation not in AUGMENTATIONS:
+        if config.augmentation not in crops.AUGMENTATIONS:
             raise InputError(
                 f"augmentation: '{config.augmentation}' is for images of one small size; photographs take one of "
-                f"{', '.join(AUGMENTATIONS)}"
+                f"{', '.join(crops.AUGMENTATIONS)}"
             )
         total = len(photographs.train.index)
         self.train_count = catalog.split(
@@ -78,7 +77,8 @@ class PhotographData:
         self._train, self._holdout = chosen_images(total, self.train_count, config.holdout)
         self._test = np.arange(self.test_count)
         self._augmentation = config.augmentation
-        self._cubic = config.augmentation == "scale_jitter"
+        self._cubic = config.augmentation in crops.CUBIC
+        self._view = crops.view_released if config.augmentation == "scale_jitter_released" else crops.view
         self._seed = config.seed
         self._key = fold(config.seed, "augmentation", config.augmentation)
         self._share = share
@@ -136,11 +136,8 @@ class PhotographData:
     def _windows(self, numbers: np.ndarray, step: int) -> crops.Window:
         heights, widths = _sizes(self._images.train, numbers)
         if self._augmentation == "none":
-            return crops.view(heights, widths, self.size)
-        many, cut = {
-            "random_resized_crop": (crops.RESIZED_CROP_DRAWS, crops.resized_crop),
-            "scale_jitter": (crops.JITTER_DRAWS, crops.scale_jitter),
-        }[self._augmentation]
+            return self._view(heights, widths, self.size)
+        many, cut = crops.TRAINING[self._augmentation]
         draws = sample_bits(combine(self._key, step), self._samples, (many,)).numpy()
         return cut(heights, widths, draws, self.size)
 
@@ -193,7 +190,7 @@ class PhotographData:
                     if each not in begun:
                         heights, widths = _sizes(images, batches[each])
                         begun[each] = self._begin(
-                            images, batches[each], crops.view(heights, widths, self.size)
+                            images, batches[each], self._view(heights, widths, self.size)
                         )
                 futures, pixels = begun.pop(place)
                 for future in futures:

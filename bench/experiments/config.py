@@ -118,9 +118,17 @@ class Recipe(BaseModel):
         ),
     ] = "he_truncated_normal"
     augmentation: Annotated[
-        Literal["none", "svhn", "crop_flip", "random_resized_crop", "scale_jitter"],
-        Field(description="of training images; see bench/datasets/augmentation.py, of photographs crops.py"),
+        Literal["none", "svhn", "crop_flip", "random_resized_crop", "scale_jitter", "scale_jitter_released"],
+        Field(
+            description="of training images; bench/datasets/augmentation.py, for photographs photographs/crops.py"
+        ),
     ] = "none"
+    resize: Annotated[
+        Literal["exact", "opencv"],
+        Field(
+            description="to the input size: bilinear, rounded to nearest; opencv: its 8-bit arithmetic, as released"
+        ),
+    ] = "exact"
     normalization: Annotated[
         Literal["divide_256", "divide_255", "standardize", "pixel_mean"],
         Field(
@@ -245,6 +253,10 @@ def _photographs_fit(config: TrialConfig) -> list[str]:
         found.append(
             f"augmentation: '{config.augmentation}' is not for {what}, which '{kind}' has; they take {', '.join(allowed)}"
         )
+    if config.resize != "exact" and config.augmentation not in ("none", "svhn"):
+        found.append(f"resize: '{config.resize}' does not go with augmentation '{config.augmentation}'")
+    if config.resize != "exact" and photographs:
+        found.append(f"resize: '{config.resize}' is for images of one size, not for photographs")
     if config.normalization == "pixel_mean" and not photographs:
         found.append(f"normalization: 'pixel_mean' is for photographs, which '{kind}' has not")
     return found

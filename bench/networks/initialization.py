@@ -16,8 +16,10 @@ _TRUNCATED_DEVIATION = math.sqrt(
 )
 
 
-def kernel(scheme: str, key: int, shape: tuple[int, ...]) -> Tensor:
+def kernel(scheme: str, key: int, shape: tuple[int, ...], inputs: int | None = None) -> Tensor:
     """Return an initial kernel of ``shape`` (out, in, kh, kw) or (out, in), float32 on the CPU.
+
+    ``inputs`` replaces the number of input channels in the fan-in of he_truncated_exact.
 
     he_truncated_exact   normal truncated at two deviations; the deviation after truncation is sqrt(2 / fan_in) (1502.01852,
                          gain 2). The released scripts draw so: their sqrt(1.3 * 2 / fan_in) before truncation leaves
@@ -30,6 +32,7 @@ def kernel(scheme: str, key: int, shape: tuple[int, ...]) -> Tensor:
     receptive = math.prod(shape[2:])
     fan_in, fan_out = shape[1] * receptive, shape[0] * receptive
     if scheme == "he_truncated_exact":
+        fan_in = (shape[1] if inputs is None else inputs) * receptive
         return truncated_normal(key, shape) * (math.sqrt(2.0 / fan_in) / _TRUNCATED_DEVIATION)
     if scheme == "he_truncated_normal":
         return truncated_normal(key, shape) * math.sqrt(2.0 / fan_in)
@@ -46,7 +49,10 @@ def initialize(network: nn.Module, seed: int, scheme: str) -> None:
 
     Kernels are drawn as ``scheme`` says, each tensor by its own fans (``weight_extra`` and branches too). Biases are 0.
     Batch norms have scale 1, shift 0, mean 0 and variance 1. Learned scales start as their quantizer says.
+    With joint statistics (the released concat), weights for main and extra inputs are one tensor in the release, so
+    he_truncated_exact counts both in the fan-in.
     """
+    joint = any(layer.joint for _, layer in low_precision_modules(network))
     for prefix, module in network.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_parameters()
@@ -56,8 +62,16 @@ def initialize(network: nn.Module, seed: int, scheme: str) -> None:
                     parameter.zero_()
                 else:
                     key = fold(seed, "init", f"{prefix}.{name}")
-                    parameter.copy_(kernel(scheme, key, tuple(parameter.shape)))
+                    parameter.copy_(
+                        kernel(scheme, key, tuple(parameter.shape), _inputs(module) if joint else None)
+                    )
     start_scales_(network)
+
+
+def _inputs(module: nn.Module) -> int | None:
+    """Return how many input channels main and extra weights of a layer have together; None without extra ones."""
+    weight, extra = module.weight, getattr(module, "weight_extra", None)
+    return None if extra is None else weight.shape[1] + extra.shape[1]  # type: ignore[operator, index, union-attr]
 
 
 def start_scales_(network: nn.Module) -> None:

@@ -263,13 +263,25 @@ class SYQ(Quantizer):
 
 
 class SYQReleased(SYQ):
-    """SYQ as its TensorFlow code computes: a weight of exactly 0 stays 0 in binary weights as well.
+    """SYQ as its TensorFlow code computes.
+
+    weight:      a weight of exactly 0 stays 0 in binary weights as well
+    activation:  as ``SYQ``, but rectified first, so that the gradient at x = 0 is 0
+    bound:       clip(max(x, 0), 0, 1)
 
     One difference to the release remains: a ternary weight that equals the threshold in its last digit is 0 here, and +-1
     without a scale there.
     """
 
     zero_to_zero = True
+
+    def bound(self, x: Tensor) -> Tensor:
+        """Return clip(x, 0, 1), with the gradient 0 at x = 0."""
+        return super().bound(torch.relu(x))
+
+    def activation(self, x: Tensor) -> Tensor:
+        """Return floor(n clip(x, 0, 1) + 1/2) / n, any shape, with the gradient 0 at x = 0."""
+        return self.bound(x) if self.a_bits == 32 else round_unit(torch.relu(x), self.a_bits, half_up=True)
 
 
 class SYQFourLevels(SYQReleased):

@@ -927,7 +927,9 @@ def folder(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("augmentation", ["none", "random_resized_crop", "scale_jitter"])
+@pytest.mark.parametrize(
+    "augmentation", ["none", "random_resized_crop", "scale_jitter", "scale_jitter_released"]
+)
 def test_a_batch_is_a_function_of_seed_and_step(folder, augmentation):
     straight = batches(folder, augmentation=augmentation)
     taken = [straight.train_batch(step) for step in range(6)]

@@ -512,6 +512,21 @@ def test_exact_initialisation_has_the_deviation_that_its_formula_says():
     assert abs(np.abs(weights).max() * math.sqrt(fan_in / 2.0) * left - 2.0) < 1e-4
 
 
+def test_exact_initialisation_counts_the_inputs_of_a_joint_layer_together():
+    released = Branch("concat", statistics="joint", layers=("conv1", "conv3", "conv4", "conv5", "conv6"))
+    for branch, count in ((released, 2), (Branch("concat"), 1)):
+        network, _ = make(branch=branch, width=1.0)
+        initialize(network, 0, "he_truncated_exact")
+        for tensor, fan_in in (
+            (network.conv5.weight, 1152 * count),
+            (network.conv5.weight_extra, 1152 * count),
+            (network.linear.weight, 512 * count),
+            (network.conv5.branch.weight, 2304),
+        ):
+            error = 4.0 / math.sqrt(2.0 * tensor.numel())
+            assert tensor.std().item() == pytest.approx(math.sqrt(2.0 / fan_in), rel=error)
+
+
 def test_other_initialisations():
     network, _ = make(width=0.5)
     initialize(network, 0, "he_normal")

@@ -1,17 +1,24 @@
 """What is done to photographs before a network sees them: which rectangle, resized how, mirrored or not.
 
-Pure functions of an image's size and of hash values in [0, 2^32) (``bench.randomness.sample_bits``), one row an image;
-S is the network's input size, 224 in the papers, and every other length scales with it. Rectangles are computed for a
-whole batch at once; images, which differ in size, are resized one by one, which on the CPU is faster than padding them
-to a common size and multiplying by matrices.
+Every function is a pure function of the images' sizes and of hash values in [0, 2^32) (``bench.randomness.sample_bits``),
+one row an image. S is the network's input size, 224 in the papers; every other length scales with S. Rectangles are
+computed for a whole batch at once. Images, which differ in size, are resized one by one: on the CPU that is faster than
+padding them to a common size and multiplying by matrices.
+
+In training (``TRAINING`` maps the names):
 
 - ``random_resized_crop`` (Szegedy et al., 1409.4842, as torchvision draws it): a rectangle of 8 to 100 % of the area and
   a ratio of width to height in [3/4, 4/3], log-uniform; of ten tries the first that fits, else the largest central one
   of a ratio in range; bilinear, antialiased; half of them mirrored.
-- ``scale_jitter`` (the released AlexNet script): the short side s uniform among the whole numbers S .. 308/224 S, width
-  and height each times a factor uniform in [0.85, 1.15); neither more than the image's own nor less than S, truncated
-  to whole pixels; cubic; a crop of S uniform among the places; half of them mirrored.
-- in tests (``view``): short side 256/224 S, the central S x S; cubic after ``scale_jitter``, else bilinear antialiased.
+- ``scale_jitter`` (after the released AlexNet scripts): the short side s uniform among the whole numbers S .. 308/224 S,
+  width and height each times a factor uniform in [0.85, 1.15]; neither more than the image's own nor less than S,
+  truncated to whole pixels; cubic; a crop of S x S uniform among all places; half of them mirrored.
+- ``scale_jitter_released`` (the released AlexNet scripts as they run): the same, but s is below 308/224 S, and the crop
+  never takes the last row or column, because the scripts draw its place from 0 .. spare - 1.
+
+In tests (``view``): the short side becomes 256/224 S, rounded; the central S x S. Cubic after either ``scale_jitter``,
+else bilinear and antialiased. After ``scale_jitter_released`` (``view_released``) each side is truncated instead of
+rounded, is never enlarged, and is raised to S where it is below.
 """
 
 from __future__ import annotations
@@ -85,14 +92,37 @@ def resized_crop(heights: np.ndarray, widths: np.ndarray, draws: np.ndarray, siz
 
 def scale_jitter(heights: np.ndarray, widths: np.ndarray, draws: np.ndarray, size: int) -> Window:
     """Return the windows of ``scale_jitter``; ``draws`` is int64 (B, JITTER_DRAWS)."""
-    short = size + place(draws[:, 0], size * 308 // 224 - size + 1)
-    scale = short / np.minimum(heights, widths)
+    return _jittered(heights, widths, draws, size, 1)
+
+
+def scale_jitter_released(heights: np.ndarray, widths: np.ndarray, draws: np.ndarray, size: int) -> Window:
+    """Return the windows of ``scale_jitter_released``; ``draws`` is int64 (B, JITTER_DRAWS)."""
+    return _jittered(heights, widths, draws, size, 0)
+
+
+def _jittered(heights: np.ndarray, widths: np.ndarray, draws: np.ndarray, size: int, last: int) -> Window:
+    """Return jittered windows; ``last`` is 1 where the last short side and the last places of the crop are drawn, too."""
+    short = size + place(draws[:, 0], size * 308 // 224 - size + last)
     factors = JITTER[0] + (JITTER[1] - JITTER[0]) * unit(draws[:, 1:3])
-    to_w = np.maximum(size, np.minimum(widths, scale * factors[:, 0] * widths)).astype(np.int64)
-    to_h = np.maximum(size, np.minimum(heights, scale * factors[:, 1] * heights)).astype(np.int64)
-    row, column = place(draws[:, 3], to_h - size + 1), place(draws[:, 4], to_w - size + 1)
+    to_h, to_w = jittered_size(heights, widths, short, factors, size)
+    row, column = (
+        place(draws[:, i], np.maximum(side - size + last, 1)) for i, side in ((3, to_h), (4, to_w))
+    )
     zero = np.zeros_like(to_h)
     return Window(zero, zero, heights, widths, to_h, to_w, row, column, draws[:, 5] >> 31)
+
+
+def jittered_size(
+    heights: np.ndarray, widths: np.ndarray, short: np.ndarray, factors: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (height, width), int64 (B,), to resize to; ``factors`` (B, 2) are those of width and height, in this order.
+
+    Each side times ``short`` over the shorter side and times its factor, at most itself, at least ``size``, truncated.
+    """
+    scale = short / np.minimum(heights, widths)
+    to_w = np.maximum(size, np.minimum(widths, scale * factors[:, 0] * widths)).astype(np.int64)
+    to_h = np.maximum(size, np.minimum(heights, scale * factors[:, 1] * heights)).astype(np.int64)
+    return to_h, to_w
 
 
 def view(heights: np.ndarray, widths: np.ndarray, size: int) -> Window:
@@ -100,8 +130,33 @@ def view(heights: np.ndarray, widths: np.ndarray, size: int) -> Window:
     short = (2 * 256 * size + 224) // (2 * 224)
     least = np.minimum(heights, widths)
     to_h, to_w = ((2 * side * short + least) // (2 * least) for side in (heights, widths))
+    return _central(heights, widths, to_h, to_w, size)
+
+
+def view_released(heights: np.ndarray, widths: np.ndarray, size: int) -> Window:
+    """Return the windows of tests as the released AlexNet scripts cut them: truncated, never enlarged, S at least."""
+    scale = (256 * size / 224) / np.minimum(heights, widths)
+    to_h, to_w = (
+        np.maximum(size, np.minimum(side, scale * side)).astype(np.int64) for side in (heights, widths)
+    )
+    return _central(heights, widths, to_h, to_w, size)
+
+
+def _central(
+    heights: np.ndarray, widths: np.ndarray, to_h: np.ndarray, to_w: np.ndarray, size: int
+) -> Window:
+    """Return the windows of whole images resized to the given sizes, of which the central S x S is kept."""
     zero = np.zeros_like(to_h)
     return Window(zero, zero, heights, widths, to_h, to_w, (to_h - size) // 2, (to_w - size) // 2, zero)
+
+
+TRAINING = {
+    "random_resized_crop": (RESIZED_CROP_DRAWS, resized_crop),
+    "scale_jitter": (JITTER_DRAWS, scale_jitter),
+    "scale_jitter_released": (JITTER_DRAWS, scale_jitter_released),
+}
+CUBIC = ("scale_jitter", "scale_jitter_released")
+AUGMENTATIONS = ("none", *TRAINING)
 
 
 def resized(
