@@ -99,7 +99,7 @@ def _opencv_axis(source: int, target: int) -> tuple[Tensor, Tensor, Tensor, Tens
     return low.clamp(0, source - 1), (low + 1).clamp(0, source - 1), first, second
 
 
-RESIZES = {"exact": Bilinear, "opencv": OpenCVBilinear}
+RESIZES: dict[str, type[Bilinear] | type[OpenCVBilinear]] = {"exact": Bilinear, "opencv": OpenCVBilinear}
 
 
 def _interpolate(x: Tensor, axis: Axis, low_weight: Tensor, high_weight: Tensor, dim: int) -> Tensor:
