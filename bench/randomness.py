@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -110,6 +110,8 @@ class Clock:
     ``active``  ``factor > 0`` as a Python bool: False removes the branch from the computation altogether
     ``samples`` int64 vector, the positions of this batch's samples in the global batch
     ``seed``    the trial's seed
+    ``shares``  layer -> 0-d float32 tensor, the layer's own factor over ``factor``, for layers that have one
+    ``layers``  gives each layer's own factor at a step, by name; None: every layer has ``factor``
 
     ``set`` writes in place, so that compiled and captured code sees the new values without being traced again.
     """
@@ -120,11 +122,25 @@ class Clock:
         self.factor = torch.zeros((), dtype=torch.float32, device=device)
         self.active = False
         self.samples: Tensor | None = None
+        self.shares: dict[str, Tensor] = {}
+        self.layers: Callable[[int], Mapping[str, float]] | None = None
 
     def set(self, step: int, factor: float) -> None:
-        """Move to ``step`` with the given factor."""
+        """Move to ``step`` with the given factor, the largest of the layers' own factors where they have some."""
         self.step.fill_(step)
         self.set_factor(factor)
+        for layer, own in self.layers(step).items() if self.layers is not None and factor else ():
+            self.shares[layer].fill_(own / factor)
+
+    def give_layers_factors(self, layers: Callable[[int], Mapping[str, float]]) -> None:
+        """Let the layers named by ``layers(step)`` have factors of their own: name -> factor at that step."""
+        self.layers = layers
+        self.shares = {layer: torch.ones_like(self.factor) for layer in layers(0)}
+
+    def factor_of(self, layer: str) -> Tensor:
+        """Return the factor of one layer, of shape ()."""
+        share = self.shares.get(layer)
+        return self.factor if share is None else self.factor * share
 
     def set_factor(self, factor: float) -> None:
         """Change the factor alone (0 for the deployed network)."""

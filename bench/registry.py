@@ -93,9 +93,9 @@ class OptionDeclaration(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     type: Annotated[
-        Literal["float", "int", "bool", "str", "names", "floats", "factor", "teacher"],
+        Literal["float", "int", "bool", "str", "names", "floats", "factor", "factors", "teacher"],
         Field(
-            description="'names' and 'floats' are lists, 'teacher' is the configuration of a further network"
+            description="'names' and 'floats' are lists, 'factors' a table of layers, 'teacher' a further network's configuration"
         ),
     ]
     help: Annotated[str, Field(min_length=1, description="one line")]

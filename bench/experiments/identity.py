@@ -26,6 +26,8 @@ def _without_defaults(group: str, choice: dict[str, Any]) -> dict[str, Any]:
             continue
         if spec.get("type") == "factor" and value is not None:
             kept[option] = _without_defaults("factors", value)
+        elif spec.get("type") == "factors":
+            kept[option] = {layer: _without_defaults("factors", factor) for layer, factor in value.items()}
         elif spec.get("type") == "teacher" and value is not None:
             kept[option] = identity_document(TrialConfig.model_validate(value))
         else:

@@ -39,6 +39,8 @@ def _option_text(option: str, value: Any, spec: Mapping[str, Any]) -> str:
     """Return one option and its value, as a label shows them."""
     if spec.get("type") == "factor" or (isinstance(value, Mapping) and option == "factor"):
         return label("factors", value)
+    if spec.get("type") == "factors":
+        return " ".join(f"{layer} {label('factors', factor)}" for layer, factor in value.items())
     if isinstance(value, Mapping):  # the whole configuration of a teacher or a start
         network = label("networks", value.get("network"))
         return f"{option} {network}" if network else option

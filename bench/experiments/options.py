@@ -162,6 +162,10 @@ def _checked(value: Any, spec: Mapping[str, Any], where: str) -> Any:
     kind = spec["type"]
     if kind == "factor":
         return complete("factors", value, where)
+    if kind == "factors":
+        if not isinstance(value, dict) or not value:
+            raise InputError(f"{where}: expected a table of layers and their factors, not {shown(value)}")
+        return {layer: complete("factors", factor, f"{where}.{layer}") for layer, factor in value.items()}
     if kind == "teacher":
         if not isinstance(value, dict):
             raise InputError(

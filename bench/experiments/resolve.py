@@ -171,10 +171,14 @@ def check_steps(config: TrialConfig, library: Library) -> None:
     """Raise where the data set is too small for the recipe, or a factor does not end at 0 in these steps."""
     steps = library.steps_per_epoch(config)
     for option, spec in registry.get("strategies", config.strategy["kind"]).options.items():
-        if spec["type"] == "factor":
-            reason = schedules.never_removed(config.strategy[option], config.epochs, steps)
+        value = config.strategy[option]
+        named = {option: value} if spec["type"] == "factor" else {}
+        if spec["type"] == "factors" and value is not None:
+            named = {f"{option}.{layer}": factor for layer, factor in value.items()}
+        for name, factor in named.items():
+            reason = schedules.never_removed(factor, config.epochs, steps)
             if reason:
-                raise InputError(f"strategy.{option}: {reason}")
+                raise InputError(f"strategy.{name}: {reason}")
 
 
 def with_teachers(config: TrialConfig, library: Library) -> tuple[TrialConfig, dict[str, TrialConfig]]:

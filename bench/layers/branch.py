@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ class Branch:
                      main kernel's size
     ``width_ratio``  channels of the branch over channels of the main path; other than 1 with ``concat`` alone
     ``batch_norm``   whether the branch has its own batch norm (never with ``preactivation``)
+    ``relu``         a ReLU behind the branch's batch norm and pooling (never with ``preactivation``)
     ``layers``       names of the layers that get a branch; None: every low-precision convolution
     ``statistics``   of ``concat``: "main", main and extra weights have a scale each; "joint", both have one (released)
     """
@@ -30,6 +32,7 @@ class Branch:
     kernel: int | None = None
     width_ratio: float = 1.0
     batch_norm: bool = True
+    relu: bool = False
     layers: tuple[str, ...] | None = None
     statistics: str = "main"
 
@@ -61,11 +64,13 @@ class FactorBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 class BranchConv2d(nn.Conv2d):
-    """The branch's convolution: ``f * pool(BN'(FP x))``, of the main layer's output size, without an activation.
+    """The branch's convolution: ``f * pool(BN'(FP x))``, of the main layer's output size.
 
-    ``pool_first``: pooling comes before the batch norm, as on the main path. f is at least 0, so max-pooling and f
-    commute.
+    ``pool_first``: pooling comes before the batch norm, as on the main path. ``relu``: a ReLU stands at the end. f is at
+    least 0, so f commutes with max-pooling and with the ReLU.
     """
+
+    relu = False
 
     def __init__(
         self,
@@ -90,6 +95,10 @@ class BranchConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor, factor: Tensor) -> Tensor:  # type: ignore[override]
         """Map ``x`` (B, in, H, W) to f times the branch, (B, out, H', W')."""
+        y = self._convolved(x, factor)
+        return torch.relu(y) if self.relu else y
+
+    def _convolved(self, x: Tensor, factor: Tensor) -> Tensor:
         if self.crop:
             x = x[:, :, self.crop : -self.crop, self.crop : -self.crop]
         if self.norm is None:
@@ -107,7 +116,9 @@ class BranchConv2d(nn.Conv2d):
 
 
 class BranchLinear(nn.Linear):
-    """The ancillary linear layer: ``f * BN'(FP x)``."""
+    """The ancillary linear layer: ``f * BN'(FP x)``; ``relu``: a ReLU stands at the end."""
+
+    relu = False
 
     def __init__(self, in_features: int, out_features: int, norm_eps: float | None) -> None:
         super().__init__(in_features, out_features, bias=False)
@@ -116,8 +127,10 @@ class BranchLinear(nn.Linear):
     def forward(self, x: Tensor, factor: Tensor) -> Tensor:  # type: ignore[override]
         """Map ``x`` (B, in) to f times the branch, (B, out)."""
         if self.norm is None:
-            return F.linear(x, self.weight * factor)
-        return self.norm(F.linear(x, self.weight), factor)
+            y = F.linear(x, self.weight * factor)
+        else:
+            y = self.norm(F.linear(x, self.weight), factor)
+        return torch.relu(y) if self.relu else y
 
     def centred(self) -> Tensor:
         """Return the kernel."""

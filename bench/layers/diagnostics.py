@@ -82,7 +82,7 @@ class _Diagnosis:
             self._handed_on[id(output[1])] = (name, output[1])
             self.at_output[name] = _ratio(output[1], output[0])
         elif layer.branch is not None and layer.clock.active:  # the branch was merged inside the layer
-            branch_output = layer.branch(layer.prepare(y, side), layer.clock.factor)
+            branch_output = layer.branch(layer.prepare(y, side), layer.clock.factor_of(layer.name))
             main = output[0] + branch_output if layer.merge == "difference" else output[0] - branch_output
             self.at_meeting[name] = _ratio(branch_output, main)
 

@@ -150,13 +150,13 @@ class LowPrecisionLayer(ActivationInput):
         x = self.prepare(y, side)
         weight = self.low_precision_weight(with_extra=side is not None and self.merge == "concat")
         if branch is not None and self.one_convolution:
-            return self.operate(x, weight + clock.factor * branch.centred()), None
+            return self.operate(x, weight + clock.factor_of(self.name) * branch.centred()), None
         main = self.quantizer.gradient(self.operate(x, weight))
         if self.quantizer.scales_input:
             main = main * self.input_scale(y)
         if branch is None:
             return main, None
-        branch_output = branch(x, clock.factor)
+        branch_output = branch(x, clock.factor_of(self.name))
         if self.merge == "preactivation" or (self.merge_here and self.merge == "sum"):
             return main + branch_output, None
         if self.merge_here and self.merge == "difference":

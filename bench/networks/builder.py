@@ -193,6 +193,7 @@ class Builder:
             layer.branch = BranchConv2d(
                 layer, in_channels + extra, width, size, self._branch_eps(), pool, pool_first
             )
+            layer.branch.relu = self.branch.relu
             layer.extra_out = width if self.merge == "concat" else 0
         return layer
 
@@ -205,7 +206,9 @@ class Builder:
         self._set_up(layer, name, extra, 0.0)
         if self._expanded(name, by_default=False):
             width = self._branch_width(out_features)
+            assert self.branch is not None
             layer.branch = BranchLinear(in_features + extra, width, self._branch_eps())
+            layer.branch.relu = self.branch.relu
             layer.extra_out = width if self.merge == "concat" else 0
         return layer
 

@@ -28,6 +28,8 @@ def label(group: str, choice: Any) -> str:
             kind = f"npz:{value}"
         elif spec.get("type") == "factor" or (isinstance(value, Mapping) and key == "factor"):
             shown.append(label("factors", value))
+        elif spec.get("type") == "factors":
+            shown += [f"{layer} {label('factors', factor)}" for layer, factor in value.items()]
         elif isinstance(value, Mapping):  # a whole configuration, of a teacher or a start
             inner = label("networks", value.get("network"))
             shown.append(f"{key} {inner}" if inner else key)

@@ -1,12 +1,20 @@
 """Progressive learning (EXP-Net): a full-precision branch beside every low-precision convolution, faded out.
 
-Source: *Progressive Learning of Low-Precision Networks*, arXiv 1905.11781; merges as in the authors' figure and in their
-released scripts (see ``bench/layers``). The factor f(t) multiplies the output of the branch and ends at exactly 0.
+Source: *Progressive Learning of Low-Precision Networks*, arXiv 1905.11781. Merges are as in the authors' figure and in
+their released scripts (see ``bench/layers``). The factor f(t) multiplies the output of the branch and ends at exactly 0.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from bench.errors import InputError, nearest
+from bench.experiments.config import TrialConfig
 from bench.layers.branch import Branch
+from bench.layers.low_precision import low_precision_modules
+from bench.networks import Network
+from bench.schedules import factor_value
 from bench.strategies.base import Faded
 
 ENTRIES = [
@@ -49,6 +57,18 @@ ENTRIES = [
                 "only_with": {"merge": ["sum", "difference", "concat"]},
                 "help": "the branch has its own batch norm (preactivation: never)",
             },
+            "relu": {
+                "type": "bool",
+                "default": False,
+                "only_with": {"merge": ["sum", "difference", "concat"]},
+                "help": "a ReLU behind the branch's batch norm (a comment of the released SVHN file)",
+            },
+            "layer_factors": {
+                "type": "factors",
+                "default": None,
+                "nullable": True,
+                "help": "factors of single layers, by the layer's name; `factor` is that of every other layer",
+            },
             "layers": {
                 "type": "names",
                 "default": None,
@@ -69,7 +89,41 @@ ENTRIES = [
 
 
 class Progressive(Faded):
-    """The expanded network; f(t) from the ``factor`` schedule."""
+    """The expanded network; f(t) from the ``factor`` schedule, and for layers in ``layer_factors`` from their own.
+
+    The branches are removed when the last factor is 0. A layer whose own factor is 0 before that adds zeros until then.
+    """
+
+    def layer_factors(self, step: int) -> dict[str, float]:
+        """Return the factors at ``step`` of the layers that have one of their own."""
+        return {
+            layer: factor_value(factor, step, self.total_steps, self.steps_per_epoch)
+            for layer, factor in (self.options["layer_factors"] or {}).items()
+        }
+
+    def factor(self, step: int) -> float:
+        """Return the largest factor of any layer at ``step``."""
+        return max(super().factor(step), *self.layer_factors(step).values(), 0.0)
+
+    def prepare(
+        self, network: Network, build: Callable[[TrialConfig], Network], weights: Mapping[str, Any]
+    ) -> None:
+        """Give the layers named in ``layer_factors`` their factors; raises ``InputError`` for layers without a branch."""
+        if self.options["layer_factors"] is None:
+            return
+        branches = {name: m for name, m in low_precision_modules(network) if m.branch is not None}
+        unknown = [
+            f"'{name}'{nearest(name, branches)}" for name in self.layer_factors(0) if name not in branches
+        ]
+        if unknown:
+            raise InputError(
+                f"strategy.layer_factors: no branch stands at {', '.join(unknown)}. Branches: {', '.join(branches)}."
+            )
+        next(iter(branches.values())).clock.give_layers_factors(
+            lambda step: (
+                dict.fromkeys(branches, super(Progressive, self).factor(step)) | self.layer_factors(step)
+            )
+        )
 
     @property
     def branch(self) -> Branch:
@@ -80,6 +134,7 @@ class Progressive(Faded):
             kernel=options["kernel"],
             width_ratio=options["width_ratio"],
             batch_norm=options["batch_norm"],
+            relu=options["relu"],
             layers=None if layers is None else tuple(layers),
             statistics=options["statistics"],
         )

@@ -81,8 +81,12 @@ def chain(
     pool_first=False,
     hidden=0,
     act=activation_2bit,
+    relu=False,
 ):
-    """act(BN(LP x)) merged with f BN'(FP x) at every convolution; the merged tensor is not quantized again."""
+    """act(BN(LP x)) merged with f BN'(FP x) at every convolution; the merged tensor is not quantized again.
+
+    ``f`` is a number, or a number a layer by name; ``relu``: max(BN'(FP x), 0) instead of BN'(FP x).
+    """
 
     def pooled_norm(y, name, pool):
         if pool and pool_first:
@@ -95,12 +99,15 @@ def chain(
     for i, (padding, pool) in enumerate(convs, start=1):
         y = F.conv2d(x, weights(p, f"conv{i}", merge), padding=padding)
         if merge == "preactivation":
-            y = y + f * F.conv2d(x, p[f"conv{i}.branch.weight"], padding=padding)
+            own = f[f"conv{i}"] if isinstance(f, dict) else f
+            y = y + own * F.conv2d(x, p[f"conv{i}.branch.weight"], padding=padding)
         last = i == len(convs) and not hidden
         out = (clip01 if last else act)(pooled_norm(y, f"bn{i}", pool))
         if merge in ("sum", "difference", "concat"):
             side = F.conv2d(x, p[f"conv{i}.branch.weight"], padding=padding)
-            out = merged(out, f * pooled_norm(side, f"conv{i}.branch.norm", pool), merge)
+            side = pooled_norm(side, f"conv{i}.branch.norm", pool)
+            own = f[f"conv{i}"] if isinstance(f, dict) else f
+            out = merged(out, own * (side.clamp_min(0.0) if relu else side), merge)
         x = out
     x = x.flatten(1)
     for i in range(1, hidden + 1):

@@ -160,6 +160,34 @@ def test_network_and_its_gradients_are_the_formulas(name, merge):
             )
 
 
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("relu", [False, True])
+def test_branches_with_factors_of_their_own_and_with_a_relu_are_the_formulas(merge, relu):
+    if relu and merge == "preactivation":
+        pytest.skip("the branch of preactivation has nothing between the convolution and the sum")
+    kind, formula = FORMULAS["svhn_convnet"]
+    network, clock = make(kind, "dorefa", "1/32", branch=Branch(merge, relu=relu))
+    shaken(network).double()
+    own = {f"conv{i}": factor for i, factor in enumerate((0.75, 0.5, 0.25, 0.75, 0.0, 0.125), start=1)}
+    clock.give_layers_factors(lambda step: own)
+    clock.set(0, 0.75)
+    x = images(network, dtype=torch.float64)
+    parameters = {key: p.detach().clone().requires_grad_() for key, p in network.named_parameters()}
+    logits = network(x)
+    expected = formula(parameters, x, merge, own, act=oracle.clip01, relu=relu)
+    torch.testing.assert_close(logits, expected, rtol=1e-7, atol=1e-8)
+    probe = torch.randn(3, 10, generator=torch.Generator().manual_seed(3)).double()
+    (logits * probe).sum().backward()
+    (expected * probe).sum().backward()
+    for key, p in network.named_parameters():
+        theirs = parameters[key].grad
+        torch.testing.assert_close(p.grad, theirs, rtol=1e-5, atol=1e-12 + 1e-6 * theirs.abs().max().item())
+    clock.set_factor(0.0)
+    assert torch.equal(network(x), strip(network)(x)), (
+        "the deployed network has no branch, whatever the layers' factors"
+    )
+
+
 def test_activation_abs_puts_the_magnitude_before_the_quantizer():
     network, _ = make({"kind": "svhn_convnet", "activation": "abs"}, "full_precision", "32/32")
     y = torch.tensor([-2.0, -0.25, 0.0, 0.5, 3.0]).reshape(1, 5, 1, 1)

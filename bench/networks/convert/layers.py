@@ -115,7 +115,8 @@ class GeneralBranch(BranchConv2d):
         x = x[:, :, rows : x.shape[2] - rows, columns : x.shape[3] - columns]
         weight = self.weight if self.norm is not None else self.weight * factor
         y = F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
-        return y if self.norm is None else self.norm(y, factor)
+        y = y if self.norm is None else self.norm(y, factor)
+        return torch.relu(y) if self.relu else y
 
     def centred(self) -> Tensor:
         rows, columns = ((size - own) // 2 for size, own in zip(self.sizes, self.kernel_size, strict=True))

@@ -424,6 +424,8 @@ class _Rewriter:
         else:
             width = builder._branch_width(layer.out_features)
             layer.branch = BranchLinear(layer.in_features + extra, width, builder._branch_eps())
+        assert builder.branch is not None
+        layer.branch.relu = builder.branch.relu
         layer.extra_out = width if self.concat else 0
         layer.merge_here = self.merge in ("sum", "difference") and not self.plan.travels(node)
         return True
