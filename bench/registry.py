@@ -95,7 +95,8 @@ class OptionDeclaration(BaseModel):
     type: Annotated[
         Literal["float", "int", "bool", "str", "names", "floats", "factor", "factors", "teacher"],
         Field(
-            description="'names' and 'floats' are lists, 'factors' a table of layers, 'teacher' a further network's configuration"
+            description="'names' and 'floats' are lists, 'factors' is a table of layers, "
+            "'teacher' is the configuration of a further network"
         ),
     ]
     help: Annotated[str, Field(min_length=1, description="one line")]

@@ -163,19 +163,24 @@ def _check_allowed(group: str, choice: Mapping[str, Any], where: str) -> None:
     entry = registry.get(group, choice["kind"])
     registry.check_allowed(entry, where)
     for option, spec in entry.options.items():
-        if spec["type"] == "factor" and choice.get(option) is not None:
-            _check_allowed("factors", choice[option], f"{where}.{option}")
+        for name, factor in _factors(spec, option, choice.get(option)).items():
+            _check_allowed("factors", factor, f"{where}.{name}")
+
+
+def _factors(spec: Mapping[str, Any], option: str, value: Any) -> dict[str, Any]:
+    """Return the factors that an option holds, by their place in the strategy."""
+    if value is None or spec["type"] not in ("factor", "factors"):
+        return {}
+    if spec["type"] == "factor":
+        return {option: value}
+    return {f"{option}.{layer}": factor for layer, factor in value.items()}
 
 
 def check_steps(config: TrialConfig, library: Library) -> None:
     """Raise where the data set is too small for the recipe, or a factor does not end at 0 in these steps."""
     steps = library.steps_per_epoch(config)
     for option, spec in registry.get("strategies", config.strategy["kind"]).options.items():
-        value = config.strategy[option]
-        named = {option: value} if spec["type"] == "factor" else {}
-        if spec["type"] == "factors" and value is not None:
-            named = {f"{option}.{layer}": factor for layer, factor in value.items()}
-        for name, factor in named.items():
+        for name, factor in _factors(spec, option, config.strategy[option]).items():
             reason = schedules.never_removed(factor, config.epochs, steps)
             if reason:
                 raise InputError(f"strategy.{name}: {reason}")

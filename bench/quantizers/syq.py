@@ -12,6 +12,33 @@ from torch.autograd import Function
 from bench.quantizers.base import Quantizer
 from bench.quantizers.functional import bipolar, clip, compute_dtype, round_unit, ternary
 
+OPTIONS = {
+    "granularity": {
+        "type": "str",
+        "default": "pixel",
+        "choices": ["pixel", "row", "layer"],
+        "help": "what shares a scale: a position of the kernel, a row of it, the layer (linear layers: always)",
+    },
+    "eta": {
+        "type": "float",
+        "default": None,
+        "nullable": True,
+        "min": 0.0,
+        "below": 1.0,
+        "help": "threshold as a part of max |w|; by default 0 for binary, 0.05 for ternary",
+    },
+    "scale": {
+        "type": "float",
+        "default": 1.0,
+        "above": 0.0,
+        "help": "what the learned scales start at (released: 1.0 ImageNet; 0.2 and 0.1 SVHN)",
+    },
+    "scale_from_weights": {
+        "type": "bool",
+        "default": False,
+        "help": "the scales start at mean |w| of their group instead, in the weights that training starts from",
+    },
+}
 ENTRIES = [
     {
         "name": "syq",
@@ -19,33 +46,11 @@ ENTRIES = [
         "help": "binary (W 1) or ternary (W 2) weights times a learned scale per kernel position, row or layer",
         "title": "SYQ: Learning Symmetric Quantization for Efficient Deep Neural Networks",
         "arxiv": "1807.00301",
-        "revision": 1,
         "options": {
-            "granularity": {
-                "type": "str",
-                "default": "pixel",
-                "choices": ["pixel", "row", "layer"],
-                "help": "what shares a scale: a position of the kernel, a row of it, the layer (linear layers: always)",
-            },
-            "eta": {
-                "type": "float",
-                "default": None,
-                "nullable": True,
-                "min": 0.0,
-                "below": 1.0,
-                "help": "threshold as a part of max |w|; by default 0 for binary, 0.05 for ternary",
-            },
-            "scale": {
-                "type": "float",
-                "default": 1.0,
-                "above": 0.0,
-                "help": "what the learned scales start at (released: 1.0 ImageNet; 0.2 and 0.1 SVHN)",
-            },
-            "scale_from_weights": {
-                "type": "bool",
-                "default": False,
-                "help": "the scales start at mean |w| of their group instead, in the weights that training starts from",
-            },
+            "granularity": "shared",
+            "eta": "shared",
+            "scale": "shared",
+            "scale_from_weights": "shared",
         },
         "w_bits": [1, 2],
         "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
@@ -57,33 +62,11 @@ ENTRIES = [
         "help": "syq as its released TensorFlow code has it: a weight of exactly 0 stays 0",
         "title": "SYQ: Learning Symmetric Quantization for Efficient Deep Neural Networks",
         "arxiv": "1807.00301",
-        "revision": 1,
         "options": {
-            "granularity": {
-                "type": "str",
-                "default": "pixel",
-                "choices": ["pixel", "row", "layer"],
-                "help": "what shares a scale: a position of the kernel, a row of it, the layer (linear layers: always)",
-            },
-            "eta": {
-                "type": "float",
-                "default": None,
-                "nullable": True,
-                "min": 0.0,
-                "below": 1.0,
-                "help": "threshold as a part of max |w|; by default 0 for binary, 0.05 for ternary",
-            },
-            "scale": {
-                "type": "float",
-                "default": 1.0,
-                "above": 0.0,
-                "help": "what the learned scales start at (released: 1.0 ImageNet; 0.2 and 0.1 SVHN)",
-            },
-            "scale_from_weights": {
-                "type": "bool",
-                "default": False,
-                "help": "the scales start at mean |w| of their group instead, in the weights that training starts from",
-            },
+            "granularity": "shared",
+            "eta": "shared",
+            "scale": "shared",
+            "scale_from_weights": "shared",
         },
         "w_bits": [1, 2],
         "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
@@ -95,14 +78,8 @@ ENTRIES = [
         "help": "EXP-Net's commented-out 2/x call: +-s above the threshold, +-1 without a scale below",
         "title": "SYQ: Learning Symmetric Quantization for Efficient Deep Neural Networks",
         "arxiv": "1807.00301",
-        "revision": 1,
         "options": {
-            "granularity": {
-                "type": "str",
-                "default": "pixel",
-                "choices": ["pixel", "row", "layer"],
-                "help": "what shares a scale: a position of the kernel, a row of it, the layer (linear layers: always)",
-            },
+            "granularity": "shared",
             "eta": {
                 "type": "float",
                 "default": 0.05,
@@ -110,17 +87,8 @@ ENTRIES = [
                 "below": 1.0,
                 "help": "threshold as a part of max |w|",
             },
-            "scale": {
-                "type": "float",
-                "default": 1.0,
-                "above": 0.0,
-                "help": "what the learned scales start at (released: 1.0 ImageNet; 0.2 and 0.1 SVHN)",
-            },
-            "scale_from_weights": {
-                "type": "bool",
-                "default": False,
-                "help": "the scales start at mean |w| of their group instead, in the weights that training starts from",
-            },
+            "scale": "shared",
+            "scale_from_weights": "shared",
         },
         "w_bits": [2],
         "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
