@@ -74,7 +74,7 @@ def test_names_and_labels():
     made = config(layer_factors={"conv6": EIGHTY}, relu=True)
     document = identity_document(made)["strategy"]
     assert document["layer_factors"] == {"conv6": {"kind": "cosine", "until_epochs": 8.0}}
-    assert "conv6:cosine(until_epochs=8)" in label("strategies", made.strategy)
+    assert "conv6 cosine (until_epochs 8)" in label("strategies", made.strategy)
     with pytest.raises(InputError, match=r"layer_factors: no branch stands at 'conv7'.*Branches: conv1, "):
         prepared(config(layer_factors={"conv7": EIGHTY}))
     with pytest.raises(InputError, match=r"strategy.layer_factors: expected a table of layers"):
