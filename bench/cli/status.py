@@ -6,6 +6,7 @@ import argparse
 import contextlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bench.cli import OK
@@ -20,6 +21,7 @@ from bench.text import command
 from bench.tuning.search import unfold
 
 STATUSES = ("done", "failed", "diverged", "running", "unfinished", "missing", "damaged")
+DROPPED = "dropped"  # unfinished for good: stopped at a rung of a search, for configurations that were worse
 _LISTED = 20  # lines of detail of one kind
 
 
@@ -32,6 +34,10 @@ def status_command(args: argparse.Namespace) -> int:
         lines = [line.as_dict() for line in experiment.index]
         states = {trial.id: store.inspect(trial.id) for trial in experiment.trials if trial.id is not None}
         epochs = {trial.id: trial.config.epochs for trial in experiment.trials if trial.id is not None}
+        dropped = standing.dropped if standing is not None else set()
+        states |= {
+            id: replace(states[id], status=DROPPED) for id in dropped if states[id].status == "unfinished"
+        }
         allowed = [word for module in args.allow_code for word in ("--allow-code", module)]
         places = ["--results", args.results, *(["--data", args.data] if args.data else [])]
         run = command("run", *selection.words(), *places, *allowed)
@@ -81,10 +87,11 @@ def status_text(
     for line in lines:
         arms.setdefault(arm_name(line), []).append(line)
     rows = []
+    columns = [*STATUSES, *([DROPPED] if counts[DROPPED] else [])]
     for arm, of_arm in arms.items():
         c = Counter(states[line["id"]].status if line["id"] else "no data" for line in of_arm)
-        rows.append([inert(arm), str(len(of_arm)), *(str(c[s] or ".") for s in STATUSES)])
-    out += ["", table(["arm", "trials", *STATUSES], rows, right=range(1, 9)), ""]
+        rows.append([inert(arm), str(len(of_arm)), *(str(c[s] or ".") for s in columns)])
+    out += ["", table(["arm", "trials", *columns], rows, right=range(1, 10)), ""]
     names = {line["id"]: label(line) for line in reversed(lines)}
     for status in ("failed", "diverged", "damaged", "running", "unfinished"):
         of_status = [id for id in ids if states[id].status == status]
@@ -97,7 +104,13 @@ def status_text(
             out.append(f"{status}: and {len(of_status) - _LISTED} more")
     if absent := sum(line["id"] is None for line in lines):
         out.append(f"{plural(absent, 'trial')} without identity: the data is absent (`bench data list`)")
-    out.append(_intent((states[id] for id in ids), inert(run)))
+    if counts[DROPPED]:
+        out.append(
+            f"{plural(counts[DROPPED], 'trial')} stopped at a rung for good: other configurations were better there "
+            "(tuning.jsonl)"
+        )
+    going_on = (states[id] for id in ids if states[id].status != DROPPED)
+    out.append(_intent(going_on, inert(run)))
     return "\n".join(out)
 
 
@@ -107,7 +120,7 @@ def one_line(text: str) -> str:
 
 
 def _counted(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts.get(status))
+    return ", ".join(f"{counts[status]} {status}" for status in (*STATUSES, DROPPED) if counts.get(status))
 
 
 def intent(states: Iterable[State]) -> list[str]:
@@ -169,9 +182,17 @@ def results_text(store: Store) -> str:
             continue
         ids = list(dict.fromkeys(line["id"] for line in lines))
         indexed.update(ids)
-        states, epochs = {}, {}
+        states, epochs = dict[str, State](), {}
+        dropped = {
+            id
+            for line in store.tuning(name)
+            if line.get("dropped_at")
+            for id in line.get("trials", {}).values()
+        }
         for id in ids:
             states[id] = store.inspect(id)
+            if id in dropped and states[id].status == "unfinished":
+                states[id] = replace(states[id], status=DROPPED)
             with contextlib.suppress(StoreError):
                 if (count := recorded_epochs(store, id)) is not None:
                     epochs[id] = count

@@ -28,7 +28,7 @@ from bench.experiments.axes import MAX_TRIALS
 from bench.experiments.file import ExperimentFile, read_file
 from bench.experiments.library import Library
 from bench.experiments.options import CHOICES, as_table
-from bench.experiments.overrides import default_of, option_paths
+from bench.experiments.overrides import default_of, option_paths, reaches
 from bench.experiments.pairing import assemble, pair_arms
 from bench.experiments.resolve import Resolution, Run, resolve
 from bench.experiments.toml_files import SETTABLE, Problems, experiment_name, parse_toml, read_text
@@ -185,6 +185,13 @@ def _check_touched(
             name = ".".join(item.path)
             key = f"{item.where} {name}" if item.where == "--set" else f"{item.where}.{name}"
             problems.add(key, f"touches nothing: no arm has such an option.{_hint(name, names)}")
+
+    for dimension in file.tuning.space if file.tuning else ():
+        if not any(reaches(stacked, dimension.path) for stacked in fields.values()):
+            hint = _hint(dimension.name, names)
+            problems.add(
+                f"tuning.space.{dimension.name}", f"touches nothing: no arm has such an option.{hint}"
+            )
 
 
 def _hint(name: str, names: Iterable[str]) -> str:

@@ -89,6 +89,12 @@ class Standing:
         return list(found.values())
 
     @property
+    def dropped(self) -> set[str]:
+        """The trials that were stopped at a rung for good, by id."""
+        tried = [one for search in self.points for one in search.tried if one.dropped is not None]
+        return {trial.id for one in tried for trial in one.trials if trial.id is not None}
+
+    @property
     def choices(self) -> dict[str, dict[str, Any]]:
         """The chosen configurations by the points' keys."""
         return {s.point.key: s.chosen.configuration for s in self.points if s.chosen is not None}

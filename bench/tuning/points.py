@@ -18,7 +18,7 @@ from bench.experiments.identity import identity
 from bench.experiments.library import Library
 from bench.experiments.overrides import assign, reaches
 from bench.experiments.resolve import check_steps
-from bench.experiments.roles import needed_roles, role_names
+from bench.experiments.roles import needed_roles, roles
 from bench.experiments.toml_files import Problems
 from bench.experiments.trials import Experiment, IndexLine, Trial
 from bench.experiments.tuning_table import Tuning
@@ -73,7 +73,7 @@ def find_points(experiment: Experiment) -> list[Point]:
 
 
 def _check(experiment: Experiment, tuning: Tuning, points: Iterable[Point]) -> None:
-    """Raise ``InputError`` for seeds that the grid has too, and for tuned fields that reach no arm or are axes."""
+    """Raise ``InputError`` for seeds that the grid has too, and for tuned fields that are axes of the grid."""
     problems = []
     points = list(points)
     seeds = {line.trial.config.seed for point in points for line in point.lines}
@@ -84,8 +84,6 @@ def _check(experiment: Experiment, tuning: Tuning, points: Iterable[Point]) -> N
         )
     for dimension in tuning.space:
         key = f"tuning.space.{dimension.name}"
-        if not any(dimension.name in point.reached for point in points):
-            problems.append(f"{key}: touches nothing: no arm has such an option")
         if any(dimension.name in point.grid for point in points):
             problems.append(f"{key}: is an axis of the grid, too")
     if problems:
@@ -125,12 +123,11 @@ class Trials:
             assign(fields, tuple(name.split(".")), value)
         change(fields)
         strategy = fields["strategy"]
-        for role in role_names(strategy["kind"]):
-            if isinstance(strategy.get(role), dict):
-                own_seed = strategy[role]["seed"] != config.seed
-                change(strategy[role])
-                if own_seed:
-                    strategy[role]["seed"] = config.strategy[role]["seed"]
+        for named in roles(config.strategy):
+            table = strategy[named.name]
+            own = {} if table["seed"] == config.seed else {"seed": table["seed"]}
+            change(table)
+            table.update(own)
         key = json.dumps(fields, sort_keys=True)
         if key not in self._made:
             made = make_config(fields)
