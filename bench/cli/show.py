@@ -13,7 +13,6 @@ import tomllib
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +129,7 @@ def show_text(
     """Return what an experiment expands to: trials with identities and needs, and the parity of its arms.
 
     ``diff`` shows, field by field, what differs between that arm and its baseline; ``cost`` and ``layers`` add what
-    ``bench.costs.measure`` says (which loads torch). An identity of absent data is shown as ``?``. Raises ``InputError`` for
+    ``bench.costs.tables`` says (which loads torch). An identity of absent data is shown as ``?``. Raises ``InputError`` for
     an arm that does not exist or has no baseline.
     """
     cut = None if full else width or shutil.get_terminal_size().columns
@@ -169,10 +168,8 @@ def _search_text(
 
 
 def _estimate(function: str, experiment: Experiment, data_dir: Path | str | None, *more: Any) -> str:
-    """Return the text of ``bench.costs.measure.<function>(experiment, data_dir, *more) -> str``."""
-    if find_spec("bench.costs.measure") is None:
-        raise InputError(f"bench show: this version cannot tell --{function.removesuffix('_text')}")
-    return str(getattr(import_module("bench.costs.measure"), function)(experiment, data_dir, *more))
+    """Return the text of ``bench.costs.tables.<function>(experiment, data_dir, *more) -> str``."""
+    return str(getattr(import_module("bench.costs.tables"), function)(experiment, data_dir, *more))
 
 
 def _heading(experiment: Experiment) -> str:

@@ -1,46 +1,35 @@
-"""What an experiment will cost, from a short calibration of its steps, and what its networks are made of.
+"""Measures what a kind of trial costs: a few real training steps and evaluations, and the memory they take.
 
-``bench show --cost`` measures a few real training steps and evaluations of every kind of trial (a configuration without
-its seed and budget), and how much trials slow each other down at once, and adds that up over the steps of the trials.
+A kind of trial is a configuration without its seed and budget. The steps are those that a trial takes: the run is made
+by ``bench.training.setup``.
 """
 
 from __future__ import annotations
 
 import gc
 import itertools
-import json
 import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from bench import datasets, folders
-from bench.cli.show import table
-from bench.costs.predict import Calibration, Kept, makespan, measured_mode, steps_per_epoch, trial_seconds
+from bench import datasets
+from bench.costs.predict import Calibration, Kept, measured_mode, steps_per_epoch
 from bench.devices import cpu_count
 from bench.experiments import catalog
-from bench.experiments.config import TrialConfig, short_bits
-from bench.experiments.labels import label
-from bench.experiments.trials import Experiment
-from bench.foreign import Grant, adopt, current
+from bench.experiments.config import TrialConfig
 from bench.layers.diagnostics import layer_diagnostics
-from bench.networks import Network, build, describe_layers
-from bench.processes import Child
 from bench.randomness import Clock
-from bench.strategies import make_strategy
 from bench.training import execution, setup
 from bench.training.evaluate import EVALUATION_BATCH, evaluate
 from bench.training.loop import Run
-from bench.training.start import beginning
 
 REPEATS = 5
 BUSY = 1.15  # seconds of the clock for one of the processor, above which others are using it, too
@@ -236,99 +225,6 @@ def start_seconds() -> float:
     return after.children_user + after.children_system - before.children_user - before.children_system
 
 
-# --- several at once ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class AtOnce:
-    """Seconds of the clock and of the processor for a step of one process alone, and of each of several at once."""
-
-    alone: tuple[float, ...]
-    alone_work: tuple[float, ...]
-    together: tuple[tuple[float, ...], ...]  # a round, each process
-    together_work: tuple[tuple[float, ...], ...]
-    memory: tuple[int, ...]  # peak bytes of each
-
-    def slowdown(self, device: str) -> float:
-        """Return how much longer a step takes beside the others, in ``Calibration``'s kind of seconds; at least 1."""
-        alone, together = (
-            (self.alone, self.together)
-            if device.startswith("cuda")
-            else (self.alone_work, self.together_work)
-        )
-        return max(1.0, statistics.median(map(statistics.mean, together)) / statistics.median(alone))
-
-
-def at_once(
-    configs: Sequence[TrialConfig],
-    count: int,
-    device: str,
-    mode: str = "eager",
-    rounds: int = 3,
-    seconds: float = 0.5,
-) -> list[AtOnce]:
-    """Train ``count`` processes on ``device``, each with a run of every config, on synthetic images; return a result a config.
-
-    Each round measures every config in turn, first in one process alone, then in all at the same time. Raises
-    ``EOFError`` where one of them dies.
-    """
-    children: list[Child] = []
-    try:
-        for _ in range(count):
-            children.append(Child(_take_part, list(configs), device, mode, current(), name="bench-measure"))
-        for child in children:
-            child.receive()  # ready
-
-        def measured(number: int, who: Sequence[Child]) -> list[tuple[float, float]]:
-            for child in who:
-                child.send((number, seconds))
-            return [child.receive() for child in who]
-
-        rows: list[tuple[list, list, list, list]] = [([], [], [], []) for _ in configs]
-        for _ in range(rounds):
-            for number, (alone, alone_work, together, together_work) in enumerate(rows):
-                ((wall, work),) = measured(number, children[:1])
-                alone.append(wall)
-                alone_work.append(work)
-                walls, works = zip(*measured(number, children), strict=True)
-                together.append(walls)
-                together_work.append(works)
-        memory = []
-        for child in children:
-            child.send(None)
-            memory.append(child.receive())
-    finally:
-        for child in children:
-            child.end(patience=5.0)
-    return [AtOnce(tuple(a), tuple(aw), tuple(t), tuple(tw), tuple(memory)) for a, aw, t, tw in rows]
-
-
-def _take_part(
-    pipe: Connection, configs: Sequence[TrialConfig], device: str, mode: str, grant: Grant
-) -> None:
-    """Do what ``at_once`` says: steps of a config for some seconds, as often as it asks."""
-    adopt(grant)
-    arrays = synthetic(4 * max(config.batch_size for config in configs))
-    runs = [make_run(config, arrays, device, mode) for config in configs]
-    for run in runs:
-        for _ in range(3):
-            step_at(run, 0)()
-    pipe.send(None)
-    while (wanted := pipe.recv()) is not None:
-        number, seconds = wanted
-        action, steps = step_at(runs[number], 0), 0
-        begin, work = time.perf_counter(), time.process_time()
-        while time.perf_counter() - begin < seconds:
-            action()
-            if device.startswith("cuda"):
-                torch.cuda.synchronize(device)
-            steps += 1
-        pipe.send(((time.perf_counter() - begin) / steps, (time.process_time() - work) / steps))
-    pipe.send(
-        torch.cuda.max_memory_reserved(device) if device.startswith("cuda") else execution.peak_memory(device)
-    )
-
-
 # --- what trials need of a GPU ------------------------------------------------------------------------------------------
 
 
@@ -352,168 +248,3 @@ def device_needs(
         needs[id] = float(measured.memory + measured.context)
         torch.cuda.empty_cache()
     return needs, free
-
-
-# --- texts ------------------------------------------------------------------------------------------------------------
-
-
-def _name(config: TrialConfig) -> str:
-    return " ".join(
-        [
-            label("networks", config.network),
-            f"{config.width:g}x",
-            label("quantizers", config.quantizer),
-            short_bits(config.bits),
-            label("strategies", config.strategy),
-        ]
-    )
-
-
-def cost_text(
-    experiment: Experiment, data_dir: Path | str | None, shares: Mapping[str, float] | None = None
-) -> str:
-    """Return time and memory a trial and device-hours of the whole experiment; measures what is not kept yet.
-
-    ``shares`` tell, by id, of trials that are expected to be stopped early: the share of their epochs that is trained.
-    Raises ``InputError`` for absent data.
-    """
-    folder = folders.resolve_data_dir(data_dir)
-    device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    meter = Meter(device, folder)
-    jobs = cpu_count() if device == "cpu" else 1
-    counts: dict[str, int] = {}
-    seconds: dict[str, float] = {}
-    rows: dict[str, list[float]] = {}
-    memory: dict[str, int] = {}
-    bound = False
-    for number, trial in enumerate(experiment.trials):
-        config = trial.config
-        name = json.dumps(config.dataset, sort_keys=True)
-        if name not in counts:
-            catalog.require(config.dataset, folder)
-            known = catalog.facts(config.dataset, folder).train_count
-            counts[name] = known or len(datasets.load(config.dataset, folder).y_train)
-        steps = steps_per_epoch(config, counts[name])
-        total = config.epochs * steps
-        measured = meter.of(config, total)
-        bound |= execution.decide(config, total, device)["mode"] != measured_mode(config, total, device)
-        described = f"{_name(config)} {config.epochs} epochs"
-        taken = trial_seconds(config, steps, measured) * (shares or {}).get(trial.id or "", 1.0)
-        rows.setdefault(described, []).append(taken)
-        memory[described] = measured.memory + measured.context
-        seconds[trial.id or str(number)] = taken
-    start = meter.number("start", start_seconds)
-    slowdown = meter.number(f"slowdown of {jobs}", lambda: _slowdown(device, jobs)) if jobs > 1 else 1.0
-    needs = {
-        t.id: [needed for needed in t.needs.values() if needed] for t in experiment.trials if t.id is not None
-    }
-    elapsed = start + makespan({id: slowdown * taken for id, taken in seconds.items()}, needs, jobs)
-    table = [("trials", "time each", "memory", "what")]
-    for described, taken_by in sorted(rows.items(), key=lambda item: -sum(item[1])):
-        each = sum(taken_by) / len(taken_by)
-        table.append((str(len(taken_by)), _duration(each), f"{memory[described] / 2**20:.0f} MiB", described))
-    widths = [max(len(row[column]) for row in table) for column in range(3)]
-    lines = [
-        "  ".join(cell.rjust(width) for cell, width in zip(row[:3], widths, strict=True)) + f"  {row[3]}"
-        for row in table
-    ]
-    alone, unit = sum(seconds.values()), "core" if device == "cpu" else "GPU"
-    most = "At most (steps measured eager, trials will be compiled) " if bound else ""
-    lines.append(
-        f"{most}{_duration(alone)} of one {unit} in all ({alone / 3600:.2f} device-hours), about {_duration(elapsed)} with "
-        f"{jobs} at once"
-        + (f", which slows each down by {slowdown:.2f}." if jobs > 1 else ".")
-        + f" Measured on {meter.kept.where}."
-    )
-    if meter.busy > BUSY:
-        lines.append(
-            f"The machine was busy: {meter.busy:.1f} seconds of the clock for one of work. Not kept; a run meanwhile takes as "
-            "much longer."
-        )
-    return "Cost, from a short calibration\n" + "\n".join(lines)
-
-
-def _slowdown(device: str, jobs: int) -> float:
-    """Return how much ``jobs`` trials at once slow each other down, measured with the SVHN network at 0.25x."""
-    config = TrialConfig.model_validate(
-        {
-            "dataset": "digits",
-            "network": "svhn_convnet",
-            "width": 0.25,
-            "quantizer": "dorefa",
-            "bits": "1/1",
-            "epochs": 2,
-        }
-    )
-    try:
-        return at_once([config], jobs, device)[0].slowdown(device)
-    except EOFError:  # a process is gone: there is not the room for so many
-        return 1.0
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def layers_text(experiment: Experiment, data_dir: Path | str | None) -> str:
-    """Return the layers of every different network of the experiment: shapes, costs, what stays full precision and why."""
-    tables: dict[str, str] = {}
-    for trial in experiment.trials:
-        config = trial.config
-        strategy = make_strategy(config, 1)
-        classes = catalog.facts(config.dataset, folders.resolve_data_dir(data_dir)).num_classes or 10
-        title = _name(config)
-        if title not in tables:
-            network = build(
-                config,
-                num_classes=classes,
-                clock=Clock(),
-                branch=strategy.branch,
-                blend=strategy.blend,
-                check_original=True,
-            )
-            tables[title] = "\n".join([beginning(config), _layer_table(network), *_decisions(network)])
-    return "\n\n".join(f"{title}\n{table}" for title, table in tables.items())
-
-
-def _decisions(network: Network) -> list[str]:
-    """Return the table of what the transformation decided, with the reasons; nothing for the suite's own networks."""
-    rows = [(d.name, d.kind, d.decision, d.reason) for d in getattr(network, "decisions", ())]
-    return (
-        ["Decisions of the transformation", *table(("name", "kind", "decision", "because"), rows)]
-        if rows
-        else []
-    )
-
-
-def _layer_table(network: Network) -> str:
-    rows = [("layer", "type", "weight", "parameters", "MACs", "W/A", "branch", "full precision because")]
-    for row in describe_layers(network):
-        if row.type == "batch norm":
-            continue
-        shape = "x".join(map(str, row.shape))
-        bits = f"{row.w_bits}/{row.a_bits}"
-        branch = "yes" if row.branch else ""
-        rows.append(
-            (
-                row.name,
-                row.type,
-                shape,
-                f"{row.parameters:,}",
-                f"{row.macs:,}",
-                bits,
-                branch,
-                row.full_precision or "",
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    right = {3, 4}
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )

@@ -10,190 +10,52 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib
+import importlib.util
 import json
 import math
 import os
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
-from bench.costs.measure import at_once, make_run, step_at, synthetic
+from bench.costs.at_once import at_once
+from bench.costs.measure import make_run, step_at, synthetic
+from bench.datasets import Arrays
 from bench.devices import cpu_count
-from bench.experiments.config import TrialConfig
 from bench.folders import resolve_data_dir
 from bench.records.store import write_atomic
 from bench.speed import images as photographs
-from bench.speed import peers
+from bench.speed.cases import BATCH, CASES, NETWORKS, PLAIN, UNIT
+from bench.speed.floor import allocated, floor_seconds, peak_memory_cpu, roofline
+from bench.speed.timing import interleaved, summary, timed
 from bench.training import execution
 from bench.training.evaluate import EVALUATION_BATCH, evaluate
 from bench.training.loop import Run
 from bench.training.provenance import provenance
 
 SCHEMA = 1
-BATCH = 128
 ROUNDS = 7
 MODES = ("eager", "compiled", "captured", "packed")
 PACK = 8  # trials at once on a GPU; on the CPU one a core
-ON = {"kind": "constant", "until": 0.5}  # on at step 0, off at the last
-NETWORKS = (("svhn_convnet", 0.25), ("svhn_convnet", 1.0), ("resnet20", 1.0))
-MERGES = ("sum", "difference", "concat", "preactivation")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Further = tuple[dict[str, Any], Callable[[], object], int]  # (what a row says of it, the action, its images)
 
 
-@dataclass(frozen=True)
-class Case:
-    """One row: what is trained, and whether its factor is above 0."""
-
-    quantizer: str
-    bits: str
-    strategy: str = "plain"
-    merge: str | None = None
-    factor_on: bool = False
-
-    def config(self, network: str, width: float, precision: str) -> TrialConfig:
-        """Return the trial whose step is measured."""
-        strategy: dict[str, Any] = {"kind": self.strategy}
-        full = {"dataset": "digits", "network": network, "width": width, "epochs": 2, "batch_size": BATCH}
-        full |= {"augmentation": "crop_flip", "precision": precision}
-        if self.merge is not None:
-            strategy |= {"merge": self.merge, "factor": ON}
-        if self.strategy == "apprentice":
-            strategy |= {"scheme": "B", "teacher": TrialConfig.model_validate(full).dump()}
-        return TrialConfig.model_validate(
-            {**full, "quantizer": self.quantizer, "bits": self.bits, "strategy": strategy}
-        )
-
-    def row(self) -> dict[str, Any]:
-        """Return what a row says of it."""
-        row = {"quantizer": self.quantizer, "bits": self.bits, "strategy": self.strategy}
-        return {**row, "merge": self.merge, "factor_on": self.factor_on}
+def _peers() -> ModuleType | None:
+    """Return the module with other libraries' networks, None in an installed package, which comes without."""
+    found = importlib.util.find_spec("bench.speed.peers")
+    return None if found is None else importlib.import_module("bench.speed.peers")
 
 
-UNIT = Case("full_precision", "32/32")
-PLAIN = Case("dorefa", "1/1")
-CASES = (
-    UNIT,
-    PLAIN,
-    Case("dorefa", "1/2"),
-    Case("dorefa", "2/2"),
-    Case("dorefa_channelwise", "1/1"),
-    Case("bnn", "1/1"),
-    Case("xnor", "1/1"),
-    Case("syq", "2/2"),
-    *(Case("dorefa", "1/1", "progressive", merge, on) for merge in MERGES for on in (True, False)),
-    Case("dorefa", "1/1", "apprentice"),
-)
-
-
-# --- timing -----------------------------------------------------------------------------------------------------------
-
-
-def timed(action: Callable[[], object], device: str) -> float:
-    """Return the seconds that ``action`` takes, the device's work included."""
-    begin = time.perf_counter()
-    action()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begin
-
-
-def interleaved(actions: Sequence[Callable[[], object]], device: str, rounds: int) -> list[list[float]]:
-    """Return the seconds of each action, round by round, every action once a round; one round before does not count."""
-    for action in actions:
-        timed(action, device)
-    taken = [[timed(action, device) for action in actions] for _ in range(rounds)]
-    return [list(column) for column in zip(*taken, strict=True)]
-
-
-def spread(values: Sequence[float]) -> float:
-    """Return the interquartile range over the median."""
-    low, middle, high = statistics.quantiles(values, n=4)
-    return (high - low) / middle
-
-
-def summary(seconds: Sequence[float], unit: Sequence[float]) -> dict[str, float]:
-    """Return the statistics of a row from its seconds and those of the unit in the same rounds."""
-    return {
-        "seconds": statistics.median(seconds),
-        "spread": spread(seconds),
-        "ratio": statistics.median(a / b for a, b in zip(seconds, unit, strict=True)),
-    }
-
-
-# --- the floor --------------------------------------------------------------------------------------------------------
-
-
-def roofline(device: str, dtype: str) -> dict[str, float]:
-    """Return the measured rate of arithmetic in ``dtype`` (FLOP/s) and of a copy (bytes/s) on ``device``.
-
-    Arithmetic: the faster of a matrix product and a 3x3 convolution, which other libraries than the product's may do.
-    """
-    n = 4096 if device.startswith("cuda") else 768
-    a = torch.randn(n, n, device=device).to(DTYPES[dtype])
-    flops = 2 * n**3 / min(timed(lambda: a @ a, device) for _ in range(25))
-    images = (
-        torch.randn(BATCH, 64, 32, 32, device=device).to(DTYPES[dtype]).to(memory_format=torch.channels_last)
-    )
-    kernel = torch.randn(64, 64, 3, 3, device=device).to(DTYPES[dtype]).to(memory_format=torch.channels_last)
-    work = 2 * images.numel() * 64 * 9
-    flops = max(
-        flops, work / min(timed(lambda: F.conv2d(images, kernel, padding=1), device) for _ in range(25))
-    )
-    source = torch.empty(1 << 26, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    moved = 2 * source.numel() / min(timed(lambda: target.copy_(source), device) for _ in range(7))
-    return {"flops_per_second": flops, "bytes_per_second": moved}
-
-
-@torch.no_grad()
-def step_bytes(run: Run, factor_on: bool) -> int:
-    """Return the bytes that a step of ``run`` has to move at least, were everything between two convolutions fused.
-
-    Of each convolution and linear layer the input and output once forward; backward the input and the gradients of both
-    once; of each weight: read forward and backward, its gradient written, Adam's pass over weight, gradient and two
-    moments (ten times four bytes). Activations at 4 bytes, at 2 in bf16.
-    """
-    moved = 0
-
-    def count(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        nonlocal moved
-        y: Tensor = output[0] if isinstance(output, tuple) else output
-        moved += 3 * inputs[0][0].numel() + 2 * y[0].numel()
-
-    layers = [module for module in run.network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    handles = [layer.register_forward_hook(count) for layer in layers]
-    run.network.eval()
-    run.clock.set(0, 1.0 if factor_on else 0.0)
-    try:
-        size = run.network.input_size
-        run.network(torch.zeros(1, 3, size, size, device=run.device).to(memory_format=torch.channels_last))
-    finally:
-        for handle in handles:
-            handle.remove()
-        run.network.train()
-    weights = sum(p.numel() for p in run.network.parameters())
-    return (4 if run.config.precision == "fp32" else 2) * moved * run.config.batch_size + 40 * weights
-
-
-def floor_seconds(run: Run, factor_on: bool, rates: dict[str, float]) -> float:
-    """Return what the arithmetic of a step costs at the measured rates: its operations or its bytes, the longer."""
-    operations = run.step_flops(factor_on) / rates["flops_per_second"]
-    return max(operations, step_bytes(run, factor_on) / rates["bytes_per_second"])
-
-
-# --- measuring --------------------------------------------------------------------------------------------------------
-
-
-def _peer_step(layer: peers.Layer, run: Run, width: float, device: str, mode: str) -> Callable[[], None]:
+def _peer_step(
+    peers: ModuleType, layer: Any, run: Run, width: float, device: str, mode: str
+) -> Callable[[], None]:
     """Return a training step of a peer's network on the batches of ``run``."""
     network = peers.svhn_convnet(layer, width).to(device).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
@@ -210,57 +72,59 @@ def _peer_step(layer: peers.Layer, run: Run, width: float, device: str, mode: st
     return action
 
 
-def _allocated(device: str) -> int:
-    return torch.cuda.memory_allocated(device) if device.startswith("cuda") else 0
-
-
-def _peak_memory_cpu(run: Run, action: Callable[[], None]) -> int:
-    """Return the bytes of all tensors at the peak of a step on the CPU: weights, moments, gradients and what it allocates.
-
-    The libraries' own scratch memory is not among them, nor are the images.
-    """
-    networks = [run.network, *run.trained.values(), *run.strategy.forward_only()]
-    tensors = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
-    tensors += [tensor.grad for tensor in tensors if tensor.grad is not None]
-    tensors += [
-        value for state in run.optimizer.state.values() for value in state.values() if torch.is_tensor(value)
-    ]
-    live = peak = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        action()
-    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
-
-
 def measure(
     network: str, width: float, mode: str, dtype: str, device: str, rounds: int, rates: dict[str, float]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one network: every case's step, peers, then the data pipeline and evaluation alone.
+    """Yield the rows of one network: the step of every case, of peers, the data pipeline and evaluation alone.
 
     In other modes and precisions also the eager step of DoReFa 1/1 in fp32, in the same rounds, to compare modes by.
+
+    Args:
+        network: its name in the registry.
+        width: multiplier of its channels.
+        mode: "eager", "compiled" or "captured".
+        dtype: "fp32" or "bf16".
+        device: "cpu" or "cuda:N".
+        rounds: how often everything is measured.
+        rates: what ``roofline`` returned for this precision.
     """
     if mode != "eager":
-        torch._dynamo.reset()  # what other networks were compiled to, of which a process keeps a limited number
+        torch._dynamo.reset()  # a process keeps a limited number of compiled networks: forget those of other networks
     arrays = synthetic(4 * BATCH)
-    runs, actions, first = [], [], []
+    runs: list[Run] = []
+    actions: list[Callable[[], None]] = []
+    first: list[float] = []
     memory: list[int] = []
     for case in CASES:
-        before = _allocated(device)
+        before = allocated(device)
         execution.reset_peak_memory(device)
         run = make_run(case.config(network, width, dtype), arrays, device, mode)
         actions.append(step_at(run, 0 if case.factor_on else run.total_steps - 1))
         first.append(timed(actions[-1], device))
-        if device.startswith("cuda"):
-            memory.append(execution.peak_memory(device) - before)
-        else:
-            memory.append(_peak_memory_cpu(run, actions[-1]))
+        on_gpu = device.startswith("cuda")
+        memory.append(execution.peak_memory(device) - before if on_gpu else peak_memory_cpu(run, actions[-1]))
         runs.append(run)
-    unit_run = runs[0]
-    data = unit_run.data
+    further = _further(network, width, mode, dtype, device, runs, arrays)
+    taken = interleaved([*actions, *(action for _, action, _ in further)], device, rounds)
+    common = {"network": network, "width": width, "mode": mode, "dtype": dtype, "batch_size": BATCH}
+    for case, run, seconds, start, peak in zip(CASES, runs, taken, first, memory, strict=False):
+        row: dict[str, Any] = {**common, **case.row(), **summary(seconds, taken[0])}
+        row["images_per_second"] = BATCH / row["seconds"]
+        row["operations"] = run.step_flops(case.factor_on)
+        row["roofline_share"] = floor_seconds(run, case.factor_on, rates) / row["seconds"]
+        row["first_step_seconds"] = start
+        row["peak_memory_bytes"] = peak
+        yield row
+    for (about, _, count), seconds in zip(further, taken[len(CASES) :], strict=True):
+        row = {**common, **about, **summary(seconds, taken[0])}
+        yield {**row, "images_per_second": count / row["seconds"]}
+
+
+def _further(
+    network: str, width: float, mode: str, dtype: str, device: str, runs: list[Run], arrays: Arrays
+) -> list[Further]:
+    """Return what is measured in the rounds of ``measure`` beside the cases; ``runs`` are those of the cases."""
+    unit_run, data = runs[0], runs[0].data
     fixed = data.train_batch(0)
 
     def without_data() -> None:
@@ -271,45 +135,29 @@ def measure(
     def evaluation() -> None:
         evaluate(runs[1].network, data.test_batches(EVALUATION_BATCH), 10)
 
-    extra: list[tuple[dict[str, Any], Callable[[], object], int]] = [
+    further: list[Further] = [
         ({"kind": "training without data"}, without_data, BATCH),
         ({"kind": "data"}, lambda: data.train_batch(0), BATCH),
         ({"kind": "evaluation"}, evaluation, data.test_count),
     ]
     if (mode, dtype) != ("eager", "fp32"):
         reference = make_run(PLAIN.config(network, width, "fp32"), arrays, device, "eager")
-        extra.append(({"kind": "eager fp32"}, step_at(reference, 0), BATCH))
-    for name, layer in peers.installed().items() if network == "svhn_convnet" else ():
-        about: dict[str, Any] = {
-            "kind": "peer",
-            "peer": name,
-            "what": peers.WHAT[name],
-            "quantizer": name,
-            "bits": "1/1",
-        }
+        further.append(({"kind": "eager fp32"}, step_at(reference, 0), BATCH))
+    peers = _peers() if network == "svhn_convnet" else None
+    if peers is None:
+        return further
+    for name, layer in peers.installed().items():
+        about: dict[str, Any] = {"kind": "peer", "peer": name, "what": peers.WHAT[name]}
+        about |= {"quantizer": name, "bits": "1/1"}
         try:
-            action = _peer_step(layer, unit_run, width, device, mode)
+            action = _peer_step(peers, layer, unit_run, width, device, mode)
             about["first_step_seconds"] = timed(action, device)
         except Exception as error:  # a library that cannot be compiled, or does not know this torch
-            print(
-                f"bench speed: {name} in mode {mode} cannot be measured ({type(error).__name__})",
-                file=sys.stderr,
-            )
+            reason = type(error).__name__
+            print(f"bench speed: {name} in mode {mode} cannot be measured ({reason})", file=sys.stderr)
             continue
-        extra.append((about, action, BATCH))
-    taken = interleaved([*actions, *(action for _, action, _ in extra)], device, rounds)
-    common = {"network": network, "width": width, "mode": mode, "dtype": dtype, "batch_size": BATCH}
-    for case, run, seconds, start, peak in zip(CASES, runs, taken, first, memory, strict=False):
-        row: dict[str, Any] = {**common, **case.row(), **summary(seconds, taken[0])}
-        row["images_per_second"] = BATCH / row["seconds"]
-        row["operations"] = run.step_flops(case.factor_on)
-        row["roofline_share"] = floor_seconds(run, case.factor_on, rates) / row["seconds"]
-        row["first_step_seconds"] = start
-        row["peak_memory_bytes"] = peak
-        yield row
-    for (about, _, images), seconds in zip(extra, taken[len(CASES) :], strict=True):
-        row = {**common, **about, **summary(seconds, taken[0])}
-        yield {**row, "images_per_second": images / row["seconds"]}
+        further.append((about, action, BATCH))
+    return further
 
 
 def measure_packed(

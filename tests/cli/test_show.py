@@ -153,11 +153,6 @@ class TestShow:
         rows = [line for line in text.splitlines() if "progressive (" in line or "网络" in line]
         assert columns_of(rows[0].split("plain")[0]) == columns_of(rows[1].split("progressive (")[0])
 
-    def test_cost_is_asked_of_the_module_that_can_tell(self, show, monkeypatch):
-        monkeypatch.setattr("bench.cli.show.find_spec", lambda name: None)
-        with pytest.raises(InputError, match="--cost"):
-            show(cost=True)
-
 
 def test_a_value_is_shown_without_loss():
     assert [_value(v) for v in (0.25, 1.0, 1e-8, 0.123456789, True, None, [1, 2], "x")] == [

@@ -14,10 +14,12 @@ from torch import nn
 from bench import registry
 from bench.costs import measure as costs_measure
 from bench.costs import predict
+from bench.costs.at_once import AtOnce
 from bench.costs.predict import Calibration, Kept, makespan, trial_seconds
 from bench.experiments.config import TrialConfig
 from bench.networks import costs
-from bench.speed import measure, page, peers
+from bench.speed import cases, floor, measure, peers, timing
+from tools import speed_page
 
 ROOT = Path(__file__).parents[2]
 BASE = {"dataset": "digits", "network": "svhn_convnet", "quantizer": "dorefa", "bits": "1/1", "epochs": 4}
@@ -33,7 +35,7 @@ def progressive(until: float = 0.5) -> dict:
 
 class TestRows:
     def test_ratios_are_taken_round_by_round(self):
-        row = measure.summary([2.0, 6.0, 4.0], [1.0, 2.0, 4.0])
+        row = timing.summary([2.0, 6.0, 4.0], [1.0, 2.0, 4.0])
         assert row["ratio"] == 2.0  # of 2, 3 and 1
         assert row["seconds"] == 4.0
         low, middle, high = statistics.quantiles([2.0, 6.0, 4.0], n=4)
@@ -41,31 +43,30 @@ class TestRows:
 
     def test_every_round_measures_every_action_once_and_in_turn(self):
         order = []
-        taken = measure.interleaved([lambda: order.append("a"), lambda: order.append("b")], "cpu", 3)
+        taken = timing.interleaved([lambda: order.append("a"), lambda: order.append("b")], "cpu", 3)
         assert order == ["a", "b"] * 4  # one round does not count
         assert [len(column) for column in taken] == [3, 3]
 
     def test_the_floor_counts_every_tensor_between_layers_once_a_pass(self, monkeypatch):
-        monkeypatch.setattr(measure, "BATCH", 2)
-        run = measure.make_run(
-            measure.UNIT.config("svhn_convnet", 0.125, "fp32"), measure.synthetic(8), "cpu"
-        )
+        monkeypatch.setattr(cases, "BATCH", 2)
+        run = measure.make_run(cases.UNIT.config("svhn_convnet", 0.125, "fp32"), measure.synthetic(8), "cpu")
         sizes = [40, 18, 18, 9, 7, 7, 5]  # of what conv0 .. conv6 read
         sides = [36, 18, 18, 7, 7, 5, 1]  # of what they write
         channels = [3, 6, 8, 8, 16, 16, 16, 64]
         moved = sum(3 * c * s**2 for c, s in zip(channels, sizes, strict=False))
         moved += sum(2 * c * s**2 for c, s in zip(channels[1:], sides, strict=True)) + 3 * 64 + 2 * 10
         weights = sum(p.numel() for p in run.network.parameters())
-        assert measure.step_bytes(run, False) == 2 * 4 * moved + 40 * weights
+        assert floor.step_bytes(run, False) == 2 * 4 * moved + 40 * weights
         fast = {"flops_per_second": 1e30, "bytes_per_second": 1.0}
-        assert measure.floor_seconds(run, False, fast) == measure.step_bytes(run, False)
-        assert measure.floor_seconds(
+        assert floor.floor_seconds(run, False, fast) == floor.step_bytes(run, False)
+        assert floor.floor_seconds(
             run, False, {"flops_per_second": 1.0, "bytes_per_second": 1e30}
         ) == run.step_flops(False)
 
     def test_the_file_has_a_row_for_every_case(self, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(measure, "NETWORKS", (("svhn_convnet", 0.125),))
         monkeypatch.setattr(measure, "BATCH", 8)
+        monkeypatch.setattr(cases, "BATCH", 8)
         monkeypatch.setattr(measure, "dtypes", lambda device: ["fp32"])
         monkeypatch.setattr(
             peers, "installed", lambda: {"plain": plain_layer, "broken": lambda *shape: 1 / 0}
@@ -76,14 +77,14 @@ class TestRows:
         document = json.loads(file.read_text())
         rows = [row for row in document["rows"] if "kind" not in row]
         kinds = [row["kind"] for row in document["rows"] if "kind" in row]
-        assert len(rows) == len(measure.CASES)
+        assert len(rows) == len(cases.CASES)
         assert kinds == ["training without data", "data", "evaluation", "peer"]
         assert document["rows"][-1]["peer"] == "plain" and document["rows"][-1]["what"] == "nothing quantized"
         unit = rows[0]
         assert unit["quantizer"] == "full_precision" and unit["ratio"] == 1.0
         assert all(row["seconds"] > 0 and row["images_per_second"] == 8 / row["seconds"] for row in rows)
         assert {(row["merge"], row["factor_on"]) for row in rows if row["strategy"] == "progressive"} == {
-            (merge, on) for merge in measure.MERGES for on in (True, False)
+            (merge, on) for merge in cases.MERGES for on in (True, False)
         }
         schema = {
             "network",
@@ -142,7 +143,7 @@ class TestRows:
 
     def test_peak_memory_is_what_is_held_and_what_a_step_adds(self):
         run = measure.make_run(
-            measure.UNIT.config("svhn_convnet", 0.125, "fp32"), measure.synthetic(128), "cpu"
+            cases.UNIT.config("svhn_convnet", 0.125, "fp32"), measure.synthetic(128), "cpu"
         )
         held = []
 
@@ -154,13 +155,14 @@ class TestRows:
         weights = sum(
             t.numel() * t.element_size() for t in (*run.network.parameters(), *run.network.buffers())
         )
-        assert measure._peak_memory_cpu(run, action) == pytest.approx(weights + (16 << 20), abs=4096)
-        assert measure._peak_memory_cpu(run, lambda: (action(), action())) == pytest.approx(
+        assert floor.peak_memory_cpu(run, action) == pytest.approx(weights + (16 << 20), abs=4096)
+        assert floor.peak_memory_cpu(run, lambda: (action(), action())) == pytest.approx(
             weights + (20 << 20), abs=4096
         )
 
     def test_several_at_once(self, monkeypatch):
         monkeypatch.setattr(measure, "BATCH", 8)
+        monkeypatch.setattr(cases, "BATCH", 8)
         monkeypatch.setattr(measure, "cpu_count", lambda: 2)
         unit, row = measure.measure_packed("svhn_convnet", 0.05, "fp32", "cpu", 2)
         assert (unit["mode"], unit["processes"], unit["ratio"], row["quantizer"]) == (
@@ -181,7 +183,7 @@ def plain_layer(width: int, out: int, kernel: int, padding: int) -> nn.Module:
 
 def test_peers_networks_are_ours_in_shape():
     ours = measure.make_run(
-        measure.PLAIN.config("svhn_convnet", 0.25, "fp32"), measure.synthetic(), "cpu"
+        cases.PLAIN.config("svhn_convnet", 0.25, "fp32"), measure.synthetic(), "cpu"
     ).network
     for layer in (plain_layer, *peers.installed().values()):
         network = peers.svhn_convnet(layer, 0.25)
@@ -257,9 +259,7 @@ class TestEstimate:
         assert measured.setup > 0 and measured.memory > 1 << 26 and measured.context == 0
 
     def test_slowdown_is_of_the_steps_beside_others(self):
-        result = costs_measure.AtOnce(
-            (1.0, 1.0), (0.5, 0.5), ((2.0, 4.0), (3.0, 3.0)), ((0.5, 0.7), (0.6, 0.6)), (1, 1)
-        )
+        result = AtOnce((1.0, 1.0), (0.5, 0.5), ((2.0, 4.0), (3.0, 3.0)), ((0.5, 0.7), (0.6, 0.6)), (1, 1))
         assert result.slowdown("cuda:0") == 3.0 and result.slowdown("cpu") == pytest.approx(1.2)
 
 
@@ -277,14 +277,14 @@ def test_networks_say_their_multiply_accumulates():
 class TestPage:
     def test_the_page_has_the_numbers_of_the_files(self):
         text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
-        assert page.filled(text, ROOT / "docs" / "speed") == text, "run `python -m bench.speed.page`"
+        assert speed_page.filled(text, ROOT / "docs" / "speed") == text, "run `python -m tools.speed_page`"
 
     def test_a_table_of_ratios(self):
         common = {"device": "d", "network": "resnet20", "width": 1.0, "mode": "eager", "dtype": "fp32"}
         rows = [
             {
                 **common,
-                **measure.UNIT.row(),
+                **cases.UNIT.row(),
                 "seconds": 0.05,
                 "ratio": 1.0,
                 "spread": 0.1,
@@ -292,7 +292,7 @@ class TestPage:
             },
             {
                 **common,
-                **measure.PLAIN.row(),
+                **cases.PLAIN.row(),
                 "seconds": 0.06,
                 "ratio": 1.2,
                 "spread": 0.1,
@@ -307,29 +307,29 @@ class TestPage:
                 "images_per_second": 5120.0,
             },
         ]
-        table = page.ratios({"rows": rows}, "fp32").splitlines()
+        table = speed_page.ratios({"rows": rows}, "fp32").splitlines()
         assert table[0] == "| | resnet20 1x eager |"
         assert table[2:4] == ["| full precision, ms | 50.0 |", "| dorefa 1/1 | 1.20 |"]
-        assert "| resnet20 1x eager | 5,120 |" in page.rates({"rows": rows}, "fp32")
+        assert "| resnet20 1x eager | 5,120 |" in speed_page.rates({"rows": rows}, "fp32")
 
     def test_modes_are_compared_with_the_eager_step_of_the_same_rounds(self):
         common = {"network": "resnet20", "width": 1.0, "mode": "compiled", "dtype": "bf16"}
         packed = {
             **common,
-            **measure.PLAIN.row(),
+            **cases.PLAIN.row(),
             "mode": "packed",
             "ratio": 1.0,
             "throughput": 1.9,
             "processes": 2,
         }
         rows = [
-            {**common, **measure.PLAIN.row(), "ratio": 1.2, "peak_memory_bytes": 5_000_000},
+            {**common, **cases.PLAIN.row(), "ratio": 1.2, "peak_memory_bytes": 5_000_000},
             {**common, "kind": "eager fp32", "ratio": 1.8},
             packed,
         ]
-        table = page.modes({"rows": rows}, "all").splitlines()
+        table = speed_page.modes({"rows": rows}, "all").splitlines()
         assert table[2:] == [
             "| compiled bf16 | 1.50 |",
             "| packed bf16, 2 at once, over one of them | 1.90 |",
         ]
-        assert page.memory({"rows": rows}, "bf16").splitlines()[2:] == ["| dorefa 1/1 | 5 |"]
+        assert speed_page.memory({"rows": rows}, "bf16").splitlines()[2:] == ["| dorefa 1/1 | 5 |"]
