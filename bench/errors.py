@@ -15,6 +15,13 @@ class InputError(Exception):
     """
 
 
+class NetworkError(InputError):
+    """A network that the suite did not write cannot be made or adopted, perhaps with this seed alone.
+
+    Where a trial raises this error, the trial is recorded as failed, with the message as its reason.
+    """
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the valid name closest to ``name``, or ``""`` when none is close."""
     found = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.6)

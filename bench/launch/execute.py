@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.devices import THREADS_PER_TRIAL
-from bench.errors import InputError
+from bench.errors import InputError, NetworkError
 from bench.experiments.config import TrialConfig
 from bench.foreign import Grant, current, granted
 from bench.launch.gpu_sharing import layout
@@ -178,6 +178,8 @@ def _train(
         )
         if status not in ("done", "diverged", "stopped"):
             raise RuntimeError(f"the training function returned {status!r}")
+    except NetworkError as error:
+        return _failed(store, task, str(error), began)
     except InputError as error:
         return Outcome(task.id, "refused", str(error), no_space=getattr(error, "no_space", False))
     except BaseException as error:  # SystemExit of some library, too: the other trials go on
@@ -186,16 +188,19 @@ def _train(
         reason = describe(error, task.device)
         if isinstance(error, OSError) and error.errno in FULL:
             return Outcome(task.id, "refused", str(explain(error, store.folder(task.id))), no_space=True)
-        seconds = time.monotonic() - began
-        store.write_summary(
-            task.id, {"status": "failed", "reason": reason, "wall_seconds": round(seconds, 3)}
-        )
-        return Outcome(task.id, "failed", reason, seconds=seconds)
+        return _failed(store, task, reason, began)
     summary = (store.summary(task.id) or {}) if status != "stopped" else {}
     reason = summary.get("reason") or ""
     held_out = task.config.get("evaluate_test") is False
     accuracy = summary.get("final_val_acc" if held_out else "final_test_acc")
     return Outcome(task.id, status, reason, accuracy, time.monotonic() - began, held_out=held_out)
+
+
+def _failed(store: Store, task: Task, reason: str, began: float) -> Outcome:
+    """Record that a trial failed, and return that outcome; ``began`` is the clock at the trial's beginning."""
+    seconds = time.monotonic() - began
+    store.write_summary(task.id, {"status": "failed", "reason": reason, "wall_seconds": round(seconds, 3)})
+    return Outcome(task.id, "failed", reason, seconds=seconds)
 
 
 def set_threads(count: int) -> None:

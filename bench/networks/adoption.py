@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.errors import InputError
+from bench.errors import InputError, NetworkError
 from bench.networks.builder import Builder, Network
 from bench.networks.convert.invariant import check_is_original
 from bench.networks.convert.plan import Choices
@@ -43,8 +43,9 @@ def adopted(
         choices: fields of ``Choices``.
 
     Raises:
-        InputError: ``make`` raises or returns no module; the size is unknown; the module cannot be
-            transformed; the transformed network is not the original.
+        NetworkError: ``make`` raises or returns no module; the size is unknown; the module cannot be
+            transformed; the transformed network is not the original. All of this may depend on the seed.
+        InputError: what ``make`` refuses itself, for instance code that is not allowed.
     """
 
     def made() -> nn.Module:
@@ -53,13 +54,16 @@ def adopted(
     root = made()
     size = input_size if input_size is not None else getattr(root, "input_size", None)
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise InputError(
+        raise NetworkError(
             f"network: the input size of {who} is not known: give it as input_size, or as an attribute of "
             "the module"
         )
-    if builder.check_original:
-        check_is_original(made, builder.config, num_classes, size, who)
-    return transform(root, builder, num_classes, input_size=size, choices=Choices(**choices), who=who)
+    try:
+        if builder.check_original:
+            check_is_original(made, builder.config, num_classes, size, who)
+        return transform(root, builder, num_classes, input_size=size, choices=Choices(**choices), who=who)
+    except InputError as error:
+        raise NetworkError(str(error)) from error
 
 
 def _made(make: Callable[[], Any], builder: Builder, who: str) -> nn.Module:
@@ -74,9 +78,9 @@ def _made(make: Callable[[], Any], builder: Builder, who: str) -> nn.Module:
             raise
         except (Exception, SystemExit) as error:  # code of the user's can raise anything
             log.info("%s raised", who, exc_info=True)
-            raise InputError(f"network: {who} raised {type(error).__name__}: {clean(error, 300)}") from None
+            raise NetworkError(f"network: {who} raised {type(error).__name__}: {clean(error, 300)}") from None
     if not isinstance(root, nn.Module):
-        raise InputError(f"network: {who} returned {type(root).__name__}, not a torch.nn.Module")
+        raise NetworkError(f"network: {who} returned {type(root).__name__}, not a torch.nn.Module")
     return root
 
 

@@ -100,7 +100,7 @@ def read_trial(
             row.update(status="unfinished", reason=f"stopped after {len(lines)} epochs")
         else:
             row["reason"] = "never run"
-    elif trial is None:
+    elif trial is None and row["status"] != "failed":  # a trial may fail before it can write its trial.json
         row.update(status="damaged", reason="summary.json without trial.json", accuracy=None)
     return row, lines
 
