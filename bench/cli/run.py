@@ -140,6 +140,9 @@ def _devices(experiment: Experiment, options: RunOptions) -> list[str]:
             catalog.require(trial.config.dataset, options.data_dir)
             kind = trial.config.dataset["kind"]
             raise InputError(f"{options.data_dir}: the data set '{kind}' is not there")
+    for dataset in {catalog.label(t.config.dataset): t.config.dataset for t in experiment.trials}.values():
+        for line in catalog.remarks(dataset, options.data_dir):
+            say(inert(line))
     devices = ["cluster"] if options.address else find_devices(options.device)
     for trial in experiment.trials:
         check_workers(trial.config, options.workers_per_trial)

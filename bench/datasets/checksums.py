@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bench.datasets.sources import CHUNK
 from bench.errors import InputError
 from bench.folders import cache_folder
 
@@ -54,11 +53,8 @@ def of_many(key: Path, signature: str, compute: Callable[[], str]) -> str:
 
 def compute(stream: BinaryIO) -> str:
     """Return the checksum of an open file from its start."""
-    digest = hashlib.sha256()
     stream.seek(0)
-    while block := stream.read(CHUNK):
-        digest.update(block)
-    return "sha256:" + digest.hexdigest()
+    return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def remembered(path: Path, stream: BinaryIO) -> str | None:

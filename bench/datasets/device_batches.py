@@ -14,36 +14,24 @@ import torch
 from torch import Tensor
 
 from bench.datasets import augmentation
-from bench.datasets.batch_rows import WHOLE, rows
+from bench.datasets.batch_rows import WHOLE, ChosenImages
 from bench.datasets.resize import RESIZES, Bilinear, OpenCVBilinear
 from bench.datasets.sources import Arrays
-from bench.errors import InputError
-from bench.experiments import catalog
 from bench.experiments.config import TrialConfig
-from bench.randomness import combine, fold, permutation, sample_bits
+from bench.randomness import combine, fold, sample_bits
 
 _CHUNK = 256  # images resized or measured at a time
 
 
-class DeviceData:
+class DeviceData(ChosenImages):
     """The images of one trial on its device.
 
-    ``num_classes``, ``train_count``, ``test_count``, ``holdout_count``; ``steps_per_epoch`` is ``train_count`` over the
-    batch size, rounded down: the images left over at the end of an epoch's order are not used in it.
-
-    ``train_size`` and ``holdout`` are cut from one random order of the training images that depends on their number
-    alone, not on the trial's seed: the first ``train_size`` train, the last ``holdout`` are set aside. So every seed
-    trains on the same images, a smaller ``train_size`` is part of a larger one, and changing one leaves the other's
-    images as they were. Where the data knows which images belong together (``Arrays.groups``), whole groups are set
-    aside, as they come in a random order of the groups, and the others train.
+    Which images, and in which order, says ``ChosenImages``.
 
     Batches are ``(images, labels)``: float32 (B, 3, S, S) in channels-last memory, S the network's input size, grey
     repeated to three channels; int64 (B,). With augmentation ``crop_flip`` images stay at their own size on the device,
     are cropped and mirrored there, normalised and resized to S without rounding, in tests too; otherwise they are
     resized once and kept as uint8, as the paper does.
-
-    ``share = (rank, ranks)``: of each training and estimation batch the rows that are this worker's, with the draws of
-    their positions in the global batch (see ``bench.datasets.batch_rows``), and every ``ranks``-th batch of the tests.
     """
 
     def __init__(
@@ -56,22 +44,9 @@ class DeviceData:
     ) -> None:
         """Choose the images and move them to ``device``; raises ``InputError`` where they are fewer than asked for."""
         total = len(arrays.x_train)
-        self.train_count = catalog.split(
-            total,
-            batch_size=config.batch_size,
-            train_size=config.train_size,
-            holdout=config.holdout,
-            name=catalog.label(config.dataset),
-        )
-        self.holdout_count = config.holdout
-        self.test_count = len(arrays.x_test)
-        self.num_classes = arrays.num_classes
-        self.batch_size = config.batch_size
-        self.steps_per_epoch = self.train_count // config.batch_size
-        self.device = torch.device(device)
+        super().__init__(config, total, len(arrays.x_test), arrays.num_classes, device, share, arrays.groups)
         self.resident = True
-
-        train, holdout = chosen_images(total, self.train_count, config.holdout, arrays.groups)
+        train, holdout = self._chosen, self._aside
         x_train = arrays.x_train if len(train) == total else arrays.x_train[train]
         height, width = x_train.shape[1:3]
         fits = (height, width) == (input_size, input_size)
@@ -85,11 +60,7 @@ class DeviceData:
         self._test = _resident(arrays.x_test, arrays.y_test, early, self.device)
         self._shift, self._scale = _normalization(config.normalization, x_train, self.device)
 
-        self._seed = config.seed
         self._augmentation_key = fold(config.seed, "augmentation", config.augmentation)
-        self._share = share
-        self._samples = rows(config.batch_size, share, config.micro_batches).to(self.device)
-        self._order: tuple[int, Tensor] | None = None
 
     def train_batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return the training batch of the global ``step`` (from 0), augmented."""
@@ -98,15 +69,6 @@ class DeviceData:
     def inputs(self, step: int) -> tuple[Tensor, ...]:
         """Return what ``prepare`` makes the batch of ``step`` from: the indices of its images."""
         return (self.indices(step),)
-
-    def indices(self, step: int) -> Tensor:
-        """Return which training images make up this worker's batch of ``step``: int64 (batch_size / ranks,) on the device."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        if self._order is None or self._order[0] != epoch:
-            key = fold(self._seed, "order", epoch)
-            self._order = epoch, permutation(self.train_count, key, self.device)
-        batch = self._order[1][position * self.batch_size : (position + 1) * self.batch_size]
-        return batch if self._share == WHOLE else batch[self._samples]
 
     def prepare(self, indices: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         """Gather, augment and normalise a training batch; ``step`` is a 0-d int64 tensor. Fit for ``torch.compile``."""
@@ -133,10 +95,7 @@ class DeviceData:
 
         Where they are more than the training images the order begins again.
         """
-        order = permutation(self.train_count, fold(self._seed, "estimation"), self.device)
-        places = rows(batch_size, self._share).to(self.device)
-        for batch in range(count):
-            indices = order[(places + batch * batch_size) % self.train_count]
+        for indices in self._estimated(count, batch_size):
             images, labels = (part.index_select(0, indices) for part in self._train)
             yield self._finished(images), labels
 
@@ -165,32 +124,6 @@ class DeviceData:
         scale = (self._scale / denominator).repeat(width)
         rows = rows.sub_(shift).mul_(scale)
         return rows.view(count, height, width, channels).to(torch.float32).permute(0, 3, 1, 2)
-
-
-def chosen_images(
-    total: int, train_count: int, holdout: int, groups: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices, ascending, of the images trained on and of those set aside (see ``DeviceData``).
-
-    ``groups`` (total,) numbers the images that belong together. Raises ``InputError`` where whole groups cannot make up
-    ``holdout`` images.
-    """
-    order = permutation(total, fold(0, "subset")).numpy()
-    if groups is None or not holdout:
-        return np.sort(order[:train_count]), np.sort(order[total - holdout :])
-    names, sizes = np.unique(groups, return_counts=True)
-    chosen, left = [], holdout
-    for place in permutation(len(names), fold(0, "subset", "groups")).tolist():
-        if sizes[place] <= left:  # a group that is too large for the rest is passed over
-            chosen.append(names[place])
-            left -= int(sizes[place])
-    if left:
-        raise InputError(
-            f"holdout: {holdout} images cannot be made up of whole groups (photographs); {holdout - left} can"
-        )
-    aside = np.isin(groups, chosen)
-    kept = order[~aside[order]]
-    return np.sort(kept[:train_count]), np.flatnonzero(aside)
 
 
 def _resident(

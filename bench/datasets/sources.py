@@ -198,9 +198,7 @@ class PublishedSource(Source):
         path = data_dir / file.path
         try:
             stream = path.open("rb")
-            digest = hashlib.md5(usedforsecurity=False)
-            while block := stream.read(CHUNK):
-                digest.update(block)
+            digest = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False))
             stream.seek(0)
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror or error}") from None

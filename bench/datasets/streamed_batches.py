@@ -15,24 +15,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.datasets.batch_rows import WHOLE, rows
-from bench.datasets.device_batches import chosen_images
+from bench.datasets.batch_rows import WHOLE, ChosenImages
 from bench.datasets.photographs import crops
 from bench.datasets.photographs.images import MEAN_SIDE, Images, Photographs
 from bench.devices import cpu_count
 from bench.errors import InputError
-from bench.experiments import catalog
 from bench.experiments.config import TrialConfig
-from bench.randomness import combine, fold, permutation, sample_bits
+from bench.randomness import combine, fold, sample_bits
 
 AHEAD = 3  # batches under way while one is trained on
 KEPT_BYTES = 1 << 30  # test views that take no more are kept from the first evaluation on
 
 
-class PhotographData:
+class PhotographData(ChosenImages):
     """The photographs of one trial: the interface of ``DeviceData``, for images of many sizes and any number.
 
-    ``train_size``, ``holdout``, the order and ``share`` mean what they mean there. Batches are ``(images, labels)``:
+    Which images, and in which order, says ``ChosenImages``. Batches are ``(images, labels)``:
     float32 (B, 3, S, S) in channels-last memory on the device, int64 (B,). What is done to the images is described in
     ``photographs.crops``; it ends in uint8, which is normalised on the device. ``standardize`` takes the channels'
     mean and deviation over the images trained on, in the size they are stored in; ``pixel_mean`` subtracts the mean
@@ -55,36 +53,17 @@ class PhotographData:
                 f"augmentation: '{config.augmentation}' is for images of one small size; photographs take one of "
                 f"{', '.join(crops.AUGMENTATIONS)}"
             )
-        total = len(photographs.train.index)
-        self.train_count = catalog.split(
-            total,
-            batch_size=config.batch_size,
-            train_size=config.train_size,
-            holdout=config.holdout,
-            name=catalog.label(config.dataset),
-        )
-        self.holdout_count = config.holdout
-        self.test_count = len(photographs.test.index)
-        self.num_classes = photographs.num_classes
-        self.batch_size = config.batch_size
-        self.steps_per_epoch = self.train_count // config.batch_size
-        self.device = torch.device(device)
+        counts = len(photographs.train.index), len(photographs.test.index)
+        super().__init__(config, *counts, photographs.num_classes, device, share)
         self.resident = False
         self.size = input_size
         self.workers = workers or (1 if self.device.type == "cpu" else min(16, cpu_count()))
-
         self._images = photographs
-        self._train, self._holdout = chosen_images(total, self.train_count, config.holdout)
-        self._test = np.arange(self.test_count)
         self._augmentation = config.augmentation
         self._cubic = config.augmentation in crops.CUBIC
         self._view = crops.view_released if config.augmentation == "scale_jitter_released" else crops.view
-        self._seed = config.seed
         self._key = fold(config.seed, "augmentation", config.augmentation)
-        self._share = share
-        self._samples = rows(config.batch_size, share, config.micro_batches)
-        self._order: tuple[int, np.ndarray] | None = None
-        shift, scale = _normalization(config.normalization, photographs, self._train, input_size)
+        shift, scale = _normalization(config.normalization, photographs, self._chosen, input_size)
         self._shift = None if shift is None else shift.to(self.device)
         self._scale = scale if isinstance(scale, float) else scale.to(self.device)
         self._pool: ThreadPoolExecutor | None = None
@@ -111,10 +90,6 @@ class PhotographData:
             future.result()
         return self._finished(pixels), self._labels(self._images.train, numbers)
 
-    def indices(self, step: int) -> Tensor:
-        """Return which training images make up this worker's batch of ``step``: int64 on the device."""
-        return torch.from_numpy(self._positions(step)).to(self.device)
-
     def inputs(self, step: int) -> tuple[Tensor, ...]:
         """Return the batch of ``step`` itself: images are cut on the CPU, before the step."""
         return self.train_batch(step)
@@ -123,42 +98,33 @@ class PhotographData:
         """Return images and labels as they are: ``inputs`` has done everything."""
         return images, labels
 
-    def _positions(self, step: int) -> np.ndarray:
-        epoch, position = divmod(step, self.steps_per_epoch)
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, permutation(self.train_count, fold(self._seed, "order", epoch)).numpy()
-        batch = self._order[1][position * self.batch_size : (position + 1) * self.batch_size]
-        return batch[self._samples.numpy()]
-
     def _numbers(self, step: int) -> np.ndarray:
-        return self._train[self._positions(step)]
+        return self._chosen[self.indices(step).cpu().numpy()]
 
     def _windows(self, numbers: np.ndarray, step: int) -> crops.Window:
         heights, widths = _sizes(self._images.train, numbers)
         if self._augmentation == "none":
             return self._view(heights, widths, self.size)
         many, cut = crops.TRAINING[self._augmentation]
-        draws = sample_bits(combine(self._key, step), self._samples, (many,)).numpy()
+        draws = sample_bits(combine(self._key, step), self._samples.cpu(), (many,)).numpy()
         return cut(heights, widths, draws, self.size)
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 
     def test_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over the test images in their order; the last batch may be smaller."""
-        return self._in_order("test", self._images.test, self._test, batch_size)
+        return self._in_order("test", self._images.test, np.arange(self.test_count), batch_size)
 
     def holdout_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over the held-out training images, un-augmented; nothing where ``holdout`` is 0."""
-        return self._in_order("holdout", self._images.train, self._holdout, batch_size)
+        return self._in_order("holdout", self._images.train, self._aside, batch_size)
 
     def estimation_batches(self, count: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over ``count`` batches of un-augmented training images in a random order fixed by the seed.
 
         Where they are more than the training images the order begins again.
         """
-        order = permutation(self.train_count, fold(self._seed, "estimation")).numpy()
-        places = rows(batch_size, self._share).numpy()
-        batches = [self._train[order[(places + b * batch_size) % self.train_count]] for b in range(count)]
+        batches = [self._chosen[indices.cpu().numpy()] for indices in self._estimated(count, batch_size)]
         for pixels, numbers in self._views(self._images.train, batches):
             yield self._finished(pixels), self._labels(self._images.train, numbers)
 

@@ -62,6 +62,12 @@ def facts(dataset: Mapping[str, Any], data_dir: Path) -> Facts:
     return source.facts(options, data_dir)
 
 
+def remarks(dataset: Mapping[str, Any], data_dir: Path) -> list[str]:
+    """Return what of the data set's files is not read, counted and named, a line each; ``[]`` where all are read."""
+    source, options = source_of(dataset)
+    return [f"{source.label(options)}: {line}" for line in source.remarks(options, data_dir)]
+
+
 def split(
     total: int, *, batch_size: int, train_size: int | None = None, holdout: int = 0, name: str = ""
 ) -> int:

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from bench import datasets
 from bench.datasets import augmentation
-from bench.datasets.device_batches import DeviceData, chosen_images
+from bench.datasets.batch_rows import chosen_images
+from bench.datasets.device_batches import DeviceData
 from bench.datasets.resize import Bilinear
 from bench.datasets.sources import Arrays
 from bench.errors import InputError

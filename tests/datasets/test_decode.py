@@ -343,3 +343,23 @@ def test_an_unreadable_folder_of_a_class_is_an_error(tmp_path):
     (root / "train" / "bee").chmod(0)
     with pytest.raises(InputError, match="cannot be read"):
         listing.of_tree(root)
+
+
+def test_a_run_says_what_its_data_leaves_out(tmp_path, capsys):
+    folder_of_everything(tmp_path / "data" / "own")
+    (tmp_path / "own.toml").write_text(
+        "[defaults]\ndataset = 'imagefolder:own'\nnetwork = 'resnet20'\nwidth = 0.125\n"
+        "epochs = 1\nbatch_size = 4\n[[arms]]\nname = 'A'\nquantizer = 'full_precision'\n"
+    )
+    command = [
+        "run",
+        str(tmp_path / "own.toml"),
+        "--data",
+        str(tmp_path / "data"),
+        "--no-ray",
+        "--device",
+        "cpu",
+    ]
+    assert main([*command, "--results", str(tmp_path / "runs"), "--max-minutes", "0.0001"]) in (0, 3)
+    text = "".join(capsys.readouterr())
+    assert text.count("1 left out (a link that leads nowhere): train/ant/gone.png") == 1

@@ -1011,7 +1011,7 @@ def test_normalizations(folder):
     expected = (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(deviation)[:, None, None]
     assert torch.allclose(found.double(), expected, atol=1e-5)
     part = batches(folder, normalization="standardize", train_size=8)
-    chosen = np.concatenate([everything[i] for i in part._train])
+    chosen = np.concatenate([everything[i] for i in part._chosen])
     found = torch.cat([x for x, _ in part.test_batches(9)])
     expected = (pixels - torch.tensor(chosen.mean(0))[:, None, None]) / torch.tensor(chosen.std(0))[
         :, None, None

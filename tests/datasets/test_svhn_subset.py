@@ -16,7 +16,7 @@ import scipy.io
 from bench import datasets
 from bench.cli.main import main
 from bench.datasets import svhn, svhn_subset
-from bench.datasets.device_batches import chosen_images
+from bench.datasets.batch_rows import chosen_images
 from bench.datasets.sources import PublishedFile
 from bench.errors import InputError
 
