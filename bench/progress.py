@@ -6,47 +6,10 @@ import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, TextIO
 
-
-def inert(text: object) -> str:
-    """Return text that a terminal cannot take for a command: unprintable characters become visible escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in words short enough for a status line."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
-def percent(value: float | None) -> str:
-    """Return an accuracy in percent, "-" where there is none."""
-    return "-" if value is None else f"{value:.2f} %"
-
-
-def plural(count: int, noun: str) -> str:
-    """Return ``1 trial``, ``2 trials``."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def table(head: list[str], rows: list[list[str]], *, right: Collection[int] = ()) -> str:
-    """Return aligned plain text; the columns in ``right`` are right-aligned."""
-    cells = [head, *rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-
-    def line(row: list[str]) -> str:
-        return "  ".join(
-            c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        )
-
-    return "\n".join(
-        text.rstrip() for text in [line(head), line(["-" * w for w in widths]), *map(line, rows)]
-    )
+from bench.text import duration, inert
 
 
 def say(text: str = "", stream: TextIO | None = None) -> None:

@@ -8,7 +8,7 @@ from bench.cli import OK
 from bench.datasets import manage
 from bench.errors import InputError, nearest
 from bench.folders import resolve_data_dir
-from bench.progress import inert
+from bench.text import inert
 
 ACTIONS = ("list", "fetch", "prepare", "verify")
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "report": "bench.cli.report:report_command",
     "verify": "bench.cli.verify:verify_command",
     "data": "bench.cli.data:data_command",
+    "completion": "bench.cli.completion:completion_command",
     "speed": "bench.speed.measure:main",
 }
 
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None, *, train: str | None = None) -> int:
 
 def _complain(message: str) -> None:
     """Print an error to the error stream, the first line marked with the program's name, the others indented."""
-    from bench.progress import inert
+    from bench.text import inert
 
     first, *others = message.splitlines() or ["wrong input"]
     lines = [f"bench: {inert(first)}", *(f"  {inert(line)}" for line in others)]

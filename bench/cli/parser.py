@@ -9,15 +9,28 @@ import argparse
 import errno
 import math
 import os
+import shutil
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from rich_argparse import RawDescriptionRichHelpFormatter
+
+from bench import __version__
 from bench.errors import InputError, nearest
 
 LISTS = ("quantizers", "strategies", "networks", "datasets", "schedules", "recipes")
+SHELLS = ("bash", "zsh", "tcsh")
 SPEED_MODES = ("eager", "compiled", "captured", "packed")
 FORMATS = ("md", "tex", "csv", "png", "pdf", "html")
+
+
+class _Help(RawDescriptionRichHelpFormatter):
+    """Help in colour on a terminal; rich is imported when help is printed."""
+
+    text_markup = help_markup = False  # square brackets are brackets
+    group_name_formatter = str.capitalize
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,139 +87,272 @@ def _formats(text: str) -> list[str]:
     return chosen
 
 
+def _filled(text: str) -> str:
+    """Return text in lines of the terminal's width, as argparse itself breaks help."""
+    return textwrap.fill(text, max(20, shutil.get_terminal_size().columns - 2))
+
+
+class _Commands:
+    """Adds commands and the options that several of them share, in groups that ``--help`` shows."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self.added = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+
+    def add(self, name: str, text: str, *examples: str) -> argparse.ArgumentParser:
+        """Add a command with its one-line help and examples of its use."""
+        lines = "\n".join(f"  bench {name} {example}".rstrip() for example in examples)
+        return self.added.add_parser(
+            name,
+            help=text,
+            description=_filled(f"{text[0].upper()}{text[1:]}."),
+            epilog=f"Example{'s' * (len(examples) > 1)}:\n{lines}",
+            formatter_class=_Help,
+            allow_abbrev=False,
+        )
+
+
+def _selection(command: argparse.ArgumentParser, what: str = "what is run") -> None:
+    group = command.add_argument_group(f"which trials ({what})")
+    group.add_argument("--profile", metavar="P", help="a profile of the file, for instance quick")
+    group.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="a field and its value, for instance epochs=3 or strategy.factor.until=0.25; may be repeated",
+    )
+    group.add_argument(
+        "--only",
+        metavar="ARM",
+        action="append",
+        default=[],
+        help="this arm and its baseline; may be repeated",
+    )
+    group.add_argument("--seeds", metavar="N", type=_number(int, 1), help="the seeds 0 to N-1")
+
+
+def _places(command: argparse.ArgumentParser, *, data: bool = True) -> argparse._ArgumentGroup:
+    group = command.add_argument_group("where")
+    group.add_argument(
+        "--results", metavar="DIR", type=_path, default=Path("runs"), help="the folder of the records (runs)"
+    )
+    if data:
+        _data_option(group)
+    return group
+
+
+def _data_option(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--data", metavar="DIR", help="the folder of the data sets ($BENCH_DATA, else a cache folder)"
+    )
+
+
+def _code(command: argparse.ArgumentParser) -> None:
+    command.add_argument_group("code of your own").add_argument(
+        "--allow-code",
+        metavar="MODULE",
+        action="append",
+        default=[],
+        help="parts may be imported from this module or package, and from what lies in it; may be repeated",
+    )
+
+
+def _file(command: argparse.ArgumentParser) -> None:
+    command.add_argument("file", type=Path, metavar="FILE", help="the experiment file")
+
+
 def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """Return the parser of ``bench`` and the parsers of its commands by name."""
     parser = _Parser(
-        prog="bench", description="Progressive learning of low-precision networks.", allow_abbrev=False
+        prog="bench",
+        description=_filled("Progressive learning of low-precision networks, compared fairly."),
+        epilog="Examples:\n  bench show experiments/digits.toml\n  bench run experiments/digits.toml --profile quick",
+        formatter_class=_Help,
+        allow_abbrev=False,
     )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
-
-    def add(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-
-    def selection(command: argparse.ArgumentParser) -> None:
-        command.add_argument("--profile", metavar="P", help="a profile of the file, for instance quick")
-        command.add_argument(
-            "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="set a field"
-        )
-        command.add_argument(
-            "--only", metavar="ARM", action="append", default=[], help="this arm and its baseline"
-        )
-        command.add_argument("--seeds", metavar="N", type=_number(int, 1), help="the seeds 0 .. N-1")
-
-    def code(command: argparse.ArgumentParser) -> None:
-        command.add_argument(
-            "--allow-code",
-            metavar="MODULE",
-            action="append",
-            default=[],
-            help="code of this module and of what lies in it may be imported: networks of your own, parts of other packages",
-        )
-
-    def places(command: argparse.ArgumentParser, *, data: bool = True) -> None:
-        command.add_argument(
-            "--results", metavar="DIR", type=_path, default=Path("runs"), help="records (runs)"
-        )
-        if data:
-            command.add_argument("--data", metavar="DIR", help="data sets ($BENCH_DATA, else a cache folder)")
-
-    command = add("list", "what there is: quantizers, strategies, networks, datasets, schedules, recipes")
-    command.add_argument("what", nargs="?", metavar="|".join(LISTS))
-
-    command = add("show", "what an experiment file expands to")
-    command.add_argument("file", type=Path, metavar="FILE")
-    selection(command)
-    places(command)
-    command.add_argument("--diff", metavar="ARM", help="how this arm differs from its baseline")
-    command.add_argument("--cost", action="store_true", help="expected time and memory (loads torch)")
-    command.add_argument(
-        "--layers", action="store_true", help="what is quantized, what stays full precision (torch)"
+    parser.add_argument(
+        "--version", action="version", version=f"bench {__version__}", help="print the version and exit"
     )
-    code(command)
+    commands = _Commands(parser)
+    _reading_commands(commands)
+    _running_commands(commands)
+    _machine_commands(commands)
+    return parser, dict(commands.added.choices)
 
-    command = add("run", "train what is not trained yet")
-    command.add_argument("file", type=Path, metavar="FILE")
-    selection(command)
-    places(command)
-    command.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N (a GPU where there is one)")
-    command.add_argument(
-        "--gpus-per-trial", metavar="F", type=_gpu_share, help="1, a share, or auto: as measured (auto)"
-    )
-    command.add_argument("--cpus-per-trial", metavar="N", type=_number(float, 0, strict=True), help="for Ray")
-    command.add_argument(
-        "--workers-per-trial", metavar="N", type=_number(int, 1), default=1, help="processes of one"
-    )
-    command.add_argument("--address", metavar="A", help="an existing Ray cluster's")
-    command.add_argument(
-        "--no-ray", action="store_true", help="use processes of this machine, nothing of Ray"
-    )
-    command.add_argument("--jobs", metavar="N", type=_number(int, 1, high=4096), help="trials at once")
-    command.add_argument(
-        "--max-minutes", metavar="N", type=_number(float, 0), help="then stop at a checkpoint"
-    )
-    command.add_argument("--fresh", action="store_true", help="set old records aside, begin anew")
-    code(command)
-    command.add_argument(
-        "--accept-other-hardware", action="store_true", help="go on with trials begun on other hardware"
-    )
 
-    command = add("status", "where the trials stand and what `bench run` would do")
-    command.add_argument("file", type=Path, nargs="?", metavar="FILE")
-    selection(command)
-    places(command)
-    code(command)
-
-    command = add("report", "tables and figures from the records")
-    command.add_argument("files", type=Path, nargs="*", metavar="FILE")
-    selection(command)
-    places(command, data=False)
-    command.add_argument(
-        "--out", metavar="DIR", type=_path, help="where to (report inside the results folder)"
+def _reading_commands(commands: _Commands) -> None:
+    """Add the commands that train nothing."""
+    command = commands.add(
+        "list",
+        "what there is: quantizers, strategies, networks, data sets, schedules, recipes",
+        "",
+        "strategies",
     )
     command.add_argument(
-        "--format", metavar=",".join(FORMATS), type=_formats, default=list(FORMATS), dest="formats"
+        "what", nargs="?", metavar="GROUP", help=f"one group with its options: {', '.join(LISTS)}"
     )
 
-    command = add("verify", "run a recorded trial again and compare the records")
-    command.add_argument("trial", metavar="TRIAL", help="its id, the beginning of it, or its folder")
-    places(command)
-    command.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N (what the record says)")
-    code(command)
+    command = commands.add(
+        "show", "what an experiment file expands to", "experiments/digits.toml", "my.toml --diff 'EXP-Net'"
+    )
+    _file(command)
+    _selection(command)
+    _places(command)
+    group = command.add_argument_group("what is shown")
+    group.add_argument("--diff", metavar="ARM", help="how this arm differs from its baseline")
+    group.add_argument("--cost", action="store_true", help="the expected time and memory (loads torch)")
+    group.add_argument(
+        "--layers",
+        action="store_true",
+        help="what is quantized and what stays full precision (loads torch)",
+    )
+    _code(command)
 
-    command = add("data", "list, fetch (download), prepare (write as shards) or verify data sets")
-    command.add_argument("what", nargs="?", default="list", metavar="list|fetch|prepare|verify")
-    command.add_argument("name", nargs="?", metavar="NAME")
-    command.add_argument(
-        "--form", default="jpeg", metavar="jpeg|raw", help="prepare: the files as they are, or pixels"
+    command = commands.add(
+        "status", "where the trials stand and what `bench run` would do", "", "experiments/digits.toml"
     )
     command.add_argument(
-        "--short-side", metavar="N", type=_number(int, 1), help="prepare: of raw images (352)"
+        "file", type=Path, nargs="?", metavar="FILE", help="the experiment file (every recorded experiment)"
+    )
+    _selection(command)
+    _places(command)
+    _code(command)
+
+    command = commands.add(
+        "report",
+        "tables, figures and a page from the records",
+        "experiments/digits.toml --results runs",
+        "my.toml --only EXP-Net --seeds 2 --format md,html",
     )
     command.add_argument(
+        "files", type=Path, nargs="*", metavar="FILE", help="experiment files (every recorded experiment)"
+    )
+    _selection(command, "what was run")
+    group = _places(command, data=False)
+    group.add_argument(
+        "--out", metavar="DIR", type=_path, help="the folder to write to (report inside the results folder)"
+    )
+    group.add_argument(
+        "--format",
+        metavar=",".join(FORMATS),
+        type=_formats,
+        default=list(FORMATS),
+        dest="formats",
+        help="the formats to write (all)",
+    )
+
+    command = commands.add(
+        "completion", "the script that completes words in a shell", "bash > ~/.bench-completion"
+    )
+    command.add_argument("shell", choices=SHELLS, metavar="|".join(SHELLS), help="the shell")
+
+
+def _running_commands(commands: _Commands) -> None:
+    """Add the commands that train."""
+    command = commands.add(
+        "run",
+        "train what is not trained yet",
+        "experiments/digits.toml",
+        "my.toml --profile quick --max-minutes 30",
+    )
+    _file(command)
+    _selection(command)
+    group = _places(command)
+    group.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N (a GPU where there is one)")
+    group.add_argument("--address", metavar="A", help="the address of an existing Ray cluster")
+    group.add_argument(
+        "--no-ray", action="store_true", help="use processes of this machine and nothing of Ray"
+    )
+    group = command.add_argument_group("how many at once")
+    group.add_argument("--jobs", metavar="N", type=_number(int, 1, high=4096), help="trials at once")
+    group.add_argument(
+        "--gpus-per-trial",
+        metavar="F",
+        type=_gpu_share,
+        help="the GPUs of a trial: 1, a share, or auto: as measured (auto)",
+    )
+    group.add_argument(
+        "--cpus-per-trial",
+        metavar="N",
+        type=_number(float, 0, strict=True),
+        help="the CPU cores that Ray keeps for a trial",
+    )
+    group.add_argument(
+        "--workers-per-trial",
+        metavar="N",
+        type=_number(int, 1),
+        default=1,
+        help="the processes of a trial (1)",
+    )
+    group = command.add_argument_group("limits and second attempts")
+    group.add_argument(
+        "--max-minutes", metavar="N", type=_number(float, 0), help="stop at a checkpoint after so long"
+    )
+    group.add_argument("--fresh", action="store_true", help="set old records aside and begin anew")
+    group.add_argument(
+        "--accept-other-hardware",
+        action="store_true",
+        help="go on with trials that were begun on other hardware",
+    )
+    _code(command)
+
+    command = commands.add(
+        "verify", "run a recorded trial again and compare the records", "481117b5af5ba5d0 --results results"
+    )
+    command.add_argument("trial", metavar="TRIAL", help="its id, the beginning of the id, or its folder")
+    group = _places(command)
+    group.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N (what the record says)")
+    _code(command)
+
+
+def _machine_commands(commands: _Commands) -> None:
+    """Add the commands about data sets and about this machine."""
+    command = commands.add(
+        "data",
+        "list, fetch (download), prepare (write as shards) or verify data sets",
+        "list",
+        "fetch svhn",
+        "prepare imagefolder:flowers --form jpeg",
+    )
+    command.add_argument(
+        "what", nargs="?", default="list", metavar="list|fetch|prepare|verify", help="what to do (list)"
+    )
+    command.add_argument("name", nargs="?", metavar="NAME", help="the data set")
+    _data_option(command.add_argument_group("where"))
+    group = command.add_argument_group("prepare")
+    group.add_argument(
+        "--form", default="jpeg", metavar="jpeg|raw", help="the files as they are (jpeg), or pixels"
+    )
+    group.add_argument(
+        "--short-side", metavar="N", type=_number(int, 1), help="the short side of raw images (352)"
+    )
+    group.add_argument(
         "--max-corrupt",
         metavar="N",
         type=_number(int, 0),
         default=0,
-        help="prepare: leave out up to N corrupt images",
+        help="leave out up to N corrupt images (0)",
     )
-    command.add_argument("--yes", action="store_true", help="prepare: do not ask before writing")
-    command.add_argument("--data", metavar="DIR", help="data sets ($BENCH_DATA, else a cache folder)")
+    group.add_argument("--yes", action="store_true", help="do not ask before writing")
 
-    command = add("speed", "what a step costs here, as ratios to full precision")
-    command.add_argument("--json", metavar="FILE", type=_path, help="write the measurements there")
-    command.add_argument(
-        "--rounds", metavar="N", type=_number(int, 2), help="rounds of interleaved steps (default 7)"
+    command = commands.add(
+        "speed", "what a step costs here, as ratios to full precision", "--mode eager --json speed.json"
     )
-    command.add_argument("--mode", choices=SPEED_MODES, help="this mode alone (compiling takes minutes)")
+    command.add_argument("--json", metavar="FILE", type=_path, help="write the measurements to this file")
     command.add_argument(
+        "--rounds", metavar="N", type=_number(int, 2), help="rounds of interleaved steps (7)"
+    )
+    command.add_argument(
+        "--mode", choices=SPEED_MODES, metavar="|".join(SPEED_MODES), help="this mode alone (all)"
+    )
+    group = command.add_argument_group("photographs")
+    group.add_argument(
         "--images",
         metavar="NAME",
-        help="instead: the ways to read the folder of photographs imagefolder:NAME",
+        help="measure instead the ways to read the folder of photographs imagefolder:NAME",
     )
-    command.add_argument(
-        "--data", metavar="DIR", help="for --images: data sets ($BENCH_DATA, else a cache folder)"
-    )
-    return parser, dict(commands.choices)
+    _data_option(group)
 
 
 def parse(

@@ -11,6 +11,7 @@ from typing import Any
 
 from bench.cli import OK, WRONG_INPUT
 from bench.cli import status as overview
+from bench.cli.screen import Screen
 from bench.cli.selection import Selection
 from bench.cli.tuning import choices_text
 from bench.costs.predict import known_seconds
@@ -26,10 +27,10 @@ from bench.launch.options import RunOptions
 from bench.launch.placement import place, shared_gpus
 from bench.launch.plan import Planned, costs, plan, priorities
 from bench.launch.session import Session, Stop, exit_status
-from bench.progress import Progress, inert, plural, say
+from bench.progress import Progress, say
 from bench.records.locks import Busy
 from bench.records.store import Store
-from bench.text import command
+from bench.text import command, inert, plural
 from bench.tuning.phases import Wanted
 from bench.tuning.search import ROLE, Search, Unfolded, progress_text
 
@@ -127,7 +128,8 @@ def run(selection: Selection, options: RunOptions, report: str) -> int:
         say(choices_text(unfolded.standing))
     finals = [line for line in _index_lines(experiment) if line["role"] != ROLE]
     say()
-    say(overview.results_table(finals, {line["id"]: store.inspect(line["id"]) for line in finals}))
+    states = {line["id"]: store.inspect(line["id"]) for line in finals}
+    say(overview.results_table(finals, states, Screen.of(sys.stdout)))
     say()
     say(inert(report))
     return status

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import tomllib
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 
 from bench import registry
 from bench.cli import OK
+from bench.cli.screen import PIPED, Screen
 from bench.cli.selection import Selection
 from bench.cli.tuning import phase_costs, phases_text
 from bench.errors import InputError, nearest
@@ -29,7 +28,7 @@ from bench.experiments.toml_files import recipe_names
 from bench.experiments.trials import Experiment, IndexLine
 from bench.folders import resolve_data_dir
 from bench.records.store import Store
-from bench.text import clean
+from bench.text import clean, plural
 from bench.tuning.search import Search
 
 # what `bench list` offers -> the groups of the registry
@@ -45,7 +44,7 @@ LISTS: dict[str, tuple[str, ...]] = {
 
 def list_command(args: argparse.Namespace) -> int:
     """Print what ``bench list`` shows; return the exit status."""
-    print(list_text(args.what, full=not sys.stdout.isatty()))
+    print(list_text(args.what, Screen.of(sys.stdout)))
     return OK
 
 
@@ -59,24 +58,23 @@ def show_command(args: argparse.Namespace) -> int:
         cost=args.cost,
         layers=args.layers,
         data_dir=data_dir,
-        full=not sys.stdout.isatty(),
+        screen=Screen.of(sys.stdout),
     )
     print(text)
     return OK
 
 
-def list_text(what: str | None = None, *, full: bool = True, width: int | None = None) -> str:
+def list_text(what: str | None = None, screen: Screen = PIPED) -> str:
     """Return what there is: a table of name, paper, arXiv id and help for each group, or for ``what`` with its options.
 
-    Unless ``full``, lines are cut to ``width`` columns (None: the terminal's). Raises ``InputError`` for a wrong name.
+    Raises ``InputError`` for a wrong name.
     """
     if what is not None and what not in LISTS:
         raise InputError(f"bench list: no '{what[:80]}'.{nearest(what, LISTS)} Known: {', '.join(LISTS)}.")
-    cut = None if full else width or shutil.get_terminal_size().columns
     parts = []
     for name in [what] if what else LISTS:
         if name == "recipes":
-            parts.append("\n".join(["Recipes", *_recipe_table(cut)]))
+            parts.append("\n".join(["Recipes", _recipe_table(screen)]))
         for group in LISTS[name]:
             title = group.replace("_", " ").capitalize()
             found = registry.entries(group).values()
@@ -86,15 +84,15 @@ def list_text(what: str | None = None, *, full: bool = True, width: int | None =
                 header.insert(1, "from")
                 for row, entry in zip(rows, found, strict=True):
                     row.insert(1, entry.package or "bench")
-            parts.append("\n".join([title, *table(header, rows, cut)]))
+            parts.append("\n".join([title, screen.table(header, rows)]))
             options = [row for e in registry.entries(group).values() for row in _option_rows(e)]
             if what and options:
                 columns = ("option", "takes", "default", "help")
-                parts.append("\n".join([f"{title}: options", *table(columns, options, cut)]))
+                parts.append("\n".join([f"{title}: options", screen.table(columns, options)]))
     return "\n\n".join(parts)
 
 
-def _recipe_table(cut: int | None) -> list[str]:
+def _recipe_table(screen: Screen) -> str:
     rows = []
     for name, path in recipe_names().items():
         fields = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -105,7 +103,7 @@ def _recipe_table(cut: int | None) -> list[str]:
             if word.startswith("arXiv:")
         ]
         rows.append((name, source, ", ".join(i.removeprefix("arXiv:") for i in ids), fields.get("title", "")))
-    return table(("name", "source", "arXiv", "help"), rows, cut)
+    return screen.table(("name", "source", "arXiv", "help"), rows)
 
 
 def _option_rows(entry: registry.Entry) -> Iterable[tuple[str, str, str, str]]:
@@ -123,8 +121,7 @@ def show_text(
     cost: bool = False,
     layers: bool = False,
     data_dir: Path | str | None = None,
-    full: bool = True,
-    width: int | None = None,
+    screen: Screen = PIPED,
 ) -> str:
     """Return what an experiment expands to: trials with identities and needs, and the parity of its arms.
 
@@ -132,13 +129,12 @@ def show_text(
     ``bench.costs.tables`` says (which loads torch). An identity of absent data is shown as ``?``. Raises ``InputError`` for
     an arm that does not exist or has no baseline.
     """
-    cut = None if full else width or shutil.get_terminal_size().columns
     if experiment.tuning is not None and store is not None and diff is None:
-        return _search_text(Search(experiment, store), cost, layers, data_dir, cut)
+        return _search_text(Search(experiment, store), cost, layers, data_dir, screen)
     if diff is not None:
-        parts = [_heading(experiment), _diff_text(experiment, diff, cut)]
+        parts = [_heading(experiment), _diff_text(experiment, diff, screen)]
     else:
-        parts = [_heading(experiment), _trials_text(experiment, cut), _arms_text(experiment, cut)]
+        parts = [_heading(experiment), _trials_text(experiment, screen), _arms_text(experiment, screen)]
     if cost:
         parts.append(_estimate("cost_text", experiment, data_dir))
     if layers:
@@ -147,15 +143,15 @@ def show_text(
 
 
 def _search_text(
-    search: Search, cost: bool, layers: bool, data_dir: Path | str | None, cut: int | None
+    search: Search, cost: bool, layers: bool, data_dir: Path | str | None, screen: Screen
 ) -> str:
     """Return both phases of an experiment with ``[tuning]``, and the trials that are decided."""
     unfolded = search.unfold()
     parts = [
         _heading(search.experiment),
         phases_text(search, unfolded.standing),
-        _trials_text(unfolded.experiment, cut),
-        _arms_text(search.experiment, cut),
+        _trials_text(unfolded.experiment, screen),
+        _arms_text(search.experiment, screen),
     ]
     if cost:
         parts += [
@@ -174,7 +170,7 @@ def _estimate(function: str, experiment: Experiment, data_dir: Path | str | None
 
 def _heading(experiment: Experiment) -> str:
     extra = sum(line.arm is None for line in experiment.index)
-    counts = f"{_count(len(experiment.arms), 'arm')}, {_count(len(experiment.trials), 'trial')}"
+    counts = f"{plural(len(experiment.arms), 'arm')}, {plural(len(experiment.trials), 'trial')}"
     if extra:
         counts += f" ({extra} wanted as teachers or starts)"
     profile = f", profile {experiment.profile}" if experiment.profile else ""
@@ -186,10 +182,6 @@ def _heading(experiment: Experiment) -> str:
             clean(f"Absent data, so no identity yet (?): {', '.join(absent)}. See `bench data list`.")
         )
     return "\n".join(lines)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _columns(config: TrialConfig) -> dict[str, str]:
@@ -207,7 +199,7 @@ def _columns(config: TrialConfig) -> dict[str, str]:
     }
 
 
-def _trials_text(experiment: Experiment, cut: int | None) -> str:
+def _trials_text(experiment: Experiment, screen: Screen) -> str:
     """Return the table of trials; what is the same in all of them stands above it."""
     wanted: dict[int, list[str]] = {}
     axes: dict[int, dict[str, str]] = {}
@@ -243,10 +235,10 @@ def _trials_text(experiment: Experiment, cut: int | None) -> str:
         if common
         else []
     )
-    return "\n".join([*lines, *table(header, rows, cut)])
+    return "\n".join([*lines, screen.table(header, rows)])
 
 
-def _arms_text(experiment: Experiment, cut: int | None) -> str:
+def _arms_text(experiment: Experiment, screen: Screen) -> str:
     """Return the table of arms: what each is measured against, in how many pairs, and what differs."""
     rows = []
     for arm in experiment.arms:
@@ -257,7 +249,7 @@ def _arms_text(experiment: Experiment, cut: int | None) -> str:
         allowed = [f"{name} (allowed)" for name in fields if name not in own]
         against = f"{len(pairs)} of {len(lines)}" if arm.baseline else ""
         rows.append((arm.name, str(len(lines)), arm.baseline or "", against, ", ".join(own + allowed)))
-    return "\n".join(["Arms", *table(("arm", "trials", "baseline", "pairs", "differs in"), rows, cut)])
+    return "\n".join(["Arms", screen.table(("arm", "trials", "baseline", "pairs", "differs in"), rows)])
 
 
 def _pairs(lines: Sequence[IndexLine]) -> list[IndexLine]:
@@ -269,7 +261,7 @@ def _differences(line: IndexLine) -> Mapping[str, tuple[Any, Any]]:
     return differences(line.trial.config, line.baseline_trial.config)
 
 
-def _diff_text(experiment: Experiment, name: str, cut: int | None) -> str:
+def _diff_text(experiment: Experiment, name: str, screen: Screen) -> str:
     """Return, field by field, what differs between an arm and its baseline over all pairs."""
     arms = {arm.name: arm for arm in experiment.arms}
     if name not in arms:
@@ -292,7 +284,7 @@ def _diff_text(experiment: Experiment, name: str, cut: int | None) -> str:
                 side["-" if value is None else _value(value)] = None
     if not found:
         return (
-            f"{clean(name)} and its baseline {clean(baseline)} are the same in {_count(len(pairs), 'pair')}."
+            f"{clean(name)} and its baseline {clean(baseline)} are the same in {plural(len(pairs), 'pair')}."
         )
     rows = []
     for key, (mine, theirs) in found.items():
@@ -302,7 +294,7 @@ def _diff_text(experiment: Experiment, name: str, cut: int | None) -> str:
         rows.append((key, ", ".join(mine), ", ".join(theirs), reason))
     header = ("field", clean(name), clean(baseline), "")
     same = "Everything else is the same"
-    return "\n".join([*table(header, rows, cut), f"{same} in {_count(len(pairs), 'pair')}."])
+    return "\n".join([screen.table(header, rows), f"{same} in {plural(len(pairs), 'pair')}."])
 
 
 def _as_the_arm(key: str, value: Any, own: Mapping[str, Any]) -> bool:
@@ -324,35 +316,3 @@ def _value(value: Any) -> str:
             if value["kind"] in registry.entries(group):
                 return label(group, value)
     return json.dumps(value, default=str)
-
-
-def columns_of(text: str) -> int:
-    """Return the columns that ``text`` takes on a terminal: two for wide letters, none for combining marks."""
-    return sum(
-        0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
-        for letter in text
-    )
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], cut: int | None = None) -> list[str]:
-    """Return the lines of a plain table, every cell made inert; ``cut`` limits a line's columns."""
-    cells = [[clean(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(columns_of(row[i]) for row in cells) for i in range(len(header))]
-    cells.insert(1, ["-" * width for width in widths])
-    lines = [
-        "  ".join(c + " " * (w - columns_of(c)) for c, w in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    ]
-    return [_cut(line, cut) for line in lines]
-
-
-def _cut(line: str, columns: int | None) -> str:
-    if columns is None or columns_of(line) <= columns:
-        return line
-    kept, used = [], 0
-    for letter in line:
-        used += columns_of(letter)
-        if used > columns - 1:
-            break
-        kept.append(letter)
-    return "".join(kept) + "…"

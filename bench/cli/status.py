@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from bench.cli import OK
+from bench.cli.screen import PIPED, Screen
 from bench.cli.selection import Selection
 from bench.cli.tuning import choices_text
 from bench.errors import InputError
 from bench.folders import resolve_data_dir
 from bench.launch.plan import ACTIONS
-from bench.progress import inert, percent, plural, table
 from bench.records.store import State, Store, StoreError
-from bench.text import command
+from bench.text import command, inert, percent, plural
 from bench.tuning.search import unfold
 
 STATUSES = ("done", "failed", "diverged", "running", "unfinished", "missing", "damaged")
@@ -41,7 +42,11 @@ def status_command(args: argparse.Namespace) -> int:
         allowed = [word for module in args.allow_code for word in ("--allow-code", module)]
         places = ["--results", args.results, *(["--data", args.data] if args.data else [])]
         run = command("run", *selection.words(), *places, *allowed)
-        print(status_text(experiment.title or experiment.name, lines, states, epochs, run))
+        print(
+            status_text(
+                experiment.title or experiment.name, lines, states, epochs, run, Screen.of(sys.stdout)
+            )
+        )
         if standing is not None:
             print(f"\n{choices_text(standing)}")
         return OK
@@ -51,7 +56,7 @@ def status_command(args: argparse.Namespace) -> int:
     if not args.results.is_dir():
         make = command("run", "FILE", "--results", args.results)
         raise InputError(f"--results {args.results}: there is no such folder; `{make}` makes it")
-    print(results_text(store))
+    print(results_text(store, Screen.of(sys.stdout)))
     return OK
 
 
@@ -75,6 +80,7 @@ def status_text(
     states: Mapping[str, State],
     epochs: Mapping[str, int],
     run: str = "bench run",
+    screen: Screen = PIPED,
 ) -> str:
     """Return counts, a table of the arms, what is wrong or half done, and what ``bench run`` would do.
 
@@ -91,7 +97,7 @@ def status_text(
     for arm, of_arm in arms.items():
         c = Counter(states[line["id"]].status if line["id"] else "no data" for line in of_arm)
         rows.append([inert(arm), str(len(of_arm)), *(str(c[s] or ".") for s in columns)])
-    out += ["", table(["arm", "trials", *columns], rows, right=range(1, 10)), ""]
+    out += ["", screen.table(["arm", "trials", *columns], rows, right=range(1, 10)), ""]
     names = {line["id"]: label(line) for line in reversed(lines)}
     for status in ("failed", "diverged", "damaged", "running", "unfinished"):
         of_status = [id for id in ids if states[id].status == status]
@@ -112,11 +118,6 @@ def status_text(
     going_on = (states[id] for id in ids if states[id].status != DROPPED)
     out.append(_intent(going_on, inert(run)))
     return "\n".join(out)
-
-
-def one_line(text: str) -> str:
-    """Make a line harmless for a terminal."""
-    return inert(text)
 
 
 def _counted(counts: Mapping[str, int]) -> str:
@@ -144,7 +145,9 @@ def _intent(states: Iterable[State], run: str) -> str:
     return f"`{run}` will {', '.join(phrases)}." if phrases else f"`{run}` has nothing to do."
 
 
-def results_table(lines: Sequence[Mapping[str, Any]], states: Mapping[str, State]) -> str:
+def results_table(
+    lines: Sequence[Mapping[str, Any]], states: Mapping[str, State], screen: Screen = PIPED
+) -> str:
     """Return arm, grid point, accuracy of each trial, or why there is none."""
     axes = list(dict.fromkeys(axis for line in lines for axis in line.get("grid", {})))
     axes = [axis for axis in axes if axis != "seed"] + ["seed"]
@@ -161,7 +164,7 @@ def results_table(lines: Sequence[Mapping[str, Any]], states: Mapping[str, State
         grid = line.get("grid", {})
         rows.append([arm_name(line), *(str(grid.get(axis, "")) for axis in axes), result, line["id"]])
     rows = [[inert(cell) for cell in row] for row in rows]
-    return table(["arm", *axes, "test accuracy", "trial"], rows)
+    return screen.table(["arm", *axes, "test accuracy", "trial"], rows)
 
 
 def recorded_epochs(store: Store, id: str) -> int | None:
@@ -171,7 +174,7 @@ def recorded_epochs(store: Store, id: str) -> int | None:
     return epochs if isinstance(epochs, int) else None
 
 
-def results_text(store: Store) -> str:
+def results_text(store: Store, screen: Screen = PIPED) -> str:
     """Return where the trials of every experiment in a results folder stand, and what belongs to none."""
     parts, indexed = [], set()
     for name in store.experiments():
@@ -196,7 +199,7 @@ def results_text(store: Store) -> str:
             with contextlib.suppress(StoreError):
                 if (count := recorded_epochs(store, id)) is not None:
                     epochs[id] = count
-        parts.append(status_text(name, lines, states, epochs))
+        parts.append(status_text(name, lines, states, epochs, screen=screen))
     others = [id for id in store.ids() if id not in indexed]
     if others:
         counts = Counter(store.inspect(id).status for id in others)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from bench.experiments.trials import Experiment, Trial
-from bench.progress import inert, percent, plural, table
+from bench.text import inert, percent, plural, table
 from bench.tuning.phases import Standing, expected_rungs, trained_epochs
 from bench.tuning.search import Search, progress_text
 

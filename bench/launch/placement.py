@@ -14,7 +14,8 @@ from bench.launch.data_parallel import groups, own_device, run_torchrun, torchru
 from bench.launch.options import RunOptions
 from bench.launch.pool import Pool
 from bench.launch.session import Session
-from bench.progress import plural, say
+from bench.progress import say
+from bench.text import plural
 
 
 @contextlib.contextmanager

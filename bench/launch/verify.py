@@ -20,10 +20,10 @@ from bench.launch.execute import TRAIN, Task
 from bench.launch.plan import TrialLike, plan, priorities
 from bench.launch.pool import Pool
 from bench.launch.session import Session, Stop
-from bench.progress import Progress, inert, percent, say
+from bench.progress import Progress, say
 from bench.records.store import Store
 from bench.temporary import temporary_folder
-from bench.text import command
+from bench.text import command, inert, percent
 
 CLOCKS = {"seconds", "images_per_second", "wall_seconds", "peak_memory_bytes", "provenance"}
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from bench.errors import InputError
 from bench.experiments.config import parse_bits
+from bench.experiments.labels import label, plain
 from bench.experiments.overrides import flatten
 from bench.reporting import statistics as st
 from bench.reporting.grouping import Runs, Trial, canonical, group
-from bench.reporting.labels import label, plain
 from bench.reporting.records import Records
 from bench.reporting.targets import Match
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from bench.errors import InputError
 from bench.experiments.config import parse_bits
+from bench.experiments.labels import plain
 from bench.reporting import statistics as st
 from bench.reporting.cells import Cell, Pairing
 from bench.reporting.grouping import Trial
-from bench.reporting.labels import plain
 
 _MAY_DIFFER = {"quantizer", "strategy", "bits", "seed"}  # in what an arm and its baseline may always differ
 

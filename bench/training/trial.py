@@ -18,10 +18,9 @@ from bench.experiments.config import SCHEMA, TrialConfig
 from bench.experiments.start import ROLE
 from bench.layers.low_precision import strip
 from bench.networks import costs
-from bench.progress import duration
 from bench.randomness import Clock
 from bench.records.store import Store
-from bench.text import clean
+from bench.text import clean, duration
 from bench.training import checkpoint, execution, setup
 from bench.training.distributed import SOLO, Team, check_same_data
 from bench.training.divergence import not_finite, some

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from bench import registry
-from bench.cli.show import _value, columns_of, list_text, show_text
+from bench.cli.screen import Screen
+from bench.cli.show import _value, list_text, show_text
 from bench.errors import InputError
 from bench.experiments.expand import load_experiment
+from bench.text import columns_of
 from tests.experiments.experiment_fakes import ARMS, BASE, NETWORKS, use_toy_networks, write
 
 
@@ -41,11 +43,15 @@ class TestList:
             assert f"\n{title}\n" in f"\n{text}"
         assert "1606.06160" in text and "DoReFa-Net: Training Low Bitwidth" in text and "toy" in text
 
-    def test_in_full_when_piped_and_cut_on_a_terminal(self):
-        full, cut = list_text("quantizers"), list_text("quantizers", full=False, width=60)
-        assert max(map(len, full.splitlines())) > 100
-        assert max(map(len, cut.splitlines())) == 60 and "…" in cut
-        assert len(full.splitlines()) == len(cut.splitlines())
+    @pytest.mark.parametrize("width", [60, 80, 120, 200])
+    def test_a_terminal_shows_every_word_within_its_width(self, width):
+        full, fitted = list_text("quantizers"), list_text("quantizers", Screen(width))
+        assert max(map(columns_of, full.splitlines())) > 100
+        assert max(map(columns_of, fitted.splitlines())) <= width
+        for entry in registry.entries("quantizers").values():  # the help column is there, no word is lost
+            words = [word for word in entry.help.split() if len(word) < 8]
+            assert all(word in fitted for word in words), (entry.name, words)
+        assert "…" not in fitted
 
     def test_one_group_has_its_options(self):
         text = list_text("strategies")
@@ -152,6 +158,16 @@ class TestShow:
         text = show(BASE + ARMS.replace('"plain"', '"网络"').replace('"branch"', '"ab"'))
         rows = [line for line in text.splitlines() if "progressive (" in line or "网络" in line]
         assert columns_of(rows[0].split("plain")[0]) == columns_of(rows[1].split("progressive (")[0])
+
+    @pytest.mark.parametrize("width", [60, 80, 120, 200])
+    def test_the_seeds_of_an_arm_can_be_told_apart_at_any_width(self, show, width):
+        arms = ARMS.replace('"plain"', '"a plain arm whose name is long enough to fill most of a line"')
+        text = show(
+            BASE.replace("[defaults]", "[grid]\nseed = [7, 8, 9]\n[defaults]") + arms, screen=Screen(width)
+        )
+        table = text[text.index("In all of them") : text.index("Arms")]
+        assert max(map(columns_of, table.splitlines()[1:])) <= width
+        assert all(table.count(seed) >= 2 for seed in ("7", "8", "9"))
 
 
 def test_a_value_is_shown_without_loss():

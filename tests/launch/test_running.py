@@ -19,8 +19,9 @@ from bench.launch.execute import Outcome, Task, describe, execute
 from bench.launch.plan import plan, priorities
 from bench.launch.session import exit_status
 from bench.launch.verify import differences
-from bench.progress import Progress, inert
+from bench.progress import Progress
 from bench.records.store import Store
+from bench.text import inert
 
 HERE = Path(__file__).parent
 TRAIN = "tests.launch.running_fakes:train"

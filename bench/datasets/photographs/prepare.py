@@ -387,7 +387,7 @@ def _remove_parts(folder: Path) -> None:
 
 def ask(text: str, yes: bool) -> bool:
     """Print ``text`` and ask whether to go on; ``yes`` answers in advance. Raises ``InputError`` without a terminal."""
-    from bench.progress import inert
+    from bench.text import inert
 
     print(inert(text), flush=True)
     if yes:
