@@ -713,6 +713,16 @@ def leaves(num_classes):
 def text(num_classes):
     return "a network"
 
+class OfTheBatch(nn.Module):
+    def forward(self, x):
+        return x - x.mean(0, keepdim=True)
+
+def centred(num_classes):
+    net = tiny(num_classes)
+    net.insert(3, OfTheBatch())
+    net.input_size = 8
+    return net
+
 number = 3
 """
 FILE = """
@@ -833,7 +843,7 @@ def test_the_layers_of_an_own_network(own, capsys):
     file = write('{kind = "python:mynets_of_tests.tiny", channels = 6}')
     assert main(["show", file, "--layers", "--allow-code", "mynets_of_tests"]) == 0
     out = capsys.readouterr().out
-    assert "python:mynets_of_tests.tiny(channels=6)" in out and "the bounding map of 'dorefa'" in out
+    assert "python:mynets_of_tests.tiny (channels 6)" in out and "the bounding map of 'dorefa'" in out
     assert "6x6x3x3" in out and witness.exists()
 
 
@@ -841,6 +851,10 @@ def test_the_layers_of_an_own_network(own, capsys):
     ("network", "words"),
     [
         ('"python:mynets_of_tests.broken"', "mynets_of_tests.broken raised KeyError: 'no such thing'"),
+        (
+            '"python:mynets_of_tests.centred"',
+            "mynets_of_tests.centred cannot be trained here: in evaluation an image's logits depend on",
+        ),
         ('"python:mynets_of_tests.leaves"', "mynets_of_tests.leaves raised SystemExit"),
         ('"python:mynets_of_tests.text"', "returned str, not a torch.nn.Module"),
         ('"python:mynets_of_tests.number"', "mynets_of_tests has no function number"),
@@ -953,6 +967,13 @@ def test_the_grant_travels_with_the_trial(own, tmp_path, capsys):
     assert main(["verify", trial, "--allow-code", "mynets_of_tests"]) == 2
     error = capsys.readouterr().err
     assert "is not what it was" in error and fields.network["source"] in error and not witness.exists()
+
+
+def test_a_trial_is_refused_before_its_first_step_where_the_network_is_not_the_original(own, tmp_path):
+    with granted(Grant(("mynets_of_tests",), str(tmp_path))):
+        fields = sealed("python:mynets_of_tests.centred")
+        outcome = execute(Task("0" * 16, fields.dump(), {}, str(tmp_path / "runs"), str(tmp_path)))
+    assert outcome.status == "refused" and "depend on the other images of its batch" in outcome.reason
 
 
 def test_the_traceback_of_a_factory_is_in_the_log(own, tmp_path, capfd):

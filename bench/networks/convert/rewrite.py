@@ -125,8 +125,15 @@ def transform(
 
 
 def _reasons(plan: Plan) -> str:
-    rows = [f"{row.name}: {row.reason}" for row in plan.decisions if row.kind in LAYERS]
-    return "; ".join(rows[:10]) or "it has no nn.Conv2d and no nn.Linear"
+    by_reason: dict[str, list[str]] = {}
+    for row in plan.decisions:
+        if row.kind in (*LAYERS, "function"):
+            by_reason.setdefault(row.reason, []).append(row.name)
+    rows = [
+        f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {reason}"
+        for reason, names in by_reason.items()
+    ]
+    return "; ".join(rows) or "it has no nn.Conv2d and no nn.Linear"
 
 
 def _remove_unused(root: nn.Module, graph: fx.Graph) -> None:
