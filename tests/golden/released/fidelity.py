@@ -1,6 +1,6 @@
 """Writes docs/fidelity.md: ``python -m tests.golden.released.fidelity`` (``make fidelity``).
 
-The page joins the rows of ``comparison`` with the deviations that remain and with what was read of tensorpack's scripts.
+The page joins the rows of ``comparison`` with deviations.md: what remains, tensorpack's scripts, rounding.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from tests.golden.released import comparison, deviations
+from tests.golden.released import comparison
 from tests.golden.released.base import HERE, Row
 
 PAGE = HERE.parents[2] / "docs" / "fidelity.md"
@@ -75,9 +75,7 @@ def page(rows: Sequence[Row]) -> str:
         parts.append(
             f"### {group}\n\n{_table(COLUMNS, _cells([row for row in rows if row.group == group]))}\n"
         )
-    parts.append(deviations.INTRODUCTION + _table(deviations.COLUMNS, deviations.REMAIN) + "\n")
-    parts += [f"{text}\n{_table(columns, table)}\n" for text, columns, table in deviations.TABLES]
-    parts.append(deviations.ROUNDING)
+    parts.append((HERE / "deviations.md").read_text(encoding="utf-8"))
     return "".join(parts)
 
 
