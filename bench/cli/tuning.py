@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from bench.experiments.trials import Experiment, Trial
@@ -72,21 +71,21 @@ def phases_text(search: Search, standing: Standing) -> str:
 def phase_costs(search: Search) -> list[tuple[str, Experiment, dict[str, float]]]:
     """Return, for each phase, its title, an experiment of its trials, and the share of its epochs that a trial is trained.
 
-    The final trials are those with the file's own values: a learning rate costs nothing, and other values are not known
-    before they are chosen. Widenings come on top.
+    Both phases are taken to train the file's own configurations on all training images: a learning rate costs nothing,
+    other values are not known before they are chosen, and held-out images make tuning trials a little shorter.
     """
-    tuned, final = search.preview()
+    tuned: list[Trial] = []
     shares: dict[str, float] = {}
+    final: dict[str, Trial] = {}
     for point in search.points:
+        final |= {line.trial.id or str(id(line)): line.trial for line in point.lines}
         steps = expected_rungs(search.tuning, point, search.tuning.effort)
-        share = trained_epochs(steps) / (steps[0].count * point.config.epochs)
-        for trial in search.first_trials(point):
-            shares[trial.id or ""] = share
+        for _ in range(steps[0].count * len(search.tuning.seeds)):
+            name = f"tuning {len(tuned)}"
+            tuned.append(Trial(name, point.config))
+            shares[name] = trained_epochs(steps) / (steps[0].count * point.config.epochs)
+    widened = ", widenings not counted" if search.tuning.extend else ""
     return [
-        ("Phase 1, tuning. ", _of(search.experiment, tuned), shares),
-        ("Phase 2, final trials. ", _of(search.experiment, final), {}),
+        (f"Phase 1, tuning{widened}. ", replace(search.experiment, trials=tuple(tuned)), shares),
+        ("Phase 2, final trials. ", replace(search.experiment, trials=tuple(final.values())), {}),
     ]
-
-
-def _of(experiment: Experiment, trials: Sequence[Trial]) -> Experiment:
-    return replace(experiment, trials=tuple(trials))

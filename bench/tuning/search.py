@@ -15,7 +15,7 @@ from bench.experiments.tuning_table import Tuning
 from bench.records.store import Store, StoreError
 from bench.tuning import choice, samplers
 from bench.tuning.phases import PointSearch, Standing, Tried, Wanted, look
-from bench.tuning.points import Point, Trials, find_points, with_choices
+from bench.tuning.points import Trials, find_points, with_choices
 from bench.tuning.results import Results
 
 ROLE = "tuning"  # of the index lines of tuning trials
@@ -119,17 +119,6 @@ class Search:
         }
         experiment = replace(self.experiment, trials=tuple(trials.values()), index=(*final, *lines, *needs))
         return Unfolded(experiment, standing, (*further.values(), *wanted.values()))
-
-    def preview(self) -> tuple[list[Trial], list[Trial]]:
-        """Return the tuning trials of the first round and the final trials with the file's own values, for their cost."""
-        tuned = {_name(trial): trial for point in self.points for trial in self.first_trials(point)}
-        final = {_name(line.trial): line.trial for point in self.points for line in point.lines}
-        return list(tuned.values()), list(final.values())
-
-    def first_trials(self, point: Point) -> list[Trial]:
-        """Return the tuning trials of a point's first configurations, all seeds."""
-        configurations = samplers.configurations(self.tuning, point.reached, self.tuning.effort)
-        return [self.trials.tuning(point, c, seed) for c in configurations for seed in self.tuning.seeds]
 
     def write(self, unfolded: Unfolded, file: str) -> None:
         """Write the index and ``tuning.jsonl`` of the experiment; lines of other points and profiles stay."""
