@@ -68,6 +68,8 @@ class Outcome:
         if self.status == "done":
             took = f" ({duration(self.seconds)})" if self.trained else " (trained by another runner)"
             return percent(self.accuracy) + (" held out" if self.held_out else "") + took
+        if self.status == "rung":
+            return f"{self.reason}, a rung"
         return f"{self.status}: {self.reason}" if self.reason else self.status
 
 

@@ -1,7 +1,8 @@
 """Ray Tune places trials on the processors and GPUs of one machine or of a cluster. It owns no state of ours.
 
-Records, resuming, retries and the order of trials are ours, the same with Ray and without; Tune is given a grid over
-the ids of the trials that can start, and what a trial needs of the hardware. Its own files go to a temporary folder.
+Records, resuming, retries and the order of trials are ours, the same with Ray and without. Tune asks a searcher of ours
+for the next trial whenever there is room, so no trial waits for the last one of a wave. Tune's own files go to a
+temporary folder.
 Ray is imported only by the functions below.
 """
 
@@ -13,7 +14,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,7 +27,9 @@ from bench.launch.remote import Home, execute_remotely, with_local_data
 from bench.launch.session import Session
 from bench.temporary import temporary_folder
 
-_current: list[Session] = []  # the one that runs, out of the reach of Tune, which pickles its callbacks
+# The session and the stream that run, out of the reach of Tune, which pickles its callbacks and its searcher.
+_current: list[Session] = []
+_streams: list[Stream] = []
 UNREACHABLE = "its process cannot be reached"
 NODE_DEATHS = 3  # that a trial survives within one run
 NODE_SILENCE = 60.0  # seconds after which Ray has noticed a machine that is gone without a word
@@ -46,7 +49,7 @@ def run_ray(
     workers: int = 1,
     cluster: bool = False,
 ) -> None:
-    """Run the session's trials through Ray Tune, wave by wave: what a trial needs is done before its wave begins.
+    """Run the session's trials through Ray Tune. Trials that want a device to themselves come last.
 
     ``cpus`` and ``gpus`` are what a worker of a trial takes (fractions allowed), ``workers`` how many a trial has,
     ``jobs`` the most trials at once. ``cluster`` (the function) must be active; the argument says that it has nodes
@@ -74,12 +77,12 @@ def run_ray(
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         while True:
-            ready = [replace(task, device=device) for task in session.ready()]
-            shared = [task for task in ready if task.id not in session.slots.alone]
-            if shared:
-                _run_wave(session, shared, ray_run, cpus, gpus, jobs)
+            ready = session.ready()
+            if any(task.id not in session.slots.alone for task in ready):
+                _run_stream(session, Stream(device), ray_run, cpus, gpus, jobs)
             elif ready:  # a whole GPU each; on the CPU one after the other
-                _run_wave(session, ready, ray_run, cpus, 1.0 if gpus else 0.0, jobs if gpus else 1)
+                alone = Stream(device, alone=True)
+                _run_stream(session, alone, ray_run, cpus, 1.0 if gpus else 0.0, jobs if gpus else 1)
             elif session.waiting():
                 time.sleep(0.5)
             else:
@@ -202,19 +205,45 @@ def _work_together(config: dict[str, Any]) -> None:
     lead_or_follow(device, lead)
 
 
-def _run_wave(
-    session: Session, wave: Sequence[Task], ray_run: RayRun, cpus: float, gpus: float, jobs: int | None
-) -> None:
-    from ray import tune
+@dataclass
+class Stream:
+    """Hands the trials of the session to Tune one by one, as they become ready; ``alone``: those without company.
 
-    tasks = {task.id: task for task in wave}
+    ``given`` are the trials that Tune has and that have not ended.
+    """
+
+    device: str
+    alone: bool = False
+    given: set[str] = field(default_factory=set)
+
+    def next(self, session: Session) -> Task | None:
+        """Return the next trial to start, None while there is none."""
+        for task in session.ready():
+            if task.id not in self.given and (task.id in session.slots.alone) == self.alone:
+                self.given.add(task.id)
+                return replace(task, device=self.device)
+        return None
+
+    def over(self, session: Session) -> bool:
+        """Return whether no further trial will come: nothing is running that others wait for."""
+        return session.stop.is_set() or not (self.given or session.running or session.waiting())
+
+
+def _run_stream(
+    session: Session, stream: Stream, ray_run: RayRun, cpus: float, gpus: float, jobs: int | None
+) -> None:
+    """Run trials through one ``Tuner`` until none is left that the stream may start."""
+    from ray import tune
+    from ray.tune.search import Searcher
+
     resources: Any = {"cpu": cpus, "gpu": gpus}
     if ray_run.workers > 1:  # the trial's own process waits for its workers, which Ray Train places
         resources = tune.PlacementGroupFactory([{"memory": 1.0}])
-        jobs = min(jobs or len(tasks), _teams(ray_run.workers, cpus, gpus))
+        teams = _teams(ray_run.workers, cpus, gpus)
+        jobs = min(jobs or teams, teams)
 
     def trial(config: dict[str, Any]) -> None:
-        task = tasks[config["trial"]]
+        task = config["task"]
 
         def report(line: dict[str, Any]) -> None:
             tune.report({"epoch": json.dumps(line)})
@@ -224,6 +253,26 @@ def _run_wave(
         else:
             outcome = ray_run.run(task, report)
         tune.report({"outcome": json.dumps(asdict(outcome))})
+
+    class Queue(Searcher):
+        """Tune's searcher: the session's queue. Tune pickles the searcher, so the session stays outside."""
+
+        def suggest(self, trial_id: str) -> Any:
+            session, stream = _session(), _streams[-1]
+            task = stream.next(session)
+            if task is not None:
+                return {"trial": task.id, "task": task}
+            session.tick()
+            return Searcher.FINISHED if stream.over(session) else None
+
+        def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+            """Nothing: the session hears of the end from the callback."""
+
+        def save(self, checkpoint_path: str) -> None:
+            """Nothing: the records are the state."""
+
+        def restore(self, checkpoint_path: str) -> None:
+            """Nothing."""
 
     class Watch(tune.Callback):
         """Tells the session what Tune hears from the trials."""
@@ -238,16 +287,18 @@ def _run_wave(
             if result.get("epoch"):
                 _session().epoch(trial.config["trial"], json.loads(result["epoch"]))
             if result.get("outcome"):
+                _streams[-1].given.discard(trial.config["trial"])
                 _session().finished(Outcome(**json.loads(result["outcome"])))
 
         def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            _streams[-1].given.discard(trial.config["trial"])
             _lost(_session(), ray_run, trial.config["trial"], _death(Path(trial.local_path)))
 
         def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
             _session().tick()
 
     class Ended(tune.Stopper):
-        """Ends the wave once a stop was asked for and every running trial has reached its checkpoint."""
+        """Ends the stream once a stop was asked for and every running trial has reached its checkpoint."""
 
         def __call__(self, trial_id: str, result: dict) -> bool:
             return False
@@ -261,15 +312,24 @@ def _run_wave(
         contextlib.redirect_stdout(nowhere),
         contextlib.redirect_stderr(nowhere),
     ):
-        tune.Tuner(
-            tune.with_resources(trial, resources),
-            param_space={"trial": tune.grid_search(list(tasks))},
-            tune_config=tune.TuneConfig(max_concurrent_trials=jobs, reuse_actors=True),
-            run_config=tune.RunConfig(
-                name="wave", storage_path=str(storage), verbose=0, callbacks=[Watch()], stop=Ended()
-            ),
-        ).fit()
-    for id in tasks:  # Tune lost the trial without a word
+        _streams.append(stream)
+        try:
+            tune.Tuner(
+                tune.with_resources(trial, resources),
+                tune_config=tune.TuneConfig(
+                    search_alg=Queue(),
+                    num_samples=-1,
+                    max_concurrent_trials=jobs,
+                    reuse_actors=True,
+                    trial_dirname_creator=lambda trial: trial.trial_id,
+                ),
+                run_config=tune.RunConfig(
+                    name="trials", storage_path=str(storage), verbose=0, callbacks=[Watch()], stop=Ended()
+                ),
+            ).fit()
+        finally:
+            _streams.remove(stream)
+    for id in list(stream.given):  # Tune lost the trial without a word
         if id in session.running and not session.stop.is_set():
             session.died(id, "its process died (Ray gave no reason)")
 
