@@ -1,9 +1,9 @@
 """The augmentations of training images, batched on the device, as pure functions of images and hash values.
 
-Images are (B, H, W, C) uint8, C fastest, which is what PyTorch calls channels last. The hash values are int64 in
-[0, 2^32), one row an image (``bench.randomness.sample_bits``). Everything is integer arithmetic, carried out in float32
-where every intermediate is an integer below 2^24 or an exact binary fraction: eager and compiled code, CPU and GPU
-give the same pixels.
+Images are (B, H, W, C) uint8, C fastest, which is what PyTorch calls channels last. The hash values are int64
+in [0, 2^32), one row an image (``bench.randomness.sample_bits``). Everything is integer arithmetic, carried
+out in float32 where every intermediate is an integer below 2^24 or an exact binary fraction: eager and
+compiled code, CPU and GPU give the same pixels.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ _UNIT = 1 << 15  # contrast factors are multiples of 2^-15
 def svhn(images: Tensor, draws: Tensor) -> Tensor:
     """Return images with random brightness and contrast, float32 holding the integers 0..255.
 
-    Brightness adds b, uniform in [-30, 30); the result is clipped to 0..255 and truncated to uint8. Contrast, with r
-    uniform in [0.5, 1.5), gives m + r (p - m), m the mean of that image's channel after brightness; clipped to 0..255
-    and truncated to uint8. Source: the released SVHN training script (its data pipeline), in the order of its text.
+    Brightness adds b, uniform in [-30, 30); the result is clipped to 0..255 and truncated to uint8. Contrast,
+    with r uniform in [0.5, 1.5), gives m + r (p - m), m the mean of that image's channel after brightness;
+    clipped to 0..255 and truncated to uint8. Source: the released SVHN training script (its data pipeline),
+    in the order of its text.
 
-    ``draws`` is (B, 2): for b and for r. Pixels being integers, truncating p + b after clipping is adding floor(b), and
-    r is a multiple of 2^-15, so that no rounding enters: with m = s / n, floor(r p + (1 - r) s / n) is computed as
-    floor((R p + floor((2^15 - R) s / n)) / 2^15), R = 2^15 r.
+    ``draws`` is (B, 2): for b and for r. Pixels being integers, truncating p + b after clipping is adding
+    floor(b), and r is a multiple of 2^-15, so that no rounding enters: with m = s / n, floor(r p + (1 - r) s
+    / n) is computed as floor((R p + floor((2^15 - R) s / n)) / 2^15), R = 2^15 r.
     """
     count, height, width, channels = images.shape
     brightness = ((draws[:, 0] * 60) >> 32) - 30
@@ -44,10 +45,12 @@ def svhn(images: Tensor, draws: Tensor) -> Tensor:
 
 
 def crop_flip(images: Tensor, draws: Tensor) -> Tensor:
-    """Return uint8 images cropped at random after padding with 4 black pixels on each side, half of them mirrored.
+    """Return uint8 images cropped at random after padding with 4 black pixels on each side, half of them
+    mirrored.
 
-    The usual augmentation of CIFAR (1512.03385, section 4.2), here with black (0) padding before normalisation.
-    ``draws`` is (B, 3): the crop's row, its column (each 0..8), and whether the image is mirrored.
+    The usual augmentation of CIFAR (1512.03385, section 4.2), here with black (0) padding before
+    normalisation. ``draws`` is (B, 3): the crop's row, its column (each 0..8), and whether the image is
+    mirrored.
     """
     count, height, width, channels = images.shape
     padded = images.new_zeros(count, height + 2 * PAD, width + 2 * PAD, channels)

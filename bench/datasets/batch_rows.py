@@ -1,4 +1,6 @@
-"""Which images a trial trains on, in which order, and which rows of a batch belong to a worker that shares the trial."""
+"""Which images a trial trains on, in which order, and which rows of a batch belong to a worker that shares
+the trial.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,10 @@ WHOLE = (0, 1)  # the share (rank, ranks) of a trial's only worker
 def rows(batch_size: int, share: tuple[int, int] = WHOLE, micro_batches: int = 1) -> Tensor:
     """Return the positions in the global batch of a worker's images: int64 (batch_size / ranks,) on the CPU.
 
-    ``share = (rank, ranks)``. The batch is cut into ``micro_batches`` parts and each part among the ranks, in order, so
-    that part m of the global batch is the same images whatever the number of workers: without micro-batches rank r has
-    the rows [r B / R, (r + 1) B / R). Raises ``ValueError`` where that does not come out even.
+    ``share = (rank, ranks)``. The batch is cut into ``micro_batches`` parts and each part among the ranks, in
+    order, so that part m of the global batch is the same images whatever the number of workers: without
+    micro-batches rank r has the rows [r B / R, (r + 1) B / R). Raises ``ValueError`` where that does not come
+    out even.
     """
     rank, ranks = share
     if not 0 <= rank < ranks or batch_size % (ranks * micro_batches):
@@ -34,8 +37,8 @@ def chosen_images(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices, ascending, of the images trained on and of those set aside (see ``ChosenImages``).
 
-    ``groups`` (total,) numbers the images that belong together. Raises ``InputError`` where whole groups cannot make up
-    ``holdout`` images.
+    ``groups`` (total,) numbers the images that belong together. Raises ``InputError`` where whole groups
+    cannot make up ``holdout`` images.
     """
     order = permutation(total, fold(0, "subset")).numpy()
     if groups is None or not holdout:
@@ -58,17 +61,19 @@ def chosen_images(
 class ChosenImages:
     """Which images a trial trains on and in which order; the base of both kinds of batches.
 
-    ``steps_per_epoch`` is ``train_count`` over the batch size, rounded down: the images left over at the end of an
-    epoch's order are not used in it.
+    ``steps_per_epoch`` is ``train_count`` over the batch size, rounded down: the images left over at the end
+    of an epoch's order are not used in it.
 
-    ``train_size`` and ``holdout`` are cut from one random order of the training images that depends on their number
-    alone, not on the trial's seed: the first ``train_size`` train, the last ``holdout`` are set aside. So every seed
-    trains on the same images, a smaller ``train_size`` is part of a larger one, and changing one leaves the other's
-    images as they were. Where the data knows which images belong together (``Arrays.groups``), whole groups are set
-    aside, as they come in a random order of the groups, and the others train.
+    ``train_size`` and ``holdout`` are cut from one random order of the training images that depends on their
+    number alone, not on the trial's seed: the first ``train_size`` train, the last ``holdout`` are set aside.
+    So every seed trains on the same images, a smaller ``train_size`` is part of a larger one, and changing
+    one leaves the other's images as they were. Where the data knows which images belong together
+    (``Arrays.groups``), whole groups are set aside, as they come in a random order of the groups, and the
+    others train.
 
-    ``share = (rank, ranks)``: of each training and estimation batch the rows that are this worker's (see ``rows``), with
-    the draws of their positions in the global batch, and every ``ranks``-th batch of the tests.
+    ``share = (rank, ranks)``: of each training and estimation batch the rows that are this worker's (see
+    ``rows``), with the draws of their positions in the global batch, and every ``ranks``-th batch of the
+    tests.
     """
 
     def __init__(
@@ -81,7 +86,10 @@ class ChosenImages:
         share: tuple[int, int],
         groups: np.ndarray | None = None,
     ) -> None:
-        """Choose among ``total`` training images; raises ``InputError`` where they are fewer than asked for."""
+        """Choose among ``total`` training images.
+
+        Raises ``InputError`` where they are fewer than asked for.
+        """
         self.train_count = catalog.split(
             total,
             batch_size=config.batch_size,
@@ -113,7 +121,9 @@ class ChosenImages:
         return batch if self._share == WHOLE else batch[self._samples]
 
     def _estimated(self, count: int, batch_size: int) -> Iterator[Tensor]:
-        """Yield this worker's indices of ``count`` batches in a random order fixed by the seed, begun again at its end."""
+        """Yield this worker's indices of ``count`` batches in a random order fixed by the seed, begun again
+        at its end.
+        """
         order = permutation(self.train_count, fold(self._seed, "estimation"), self.device)
         places = rows(batch_size, self._share).to(self.device)
         for batch in range(count):

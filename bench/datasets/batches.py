@@ -1,4 +1,6 @@
-"""What the training loop asks of data: one interface for images on the device and for photographs read as needed."""
+"""What the training loop asks of data: one interface for images on the device and for photographs read as
+needed.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,13 @@ if TYPE_CHECKING:
 
 
 class Batches(Protocol):
-    """The images of one trial. A batch is a function of the seed and the global step, so nothing has to be restored.
+    """The images of one trial. A batch is a function of the seed and the global step, so nothing has to be
+    restored.
 
-    Images of a batch are float32 (B, 3, S, S) in channels-last memory, labels int64 (B,), both on ``device``. A worker
-    that shares a trial with others has its own rows of each training batch and every n-th batch of an evaluation.
-    ``resident``: all images lie on the device, so ``prepare`` may be compiled and recorded with the step.
+    Images of a batch are float32 (B, 3, S, S) in channels-last memory, labels int64 (B,), both on ``device``.
+    A worker that shares a trial with others has its own rows of each training batch and every n-th batch of
+    an evaluation. ``resident``: all images lie on the device, so ``prepare`` may be compiled and recorded
+    with the step.
     """
 
     train_count: int
@@ -32,7 +36,9 @@ class Batches(Protocol):
 
     @property
     def prepare(self) -> Callable[..., tuple[Tensor, Tensor]]:
-        """The function of ``*inputs(step)`` and the step, int64 of shape (), that returns the augmented batch."""
+        """The function of ``*inputs(step)`` and the step, int64 of shape (), that returns the augmented
+        batch.
+        """
 
     def train_batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return the training batch of the global ``step``: ``prepare(*inputs(step), step)``."""
@@ -44,4 +50,4 @@ class Batches(Protocol):
         """Iterate over the held-out training images, un-augmented; nothing where ``holdout`` is 0."""
 
     def estimation_batches(self, count: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Iterate over ``count`` batches of un-augmented training images in a random order fixed by the seed."""
+        """Iterate over ``count`` batches of un-augmented training images, in an order fixed by the seed."""

@@ -1,4 +1,6 @@
-"""SHA-256 of files, computed once and remembered by path, size and time of the last change, in the user's cache."""
+"""SHA-256 of files, computed once and remembered by path, size and time of the last change, in the user's
+cache.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ def of_file(path: Path) -> str:
 def check(path: Path, stream: BinaryIO) -> str:
     """Return the checksum of the open file, computed now.
 
-    Raises ``InputError`` where the cache remembers another for the same size and time: the bytes changed unnoticed.
+    Raises ``InputError`` where the cache remembers another for the same size and time: the bytes changed
+    unnoticed.
     """
     known, found = remembered(path, stream), compute(stream)
     _remember(path, stream, found)
@@ -40,7 +43,8 @@ def check(path: Path, stream: BinaryIO) -> str:
 
 
 def of_many(key: Path, signature: str, compute: Callable[[], str]) -> str:
-    """Return what ``compute`` returned for the files under ``key`` when their names, sizes and times were ``signature``.
+    """Return what ``compute`` returned for the files under ``key`` when their names, sizes and times were
+    ``signature``.
 
     Computed where the cache does not remember it.
     """
@@ -76,7 +80,9 @@ def _remember(path: Path, stream: BinaryIO, checksum: str) -> str:
 
 
 def _write(path: Path, mark: list[str | int], checksum: str) -> str:
-    """Write the checksum into the cache, whole or not at all; where that cannot be done, nothing is remembered."""
+    """Write the checksum into the cache, whole or not at all; where that cannot be done, nothing is
+    remembered.
+    """
     note = _note(path)
     with contextlib.suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 """CIFAR-10 and CIFAR-100 (A. Krizhevsky, Learning multiple layers of features from tiny images, 2009).
 
-The python version of the archives, in the folders torchvision uses (``cifar-10-batches-py``, ``cifar-100-python``).
-They are pickles: each is read only after its MD5 matched, and then by a reader that knows NumPy arrays alone.
+The python version of the archives, in the folders torchvision uses (``cifar-10-batches-py``,
+``cifar-100-python``). They are pickles: each is read only after its MD5 matched, and then by a reader that
+knows NumPy arrays alone.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ class CIFAR(PublishedSource):
                 raise InputError(
                     f"{data_dir / file.path}: reading it takes more memory than there is ({error})"
                 ) from None
-            # whatever a reader makes of bytes that are no pickle of arrays: wrong types, absurd shapes and more
+            # whatever a reader makes of bytes that are no pickle of arrays: wrong types, absurd shapes
             except Exception as error:
                 reason = str(error) or type(error).__name__
                 raise InputError(
@@ -113,7 +114,9 @@ class CIFAR(PublishedSource):
 
 
 def pixels(rows: Any) -> Any:
-    """Return images (N, 32, 32, 3) of rows (N, 3072): the red plane, the green one, the blue one, each 32 rows of 32."""
+    """Return images (N, 32, 32, 3) of rows (N, 3072): the red plane, the green one, the blue one, each 32
+    rows of 32.
+    """
     import numpy as np
 
     if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 3072:

@@ -1,8 +1,8 @@
 """Images resident on the training device as uint8, and the batches made of them there.
 
-Which images, in which order, augmented how, are functions of the seed and the global step: ``train_batch`` answers
-for any step in any order, so that a resumed trial needs no state of the data, and two arms of one seed see the same
-batches. Nothing waits for the device and nothing is left to worker processes.
+Which images, in which order, augmented how, are functions of the seed and the global step: ``train_batch``
+answers for any step in any order, so that a resumed trial needs no state of the data, and two arms of one
+seed see the same batches. Nothing waits for the device and nothing is left to worker processes.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class DeviceData(ChosenImages):
 
     Which images, and in which order, says ``ChosenImages``.
 
-    Batches are ``(images, labels)``: float32 (B, 3, S, S) in channels-last memory, S the network's input size, grey
-    repeated to three channels; int64 (B,). With augmentation ``crop_flip`` images stay at their own size on the device,
-    are cropped and mirrored there, normalised and resized to S without rounding, in tests too; otherwise they are
-    resized once and kept as uint8, as the paper does.
+    Batches are ``(images, labels)``: float32 (B, 3, S, S) in channels-last memory, S the network's input
+    size, grey repeated to three channels; int64 (B,). With augmentation ``crop_flip`` images stay at their
+    own size on the device, are cropped and mirrored there, normalised and resized to S without rounding, in
+    tests too; otherwise they are resized once and kept as uint8, as the paper does.
     """
 
     def __init__(
@@ -42,7 +42,9 @@ class DeviceData(ChosenImages):
         device: torch.device | str,
         share: tuple[int, int] = WHOLE,
     ) -> None:
-        """Choose the images and move them to ``device``; raises ``InputError`` where they are fewer than asked for."""
+        """Choose the images and move them to ``device``; raises ``InputError`` where they are fewer than
+        asked for.
+        """
         total = len(arrays.x_train)
         super().__init__(config, total, len(arrays.x_test), arrays.num_classes, device, share, arrays.groups)
         self.resident = True
@@ -71,7 +73,9 @@ class DeviceData(ChosenImages):
         return (self.indices(step),)
 
     def prepare(self, indices: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """Gather, augment and normalise a training batch; ``step`` is a 0-d int64 tensor. Fit for ``torch.compile``."""
+        """Gather, augment and normalise a training batch; ``step`` is a 0-d int64 tensor. Fit for
+        ``torch.compile``.
+        """
         images, labels = (part.index_select(0, indices) for part in self._train)
         key = combine(self._augmentation_key, step)
         if self._augmentation == "svhn":
@@ -112,7 +116,8 @@ class DeviceData(ChosenImages):
         return self._normalized(self._late.sums(images), self._late.denominator)
 
     def _normalized(self, x: Tensor, denominator: int = 1) -> Tensor:
-        """Return (x / denominator - shift) * scale of a fresh x, (B, S, S, 3), as float32 (B, 3, S, S), channels last.
+        """Return (x / denominator - shift) * scale of a fresh x, (B, S, S, 3), as float32 (B, 3, S, S),
+        channels last.
 
         One subtraction and one multiplication, in this order, which no compiler may fuse into one rounding.
         """
@@ -146,10 +151,11 @@ def _resident(
 def _normalization(
     kind: str, images: np.ndarray, device: torch.device
 ) -> tuple[Tensor | None, float | Tensor]:
-    """Return (shift, scale) of pixels 0..255: a shift of None for none; float32 (3,) where they differ by channel.
+    """Return (shift, scale) of pixels 0..255: a shift of None for none; float32 (3,) where they differ by
+    channel.
 
-    ``standardize`` takes each channel's mean and (population) standard deviation over the images trained on, at their
-    own size, from exact integer sums.
+    ``standardize`` takes each channel's mean and (population) standard deviation over the images trained on,
+    at their own size, from exact integer sums.
     """
     if kind != "standardize":
         return None, {"divide_256": 1.0 / 256.0, "divide_255": 1.0 / 255.0}[kind]

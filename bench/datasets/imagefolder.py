@@ -1,8 +1,10 @@
-"""Photographs in folders of classes, ``imagefolder:NAME``, and what ``imagenet`` shares with them: prepared shards.
+"""Photographs in folders of classes, ``imagefolder:NAME``, and what ``imagenet`` shares with them: prepared
+shards.
 
-NAME is a folder in the data folder with ``train/CLASS/*`` and ``val/CLASS/*`` (or ``test/CLASS/*``), JPEG, PNG, BMP or
-WebP by content. Up to 1 GiB of files it is read as it lies; ``bench data prepare`` writes shards into NAME.shards, which
-are read in its place from then on. Files that do not end in a known suffix, and hidden ones, are no images.
+NAME is a folder in the data folder with ``train/CLASS/*`` and ``val/CLASS/*`` (or ``test/CLASS/*``), JPEG,
+PNG, BMP or WebP by content. Up to 1 GiB of files it is read as it lies; ``bench data prepare`` writes shards
+into NAME.shards, which are read in its place from then on. Files that do not end in a known suffix, and
+hidden ones, are no images.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ ENTRIES = [
     {
         "name": "imagefolder",
         "factory": "IMAGEFOLDER",
-        "help": "your own photographs: imagefolder:NAME reads NAME/train/CLASS/* and NAME/val/CLASS/* in the data folder",
+        "help": "your photographs: imagefolder:NAME reads NAME/train/CLASS/* and NAME/val/CLASS/*",
         "options": {"name": {"type": "str", "help": "the folder's name, relative to the data folder"}},
         "augmentations": ["none", "random_resized_crop", "scale_jitter", "scale_jitter_released"],
         "num_classes": None,
@@ -77,8 +79,9 @@ class _ImageFolder(PhotographSource):
         if not root.is_dir():
             others = ", ".join(self.labels(data_dir)) or "none"
             return (
-                f"data set '{self.label(options)}' is not in {clean(data_dir)}: there is no folder {clean(root)}. It is "
-                f"a folder of yours; put it there, or name the data folder with --data. Such folders there: {others}."
+                f"data set '{self.label(options)}' is not in {clean(data_dir)}: there is no folder "
+                f"{clean(root)}. It is a folder of yours; put it there, or name the data folder with --data. "
+                f"Such folders there: {others}."
             )
         try:
             images = self.listing(options, data_dir).images

@@ -1,15 +1,16 @@
 """ImageNet, ILSVRC-2012 (Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, 1409.0575).
 
-It cannot be downloaded without an account at image-net.org: ``bench data prepare imagenet`` reads what was put in the
-folder ``imagenet`` of the data folder and writes shards into ``imagenet.shards``, which training reads. It takes
+It cannot be downloaded without an account at image-net.org: ``bench data prepare imagenet`` reads what was
+put in the folder ``imagenet`` of the data folder and writes shards into ``imagenet.shards``, which training
+reads. It takes
 
 - ``ILSVRC2012_img_train.tar``, or the folder ``train`` of 1,000 folders named by synset;
-- ``ILSVRC2012_img_val.tar`` or the folder ``val``, and which class each image shows: from the folders named by synset
-  in ``val``, or for images that lie side by side from ``ILSVRC2012_devkit_t12.tar.gz`` or Kaggle's
+- ``ILSVRC2012_img_val.tar`` or the folder ``val``, and which class each image shows: from the folders named
+  by synset in ``val``, or for images that lie side by side from ``ILSVRC2012_devkit_t12.tar.gz`` or Kaggle's
   ``LOC_val_solution.csv``.
 
-Archives are read where they lie, nothing is unpacked: names in them are compared with what the official ones hold and
-never become paths. Classes are numbered by sorted synset, as everywhere.
+Archives are read where they lie, nothing is unpacked: names in them are compared with what the official ones
+hold and never become paths. Classes are numbered by sorted synset, as everywhere.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ ENTRIES = [
     {
         "name": "imagenet",
         "factory": "IMAGENET",
-        "help": "ImageNet (ILSVRC-2012): 1,281,167 + 50,000 photographs in 1,000 classes, prepared as shards first",
+        "help": "ImageNet (ILSVRC-2012): 1,281,167 + 50,000 photographs in 1,000 classes, prepared as shards",
         "title": "ImageNet Large Scale Visual Recognition Challenge (Russakovsky et al., 2014)",
         "arxiv": "1409.0575",
         "augmentations": ["none", "random_resized_crop", "scale_jitter", "scale_jitter_released"],
@@ -62,7 +63,9 @@ _MAX_READ = 64 << 20  # bytes of anything that is read whole; what the official 
 
 @dataclass(frozen=True)
 class Published:
-    """How many classes and images there are, and the MD5 of the devkit, which says which class each number means."""
+    """How many classes and images there are, and the MD5 of the devkit, which says which class each number
+    means.
+    """
 
     classes: int = 1000
     train: int = 1_281_167
@@ -137,7 +140,8 @@ class ImageNet(PhotographSource):
             inner[match[1]] = offset, length
         if len(inner) != self.published.classes:
             raise InputError(
-                f"{clean(path)} holds {len(inner):,} archives of classes of {self.published.classes:,}: cut short?"
+                f"{clean(path)} holds {len(inner):,} archives of classes of {self.published.classes:,}: "
+                "cut short?"
             )
         classes, items = sorted(inner), []
         for label, synset in enumerate(classes):
@@ -156,7 +160,8 @@ class ImageNet(PhotographSource):
         if folders:
             if folders != list(classes):
                 raise InputError(
-                    f"{clean(folder)} holds {len(folders):,} folders of classes, train {len(classes):,}, or others"
+                    f"{clean(folder)} holds {len(folders):,} folders of classes, "
+                    f"train {len(classes):,}, or others"
                 )
             if image_files(folder):
                 raise InputError(f"{clean(folder)} is half sorted: images lie beside the folders of classes")
@@ -183,8 +188,8 @@ class ImageNet(PhotographSource):
             synsets = _devkit(root / DEVKIT, self.published.devkit_md5)
         else:
             raise InputError(
-                f"{clean(root)}: nothing says which class each validation image shows: put {DEVKIT} or {SOLUTION} "
-                "there, or the images into folders named by synset"
+                f"{clean(root)}: nothing says which class each validation image shows: "
+                f"put {DEVKIT} or {SOLUTION} there, or the images into folders named by synset"
             )
         label = {synset: number for number, synset in enumerate(classes)}
         wrong = sorted({synset for synset in synsets.values() if synset not in label})
@@ -207,8 +212,8 @@ def _missing(root: Path) -> str | None:
     if not missing:
         return None
     return (
-        f"{' and '.join(missing)} missing in {clean(root)}. They come from image-net.org, to those who have an account "
-        f"there; then `bench data prepare imagenet` writes them as shards."
+        f"{' and '.join(missing)} missing in {clean(root)}. They come from image-net.org, "
+        f"to those who have an account there; then `bench data prepare imagenet` writes them as shards."
     )
 
 
@@ -257,7 +262,8 @@ class _Window(io.RawIOBase):
 
 
 def _members(path: Path, start: int = 0, length: int | None = None) -> Iterator[tuple[str, int, int]]:
-    """Yield (name, offset in the file, length) of the files in a tar archive, or in one within it; nothing is unpacked.
+    """Yield (name, offset in the file, length) of the files in a tar archive, or in one within it; nothing is
+    unpacked.
 
     Raises ``InputError`` where the archive is damaged, ends early, or holds links and the like.
     """
@@ -285,7 +291,9 @@ def _members(path: Path, start: int = 0, length: int | None = None) -> Iterator[
 
 
 def _solution(path: Path) -> dict[int, str]:
-    """Return the synset of each validation image by its number, from Kaggle's table: ``ImageId,PredictionString``."""
+    """Return the synset of each validation image by its number, from Kaggle's table:
+    ``ImageId,PredictionString``.
+    """
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             rows = list(csv.reader(stream))
@@ -301,7 +309,9 @@ def _solution(path: Path) -> dict[int, str]:
 
 
 def _devkit(path: Path, md5: str) -> dict[int, str]:
-    """Return the synset of each validation image by its number, from the devkit, read only after its MD5 matched."""
+    """Return the synset of each validation image by its number, from the devkit, read only after its MD5
+    matched.
+    """
     import scipy.io
 
     try:

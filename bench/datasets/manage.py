@@ -30,12 +30,15 @@ def _named(name: str, data_dir: Path) -> tuple[Source, dict]:
         kind, _, own = name.partition(":")
         return registry.load("datasets", kind), {"name": own}
     raise InputError(
-        f"no data set is called '{name[:80]}'.{nearest(name, offered)} Known: {', '.join(offered)}, npz:NAME, imagefolder:NAME."
+        f"no data set is called '{name[:80]}'.{nearest(name, offered)} "
+        f"Known: {', '.join(offered)}, npz:NAME, imagefolder:NAME."
     )
 
 
 def list_text(data_dir: Path) -> str:
-    """Return a table of every data set: whether it is there, images, classes, size on disk; then what is missing."""
+    """Return a table of every data set: whether it is there, images, classes, size on disk; then what is
+    missing.
+    """
     rows: list[tuple[str, ...]] = [("data set", "state", "train", "test", "classes", "on disk")]
     notes = []
     offered = _offered(data_dir)
@@ -71,13 +74,16 @@ def list_text(data_dir: Path) -> str:
         "A file NAME.npz of yours in the data folder is the data set npz:NAME; a folder NAME of photographs,"
     )
     notes.append(
-        "NAME/train/CLASS/* and NAME/val/CLASS/*, is imagefolder:NAME; `bench data prepare` writes it as shards."
+        "NAME/train/CLASS/* and NAME/val/CLASS/*, is imagefolder:NAME; `bench data prepare` writes shards."
     )
     return "\n".join([f"data folder: {data_dir}", "", *lines, "", *notes])
 
 
 def fetch(name: str, data_dir: Path) -> str:
-    """Download what is missing of ``name``, check it, and return a line that says so; raises ``InputError``."""
+    """Download what is missing of ``name``, check it, and return a line that says so.
+
+    Raises ``InputError``.
+    """
     source, options = _named(name, data_dir)
     source.fetch(options, data_dir)
     paths = source.paths(options, data_dir)
@@ -96,7 +102,8 @@ def prepare(
     yes: bool,
     say: Callable[[str], None],
 ) -> str:
-    """Write photographs as shards, or build ``svhn_subset``, and return a line that says so; raises ``InputError``.
+    """Write photographs as shards, or build ``svhn_subset``, and return a line that says so; raises
+    ``InputError``.
 
     The size of shards is announced first and has to be confirmed, by ``yes`` or on the terminal.
     """
@@ -133,7 +140,8 @@ def prepare(
 def verify(name: str | None, data_dir: Path) -> str:
     """Check every byte of ``name``, or of all that is there, and return a line each.
 
-    Raises ``InputError`` naming each corrupt file; without ``name`` a data set of which nothing is there is no error.
+    Raises ``InputError`` naming each corrupt file; without ``name`` a data set of which nothing is there is
+    no error.
     """
     chosen = _offered(data_dir) if name is None else {name: _named(name, data_dir)}
     lines, problems = [], []
@@ -157,7 +165,9 @@ def verify(name: str | None, data_dir: Path) -> str:
 
 
 def _covered(label: str, paths: list[Path], chosen: dict, data_dir: Path) -> bool:
-    """Whether the files of ``label`` that are there all belong to another data set that is complete (svhn_extra's)."""
+    """Whether the files of ``label`` that are there all belong to another data set that is complete
+    (svhn_extra's).
+    """
     there = {path for path in paths if path.is_file()}
     others = (
         set(source.paths(options, data_dir))

@@ -1,12 +1,13 @@
-"""A data set of the user's own: ``npz:NAME`` is NAME.npz in the data folder, as ``numpy.savez_compressed`` writes it.
+"""A data set of the user's own: ``npz:NAME`` is NAME.npz in the data folder, as ``numpy.savez_compressed``
+writes it.
 
-``x_train`` and ``x_test`` are uint8, (N, H, W), (N, H, W, 1) or (N, H, W, 3); ``y_train`` and ``y_test`` are integers
-(N,) from 0 to classes - 1, each class among the training labels. ``group_train``, integers (N,), is optional: training
-images with the same number belong together (one photograph, patient or writer), and a held-out part never splits them.
-Other arrays in the file are not read; ``bench data list`` names them.
+``x_train`` and ``x_test`` are uint8, (N, H, W), (N, H, W, 1) or (N, H, W, 3); ``y_train`` and ``y_test`` are
+integers (N,) from 0 to classes - 1, each class among the training labels. ``group_train``, integers (N,), is
+optional: training images with the same number belong together (one photograph, patient or writer), and a
+held-out part never splits them. Other arrays in the file are not read; ``bench data list`` names them.
 
-The file is not trusted: nothing is unpickled, and types, shapes and sizes are checked in the headers before memory is
-taken.
+The file is not trusted: nothing is unpickled, and types, shapes and sizes are checked in the headers before
+memory is taken.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ ENTRIES = [
     {
         "name": "npz",
         "factory": "NPZ",
-        "help": "your own images: npz:NAME reads NAME.npz in the data folder (x_train, y_train, x_test, y_test)",
+        "help": "your own images: npz:NAME reads NAME.npz (x_train, y_train, x_test, y_test)",
         "options": {
             "name": {"type": "str", "help": "the file's name without .npz, relative to the data folder"}
         },
@@ -92,8 +93,9 @@ class _NPZ(Source):
         prepare = command("data", "prepare", svhn_subset.NAME, "--data", data_dir)
         remedy = f"`{prepare}` builds it from SVHN's files; or " if subset else ""
         return (
-            f"data set '{self.label(options)}' is not in {data_dir}: there is no file {path}. It is a file of yours, "
-            f"which `bench data fetch` cannot download; {remedy}put it there, or name the folder with --data. "
+            f"data set '{self.label(options)}' is not in {data_dir}: there is no file {path}. "
+            f"It is a file of yours, which `bench data fetch` cannot download; {remedy}put it there, "
+            f"or name the folder with --data. "
             f"Such files there: {others}."
         )
 
@@ -204,7 +206,8 @@ def _headers(path: Path, archive: zipfile.ZipFile) -> dict[str, _Header]:
         )
     if headers["x_train"].shape[1:] != headers["x_test"].shape[1:]:
         raise InputError(
-            f"{path}: images of x_train are {headers['x_train'].shape[1:]}, of x_test {headers['x_test'].shape[1:]}"
+            f"{path}: images of x_train are {headers['x_train'].shape[1:]}, "
+            f"of x_test {headers['x_test'].shape[1:]}"
         )
     return headers
 
@@ -232,7 +235,8 @@ def _header(path: Path, archive: zipfile.ZipFile, key: str) -> _Header:
     images = key.startswith("x_")
     if dtype.hasobject:
         raise InputError(
-            f"{where} holds Python objects, which are never read; expected {'uint8' if images else 'integers'}"
+            f"{where} holds Python objects, which are never read; "
+            f"expected {'uint8' if images else 'integers'}"
         )
     if images and dtype != np.uint8:
         raise InputError(f"{where} is {dtype}; expected uint8 pixels 0..255")
@@ -275,7 +279,10 @@ def _memory() -> int:
 
 
 def _read(path: Path, archive: zipfile.ZipFile, key: str, header: _Header) -> np.ndarray:
-    """Return one array; what is read never exceeds what its header announced. The archive's CRC is checked."""
+    """Return one array.
+
+    What is read never exceeds what its header announced. The archive's CRC is checked.
+    """
     import numpy as np
 
     buffer = np.empty(header.bytes, dtype=np.uint8)

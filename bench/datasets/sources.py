@@ -1,4 +1,7 @@
-"""What a source of images is, and the sources whose files are published with checksums. No torch is imported."""
+"""What a source of images is, and the sources whose files are published with checksums.
+
+No torch is imported.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,8 @@ CHUNK = 1 << 20
 class Arrays:
     """A data set in memory: images uint8 (N, H, W, C) with C 1 or 3, labels int64 (N,) in [0, num_classes).
 
-    ``groups``, int64 (N,) or None where it is not known: training images of one photograph (patient, writer, ...) have
-    the same number. A held-out part never splits a group.
+    ``groups``, int64 (N,) or None where it is not known: training images of one photograph (patient, writer,
+    ...) have the same number. A held-out part never splits a group.
     """
 
     x_train: np.ndarray
@@ -43,7 +46,9 @@ def brief(value: Any) -> str:
 
 
 def checked_labels(labels: np.ndarray, count: int, classes: int) -> np.ndarray:
-    """Return int64 labels (N,); raises ``ValueError`` unless they are ``count`` whole numbers from 0 to classes - 1."""
+    """Return int64 labels (N,); raises ``ValueError`` unless they are ``count`` whole numbers from 0 to
+    classes - 1.
+    """
     import numpy as np
 
     if labels.dtype.kind not in "iu" or labels.shape != (count,):
@@ -78,7 +83,7 @@ class Source:
         return Facts(**{name: known.get(name) for name in Facts.__dataclass_fields__})
 
     def problem(self, options: Mapping[str, Any], data_dir: Path) -> str | None:
-        """Return what keeps it from being loaded as far as presence and sizes of files tell, or None; quick."""
+        """Return what keeps it from being loaded, by presence and sizes of its files, or None; quick."""
         raise NotImplementedError
 
     def checksum(self, options: Mapping[str, Any], data_dir: Path) -> str | None:
@@ -128,7 +133,9 @@ class PublishedFile:
 
 @dataclass(frozen=True)
 class Download:
-    """What is downloaded: an address, the name it gets in the data folder, its MD5, and whether it is an archive."""
+    """What is downloaded: an address, the name it gets in the data folder, its MD5, and whether it is an
+    archive.
+    """
 
     url: str
     filename: str
@@ -194,7 +201,9 @@ class PublishedSource(Source):
         return problems
 
     def opened(self, file: PublishedFile, data_dir: Path, options: Mapping[str, Any]) -> BinaryIO:
-        """Return the file open at its start, its MD5 checked; raises ``InputError`` naming it where it is corrupt."""
+        """Return the file open at its start, its MD5 checked; raises ``InputError`` naming it where it is
+        corrupt.
+        """
         path = data_dir / file.path
         try:
             stream = path.open("rb")
@@ -211,7 +220,9 @@ class PublishedSource(Source):
         return stream
 
     def fetch(self, options: Mapping[str, Any], data_dir: Path) -> None:
-        """Download with torchvision, which checks the MD5 of what arrives and keeps what is already there and intact."""
+        """Download with torchvision, which checks the MD5 of what arrives and keeps what is already there and
+        intact.
+        """
         import socket
 
         if not self.verify(options, data_dir):
@@ -232,7 +243,8 @@ class PublishedSource(Source):
             )
             raise InputError(
                 f"data set '{self.label(options)}' could not be downloaded: {error}\n"
-                f"Where there is no network, put these files there by hand and run the command again:\n{by_hand}"
+                f"Where there is no network, put these files there by hand and run the command "
+                f"again:\n{by_hand}"
             ) from None
         finally:
             socket.setdefaulttimeout(patience)

@@ -1,8 +1,9 @@
 """Batches of photographs, decoded and cut by threads a few steps ahead, from memory or from shards on disk.
 
-As in ``bench.datasets.device_batches`` a batch is a function of the seed and the global step. The threads are told step
-numbers; what they hold is a cache, so a resumed trial begins at any step with nothing to restore, and reading ahead
-changes no pixel. Shards are read image by image at random places: they want a solid-state disk or a warm cache.
+As in ``bench.datasets.device_batches`` a batch is a function of the seed and the global step. The threads are
+told step numbers; what they hold is a cache, so a resumed trial begins at any step with nothing to restore,
+and reading ahead changes no pixel. Shards are read image by image at random places: they want a solid-state
+disk or a warm cache.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ KEPT_BYTES = 1 << 30  # test views that take no more are kept from the first eva
 class PhotographData(ChosenImages):
     """The photographs of one trial: the interface of ``DeviceData``, for images of many sizes and any number.
 
-    Which images, and in which order, says ``ChosenImages``. Batches are ``(images, labels)``:
-    float32 (B, 3, S, S) in channels-last memory on the device, int64 (B,). What is done to the images is described in
-    ``photographs.crops``; it ends in uint8, which is normalised on the device. ``standardize`` takes the channels'
-    mean and deviation over the images trained on, in the size they are stored in; ``pixel_mean`` subtracts the mean
-    image of all training images (short side 256, central square; its central S/256 * 256/224 part at S) and divides by
-    255.
+    Which images, and in which order, says ``ChosenImages``. Batches are ``(images, labels)``: float32 (B, 3,
+    S, S) in channels-last memory on the device, int64 (B,). What is done to the images is described in
+    ``photographs.crops``; it ends in uint8, which is normalised on the device. ``standardize`` takes the
+    channels' mean and deviation over the images trained on, in the size they are stored in; ``pixel_mean``
+    subtracts the mean image of all training images (short side 256, central square; its central S/256 *
+    256/224 part at S) and divides by 255.
     """
 
     def __init__(
@@ -47,10 +48,13 @@ class PhotographData(ChosenImages):
         share: tuple[int, int] = WHOLE,
         workers: int | None = None,
     ) -> None:
-        """Choose the images; ``workers`` threads cut them. Raises ``InputError`` where they are fewer than asked for."""
+        """Choose the images; ``workers`` threads cut them. Raises ``InputError`` where they are fewer than
+        asked for.
+        """
         if config.augmentation not in crops.AUGMENTATIONS:
             raise InputError(
-                f"augmentation: '{config.augmentation}' is for images of one small size; photographs take one of "
+                f"augmentation: '{config.augmentation}' is for images of one small size; "
+                "photographs take one of "
                 f"{', '.join(crops.AUGMENTATIONS)}"
             )
         counts = len(photographs.train.index), len(photographs.test.index)
@@ -70,7 +74,7 @@ class PhotographData(ChosenImages):
         self._under_way: dict[int, tuple[list[Future], Tensor, np.ndarray]] = {}
         self._kept: dict[str, list[Tensor]] = {}
 
-    # -- training ------------------------------------------------------------------------------------------------
+    # -- training --------------------------------------------------------------------------------------------
 
     def train_batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return the training batch of the global ``step`` (from 0), augmented; the next ones are begun."""
@@ -109,7 +113,7 @@ class PhotographData(ChosenImages):
         draws = sample_bits(combine(self._key, step), self._samples.cpu(), (many,)).numpy()
         return cut(heights, widths, draws, self.size)
 
-    # -- evaluation ----------------------------------------------------------------------------------------------
+    # -- evaluation ------------------------------------------------------------------------------------------
 
     def test_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over the test images in their order; the last batch may be smaller."""
@@ -167,12 +171,14 @@ class PhotographData(ChosenImages):
                 for future in futures:
                     future.cancel()
 
-    # -- pixels --------------------------------------------------------------------------------------------------
+    # -- pixels ----------------------------------------------------------------------------------------------
 
     def _begin(
         self, images: Images, numbers: np.ndarray, windows: crops.Window
     ) -> tuple[list[Future], Tensor]:
-        """Let the threads cut a batch; return what to wait for and the pixels, uint8 (B, S, S, 3), that they write."""
+        """Let the threads cut a batch; return what to wait for and the pixels, uint8 (B, S, S, 3), that they
+        write.
+        """
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="photographs")
             weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
@@ -193,7 +199,9 @@ class PhotographData(ChosenImages):
 
 
 class _Cut:
-    """Cuts the images of a batch, a chunk a call, into its rows of ``pixels``; holds no reference to the data's owner."""
+    """Cuts the images of a batch, a chunk a call, into its rows of ``pixels``; holds no reference to the
+    data's owner.
+    """
 
     CHUNK = 8
 
@@ -225,7 +233,9 @@ def _sizes(images: Images, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 def _normalization(
     kind: str, photographs: Photographs, chosen: np.ndarray, size: int
 ) -> tuple[Tensor | None, float | Tensor]:
-    """Return (shift, scale) of pixels 0..255: a shift of None for none; float32 (S, S, 3) where they differ by place."""
+    """Return (shift, scale) of pixels 0..255: a shift of None for none; float32 (S, S, 3) where they differ
+    by place.
+    """
     if kind in ("divide_255", "divide_256"):
         return None, 1.0 / {"divide_255": 255.0, "divide_256": 256.0}[kind]
     if kind == "pixel_mean":

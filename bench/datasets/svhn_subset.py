@@ -1,11 +1,13 @@
-"""``svhn_subset.npz``: 9,084 training and 1,999 test digits cut from the official files of SVHN, cropped digits.
+"""``svhn_subset.npz``: 9,084 training and 1,999 test digits cut from the official files of SVHN, cropped
+digits.
 
-Training: the first 8,001 digits of SVHN's test part, then the first 1,083 of its training part. Test: the digits 8,001
-to 9,999 of SVHN's test part. No photograph contributes to both: the cut lies between two photographs. The
-subset's accuracies are therefore not comparable with published numbers of SVHN.
+Training: the first 8,001 digits of SVHN's test part, then the first 1,083 of its training part. Test: the
+digits 8,001 to 9,999 of SVHN's test part. No photograph contributes to both: the cut lies between two
+photographs. The subset's accuracies are therefore not comparable with published numbers of SVHN.
 
-Digits of one photograph are neighbours in the files. ``photographs`` tells them apart, so that a held-out part
-takes whole photographs. The full-numbers release of SVHN (``digitStruct.mat``) says how many digits a photograph has.
+Digits of one photograph are neighbours in the files. ``photographs`` tells them apart, so that a held-out
+part takes whole photographs. The full-numbers release of SVHN (``digitStruct.mat``) says how many digits a
+photograph has.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ TEST_DIGITS = 10_000  # of SVHN's test part, cut after TRAINED_ON
 TRAINED_ON = 8_001
 TRAINING_DIGITS = 1_083  # of SVHN's training part
 
-# How many digits each photograph of the training images contributes, in order: 4,531 photographs, one to five digits.
+# How many digits each photograph of the training images contributes, in order: 4,531 photographs.
 _DIGITS_OF_PHOTOGRAPHS = (
     "1311113232222212222332121222222122222213212422222222121233222322212312222222222212223222121123221212"
     "2211221112222232122121221222322212223222122222222131322412112223221122221222221223221212232111232212"
@@ -89,8 +91,9 @@ def photographs() -> np.ndarray:
 def build(data_dir: Path) -> Path:
     """Write ``svhn_subset.npz`` from SVHN's official files in ``data_dir`` and return its path.
 
-    A file that is there and has the known checksum is kept. Raises ``InputError`` where SVHN's files are absent or
-    corrupt, where another file of that name is there, or where what was built is not the known subset.
+    A file that is there and has the known checksum is kept. Raises ``InputError`` where SVHN's files are
+    absent or corrupt, where another file of that name is there, or where what was built is not the known
+    subset.
     """
     import numpy as np
 
@@ -123,8 +126,9 @@ def build(data_dir: Path) -> Path:
     if found != CHECKSUM:
         partial.unlink()
         raise InputError(
-            f"bench data prepare {NAME}: what was built has the checksum {found}, expected {CHECKSUM}. Either the "
-            f"digits differ or this NumPy ({np.__version__}) writes npz files otherwise; nothing was kept."
+            f"bench data prepare {NAME}: what was built has the checksum {found}, expected {CHECKSUM}. "
+            f"Either the digits differ or this NumPy ({np.__version__}) writes npz files "
+            "otherwise; nothing was kept."
         )
     os.replace(partial, target)
     return target

@@ -1,7 +1,8 @@
 """Images a second of each way to read a folder of photographs, beside ``torchvision.datasets.ImageFolder``.
 
-Every way gives the same: random resized crops, half of them mirrored, as float32 batches on the CPU, with one worker
-(a process of ImageFolder's ``DataLoader``, a thread of ours) beside the process that takes the batches.
+Every way gives the same: random resized crops, half of them mirrored, as float32 batches on the CPU, with one
+worker (a process of ImageFolder's ``DataLoader``, a thread of ours) beside the process that takes the
+batches.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from bench.datasets.streamed_batches import PhotographData
 from bench.errors import InputError
 from bench.experiments import catalog
 from bench.experiments.config import make_config
+from bench.text import plural
 from bench.training import execution
 
 SIZE = 224
@@ -30,11 +32,13 @@ REFERENCE = "ImageFolder"
 
 
 def measure(name: str, data_dir: Path, rounds: int = 5, workers: int = 1) -> Iterator[dict[str, Any]]:
-    """Yield a row of ``bench speed`` for each way to read ``imagefolder:NAME``: ``kind`` "data", its ``source``.
+    """Yield a row of ``bench speed`` for each way to read ``imagefolder:NAME``: ``kind`` "data", its
+    ``source``.
 
-    ``seconds`` a batch, the median over ``rounds`` epochs taken in turn, ``spread`` (quartiles' distance over the
-    median), ``images_per_second``, and ``speedup``, the median of ImageFolder's seconds over these in the same round.
-    Shards are written into a temporary folder first. Raises ``InputError`` where there is no such folder.
+    ``seconds`` a batch, the median over ``rounds`` epochs taken in turn, ``spread`` (quartiles' distance over
+    the median), ``images_per_second``, and ``speedup``, the median of ImageFolder's seconds over these in the
+    same round. Shards are written into a temporary folder first. Raises ``InputError`` where there is no such
+    folder.
     """
     dataset = {"kind": "imagefolder", "name": name.removeprefix("imagefolder:")}
     catalog.require(dataset, data_dir)
@@ -85,7 +89,7 @@ def measure(name: str, data_dir: Path, rounds: int = 5, workers: int = 1) -> Ite
 def text(row: dict[str, Any]) -> str:
     """Return a row in a line."""
     return (
-        f"{row['data']} at {row['input_size']} px, {row['workers']} worker{'s' if row['workers'] > 1 else ''}: "
+        f"{row['data']} at {row['input_size']} px, {plural(row['workers'], 'worker')}: "
         f"{row['source']:12s}{row['images_per_second']:9,.0f} images/s  ±{100 * row['spread']:3.0f} %  "
         f"{row['speedup']:5.2f} x {REFERENCE}"
     )

@@ -69,12 +69,17 @@ def resized(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def to_uint8(x: np.ndarray) -> np.ndarray:
-    """Clip to 0..255 and truncate; the rounding of float64 at an exact integer must not take a whole level."""
+    """Clip to 0..255 and truncate.
+
+    The rounding of float64 at an exact integer must not take a whole level.
+    """
     return np.clip(x + 1e-9, 0, 255).astype(np.uint8)
 
 
 def svhn_text(image: np.ndarray, h: np.ndarray) -> np.ndarray:
-    """Brightness +-30, then contrast x[0.5, 1.5] about each channel's mean of that image, each clipped and truncated."""
+    """Brightness +-30, then contrast x[0.5, 1.5] about each channel's mean of that image, each clipped and
+    truncated.
+    """
     image = to_uint8(image.astype(np.float64) + (-30 + 60 * (h[0] / 2**32)))
     factor = 0.5 + (h[1] >> 17) / 2**15
     mean = image.astype(np.float64).mean(axis=(0, 1), keepdims=True)
@@ -151,7 +156,9 @@ def test_svhn_augmentation_at_other_sizes(size):
 
 
 def test_svhn_augmentation_at_the_edge_of_truncation():
-    """Enough small images that some values fall just below an integer, where a sloppy rounding would tip them over."""
+    """Enough small images that some values fall just below an integer, where a sloppy rounding would tip them
+    over.
+    """
     count = 40_000
     x = np.random.default_rng(4).integers(0, 256, (count, 3, 3, 1), dtype=np.uint8)
     h = sample_bits(fold(4, "test"), torch.arange(count), (2,))
@@ -172,7 +179,9 @@ def test_brightness_truncates_and_clips():
 
 
 def test_contrast_truncates_by_hand():
-    """Channel 0, 10 and 20, mean 15, r = 0.5: 12.5 and 17.5 become 12 and 17; r about 1.5: 7.5, 22.5 become 7, 22."""
+    """Channel 0, 10 and 20, mean 15, r = 0.5: 12.5 and 17.5 become 12 and 17; r about 1.5: 7.5, 22.5 become
+    7, 22.
+    """
     image = torch.tensor([10, 20], dtype=torch.uint8).view(1, 1, 2, 1).repeat(2, 2, 1, 3)
     image[:, :, :, 2] = 77
     none = 2**31  # a brightness of 0
@@ -332,7 +341,7 @@ def test_any_step_in_any_order_gives_the_same_batch():
 
 
 def test_arms_of_one_seed_share_batches_and_seeds_do_not():
-    """Whatever an arm changes that is not data, the images, their order and their augmentation are the same."""
+    """Whatever an arm changes that is not data, images, their order and augmentation are the same."""
     data = arrays()
     one = DeviceData(data, config(augmentation="svhn", seed=1), 40, "cpu")
     other = DeviceData(data, config(augmentation="svhn", seed=1, learning_rate=0.1, holdout=0), 40, "cpu")

@@ -1,4 +1,6 @@
-"""What a photograph becomes when it is decoded: right grey values, nothing lost under transparency, the right way up."""
+"""What a photograph becomes when it is decoded: right grey values, nothing lost under transparency, the right
+way up.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def encoded(image: Image.Image, kind: str = "PNG", **keywords) -> bytes:
 
 
 def png(pixels: np.ndarray, colour_type: int, depth: int, extra: bytes = b"") -> bytes:
-    """Return a PNG written by hand, for what Pillow reads but does not write; ``pixels`` is big-endian (H, W, ...)."""
+    """Return a PNG written by hand, for what Pillow reads but does not write; ``pixels`` is big-endian (H, W,
+    ...).
+    """
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -56,7 +60,7 @@ def repeated(grey: np.ndarray) -> np.ndarray:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-# --- 16 bits ---------------------------------------------------------------------------------------------------------
+# --- 16 bits ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
@@ -105,7 +109,7 @@ def test_pixels_without_a_known_white_are_refused_by_name(pixels, words):
         decode.pixels(encoded(Image.fromarray(pixels), "TIFF"))
 
 
-# --- transparency ----------------------------------------------------------------------------------------------------
+# --- transparency -------------------------------------------------------------------------------------------
 
 
 def over_background(rgba: np.ndarray) -> np.ndarray:
@@ -150,7 +154,7 @@ def test_a_palette_with_a_transparent_entry_and_grey_with_a_transparent_value():
     )
 
 
-# --- other kinds -----------------------------------------------------------------------------------------------------
+# --- other kinds --------------------------------------------------------------------------------------------
 
 
 def test_one_bit_palette_and_grey_are_what_they_show():
@@ -207,11 +211,13 @@ def test_the_digest_tells_apart_what_an_older_version_decoded_otherwise():
     assert decode.treatment(encoded(Image.fromarray(COLOUR), "JPEG", exif=note)) == "orientation 6"
 
 
-# --- folders ---------------------------------------------------------------------------------------------------------
+# --- folders ------------------------------------------------------------------------------------------------
 
 
 def folder_of_everything(root):
-    """Write a folder with every suffix ImageFolder reads, in classes and below them, and files that are no images."""
+    """Write a folder with every suffix ImageFolder reads, in classes and below them, and files that are no
+    images.
+    """
     for part in ("train", "val"):
         for label, name in enumerate(("ant", "bee")):
             deep = root / part / name / "more" / "yet"

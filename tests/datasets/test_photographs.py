@@ -1,4 +1,5 @@
-"""Photographs: folders, ImageNet's archives, preparation as shards, reading, augmentation; with JPEGs made here.
+"""Photographs: folders, ImageNet's archives, preparation as shards, reading, augmentation; with JPEGs made
+here.
 
 Tests that take the slice of real photographs find it in ``$BENCH_DATA/imagenette-sub``.
 """
@@ -109,7 +110,7 @@ def batches(data_dir: Path, size: int = 16, share: tuple[int, int] = (0, 1), **f
     return datasets.make_data(datasets.load(cfg.dataset, data_dir), cfg, size, "cpu", share)
 
 
-# --- decoding --------------------------------------------------------------------------------------------------------
+# --- decoding -----------------------------------------------------------------------------------------------
 
 
 def test_every_kind_of_image_becomes_rgb():
@@ -154,7 +155,7 @@ def test_the_stored_size_keeps_the_ratio_and_never_enlarges():
     assert decode.stored_size(7, 5, 3) == (4, 3)  # 4.2
 
 
-# --- folders ---------------------------------------------------------------------------------------------------------
+# --- folders ------------------------------------------------------------------------------------------------
 
 
 def test_a_folder_is_read_as_it_lies(tmp_path):
@@ -274,7 +275,7 @@ def test_a_folder_too_large_for_memory_is_to_be_prepared(tmp_path, monkeypatch):
         datasets.load(OWN, tmp_path)
 
 
-# --- preparation -----------------------------------------------------------------------------------------------------
+# --- preparation --------------------------------------------------------------------------------------------
 
 
 def test_jpeg_shards_hold_the_same_data_under_the_same_identity(tmp_path):
@@ -442,7 +443,7 @@ def test_someone_elses_folder_is_left_alone(tmp_path):
         prepared(tmp_path)
 
 
-# --- damaged shards --------------------------------------------------------------------------------------------------
+# --- damaged shards -----------------------------------------------------------------------------------------
 
 
 def test_shards_cut_short_missing_or_changed(tmp_path):
@@ -561,7 +562,7 @@ def test_content_of_other_images_is_found_by_verify(tmp_path):
         manage.verify("imagefolder:own", tmp_path)
 
 
-# --- the commands ----------------------------------------------------------------------------------------------------
+# --- the commands -------------------------------------------------------------------------------------------
 
 
 def test_prepare_announces_and_asks(tmp_path, capsys, monkeypatch):
@@ -610,7 +611,7 @@ def test_prepare_refuses_what_makes_no_sense(tmp_path, capsys):
         manage.fetch("imagefolder:gone", tmp_path)
 
 
-# --- ImageNet --------------------------------------------------------------------------------------------------------
+# --- ImageNet -----------------------------------------------------------------------------------------------
 
 SYNSETS = ("n01440764", "n01443537", "n02102040")
 IMAGENET = {"kind": "imagenet"}
@@ -773,7 +774,7 @@ def test_links_in_archives_are_refused(tmp_path):
         source.listing({}, tmp_path)
 
 
-# --- augmentation ----------------------------------------------------------------------------------------------------
+# --- augmentation -------------------------------------------------------------------------------------------
 
 
 def draws(count: int, many: int, seed: int = 0) -> np.ndarray:
@@ -863,8 +864,9 @@ def cubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (300, 420), (250, 230), (200, 180)])
 def test_the_released_augmentation_step_by_step(width, height):
-    """A NumPy reading of: short side to a random 224..308, width and height jittered by 0.85..1.15, never enlarged
-    beyond the source and at least 224, cubic, random crop 224, flip."""
+    """A NumPy reading of: short side to a random 224..308, width and height jittered by 0.85..1.15, never
+    enlarged beyond the source and at least 224, cubic, random crop 224, flip.
+    """
     image = np.asarray(picture(8, size=(width, height)))
     values = draws(3, crops.JITTER_DRAWS, width)
     window = crops.scale_jitter(np.full(3, height), np.full(3, width), values, 224)
@@ -917,7 +919,7 @@ def test_the_test_view_is_256_to_224(tmp_path):
         )
 
 
-# --- batches ---------------------------------------------------------------------------------------------------------
+# --- batches ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -1043,11 +1045,11 @@ def test_a_failing_read_reaches_the_training_loop(tmp_path):
         data.train_batch(0)
 
 
-# --- end to end, and the real slice ----------------------------------------------------------------------------------
+# --- end to end, and the real slice -------------------------------------------------------------------------
 
 
 def trained(config, trial_id: str, place: Path, data_dir: Path) -> list[dict]:
-    """Train in ``place``, interrupted after the first epoch; return the epochs' lines without their clocks."""
+    """Train in ``place``, interrupted after an epoch; return the epochs' lines without clocks."""
     store, steps = Store(place), iter(range(100))
     for stop in (lambda: next(steps) == 3, lambda: False):
         outcome = run_trial(config, trial_id, {}, store, data_dir, "cpu", stop=stop)

@@ -1,6 +1,8 @@
-"""The released scripts' views of images, against what those scripts computed (tests/golden/released, see its README).
+"""The released scripts' views of images, against what those scripts computed (tests/golden/released, see its
+README).
 
-The AlexNet examples: target sizes, test views and crop offsets. The SVHN images: OpenCV's resize from 32 to 40 pixels.
+The AlexNet examples: target sizes, test views and crop offsets. The SVHN images: OpenCV's resize from 32 to
+40 pixels.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ def test_test_views_are_the_released_ones(examples):
 def test_draws_reach_every_released_value_and_no_other(examples):
     count = 20_000
     draws = np.random.default_rng(0).integers(0, 2**32, (count, crops.JITTER_DRAWS), dtype=np.int64)
-    # an image so large that nothing is limited, with factors of 1: the target's short side is the short side drawn
+    # the image is so large that nothing is limited, and the factors are 1: the target is the side drawn
     draws[:, 1:3] = 2**31
     large = np.full(count, 5000)
     window = crops.scale_jitter_released(large, large, draws, 224)

@@ -1,7 +1,8 @@
-"""The subset of SVHN: built from the official files, the same bytes as the file that the records name; its photographs.
+"""The subset of SVHN: built from the official files, the same bytes as the file that the records name; its
+photographs.
 
-Test data are MATLAB files made here. With ``$BENCH_DATA/svhn_subset.npz`` they hold its digits, so that the file
-built must have the known checksum.
+Test data are MATLAB files made here. With ``$BENCH_DATA/svhn_subset.npz`` they hold its digits, so that the
+file built must have the known checksum.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def official(folder: Path, monkeypatch, **parts: tuple[np.ndarray, np.ndarray]) -> None:
-    """Write MATLAB files as SVHN has them (the digit 0 is called 10) and have them taken for the published ones."""
+    """Write MATLAB files as SVHN has them (the digit 0 is called 10) and have them taken for the published
+    ones.
+    """
     files = dict(svhn.FILES)
     for split, (images, labels) in parts.items():
         path = folder / svhn.FILES[split].path

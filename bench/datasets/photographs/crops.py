@@ -1,24 +1,26 @@
 """What is done to photographs before a network sees them: which rectangle, resized how, mirrored or not.
 
-Every function is a pure function of the images' sizes and of hash values in [0, 2^32) (``bench.randomness.sample_bits``),
-one row an image. S is the network's input size, 224 in the papers; every other length scales with S. Rectangles are
-computed for a whole batch at once. Images, which differ in size, are resized one by one: on the CPU that is faster than
-padding them to a common size and multiplying by matrices.
+Every function is a pure function of the images' sizes and of hash values in [0, 2^32)
+(``bench.randomness.sample_bits``), one row an image. S is the network's input size, 224 in the papers; every
+other length scales with S. Rectangles are computed for a whole batch at once. Images, which differ in size,
+are resized one by one: on the CPU that is faster than padding them to a common size and multiplying by
+matrices.
 
 In training (``TRAINING`` maps the names):
 
-- ``random_resized_crop`` (Szegedy et al., 1409.4842, as torchvision draws it): a rectangle of 8 to 100 % of the area and
-  a ratio of width to height in [3/4, 4/3], log-uniform; of ten tries the first that fits, else the largest central one
-  of a ratio in range; bilinear, antialiased; half of them mirrored.
-- ``scale_jitter`` (after the released AlexNet scripts): the short side s uniform among the whole numbers S .. 308/224 S,
-  width and height each times a factor uniform in [0.85, 1.15]; neither more than the image's own nor less than S,
-  truncated to whole pixels; cubic; a crop of S x S uniform among all places; half of them mirrored.
-- ``scale_jitter_released`` (the released AlexNet scripts as they run): the same, but s is below 308/224 S, and the crop
-  never takes the last row or column, because the scripts draw its place from 0 .. spare - 1.
+- ``random_resized_crop`` (Szegedy et al., 1409.4842, as torchvision draws it): a rectangle of 8 to 100 % of
+  the area and a ratio of width to height in [3/4, 4/3], log-uniform; of ten tries the first that fits, else
+  the largest central one of a ratio in range; bilinear, antialiased; half of them mirrored.
+- ``scale_jitter`` (after the released AlexNet scripts): the short side s uniform among the whole numbers S ..
+  308/224 S, width and height each times a factor uniform in [0.85, 1.15]; neither more than the image's own
+  nor less than S, truncated to whole pixels; cubic; a crop of S x S uniform among all places; half of them
+  mirrored.
+- ``scale_jitter_released`` (the released AlexNet scripts as they run): the same, but s is below 308/224 S,
+  and the crop never takes the last row or column, because the scripts draw its place from 0 .. spare - 1.
 
-In tests (``view``): the short side becomes 256/224 S, rounded; the central S x S. Cubic after either ``scale_jitter``,
-else bilinear and antialiased. After ``scale_jitter_released`` (``view_released``) each side is truncated instead of
-rounded, is never enlarged, and is raised to S where it is below.
+In tests (``view``): the short side becomes 256/224 S, rounded; the central S x S. Cubic after either
+``scale_jitter``, else bilinear and antialiased. After ``scale_jitter_released`` (``view_released``) each side
+is truncated instead of rounded, is never enlarged, and is raised to S where it is below.
 """
 
 from __future__ import annotations
@@ -39,10 +41,11 @@ JITTER = (0.85, 1.15)
 
 
 class Window(NamedTuple):
-    """Where in an image to cut, to what size to resize the cut, and which S x S of it to take; int64 (B,) each.
+    """Where in an image to cut, to what size to resize the cut, and which S x S of it to take; int64 (B,)
+    each.
 
-    The rectangle is ``top, left, height, width`` of the image; it becomes ``to_height`` x ``to_width``, of which the
-    square at ``row, column`` is kept and, where ``flip`` is 1, mirrored.
+    The rectangle is ``top, left, height, width`` of the image; it becomes ``to_height`` x ``to_width``, of
+    which the square at ``row, column`` is kept and, where ``flip`` is 1, mirrored.
     """
 
     top: np.ndarray
@@ -101,7 +104,9 @@ def scale_jitter_released(heights: np.ndarray, widths: np.ndarray, draws: np.nda
 
 
 def _jittered(heights: np.ndarray, widths: np.ndarray, draws: np.ndarray, size: int, last: int) -> Window:
-    """Return jittered windows; ``last`` is 1 where the last short side and the last places of the crop are drawn, too."""
+    """Return jittered windows; ``last`` is 1 where the last short side and the last places of the crop are
+    drawn, too.
+    """
     short = size + place(draws[:, 0], size * 308 // 224 - size + last)
     factors = JITTER[0] + (JITTER[1] - JITTER[0]) * unit(draws[:, 1:3])
     to_h, to_w = jittered_size(heights, widths, short, factors, size)
@@ -115,9 +120,11 @@ def _jittered(heights: np.ndarray, widths: np.ndarray, draws: np.ndarray, size: 
 def jittered_size(
     heights: np.ndarray, widths: np.ndarray, short: np.ndarray, factors: np.ndarray, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (height, width), int64 (B,), to resize to; ``factors`` (B, 2) are those of width and height, in this order.
+    """Return (height, width), int64 (B,), to resize to; ``factors`` (B, 2) are those of width and height, in
+    this order.
 
-    Each side times ``short`` over the shorter side and times its factor, at most itself, at least ``size``, truncated.
+    Each side times ``short`` over the shorter side and times its factor, at most itself, at least ``size``,
+    truncated.
     """
     scale = short / np.minimum(heights, widths)
     to_w = np.maximum(size, np.minimum(widths, scale * factors[:, 0] * widths)).astype(np.int64)
@@ -126,7 +133,9 @@ def jittered_size(
 
 
 def view(heights: np.ndarray, widths: np.ndarray, size: int) -> Window:
-    """Return the windows of tests: short side 256/224 S, rounded, the other in proportion; the central square."""
+    """Return the windows of tests: short side 256/224 S, rounded, the other in proportion; the central
+    square.
+    """
     short = (2 * 256 * size + 224) // (2 * 224)
     least = np.minimum(heights, widths)
     to_h, to_w = ((2 * side * short + least) // (2 * least) for side in (heights, widths))
@@ -134,7 +143,9 @@ def view(heights: np.ndarray, widths: np.ndarray, size: int) -> Window:
 
 
 def view_released(heights: np.ndarray, widths: np.ndarray, size: int) -> Window:
-    """Return the windows of tests as the released AlexNet scripts cut them: truncated, never enlarged, S at least."""
+    """Return the windows of tests as the released AlexNet scripts cut them: truncated, never enlarged, S at
+    least.
+    """
     scale = (256 * size / 224) / np.minimum(heights, widths)
     to_h, to_w = (
         np.maximum(size, np.minimum(side, scale * side)).astype(np.int64) for side in (heights, widths)
@@ -162,10 +173,11 @@ AUGMENTATIONS = ("none", *TRAINING)
 def resized(
     cut: np.ndarray, to_height: int, to_width: int, row: int, column: int, size: int, cubic: bool
 ) -> Tensor:
-    """Return the S x S pixels at ``row, column`` of uint8 ``cut`` (H, W, 3) resized to the given size: uint8 (S, S, 3).
+    """Return the S x S pixels at ``row, column`` of uint8 ``cut`` (H, W, 3) resized to the given size: uint8
+    (S, S, 3).
 
-    Bilinear with antialiasing as PyTorch and Pillow compute it; or cubic as OpenCV does: a = -0.75, half-pixel centres,
-    edges repeated, no antialiasing.
+    Bilinear with antialiasing as PyTorch and Pillow compute it; or cubic as OpenCV does: a = -0.75,
+    half-pixel centres, edges repeated, no antialiasing.
     """
     if cubic:
         return _cubic(
@@ -203,7 +215,7 @@ def _weighted(x: Tensor, places: Tensor, weights: Tensor) -> Tensor:
 
 
 def _taps(source: int, target: int, start: int, count: int) -> tuple[Tensor, Tensor]:
-    """Return the four source positions (4, count) of target pixels ``start`` .. and their weights, float32."""
+    """Return the source positions (4, count) of target pixels ``start`` .. and their weights, float32."""
     position = (np.arange(start, start + count) + 0.5) * (source / target) - 0.5
     base = np.floor(position)
     t, a = position - base, -0.75

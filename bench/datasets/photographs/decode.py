@@ -1,13 +1,14 @@
 """Encoded photographs to 8-bit RGB with Pillow: one decoder for folders, shards, archives and tests.
 
-The bytes are not trusted. Only the formats in ``FORMATS`` are read, and the size in the header is checked before memory
-is taken. The suffix of a name does not matter (ImageNet has a PNG called .JPEG). What becomes of each kind of image:
+The bytes are not trusted. Only the formats in ``FORMATS`` are read, and the size in the header is checked
+before memory is taken. The suffix of a name does not matter (ImageNet has a PNG called .JPEG). What becomes
+of each kind of image:
 
 - grey, 1-bit, palette, CMYK, YCbCr: converted to RGB by Pillow (colour profiles are ignored);
-- 16 bits a channel: the high byte of each value, in grey as in colour, so that 65535 becomes 255 and 0 stays 0;
-  a TIFF of 9 to 15 bits is scaled by its own number of bits, and a TIFF whose 0 is white is inverted;
-- transparency (alpha, or a transparent palette entry or colour): composed on ``BACKGROUND``, a middle grey, on which
-  black drawings and white drawings both stay visible;
+- 16 bits a channel: the high byte of each value, in grey as in colour, so that 65535 becomes 255 and 0 stays
+  0; a TIFF of 9 to 15 bits is scaled by its own number of bits, and a TIFF whose 0 is white is inverted;
+- transparency (alpha, or a transparent palette entry or colour): composed on ``BACKGROUND``, a middle grey,
+  on which black drawings and white drawings both stay visible;
 - an orientation noted by the camera (EXIF): the image is turned accordingly;
 - several frames or pages: the first one is read, and ``bench data verify`` names the image;
 - 32-bit integers, floating point, Lab: refused by name, because nothing says which value is white.
@@ -65,9 +66,11 @@ class BadImage(ValueError):
 
 
 def opened(data: bytes) -> Image:
-    """Return the image of an encoded file with its header read and its size accepted; the pixels are not decoded yet.
+    """Return the image of an encoded file with its header read and its size accepted; the pixels are not
+    decoded yet.
 
-    Raises ``BadImage`` for bytes that are no image of a known format, and for kinds of images that are refused.
+    Raises ``BadImage`` for bytes that are no image of a known format, and for kinds of images that are
+    refused.
     """
     import PIL.Image
 
@@ -96,7 +99,8 @@ def size(data: bytes) -> tuple[int, int]:
 
 
 def rgb(data: bytes, short_side: int | None = None) -> Image:
-    """Return the decoded image in RGB; a short side above ``short_side`` is reduced to it (bicubic, antialiased).
+    """Return the decoded image in RGB; a short side above ``short_side`` is reduced to it (bicubic,
+    antialiased).
 
     Raises ``BadImage``.
     """
@@ -119,10 +123,11 @@ def pixels(data: bytes) -> np.ndarray:
 
 
 def treatment(data: bytes) -> str:
-    """Return which treatment beyond a plain conversion the image gets, ``""`` for most images and for unreadable ones.
+    """Return which treatment beyond a plain conversion the image gets, ``""`` for most images and for
+    unreadable ones.
 
-    The text is part of the image's digest, so that data whose pixels a version of this module decodes otherwise
-    has another identity.
+    The text is part of the image's digest, so that data whose pixels a version of this module decodes
+    otherwise has another identity.
     """
     try:
         image = opened(data)
@@ -140,7 +145,9 @@ def treatment(data: bytes) -> str:
 
 
 def digest(data: bytes) -> bytes:
-    """Return the SHA-256 that stands for an image in the data set's checksum: of its bytes and its ``treatment``."""
+    """Return the SHA-256 that stands for an image in the data set's checksum: of its bytes and its
+    ``treatment``.
+    """
     return hashlib.sha256(data + treatment(data).encode()).digest()
 
 
@@ -151,7 +158,9 @@ def frames(data: bytes) -> int:
 
 
 def stored_size(width: int, height: int, short_side: int | None) -> tuple[int, int]:
-    """Return (width, height) with the short side at most ``short_side``, the other in proportion, rounded half up."""
+    """Return (width, height) with the short side at most ``short_side``, the other in proportion, rounded
+    half up.
+    """
     if short_side is None or min(width, height) <= short_side:
         return width, height
     if width < height:
@@ -187,7 +196,9 @@ def _rgb(image: Image) -> Image:
 
 
 def _from_sixteen_bits(image: Image, transparent: int | None) -> Image:
-    """Return a grey image of more than 8 bits in RGB; ``transparent`` is the value of a PNG's transparent pixels."""
+    """Return a grey image of more than 8 bits in RGB; ``transparent`` is the value of a PNG's transparent
+    pixels.
+    """
     import numpy as np
     import PIL.Image
 
@@ -204,7 +215,9 @@ def _from_sixteen_bits(image: Image, transparent: int | None) -> Image:
 
 
 def _sixteen_bit_grey(image: Image) -> bool:
-    """Whether the pixels are grey values of 9 to 16 bits; in PNG and PPM, Pillow's mode ``I`` means 16 bits too."""
+    """Whether the pixels are grey values of 9 to 16 bits; in PNG and PPM, Pillow's mode ``I`` means 16 bits
+    too.
+    """
     return image.mode.startswith("I")
 
 

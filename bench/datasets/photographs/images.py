@@ -35,17 +35,23 @@ RECORD = np.dtype(
 
 
 class Images(Protocol):
-    """Images that can be read one by one, from several threads at once; ``index`` (N,) has the type ``RECORD``."""
+    """Images that can be read one by one, from several threads at once; ``index`` (N,) has the type
+    ``RECORD``.
+    """
 
     index: np.ndarray
 
     def read(self, number: int, top: int = 0, bottom: int | None = None) -> np.ndarray:
-        """Return rows ``top`` to ``bottom`` (default all) of an image: uint8 (rows, width, 3); not to be written to."""
+        """Return rows ``top`` to ``bottom`` (default all) of an image: uint8 (rows, width, 3); not to be
+        written to.
+        """
         ...
 
 
 class InMemory:
-    """Decoded images, in their own sizes: ``pixels`` holds uint8 (height, width, 3) for each record of ``index``."""
+    """Decoded images, in their own sizes: ``pixels`` holds uint8 (height, width, 3) for each record of
+    ``index``.
+    """
 
     def __init__(self, index: np.ndarray, pixels: Sequence[np.ndarray]) -> None:
         self.index, self.pixels = index, pixels
@@ -57,7 +63,9 @@ class InMemory:
 
 @dataclass(frozen=True)
 class Photographs:
-    """A data set of photographs; ``mean_sum`` is the sum over the training images of ``central_square``, uint64."""
+    """A data set of photographs; ``mean_sum`` is the sum over the training images of ``central_square``,
+    uint64.
+    """
 
     train: Images
     test: Images
@@ -99,9 +107,11 @@ def central_square(image: Image, side: int = MEAN_SIDE) -> np.ndarray:
 def decode_all(
     labels: Sequence[int], encoded: Callable[[int], bytes], name: Callable[[int], str], limit: int
 ) -> tuple[InMemory, np.ndarray]:
-    """Return images decoded into memory, and the sum of their central squares; ``encoded`` gives the bytes of each.
+    """Return images decoded into memory, and the sum of their central squares; ``encoded`` gives the bytes of
+    each.
 
-    Raises ``InputError`` that names and counts what is no image, or where they take more than ``limit`` bytes.
+    Raises ``InputError`` that names and counts what is no image, or where they take more than ``limit``
+    bytes.
     """
     index = np.zeros(len(labels), dtype=RECORD)
     index["label"] = labels

@@ -1,8 +1,9 @@
-"""Which photographs a folder holds, by class and in a fixed order, and which files in it are left out. No torch.
+"""Which photographs a folder holds, by class and in a fixed order, and which files in it are left out. No
+torch.
 
-What is read is what ``torchvision.datasets.ImageFolder`` reads: files with one of its suffixes, in the folder of a class
-and in the folders below it, links followed, in the same order. Hidden files and folders (``.name``), which ImageFolder
-would read, are left out. Every file that is left out is named with the reason.
+What is read is what ``torchvision.datasets.ImageFolder`` reads: files with one of its suffixes, in the folder
+of a class and in the folders below it, links followed, in the same order. Hidden files and folders
+(``.name``), which ImageFolder would read, are left out. Every file that is left out is named with the reason.
 """
 
 from __future__ import annotations
@@ -94,7 +95,10 @@ class Listing:
         return total.hexdigest()
 
     def content(self) -> str:
-        """Return the digest of classes, labels and every image; raises ``InputError`` for an unreadable file."""
+        """Return the digest of classes, labels and every image.
+
+        Raises ``InputError`` for an unreadable file.
+        """
 
         def digests(part: str) -> Iterator[tuple[int, bytes]]:
             for item in self.parts[part]:
@@ -121,7 +125,9 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def image_files(folder: Path, left_out: list[LeftOut] | None = None) -> list[str]:
-    """Return the sorted names of the image files in ``folder`` itself; the other files are added to ``left_out``."""
+    """Return the sorted names of the image files in ``folder`` itself; the other files are added to
+    ``left_out``.
+    """
     names = []
     for entry in _entries(folder):
         if not entry.is_dir():
@@ -164,7 +170,10 @@ def of_classes(folder: Path, classes: Sequence[str], left_out: list[LeftOut]) ->
 
 
 def of_tree(root: Path) -> Listing:
-    """Return the images of ``root/train/CLASS`` and ``root/val/CLASS`` (or ``test``); raises ``InputError``."""
+    """Return the images of ``root/train/CLASS`` and ``root/val/CLASS`` (or ``test``).
+
+    Raises ``InputError``.
+    """
     problem = form_problem(root)
     tests = test_folder(root)
     if problem or tests is None:
@@ -212,7 +221,9 @@ def left_out_text(left_out: Sequence[LeftOut], before: str = "") -> str:
 
 
 def several_frames(names: Sequence[str]) -> str:
-    """Return a line that counts and names the images of which only the first frame or page is read, or ``""``."""
+    """Return a line that counts and names the images of which only the first frame or page is read, or
+    ``""``.
+    """
     return f"{len(names):,} with several frames or pages, the first is read: {_few(names)}" if names else ""
 
 

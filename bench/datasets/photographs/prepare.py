@@ -1,7 +1,9 @@
-"""``bench data prepare``: photographs written once as large sequential shards (see ``bench.datasets.photographs.shards``).
+"""``bench data prepare``: photographs written once as large sequential shards (see
+``bench.datasets.photographs.shards``).
 
-A shard is written under a temporary name, flushed and renamed, then its part of the index; so a preparation killed at
-any instant goes on at the first shard that is not there whole. The manifest is written last. No torch.
+A shard is written under a temporary name, flushed and renamed, then its part of the index; so a preparation
+killed at any instant goes on at the first shard that is not there whole. The manifest is written last. No
+torch.
 """
 
 from __future__ import annotations
@@ -135,7 +137,8 @@ def prepare(
     already = sum(path.stat().st_size for path in folder.glob("*.bin")) if begun else 0
     counts = {part: len(images.parts[part]) for part in PARTS}
     question = (
-        f"{name}: {counts['train']:,} training and {counts['test']:,} test images of {len(images.classes):,} classes, "
+        f"{name}: {counts['train']:,} training and {counts['test']:,} test images "
+        f"of {len(images.classes):,} classes, "
         f"{_form(how.form, how.short_side)}: about {size_text(needed)} in {clean(folder)}"
         + (f", {size_text(already)} of it written" if already else "")
         + left_out_text(images.left_out, "; ")
@@ -170,7 +173,10 @@ def _form(form: str, short_side: int | None) -> str:
 
 
 def _begun(folder: Path, plan: dict[str, Any]) -> bool:
-    """Return whether ``folder`` was begun with this plan; raises ``InputError`` where it was begun otherwise."""
+    """Return whether ``folder`` was begun with this plan.
+
+    Raises ``InputError`` where it was begun otherwise.
+    """
     try:
         known = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -182,7 +188,8 @@ def _begun(folder: Path, plan: dict[str, Any]) -> bool:
     if known != plan:
         changed = ", ".join(key for key in plan if not isinstance(known, dict) or known.get(key) != plan[key])
         raise InputError(
-            f"{clean(folder)} was begun otherwise ({changed} changed): go on as it was begun, or delete it to begin anew"
+            f"{clean(folder)} was begun otherwise ({changed} changed): "
+            "go on as it was begun, or delete it to begin anew"
         )
     return True
 
@@ -220,7 +227,9 @@ class _Note(NamedTuple):
 
     @classmethod
     def read(cls, target: Path, position: int) -> _Note | None:
-        """Return the note of a finished shard that begins at ``position``, None where either is not there whole."""
+        """Return the note of a finished shard that begins at ``position``, None where either is not there
+        whole.
+        """
         try:
             line, _, data = target.with_suffix(".note").read_bytes().partition(b"\n")
             count, begin, after, size, sha256, corrupt, frames = json.loads(line)
@@ -245,7 +254,7 @@ def _write(folder: Path, images: Listing, how: Settings, say: Callable[[str], No
     mean = np.zeros((MEAN_SIDE, MEAN_SIDE, 3), dtype=np.uint64)
     total, done = len(images.images), 0
     for part in PARTS:
-        # Corrupt images leave no gap: a shard takes the next good ones, so that image i lies in shard i / 2048.
+        # Corrupt images leave no gap: a shard takes the next good ones, so image i lies in shard i / 2048.
         items, number, position = images.parts[part], 0, 0
         notes: list[_Note] = []
         while position < len(items):
@@ -300,8 +309,8 @@ def _write(folder: Path, images: Listing, how: Settings, say: Callable[[str], No
 
 def _too_many(corrupt: Sequence[tuple[str, str]], allowed: int) -> str:
     return (
-        f"{corrupt_text(corrupt)}. At most {allowed} may be left out (--max-corrupt N); replace them, or raise it and run "
-        "the command again"
+        f"{corrupt_text(corrupt)}. At most {allowed} may be left out (--max-corrupt N); "
+        "replace them, or raise it and run the command again"
     )
 
 
@@ -325,7 +334,9 @@ def _stored(item: Item, how: Settings) -> _Stored | BadImage:
 
 
 def _write_shard(target: Path, part: str, items: Sequence[Item], position: int, how: Settings) -> _Note:
-    """Write the shard of the next ``IMAGES_PER_SHARD`` good images from ``position``, and the note of it, last."""
+    """Write the shard of the next ``IMAGES_PER_SHARD`` good images from ``position``, and the note of it,
+    last.
+    """
     shard = int(target.stem.rpartition("-")[2])
     records: list[tuple] = []
     hashes: list[bytes] = []
@@ -386,7 +397,10 @@ def _remove_parts(folder: Path) -> None:
 
 
 def ask(text: str, yes: bool) -> bool:
-    """Print ``text`` and ask whether to go on; ``yes`` answers in advance. Raises ``InputError`` without a terminal."""
+    """Print ``text`` and ask whether to go on; ``yes`` answers in advance.
+
+    Raises ``InputError`` where there is no terminal to ask on.
+    """
     from bench.text import inert
 
     print(inert(text), flush=True)

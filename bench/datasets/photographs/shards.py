@@ -1,10 +1,12 @@
-"""Prepared photographs: large sequential files on disk, JPEG (the source's bytes) or raw (uint8 at a stored short side).
+"""Prepared photographs: large sequential files on disk, JPEG (the source's bytes) or raw (uint8 at a stored
+short side).
 
 A folder of shards holds ``manifest.json``; for ``train`` and for ``test`` an index of fixed-size records
-(``train.index``, see ``images.RECORD``) and shards ``train-00000.bin`` ... of 2,048 images each, one after the other
-without anything between; and ``mean.bin``, the sum of the training images' central squares. No file name is ever read
-from a file. What the manifest says is checked before memory is taken: the sizes of all files and the checksums of the
-small ones when the folder is opened; the checksums of the shards by ``bench data verify``. No torch, no pickle.
+(``train.index``, see ``images.RECORD``) and shards ``train-00000.bin`` ... of 2,048 images each, one after
+the other without anything between; and ``mean.bin``, the sum of the training images' central squares. No file
+name is ever read from a file. What the manifest says is checked before memory is taken: the sizes of all
+files and the checksums of the small ones when the folder is opened; the checksums of the shards by ``bench
+data verify``. No torch, no pickle.
 """
 
 from __future__ import annotations
@@ -88,8 +90,9 @@ class Manifest(BaseModel):
     def checksum(self) -> str:
         """What stands for the data in a trial's identity.
 
-        For JPEG shards the digest of the content, which the folder that they were made of has too: the pixels are the
-        same. For raw shards the digest of the manifest, and so of every pixel; what was not read changes no pixel.
+        For JPEG shards the digest of the content, which the folder that they were made of has too: the pixels
+        are the same. For raw shards the digest of the manifest, and so of every pixel; what was not read
+        changes no pixel.
         """
         if self.form == "jpeg":
             return self.content
@@ -122,7 +125,9 @@ def encode(document: Mapping[str, Any]) -> bytes:
 
 
 def content_digest(classes: Iterable[str], parts: Mapping[str, Iterable[tuple[int, bytes]]]) -> str:
-    """Return the digest of class names and, of both parts in order, each image's label and the SHA-256 of its bytes."""
+    """Return the digest of class names and, of both parts in order, each image's label and the SHA-256 of its
+    bytes.
+    """
     total = hashlib.sha256(json.dumps(list(classes)).encode())
     for part in PARTS:
         total.update(part.encode())
@@ -132,7 +137,9 @@ def content_digest(classes: Iterable[str], parts: Mapping[str, Iterable[tuple[in
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """Return the manifest of prepared images, None where there is none; raises ``InputError`` where it is damaged."""
+    """Return the manifest of prepared images, None where there is none; raises ``InputError`` where it is
+    damaged.
+    """
     path = folder / "manifest.json"
     try:
         with path.open("rb") as stream:
@@ -206,7 +213,9 @@ def _digests(manifest: Manifest, part: str, index: np.ndarray) -> Iterable[tuple
 
 
 def _small(manifest: Manifest, name: str) -> bytes:
-    """Return the bytes of an index or the mean, its checksum compared; its size was checked with the manifest."""
+    """Return the bytes of an index or the mean, its checksum compared; its size was checked with the
+    manifest.
+    """
     size, digest = manifest.files[name]
     path = manifest.folder / name
     try:
@@ -258,7 +267,10 @@ class Shards:
         return self._bytes(int(record["shard"]), int(record["offset"]), int(record["length"])).tobytes()
 
     def read(self, number: int, top: int = 0, bottom: int | None = None) -> np.ndarray:
-        """Return rows of an image (see ``Images``); of a raw one nothing else is read. Raises ``InputError``."""
+        """Return rows of an image (see ``Images``); of a raw one nothing else is read.
+
+        Raises ``InputError``.
+        """
         record = self.index[number]
         height, width = int(record["height"]), int(record["width"])
         bottom = height if bottom is None else bottom
@@ -277,7 +289,10 @@ class Shards:
         return np.asarray(image)[top:bottom]
 
     def check_size(self, number: int, size: Callable[[], tuple[int, int]]) -> None:
-        """Compare an image's (width, height), which ``size`` returns, with the index; raises ``InputError``."""
+        """Compare an image's (width, height), which ``size`` returns, with the index.
+
+        Raises ``InputError``.
+        """
         record = self.index[number]
         try:
             found = size()
@@ -311,8 +326,8 @@ class Shards:
 def load(manifest: Manifest, resident_bytes: int | None = None) -> Photographs:
     """Return prepared photographs; raises ``InputError`` for damaged files.
 
-    JPEG shards whose images decoded take up to ``resident_bytes`` (``RESIDENT_BYTES``) are decoded into memory at once;
-    others, and raw ones, which the system's cache serves as fast, stay on disk.
+    JPEG shards whose images decoded take up to ``resident_bytes`` (``RESIDENT_BYTES``) are decoded into
+    memory at once; others, and raw ones, which the system's cache serves as fast, stay on disk.
     """
     problem = size_problem(manifest)
     if problem:

@@ -1,4 +1,6 @@
-"""What ``imagefolder`` and ``imagenet`` share: photographs read from their files, or from the shards made of them."""
+"""What ``imagefolder`` and ``imagenet`` share: photographs read from their files, or from the shards made of
+them.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,16 @@ from bench.text import clean, command
 
 
 class PhotographSource(Source):
-    """A source of photographs that ``bench data prepare`` can write as shards; subclasses say where and list them."""
+    """A source of photographs that ``bench data prepare`` can write as shards; subclasses say where and list
+    them.
+    """
 
     fetchable = False
 
     def root(self, options: Mapping[str, Any], data_dir: Path) -> Path:
-        """Return the folder of its images, there or not; raises ``InputError`` for a name that leads elsewhere."""
+        """Return the folder of its images, there or not; raises ``InputError`` for a name that leads
+        elsewhere.
+        """
         raise NotImplementedError
 
     def shards_folder(self, options: Mapping[str, Any], data_dir: Path) -> Path:
@@ -38,7 +44,9 @@ class PhotographSource(Source):
         raise NotImplementedError
 
     def manifest(self, options: Mapping[str, Any], data_dir: Path) -> shards.Manifest | None:
-        """Return the manifest of its shards, None where it is not prepared; raises ``InputError`` where damaged."""
+        """Return the manifest of its shards, None where it is not prepared; raises ``InputError`` where
+        damaged.
+        """
         return shards.read_manifest(self.shards_folder(options, data_dir))
 
     def facts(self, options: Mapping[str, Any], data_dir: Path) -> Facts:
@@ -84,8 +92,9 @@ class PhotographSource(Source):
         known, found = images.checksum(self.root(options, data_dir)), images.content()
         if known != found:
             raise InputError(
-                f"{clean(self.root(options, data_dir))} changed although sizes and times of its files did not: checksum "
-                f"{found}, before {known}. If that was meant, touch a file and run the command again."
+                f"{clean(self.root(options, data_dir))} changed although sizes and times of its files did "
+                f"not: checksum {found}, before {known}. If that was meant, touch a file and "
+                "run the command again."
             )
         try:
             return _decoded(images)
@@ -114,7 +123,10 @@ class PhotographSource(Source):
         return root.exists() or self.shards_folder(options, data_dir).exists()
 
     def remarks(self, options: Mapping[str, Any], data_dir: Path, thorough: bool = False) -> list[str]:
-        """Return which files of the folder are left out; ``thorough`` opens every image to count its frames."""
+        """Return which files of the folder are left out.
+
+        ``thorough`` opens every image to count its frames.
+        """
         try:
             manifest = self.manifest(options, data_dir)
             if manifest is not None:
