@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 from bench.text import duration, inert
@@ -29,6 +29,7 @@ class Progress:
         *,
         stream: TextIO | None = None,
         interval: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.labels, self.epochs, self.costs = dict(labels), dict(epochs), dict(costs)
         self.stream = stream or sys.stdout
@@ -39,7 +40,8 @@ class Progress:
         self.running: dict[str, tuple[int, float | None]] = {}  # id -> (epochs recorded, accuracy)
         self._fractions: dict[str, float] = {}  # of each trial, finished now
         self._at_start: dict[str, float] = {}  # of each trial, finished before this session
-        self._began = time.monotonic()
+        self._clock = clock
+        self._began = clock()
         self._shown = 0.0 if self.live else self._began
 
     def add(self, id: str, label: str, epochs: int, cost: float) -> None:
@@ -77,7 +79,7 @@ class Progress:
         """Print a line that stays."""
         self._clear()
         say(inert(text), self.stream)
-        self._shown = 0.0 if self.live else time.monotonic()
+        self._shown = 0.0 if self.live else self._clock()
         self.tick()
 
     def remaining(self) -> float | None:
@@ -86,7 +88,7 @@ class Progress:
             self.costs.get(id, 1.0) * (f - self._at_start.get(id, 0.0)) for id, f in self._fractions.items()
         )
         rest = sum(self.costs.get(id, 1.0) * (1.0 - self._fractions.get(id, 0.0)) for id in self.labels)
-        return None if worked <= 0 else rest * (time.monotonic() - self._began) / worked
+        return None if worked <= 0 else rest * (self._clock() - self._began) / worked
 
     def line(self) -> str:
         """Return the status line."""
@@ -99,7 +101,7 @@ class Progress:
 
     def tick(self) -> None:
         """Show the status line when it is time to."""
-        now = time.monotonic()
+        now = self._clock()
         if now - self._shown < self.interval or not (self.running or self.live):
             return
         self._shown = now

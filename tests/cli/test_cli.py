@@ -14,6 +14,7 @@ import pytest
 from bench.cli.main import main
 from bench.text import command
 from tests.launch.test_running import TRAIN, Bench
+from tests.waiting import HANG
 
 ROOT = Path(__file__).parents[2]
 
@@ -224,7 +225,7 @@ class TestImports:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=HANG,
             check=False,
         )
         assert result.returncode == 0, result.stderr

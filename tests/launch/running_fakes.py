@@ -11,6 +11,8 @@ import signal
 import sys
 import time
 
+from tests.waiting import HANG, wait_until
+
 
 def train(
     config,
@@ -83,8 +85,9 @@ def misbehave(behaviour: str, once, stop) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (2 << 30, resource.getrlimit(resource.RLIMIT_AS)[1]))
         bytearray(8 << 30)
     if behaviour == "hang":  # until it is asked to stop
-        end = time.monotonic() + 60
-        while not stop() and time.monotonic() < end:
-            time.sleep(0.02)
+        wait_until(stop, "nobody asks the trial to stop")
+    if behaviour == "deaf":  # to any question
+        (once.parent / "deaf").touch()
+        time.sleep(HANG)
     if behaviour == "slow":
         time.sleep(1.0)

@@ -8,6 +8,7 @@ import signal
 import time
 
 from tests.launch import running_fakes
+from tests.waiting import wait_until
 
 
 def noted(
@@ -44,11 +45,8 @@ def meet(seed, data_dir):
     path = data_dir / "meet.json"
     expected = json.loads(path.read_text()) if path.exists() else []
     (data_dir / f"begun-{seed}").touch()
-    end = time.monotonic() + 60
-    while seed in expected and time.monotonic() < end:
-        if all((data_dir / f"begun-{other}").exists() for other in expected):
-            return
-        time.sleep(0.02)
+    if seed in expected:
+        wait_until(lambda: all((data_dir / f"begun-{other}").exists() for other in expected), "all begin")
 
 
 def victim(

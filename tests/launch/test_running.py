@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from bench.launch.verify import differences
 from bench.progress import Progress
 from bench.records.store import Store
 from bench.text import inert
+from tests.waiting import HANG, wait_until
 
 HERE = Path(__file__).parent
 TRAIN = "tests.launch.running_fakes:train"
@@ -84,11 +85,8 @@ class Bench:
         words = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
         return [(id, int(pid), int(seed)) for id, pid, seed in words]
 
-    def wait_for_calls(self, count: int, seconds: float = 20.0) -> list[tuple[str, int, int]]:
-        end = time.monotonic() + seconds
-        while len(self.calls()) < count and time.monotonic() < end:
-            time.sleep(0.02)
-        assert len(self.calls()) >= count
+    def wait_for_calls(self, count: int) -> list[tuple[str, int, int]]:
+        wait_until(lambda: len(self.calls()) >= count, f"{count} trials have begun")
         return self.calls()
 
     def plain(self) -> dict[int, str]:
@@ -256,11 +254,29 @@ class TestPool:
         assert old == before[id]
         assert len(bench.store.ids()) == 4
 
-    def test_max_minutes_stops_and_the_same_command_goes_on(self, bench, capsys):
+    def test_max_minutes_stops_and_the_same_command_goes_on(self, bench, capsys, monkeypatch):
+        timers = []
+
+        class Timer(threading.Thread):
+            """Goes off when two trials have begun, however long that takes."""
+
+            def __init__(self, seconds, function, arguments):
+                super().__init__(daemon=True)
+                self.seconds, self.function, self.arguments = seconds, function, arguments
+                timers.append(self)
+
+            def run(self):
+                bench.wait_for_calls(2)
+                self.function(*self.arguments)
+
+            def cancel(self):
+                self.join(HANG)
+
         bench.behave(all="hang-once")
-        began = time.monotonic()
-        assert bench.run("--only", "plain", "--max-minutes", "0.02") == 3
-        assert time.monotonic() - began < 10
+        monkeypatch.setattr("bench.launch.session.threading.Timer", Timer)
+        assert bench.run("--only", "plain", "--max-minutes", "0.5") == 3
+        monkeypatch.undo()
+        assert [timer.seconds for timer in timers] == [30.0]
         assert "unfinished" in capsys.readouterr().out
         unfinished = [id for id in bench.plain().values() if bench.store.status(id) == "unfinished"]
         assert len(unfinished) == 2
@@ -274,9 +290,8 @@ class TestPool:
         bench.behave(all="hang")
         launcher = bench.start("--no-ray", "--jobs", "2")
         pids = [pid for _, pid, _ in bench.wait_for_calls(2)]
-        time.sleep(0.2)
         (os.killpg if whole_group else os.kill)(launcher.pid, number)
-        out, _ = launcher.communicate(timeout=15)
+        out, _ = launcher.communicate(timeout=HANG)
         assert launcher.returncode == 3, out
         assert "Traceback" not in out and "stopped" in out
         assert all(gone(pid) for pid in pids)
@@ -287,31 +302,28 @@ class TestPool:
         bench.behave(all="hang-once")
         launcher = bench.start("--no-ray", "--jobs", "2")
         pids = [pid for _, pid, _ in bench.wait_for_calls(2)]
-        time.sleep(0.3)
         launcher.kill()
         launcher.wait()
-        end = time.monotonic() + 5
-        while not all(map(gone, pids)) and time.monotonic() < end:
-            time.sleep(0.05)
-        assert all(map(gone, pids))
+        wait_until(lambda: all(map(gone, pids)), "the trials' processes end with their launcher")
         bench.behave()
         assert bench.run() == 0
         assert set(bench.statuses().values()) == {"done"}
 
     def test_a_second_ctrl_c_stops_at_once(self, bench):
-        bench.behave(s0="slow", s1="slow", s2="slow", s3="slow")
+        bench.behave(all="deaf")
         launcher = bench.start("--no-ray", "--jobs", "2")
         bench.wait_for_calls(2)
-        time.sleep(0.2)
-        for _ in range(2):
-            os.kill(launcher.pid, signal.SIGINT)
-            time.sleep(0.1)
-        out, _ = launcher.communicate(timeout=15)
+        wait_until((bench.data / "deaf").exists, "a trial that does not listen")
+        os.kill(launcher.pid, signal.SIGINT)
+        said = iter(launcher.stdout.readline, "")
+        assert any("Ctrl-C once more stops at once" in line for line in said)
+        os.kill(launcher.pid, signal.SIGINT)
+        out, _ = launcher.communicate(timeout=HANG)
         assert launcher.returncode == 3 and "Traceback" not in out
 
     def test_two_runners_share_the_work(self, bench):
         runners = [bench.start("--no-ray", "--jobs", "2") for _ in range(2)]
-        outs = [runner.communicate(timeout=40)[0] for runner in runners]
+        outs = [runner.communicate(timeout=HANG)[0] for runner in runners]
         assert all(runner.returncode in (0, 3) for runner in runners), outs
         ids = [id for id, _, _ in bench.calls()]
         assert len(ids) == len(set(ids)) == 12
@@ -357,14 +369,12 @@ class TestRay:
         only = ("--only", "plain", "--jobs", "2")
         launcher = bench.start(*only)
         plain = bench.plain()
-        end = time.monotonic() + 60
-        while time.monotonic() < end and launcher.poll() is None:
-            now = {seed: bench.store.status(id) for seed, id in plain.items()}
-            if now == {0: "running", 1: "failed", 2: "failed", 3: "done"}:
-                break
-            time.sleep(0.1)
+        wanted = {0: "running", 1: "failed", 2: "failed", 3: "done"}
+        wait_until(
+            lambda: {seed: bench.store.status(id) for seed, id in plain.items()} == wanted, "the trials end"
+        )
         os.kill(launcher.pid, signal.SIGTERM)
-        out, _ = launcher.communicate(timeout=30)
+        out, _ = launcher.communicate(timeout=HANG)
         assert launcher.returncode == 3, out
         assert "Traceback" not in out and "raylet" not in out
         assert bench.store.inspect(plain[1]).reason == "its process died (the process is gone)"
@@ -384,9 +394,16 @@ class TestProgress:
         def isatty(self):
             return True
 
+    now = 100.0
+
     def progress(self, stream) -> Progress:
         return Progress(
-            {"a": "arm \x1b[2J", "b": "b"}, {"a": 4, "b": 4}, {"a": 1.0, "b": 3.0}, stream=stream, interval=0
+            {"a": "arm \x1b[2J", "b": "b"},
+            {"a": 4, "b": 4},
+            {"a": 1.0, "b": 3.0},
+            stream=stream,
+            interval=0,
+            clock=lambda: self.now,
         )
 
     def test_plain_lines_elsewhere(self):
@@ -415,8 +432,8 @@ class TestProgress:
         progress.resumed("a", 2)
         assert progress.remaining() is None
         progress.epoch("a", {"epoch": 4})
-        progress._began -= 10  # half of "a" (0.5) took 10 s; "b" is 3.0
-        assert progress.remaining() == pytest.approx(60, rel=0.01)
+        self.now += 10  # half of "a" (0.5) took 10 s; "b" is 3.0
+        assert progress.remaining() == pytest.approx(60)
 
     def test_a_reader_that_went_away_is_no_error(self):
         stream = io.StringIO()

@@ -342,7 +342,7 @@ class Hang(BaseException):
 
 
 @contextlib.contextmanager
-def alarm(seconds: float = 60.0) -> Iterator[None]:
+def alarm(seconds: float = 600.0) -> Iterator[None]:
     """Raise ``Hang`` where the body takes longer than ``seconds``; in the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
