@@ -180,9 +180,13 @@ class TrialConfig(Recipe):
     dataset: Annotated[dict[str, Any], _choice("datasets"), Field(description="a source of images")]
     network: Annotated[dict[str, Any], _choice("networks"), Field(description="an architecture")]
     width: Annotated[float, Field(gt=0, le=16, description="multiplier on every channel count")] = 1.0
-    quantizer: Annotated[dict[str, Any], _choice("quantizers")] = {"kind": "full_precision"}
+    quantizer: Annotated[
+        dict[str, Any], _choice("quantizers"), Field(description="the maps to low precision")
+    ] = {"kind": "full_precision"}
     bits: Annotated[str, BeforeValidator(_canonical_bits), Field(description='"W/A" or "W/A/G"')] = "32/32/32"
-    strategy: Annotated[dict[str, Any], _choice("strategies")] = {"kind": "plain"}
+    strategy: Annotated[
+        dict[str, Any], _choice("strategies"), Field(description="how the low-precision network is trained")
+    ] = {"kind": "plain"}
     start: Annotated[
         dict[str, str] | None,
         BeforeValidator(_canonical_start),
@@ -190,7 +194,7 @@ class TrialConfig(Recipe):
             description="the weights that training begins with; null: those of the recipe's initialisation"
         ),
     ] = None
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="of all random numbers of the trial")] = 0
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> TrialConfig:

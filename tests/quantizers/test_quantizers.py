@@ -1,4 +1,4 @@
-"""Every quantizer against its NumPy oracle: values, gradients, levels, edges, dtypes, compiled code."""
+"""What single quantizers promise beyond the checks of tests/conformance: ties, statistics, scales, noise, compiled code."""
 
 from __future__ import annotations
 
@@ -12,59 +12,17 @@ from bench.quantizers import differences, make_quantizer
 from bench.quantizers.dorefa import quantize_gradient
 from bench.quantizers.functional import _multiply_level_, _reciprocal, level_
 from bench.randomness import Clock, Draws
+from tests.conformance.checks import run, values, with_scales
 from tests.quantizers import quantizer_oracles as oracle
 
 ULP = 2.0**-23
 CONV, LINEAR = (6, 5, 3, 3), (7, 12)
-UNIT = [("dorefa", bits) for bits in (1, 2, 3, 4, 8)] + [("syq", 1), ("syq", 2), ("syq", 4), ("ttq", 2)]
-
-
-def values(shape, seed=0, scale=1.0):
-    return np.random.default_rng(seed).normal(0, scale, shape).astype(np.float32).astype(np.float64)
 
 
 def make(kind, w=None, a=None, **kwargs):
     """A quantizer with the first bit widths it takes, unless told."""
     facts = registry.entries("quantizers")[kind].facts
     return make_quantizer(kind, w or facts["w_bits"][0], a or facts["a_bits"][0], **kwargs)
-
-
-def run(function, x, g, dtype=torch.float32, parameters=()):
-    """Return (value, dL/dx, dL/dparameters) as float64 arrays for dL/dvalue = g."""
-    x = torch.tensor(x, dtype=dtype, requires_grad=True)
-    y = function(x)
-    assert y.dtype == dtype and y.shape == x.shape
-    grads = torch.autograd.grad(y, [x, *parameters], torch.tensor(g, dtype=dtype))
-    return [t.detach().to(torch.float64).numpy() for t in (y, *grads)]
-
-
-def with_scales(quantizer, shape, seed=3):
-    """Give learned scales unlike positive values; return them by name as float64."""
-    quantizer.weight(torch.zeros(shape))
-    generator = np.random.default_rng(seed)
-    for parameter in quantizer.parameters():
-        parameter.data = torch.tensor(
-            generator.uniform(0.2, 1.7, tuple(parameter.shape)), dtype=torch.float32
-        )
-    return {name: p.detach().double().numpy() for name, p in quantizer.named_parameters()}
-
-
-def oracle_of(kind, bits, options, scales, w, g):
-    """Return (q, dw, scale gradients) of the independent formula."""
-    if kind.startswith("dorefa"):
-        if bits > 1:
-            return (*oracle.tanh_round(w, g, bits), {})
-        flags = {"per_channel": "channelwise" in kind, "zero_to_zero": kind.endswith("released")}
-        return (*oracle.mean_sign(w, g, **flags), {})
-    if kind == "bnn":
-        return (*oracle.sign_activation(w, g), {})
-    if kind == "xnor":
-        return (*oracle.filter_sign(w, g), {})
-    if kind.startswith("syq"):
-        eta = options.get("eta", 0.05 if bits == 2 else 0.0)
-        ternary = bits == 2 and kind != "syq_four_levels"
-        return oracle.symmetric(w, g, scales["scale"], eta, ternary, zero_to_zero=kind != "syq")
-    return oracle.two_scales(w, g, scales["positive"], scales["negative"], options.get("threshold", 0.05))
 
 
 WEIGHTS = [
@@ -89,23 +47,6 @@ WEIGHTS = [
 # ---------------------------------------------------------------------------------------------------- activations
 
 
-@pytest.mark.parametrize(("kind", "bits"), UNIT)
-def test_unit_activation_equals_the_oracle(kind, bits):
-    x = np.concatenate(
-        [values(20_000, scale=0.8), [0, 0.5, 1, -1, 2, 1e30, -1e30, np.nextafter(np.float32(1), 2)]]
-    )
-    g = values(x.size, seed=1)
-    rounding = oracle.round_half_up if kind == "syq" else oracle.round_half_even
-    y, dx = run(make(kind, a=bits).activation, x, g)
-    want, want_dx = oracle.unit_activation(x, g, bits, rounding)
-    t = oracle.thresholds(bits)
-    near = (np.abs(x[:, None] - t) <= 4 * ULP * t).any(axis=1) & (x != 0.5)
-    assert near.mean() < 0.01
-    np.testing.assert_array_equal(y[~near], np.float32(want[~near]))
-    np.testing.assert_array_equal(dx, np.float32(want_dx))
-    assert set(y) == {float(np.float32(i / (2**bits - 1))) for i in range(2**bits)}
-
-
 @pytest.mark.parametrize(
     ("kind", "want"), [("dorefa", {1: 0, 2: 2, 3: 4, 4: 8}), ("syq", {1: 1, 2: 2, 3: 4, 4: 8})]
 )
@@ -113,16 +54,6 @@ def test_the_one_tie_that_float32_can_hold(kind, want):
     for bits, code in want.items():
         n = 2**bits - 1
         assert make(kind, a=bits).activation(torch.tensor(0.5)).item() == np.float32(code / n)
-
-
-@pytest.mark.parametrize("kind", ["bnn", "xnor"])
-def test_sign_activation_equals_the_oracle(kind):
-    x = np.concatenate([values(5_000), [0.0, -0.0, 1, -1, 1 + ULP, -1 - ULP, 1e-45, -1e-45]])
-    g = values(x.size, seed=1)
-    y, dx = run(make(kind).activation, x, g)
-    want, want_dx = oracle.sign_activation(x, g)
-    np.testing.assert_array_equal(y, want)
-    np.testing.assert_array_equal(dx, np.float32(want_dx))
 
 
 def test_bounding_maps():
@@ -162,31 +93,6 @@ def test_activations_keep_the_memory_format_and_do_not_change_their_input():
 # -------------------------------------------------------------------------------------------------------- weights
 
 
-@pytest.mark.parametrize(("kind", "bits", "options"), WEIGHTS)
-@pytest.mark.parametrize("shape", [CONV, LINEAR])
-def test_weight_equals_the_oracle(kind, bits, options, shape):
-    q = make(kind, bits, **options)
-    scales = with_scales(q, shape)
-    w = values(shape, scale=0.7)
-    w.flat[:4] = [0.0, -0.0, 1.0, -1.0]
-    g = values(shape, seed=1)
-    got, dw, *dscales = run(q.weight, w, g, parameters=list(q.parameters()))
-    want, want_dw, want_dscales = oracle_of(kind, bits, options, scales, w, g)
-    if kind.startswith("dorefa") and bits > 1:
-        n = 2**bits - 1
-        r = np.tanh(w) / (2 * np.abs(np.tanh(w)).max()) + 0.5
-        far = (np.abs(r * n - np.floor(r * n) - 0.5) > 4 * n * ULP) | (
-            w == 0
-        )  # a zero is a tie that must match
-        assert far.mean() > 0.95
-        np.testing.assert_array_equal(got[far], np.float32(want[far]))
-    else:
-        np.testing.assert_allclose(got, want, rtol=3e-7)
-    np.testing.assert_allclose(dw, want_dw, rtol=3e-5, atol=2e-6)
-    for (name, _), d in zip(q.named_parameters(), dscales, strict=True):
-        np.testing.assert_allclose(d, want_dscales[name], rtol=1e-4, atol=1e-5, err_msg=name)
-
-
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_levels_are_integers_over_n_rounded_once(bits):
     n = 2**bits - 1
@@ -219,15 +125,6 @@ def test_sign_of_zero_is_plus_one_but_in_the_released_variant():
     assert make("ttq").weight(w).tolist() == [[0.0, 0.0, 1.0, -1.0]]
 
 
-@pytest.mark.parametrize(("kind", "bits", "options"), WEIGHTS)
-@pytest.mark.parametrize("value", [0.0, -0.0, 0.3, -0.3, 1e-30, 1e-42])
-def test_all_equal_weights_are_finite(kind, bits, options, value):
-    q = make(kind, bits, **options)
-    parameters = list(q.parameters()) or (q.weight(torch.zeros(CONV)), list(q.parameters()))[1]
-    for array in run(q.weight, np.full(CONV, value), np.ones(CONV), parameters=parameters):
-        assert np.isfinite(array).all()
-
-
 def test_equal_weights_share_the_gradient_of_the_maximum():
     w, g = np.array([[0.5, -0.5, 0.5, 0.1]]), np.array([[1.0, 2, 3, 4]])
     _, dw = run(make("dorefa", 2).weight, w, g)
@@ -236,17 +133,6 @@ def test_equal_weights_share_the_gradient_of_the_maximum():
     want = (g / m - share * np.array([[1, -1, 1, 0]])) * (1 - t**2)
     np.testing.assert_allclose(dw, want, rtol=1e-5)
     np.testing.assert_allclose(dw, oracle.tanh_round(w, g, 2)[1], rtol=1e-5)
-
-
-@pytest.mark.parametrize(("kind", "bits", "options"), WEIGHTS)
-def test_bfloat16_weights_are_computed_in_float32(kind, bits, options):
-    w = torch.tensor(values(CONV)).to(torch.bfloat16)
-    q = make(kind, bits, weight_shape=CONV, **options)
-    with_scales(q, CONV)
-    assert torch.equal(q.weight(w), q.weight(w.float()).to(torch.bfloat16))
-    with torch.autocast("cpu", torch.bfloat16):
-        inside = q.weight(w.float())
-    assert torch.equal(inside, q.weight(w.float()))
 
 
 @pytest.mark.parametrize(("kind", "bits", "options"), WEIGHTS)
@@ -531,18 +417,6 @@ def test_make_quantizer_refuses_what_does_not_exist():
     ):
         with pytest.raises(InputError, match=words):
             call()
-
-
-def test_every_entry_is_complete_and_works_at_all_its_bits():
-    x, w = torch.tensor(values((2, 3))).float(), torch.tensor(values((4, 400))).float()
-    for kind, entry in registry.entries("quantizers").items():
-        assert entry.revision == 1 and entry.help
-        assert kind == "full_precision" or (entry.title and entry.arxiv)
-        for bits in entry.facts["w_bits"]:
-            levels = len(make(kind, bits).weight(w)[0].unique())
-            assert levels == 400 if bits == 32 else 2 <= levels <= 2**bits
-        for bits in entry.facts["a_bits"]:
-            assert make(kind, a=bits).activation(x).shape == x.shape
 
 
 def test_table_of_differences():

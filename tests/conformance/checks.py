@@ -1,0 +1,288 @@
+"""The checks that every registered part must pass. Each takes the part's name and its line of ``tables.py``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bench import registry
+from bench.costs.measure import make_run, synthetic
+from bench.errors import InputError
+from bench.experiments import catalog
+from bench.experiments.config import TrialConfig
+from bench.experiments.library import Library
+from bench.experiments.options import complete, keywords
+from bench.experiments.resolve import with_teachers
+from bench.experiments.roles import joint_roles, needed_roles, role_names, step_cost
+from bench.experiments.toml_files import Problems
+from bench.layers.branch import Branch
+from bench.layers.low_precision import strip
+from bench.networks import build, costs, describe_layers, initialize
+from bench.quantizers import make_quantizer
+from bench.randomness import Clock
+from bench.records.store import Store
+from bench.schedules import factor_value, learning_rate_value, never_removed
+from bench.training import checkpoint
+from bench.training.trial import comparable, run_trial
+from tests.configs import make_config
+from tests.conformance.tables import ULP, Case, NetworkCase, QuantizerOracle, StrategyCase
+from tests.quantizers import quantizer_oracles
+
+SHAPES = ((6, 5, 3, 3), (7, 12))  # of a convolution and of a linear layer: (out, in, kh, kw), (out, in)
+
+
+# --- quantizers ---
+
+
+def values(shape: Any, seed: int = 0, scale: float = 1.0) -> np.ndarray:
+    """Return normal float64 values that float32 holds exactly."""
+    return np.random.default_rng(seed).normal(0, scale, shape).astype(np.float32).astype(np.float64)
+
+
+def run(function, x, g, dtype=torch.float32, parameters=()) -> list[np.ndarray]:
+    """Return (value, dL/dx, dL/dparameters) as float64 arrays for dL/dvalue = g."""
+    x = torch.tensor(x, dtype=dtype, requires_grad=True)
+    y = function(x)
+    assert y.dtype == dtype and y.shape == x.shape
+    grads = torch.autograd.grad(y, [x, *parameters], torch.tensor(g, dtype=dtype))
+    return [t.detach().to(torch.float64).numpy() for t in (y, *grads)]
+
+
+def with_scales(quantizer, shape, seed: int = 3) -> dict[str, np.ndarray]:
+    """Give learned scales unlike positive values; return them by name as float64."""
+    quantizer.weight(torch.zeros(shape))
+    generator = np.random.default_rng(seed)
+    for parameter in quantizer.parameters():
+        parameter.data = torch.tensor(
+            generator.uniform(0.2, 1.7, tuple(parameter.shape)), dtype=torch.float32
+        )
+    return {name: p.detach().double().numpy() for name, p in quantizer.named_parameters()}
+
+
+def check_quantizer_weights(kind: str, oracle: QuantizerOracle) -> None:
+    """Values and gradients at every declared bit width; zeros, equal weights, bfloat16, given statistics."""
+    facts = registry.get("quantizers", kind).facts
+    for bits in facts["w_bits"]:
+        for options in ({}, *oracle.options):
+            for shape in SHAPES:
+                quantizer = make_quantizer(kind, bits, facts["a_bits"][0], **options)
+                scales = with_scales(quantizer, shape)
+                w, g = values(shape, scale=0.7), values(shape, seed=1)
+                w.flat[:4] = [0.0, -0.0, 1.0, -1.0]
+                got, dw, *dscales = run(quantizer.weight, w, g, parameters=list(quantizer.parameters()))
+                formula = (w, g, {}) if bits == 32 else oracle.weight(w, g, bits, options, scales)
+                want, want_dw, want_dscales = formula
+                sure = ~oracle.ties(w, bits) if oracle.ties and bits < 32 else np.ones(shape, bool)
+                assert sure.mean() > 0.9
+                np.testing.assert_allclose(
+                    got[sure], want[sure], rtol=3e-7, err_msg=f"{kind} {bits} {options}"
+                )
+                np.testing.assert_allclose(dw, want_dw, rtol=3e-5, atol=2e-6)
+                for (name, _), d in zip(quantizer.named_parameters(), dscales, strict=True):
+                    np.testing.assert_allclose(d, want_dscales[name], rtol=1e-4, atol=1e-5, err_msg=name)
+            _check_edges(kind, bits, options)
+
+
+def _check_edges(kind: str, bits: int, options: Mapping[str, Any]) -> None:
+    shape, facts = SHAPES[0], registry.get("quantizers", kind).facts
+    for value in (0.0, -0.0, 0.3, -0.3, 1e-30, 1e-42):
+        quantizer = make_quantizer(kind, bits, facts["a_bits"][0], weight_shape=shape, **options)
+        parameters = list(quantizer.parameters())
+        for array in run(quantizer.weight, np.full(shape, value), np.ones(shape), parameters=parameters):
+            assert np.isfinite(array).all(), (kind, bits, options, value)
+    quantizer = make_quantizer(kind, bits, facts["a_bits"][0], weight_shape=shape, **options)
+    with_scales(quantizer, shape)
+    w = torch.tensor(values(shape)).to(torch.bfloat16)
+    assert torch.equal(quantizer.weight(w), quantizer.weight(w.float()).to(torch.bfloat16))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quantizer.weight(w.float()), quantizer.weight(w.float() + 0.0))
+    measured = quantizer.statistics(w.float())
+    assert torch.equal(quantizer.weight(w.float(), measured), quantizer.weight(w.float()))
+    if bits < 32:
+        many = torch.tensor(values((4, 400))).float()
+        levels = len(make_quantizer(kind, bits, facts["a_bits"][0], **options).weight(many)[0].unique())
+        assert 2 <= levels <= 2**bits
+
+
+def check_quantizer_activations(kind: str, oracle: QuantizerOracle) -> None:
+    """Values and gradients at every declared bit width; the one tie of float32; bfloat16; the input is left alone."""
+    facts = registry.get("quantizers", kind).facts
+    x = np.concatenate([values(5_000, scale=0.8), [0, -0.0, 1, -1, 2, 1e30, -1e30, 1 + 2 * ULP, 1e-45]])
+    x = x.astype(np.float32).astype(np.float64)
+    g = values(x.size, seed=1)
+    for bits in facts["a_bits"]:
+        quantizer = make_quantizer(kind, facts["w_bits"][0], bits)
+        y, dx = run(quantizer.activation, x, g)
+        want, want_dx = oracle.activation(x, g, bits)
+        near = np.zeros(x.shape, bool)
+        if bits < 32:
+            t = quantizer_oracles.thresholds(bits)
+            near = (np.abs(x[:, None] - t) <= 4 * ULP * t).any(axis=1)
+        np.testing.assert_array_equal(y[~near], np.float32(want[~near]), err_msg=f"{kind} {bits}")
+        np.testing.assert_array_equal(dx, np.float32(want_dx))
+        half, one = np.array([0.5]), np.array([1.0])
+        np.testing.assert_array_equal(
+            run(quantizer.activation, half, one)[0], np.float32(oracle.activation(half, one, bits)[0])
+        )
+        narrow = torch.tensor(values(500)).to(torch.bfloat16)
+        before = narrow.clone()
+        assert torch.equal(
+            quantizer.activation(narrow), quantizer.activation(narrow.float()).to(torch.bfloat16)
+        )
+        assert torch.equal(narrow, before)
+
+
+def check_quantizer_compiled(kind: str) -> None:
+    """One graph without a break gives the eager values and gradients of weights and activations."""
+    facts = registry.get("quantizers", kind).facts
+    for w_bits, a_bits in {
+        (facts["w_bits"][0], facts["a_bits"][0]),
+        (facts["w_bits"][-1], facts["a_bits"][-1]),
+    }:
+        quantizer = make_quantizer(kind, w_bits, a_bits, weight_shape=SHAPES[0])
+        for function, shape in ((quantizer.weight, SHAPES[0]), (quantizer.activation, (50,))):
+            x, g = values(shape), values(shape, seed=1)
+            eager = run(function, x, g)
+            torch._dynamo.reset()
+            compiled = run(torch.compile(function, backend="aot_eager", fullgraph=True), x, g)
+            for one, other in zip(eager, compiled, strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+
+
+# --- schedules ---
+
+TOTAL, EPOCH = 200, 20  # steps in all, steps an epoch
+
+
+def _progress() -> tuple[np.ndarray, np.ndarray]:
+    steps = np.arange(TOTAL, dtype=np.float64)
+    return steps / TOTAL, steps / EPOCH
+
+
+def check_factor(kind: str, cases: Sequence[Case]) -> None:
+    """The formula at every step; 1 at the start, within [0, 1], 0 for good; the end is noticed."""
+    for options, formula in cases:
+        spec = complete("factors", {"kind": kind, **options})
+        found = np.array([factor_value(spec, step, TOTAL, EPOCH) for step in range(TOTAL)])
+        np.testing.assert_allclose(found, formula(*_progress()), rtol=1e-12, atol=1e-12)
+        assert found[0] == 1.0 and (found >= 0).all() and (found <= 1).all()
+        zeros = np.flatnonzero(found == 0.0)
+        assert not zeros.size or (found[zeros[0] :] == 0.0).all(), "once 0 the factor stays 0"
+        removed = never_removed(spec, TOTAL // EPOCH, EPOCH) is None
+        assert removed == (found[-1] == 0.0 or spec["keep"])
+
+
+def check_learning_rate(kind: str, cases: Sequence[Case]) -> None:
+    """The formula at every step; with a warm-up the rate rises linearly to the initial one."""
+    for options, formula in cases:
+        spec = complete("learning_rates", {"kind": kind, **options})
+        found = np.array([learning_rate_value(spec, step, TOTAL, EPOCH) for step in range(TOTAL)])
+        np.testing.assert_allclose(found, formula(*_progress()), rtol=1e-12)
+        warm = complete("learning_rates", {"kind": kind, **options, "warmup_epochs": 2})
+        rise = [learning_rate_value(warm, step, TOTAL, EPOCH) for step in range(2 * EPOCH)]
+        np.testing.assert_allclose(rise, spec["initial"] * np.arange(1, 41) / 40, rtol=1e-12)
+
+
+# --- strategies ---
+
+
+def strategy_config(
+    kind: str, case: StrategyCase, folder: Path
+) -> tuple[TrialConfig, dict[str, TrialConfig]]:
+    """Return a tiny configuration with this strategy, and the trials that it needs, by role."""
+    config = make_config(strategy={"kind": kind, **case.options})
+    return with_teachers(config, Library(folder, folder, Problems("conformance")))
+
+
+def check_strategy(kind: str, case: StrategyCase, folder: Path) -> None:
+    """Roles as declared; cost paths; stopped and resumed at every third step the trial ends with the same bits."""
+    config, needs = strategy_config(kind, case, folder)
+    assert tuple(needs) == needed_roles(config.strategy) == case.needed
+    assert joint_roles(config.strategy) == case.joint and set(needs) | set(case.joint) <= set(
+        role_names(kind)
+    )
+    faded = any(spec["type"] == "factor" for spec in registry.get("strategies", kind).options.values())
+    assert step_cost(config.strategy) >= 1.0 and (faded or step_cost(config.strategy) == 1.0)
+
+    whole, parts = Store(folder / "whole"), Store(folder / "parts")
+    ids = {role: role[0].encode().hex()[0] * 16 for role in needs}
+    for store in (whole, parts):
+        for role, needed in needs.items():
+            assert run_trial(needed, ids[role], {}, store, folder) == "done"
+    id = "0" * 16
+    assert run_trial(config, id, ids, whole, folder) == "done"
+    for _ in range(10):
+        asked = iter(range(100))
+        outcome = run_trial(config, id, ids, parts, folder, stop=lambda asked=asked: next(asked) >= 2)
+        if outcome == "done":
+            break
+        assert outcome == "stopped"
+    assert [comparable(line) for line in whole.epochs(id)] == [comparable(line) for line in parts.epochs(id)]
+    one, other = (
+        checkpoint.load(store.folder(id) / "weights.pt", "cpu")["network"] for store in (whole, parts)
+    )
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+    measured = make_run(config, synthetic(96), "cpu")  # what `bench show --cost` builds
+    measured.train_step()
+
+
+# --- networks ---
+
+
+def check_network(kind: str, case: NetworkCase, merge: str) -> None:
+    """At f = 0 the expanded network, the stripped one and one built plain have the same logits; costs are counted."""
+    network = {"kind": kind, **case.options}
+    config, clock = make_config(network=network, width=case.width, bits="1/2"), Clock(0)
+    if merge in case.refused:
+        with pytest.raises(InputError, match=rf"strategy\.merge: .*{merge}"):
+            build(config, num_classes=10, clock=clock, branch=Branch(merge))
+        return
+    expanded = build(config, num_classes=10, clock=clock, branch=Branch(merge))
+    initialize(expanded, 0, config.initialization)
+    size = expanded.input_size
+    assert size == config.input_size
+    x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+    clock.set(5, 0.5)
+    expanded.train()(x)  # moves the running statistics
+    expanded.eval()
+    clock.set_factor(0.0)
+    with torch.no_grad():
+        logits = expanded(x)
+        bare = strip(expanded)
+        plain = build(config, num_classes=10, clock=clock).eval()
+        plain.load_state_dict(bare.state_dict())
+        assert torch.isfinite(logits).all()
+        assert torch.equal(logits, bare(x)) and torch.equal(logits, plain(x))
+        clock.set_factor(0.5)
+        assert not torch.equal(expanded(x), logits), "the branch did nothing"
+        clock.set_factor(0.0)
+    assert costs(bare, size).macs == costs(plain, size).macs > 0
+    rows = describe_layers(plain)
+    assert sum(not row.full_precision for row in rows) == len(plain.low_precision_layers()) > 0
+
+
+# --- data sets ---
+
+
+def check_dataset(kind: str, options: Mapping[str, Any], folder: Path) -> None:
+    """In an empty folder: facts, the name for ``bench data``, and either a checksum or a message that names the remedy."""
+    dataset = complete("datasets", {"kind": kind, **options})
+    facts = catalog.facts(dataset, folder)
+    entry = registry.get("datasets", kind)
+    assert facts.num_classes == entry.facts["num_classes"] and catalog.label(dataset).startswith(kind)
+    source = registry.load("datasets", kind)
+    if catalog.checksum(dataset, folder) is None:
+        problem = source.problem(keywords(dataset), folder)
+        assert problem and str(folder) in problem
+        with pytest.raises(InputError, match=re.escape(str(folder))):
+            source.load(keywords(dataset), folder)
+        return
+    arrays = source.load(keywords(dataset), folder)
+    assert len(arrays.x_train) == facts.train_count and len(arrays.x_test) == facts.test_count

@@ -1,0 +1,229 @@
+"""What every registered part is held against: one line a part. A part without its line fails by the table's name.
+
+``QUANTIZERS``      independent formulas of values and gradients, in NumPy float64
+``FACTORS``, ``LEARNING_RATES``   options and the formula of the value, likewise
+``STRATEGIES``      options of a tiny run, one dict a variant, and the roles whose networks are trials of their own
+``NETWORKS``        the smallest instance that the checks build; None where a test of its own builds instances
+``DATASETS``        options of an instance
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from tests.quantizers import quantizer_oracles as oracle
+
+Array = np.ndarray
+ULP = 2.0**-23
+
+
+# --- quantizers ---
+
+
+@dataclass(frozen=True)
+class QuantizerOracle:
+    """The formulas of one quantizer; at 32 bits of weights every quantizer is the identity.
+
+    ``weight(w, g, bits, options, scales)`` returns (q, dL/dw, {scale: dL/dscale}) for dL/dq = g; ``scales`` are the
+    learned ones by name. ``activation(x, g, bits)`` returns (y, dL/dx). ``ties(w, bits)`` marks weights so close to a
+    threshold that float32 may take the other side. ``options`` are further options to check, beside the defaults.
+    """
+
+    weight: Callable[..., tuple[Array, Array, dict[str, Array]]]
+    activation: Callable[[Array, Array, int], tuple[Array, Array]]
+    options: tuple[Mapping[str, Any], ...] = ()
+    ties: Callable[[Array, int], Array] | None = None
+
+
+def _dorefa(w, g, bits, options, scales, **flags):
+    values = oracle.tanh_round(w, g, bits) if bits > 1 else oracle.mean_sign(w, g, **flags)
+    return (*values, {})
+
+
+def _dorefa_ties(w, bits):
+    if bits == 1:
+        return np.zeros(w.shape, bool)
+    n = 2**bits - 1
+    r = np.tanh(w) / (2 * np.abs(np.tanh(w)).max()) + 0.5
+    near = np.abs(r * n - np.floor(r * n) - 0.5) <= 4 * n * ULP
+    return near & (w != 0)  # a zero is a tie that must match
+
+
+def _syq(w, g, bits, options, scales, ternary=True, zero_to_zero=False):
+    eta = options.get("eta", 0.05 if bits == 2 else 0.0)
+    return oracle.symmetric(w, g, scales["scale"], eta, ternary and bits == 2, zero_to_zero=zero_to_zero)
+
+
+def _ttq(w, g, bits, options, scales):
+    return oracle.two_scales(w, g, scales["positive"], scales["negative"], options.get("threshold", 0.05))
+
+
+def _relu(x, g):
+    return np.maximum(x, 0.0), g * (x > 0)
+
+
+def _unit(x, g, bits, rounding=oracle.round_half_even):
+    if bits == 32:
+        return np.clip(x, 0, 1), g * ((x >= 0) & (x <= 1))
+    return oracle.unit_activation(x, g, bits, rounding)
+
+
+def _unit_or_relu(x, g, bits):
+    return _relu(x, g) if bits == 32 else _unit(x, g, bits)
+
+
+def _sign_or_relu(x, g, bits):
+    return _relu(x, g) if bits == 32 else oracle.sign_activation(x, g)
+
+
+_HALF_UP = partial(_unit, rounding=oracle.round_half_up)
+_GRANULARITIES = ({"granularity": "row"}, {"granularity": "layer"})
+
+QUANTIZERS: dict[str, QuantizerOracle] = {
+    "bnn": QuantizerOracle(
+        lambda w, g, bits, options, scales: (*oracle.sign_activation(w, g), {}),
+        lambda x, g, bits: oracle.sign_activation(x, g),
+    ),
+    "dorefa": QuantizerOracle(_dorefa, _unit, ties=_dorefa_ties),
+    "dorefa_channelwise": QuantizerOracle(partial(_dorefa, per_channel=True), _unit),
+    "dorefa_channelwise_released": QuantizerOracle(
+        partial(_dorefa, per_channel=True, zero_to_zero=True), _unit
+    ),
+    "dorefa_released": QuantizerOracle(partial(_dorefa, zero_to_zero=True), _unit, ties=_dorefa_ties),
+    "full_precision": QuantizerOracle(
+        lambda w, g, bits, options, scales: (w, g, {}), lambda x, g, bits: _relu(x, g)
+    ),
+    "syq": QuantizerOracle(_syq, _HALF_UP, (*_GRANULARITIES, {"eta": 0.3})),
+    "syq_four_levels": QuantizerOracle(partial(_syq, ternary=False, zero_to_zero=True), _HALF_UP),
+    "syq_released": QuantizerOracle(partial(_syq, zero_to_zero=True), _HALF_UP),
+    "ttq": QuantizerOracle(_ttq, _unit_or_relu, ({"threshold": 0.4},)),
+    "xnor": QuantizerOracle(
+        lambda w, g, bits, options, scales: (*oracle.filter_sign(w, g), {}), _sign_or_relu
+    ),
+}
+
+
+# --- schedules: (options, formula of the progress p in [0, 1) and of the epoch e) ---
+
+Case = tuple[Mapping[str, Any], Callable[[Array, Array], Array]]
+
+
+def _ending(formula: Callable[[Array], Array], until: float = 0.6) -> list[Case]:
+    """Return the case of a factor that is ``formula`` of u = p / until, and 0 from u = 1 on."""
+    return [
+        (
+            {"until": until},
+            lambda p, e: np.where(p < until, formula(np.minimum(p / until, 1)), 0.0),
+        )
+    ]
+
+
+FACTORS: dict[str, list[Case]] = {
+    "constant": [*_ending(np.ones_like), ({"keep": True}, lambda p, e: np.ones_like(p))],
+    "cosine": _ending(lambda u: (1 + np.cos(np.pi * u)) / 2),
+    "exponential": _ending(lambda u: np.exp(u * np.log(0.001))),
+    "linear": _ending(lambda u: 1 - u),
+    "staircase": [
+        (
+            {"every_epochs": 1.5, "decay": 0.25},
+            lambda p, e: np.where(0.25 ** np.floor(e / 1.5) < 0.001, 0.0, 0.25 ** np.floor(e / 1.5)),
+        )
+    ],
+    "step": [
+        ({"at": [0.25, 0.5], "values": [0.5, 0.0]}, lambda p, e: np.select([p < 0.25, p < 0.5], [1, 0.5], 0.0)),
+        ({"at_epochs": [3], "values": [0.0]}, lambda p, e: np.where(e < 3, 1.0, 0.0)),
+    ],
+}  # fmt: skip
+
+LEARNING_RATES: dict[str, list[Case]] = {
+    "constant": [({"initial": 0.1}, lambda p, e: np.full_like(p, 0.1))],
+    "cosine": [
+        ({"initial": 0.1, "final": 0.02}, lambda p, e: 0.02 + 0.08 * (1 + np.cos(np.pi * p)) / 2),
+    ],
+    "exponential": [({"initial": 0.1, "final": 0.001}, lambda p, e: 0.1 * np.exp(p * np.log(0.01)))],
+    "linear": [({"initial": 0.1, "final": 0.02}, lambda p, e: 0.02 + 0.08 * (1 - p))],
+    "polynomial": [({"initial": 0.1, "power": 3.0}, lambda p, e: 0.1 * (1 - p) ** 3)],
+    "staircase": [
+        ({"initial": 0.1, "decay": 0.5, "every_epochs": 4}, lambda p, e: 0.1 * 0.5 ** np.floor(e / 4)),
+    ],
+    "step": [
+        ({"initial": 0.1, "at": [0.5], "gamma": 0.1}, lambda p, e: np.where(p < 0.5, 0.1, 0.01)),
+        ({"initial": 0.1, "at_epochs": [4], "values": [0.3]}, lambda p, e: np.where(e < 4, 0.1, 0.3)),
+    ],
+}
+
+
+# --- strategies ---
+
+
+@dataclass(frozen=True)
+class StrategyCase:
+    """Options of a tiny run, the roles that are trials of their own, and the roles trained within the trial."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    needed: tuple[str, ...] = ()
+    joint: tuple[str, ...] = ()
+
+
+FACTOR = {"kind": "cosine", "until": 0.6}
+MERGES = ("sum", "difference", "concat", "preactivation")
+
+STRATEGIES: dict[str, list[StrategyCase]] = {
+    "anneal": [StrategyCase({"factor": FACTOR, "what": what}) for what in ("both", "weights", "activations")],
+    "apprentice": [
+        StrategyCase({"scheme": "A"}, joint=("teacher",)),
+        StrategyCase({"scheme": "B"}, needed=("teacher",)),
+        StrategyCase({"scheme": "C"}, needed=("teacher", "start")),
+    ],
+    "plain": [StrategyCase()],
+    "progressive": [StrategyCase({"factor": FACTOR, "merge": merge}) for merge in MERGES],
+}
+
+
+# --- networks and data sets ---
+
+
+@dataclass(frozen=True)
+class NetworkCase:
+    """Options and width of an instance that is checked in a second, and the merges that the network cannot have."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    width: float = 0.0625
+    refused: tuple[str, ...] = ()
+
+
+NETWORKS: dict[str, NetworkCase | None] = {
+    "alexnet_dorefa": NetworkCase({"input_size": 96}),
+    "alexnet_syq": NetworkCase({"input_size": 96}),
+    "alexnet_xnor": NetworkCase({"input_size": 96}),
+    "bnn_convnet": NetworkCase(),
+    "mobilenet_v2": NetworkCase({"input_size": 64}, refused=("concat",)),
+    "python": None,  # tests/networks/test_convert.py
+    "resnet18": NetworkCase({"input_size": 64}),
+    "resnet20": NetworkCase(),
+    "resnet32": NetworkCase(),
+    "resnet34": NetworkCase({"input_size": 64}),
+    "resnet44": NetworkCase(),
+    "resnet50": NetworkCase({"input_size": 64}),
+    "resnet56": NetworkCase(),
+    "squeezenet1_1": NetworkCase({"input_size": 64}, width=1.0),
+    "svhn_convnet": NetworkCase(),
+    "timm": None,  # tests/networks
+    "torchvision": None,  # tests/networks/test_convert.py
+    "vgg_small": NetworkCase(),
+}
+
+DATASETS: dict[str, Mapping[str, Any]] = {
+    "cifar10": {},
+    "cifar100": {},
+    "digits": {},
+    "imagefolder": {"name": "mine"},
+    "imagenet": {},
+    "npz": {"name": "mine"},
+    "svhn": {},
+}
