@@ -134,6 +134,8 @@ def _option(spec: Any) -> Schema:
     kind = spec["type"]
     if kind == "factor":
         schema = _ref("factors")
+    elif kind == "factors":
+        schema = {"type": "object", "additionalProperties": _ref("factors")}
     elif kind == "teacher":
         schema = _ref("fields")
     elif "choices" in spec:

@@ -7,15 +7,17 @@ their released scripts (see ``bench/layers``). The factor f(t) multiplies the ou
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.errors import InputError, nearest
 from bench.experiments.config import TrialConfig
 from bench.layers.branch import Branch
 from bench.layers.low_precision import low_precision_modules
-from bench.networks import Network
 from bench.schedules import factor_value
 from bench.strategies.base import Faded
+
+if TYPE_CHECKING:
+    from bench.networks import Network
 
 ENTRIES = [
     {

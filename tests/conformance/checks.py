@@ -268,6 +268,14 @@ def check_network(kind: str, case: NetworkCase, merge: str) -> None:
     assert sum(not row.full_precision for row in rows) == len(plain.low_precision_layers()) > 0
 
 
+def check_declared_size(kind: str) -> None:
+    """The entry's ``macs`` and ``input_size`` are those of the network at its default options and width 1."""
+    facts = registry.get("networks", kind).facts
+    classes = 1000 if facts["input_size"] >= 128 else 10
+    network = build(make_config(network=kind, width=1.0, bits="1/2"), num_classes=classes, clock=Clock(0))
+    assert network.input_size == facts["input_size"] and costs(network).macs == facts["macs"]
+
+
 # --- data sets ---
 
 

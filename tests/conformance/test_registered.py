@@ -78,6 +78,12 @@ def test_network(kind, merge):
         checks.check_network(kind, case, merge)
 
 
+@pytest.mark.parametrize("kind", own("networks"))
+def test_declared_size(kind):
+    if row("networks", kind) is not None:
+        checks.check_declared_size(kind)
+
+
 @pytest.mark.parametrize("kind", own("datasets"))
 def test_dataset(kind, tmp_path):
     checks.check_dataset(kind, row("datasets", kind), tmp_path)
