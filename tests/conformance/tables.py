@@ -82,6 +82,13 @@ def _sign_or_relu(x, g, bits):
 
 
 _HALF_UP = partial(_unit, rounding=oracle.round_half_up)
+
+
+def _half_up_of_relu(x, g, bits):
+    y, dx = _HALF_UP(x, g, bits)
+    return y, dx * (x != 0)
+
+
 _GRANULARITIES = ({"granularity": "row"}, {"granularity": "layer"})
 
 QUANTIZERS: dict[str, QuantizerOracle] = {
@@ -99,8 +106,8 @@ QUANTIZERS: dict[str, QuantizerOracle] = {
         lambda w, g, bits, options, scales: (w, g, {}), lambda x, g, bits: _relu(x, g)
     ),
     "syq": QuantizerOracle(_syq, _HALF_UP, (*_GRANULARITIES, {"eta": 0.3})),
-    "syq_four_levels": QuantizerOracle(partial(_syq, ternary=False, zero_to_zero=True), _HALF_UP),
-    "syq_released": QuantizerOracle(partial(_syq, zero_to_zero=True), _HALF_UP),
+    "syq_four_levels": QuantizerOracle(partial(_syq, ternary=False, zero_to_zero=True), _half_up_of_relu),
+    "syq_released": QuantizerOracle(partial(_syq, zero_to_zero=True), _half_up_of_relu),
     "ttq": QuantizerOracle(_ttq, _unit_or_relu, ({"threshold": 0.4},)),
     "xnor": QuantizerOracle(
         lambda w, g, bits, options, scales: (*oracle.filter_sign(w, g), {}), _sign_or_relu
