@@ -31,24 +31,24 @@ def label(group: str, choice: Any) -> str:
         if group == "datasets" and option == "name" and kind == "npz":
             kind = f"{kind}:{value}"
         else:
-            shown.append(_option_text(option, value, spec))
+            shown += _option_texts(option, value, spec)
     return f"{kind} ({', '.join(shown)})" if shown else kind
 
 
-def _option_text(option: str, value: Any, spec: Mapping[str, Any]) -> str:
-    """Return one option and its value, as a label shows them."""
+def _option_texts(option: str, value: Any, spec: Mapping[str, Any]) -> list[str]:
+    """Return an option and its value, as a label shows them: one text, or one a layer."""
+    if spec.get("type") == "factors" and isinstance(value, Mapping):
+        return [f"{layer} {label('factors', factor)}" for layer, factor in value.items()]
     if spec.get("type") == "factor" or (isinstance(value, Mapping) and option == "factor"):
-        return label("factors", value)
-    if spec.get("type") == "factors":
-        return " ".join(f"{layer} {label('factors', factor)}" for layer, factor in value.items())
+        return [label("factors", value)]
     if isinstance(value, Mapping):  # the whole configuration of a teacher or a start
         network = label("networks", value.get("network"))
-        return f"{option} {network}" if network else option
+        return [f"{option} {network}" if network else option]
     if isinstance(value, list):
-        return f"{option} {' '.join(map(str, value))}"
+        return [f"{option} {' '.join(map(str, value))}"]
     if option in _VALUE_ALONE:
-        return str(value)
-    return option if value is True else f"{option} {plain(value)}"
+        return [str(value)]
+    return [option if value is True else f"{option} {plain(value)}"]
 
 
 def plain(value: Any) -> str:

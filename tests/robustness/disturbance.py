@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.experiments.config import TrialConfig
+from bench.experiments.roles import needed_roles
 from bench.launch.execute import Outcome, Task, execute
 from bench.records.store import Store
+from tests import configs
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = "BENCH_TEST_SETTINGS"  # JSON: every_steps, mode, mark, fault, signal
@@ -36,18 +38,7 @@ FACTOR = {"kind": "cosine", "until": 0.6}
 
 def make_config(**changes: Any) -> TrialConfig:
     """Five steps an epoch, four epochs: a factor until 0.6 is on for 12 of the 20 steps."""
-    small = {
-        "dataset": "digits",
-        "network": "svhn_convnet",
-        "width": 0.125,
-        "quantizer": "dorefa",
-        "bits": "1/1",
-        "epochs": 4,
-        "batch_size": 16,
-        "train_size": 80,
-        "learning_rate": {"kind": "cosine", "initial": 1e-3},
-    }
-    return TrialConfig.model_validate({**small, **changes})
+    return configs.make_config(**{"epochs": 4, **changes})
 
 
 def progressive(merge: str, **options: Any) -> dict[str, Any]:
@@ -330,12 +321,7 @@ def run(
 
 def needed_by(config: TrialConfig) -> dict[str, str]:
     """Return the ids of the trials that ``config`` needs, by role."""
-    scheme = config.strategy.get("scheme")
-    return {
-        role: NEEDED[role]
-        for role, schemes in (("teacher", "BC"), ("start", "C"))
-        if scheme and scheme in schemes
-    }
+    return {role: NEEDED[role] for role in needed_roles(config.strategy)}
 
 
 def run_needed(config: TrialConfig, results: Path) -> dict[str, str]:

@@ -26,6 +26,7 @@ from bench.training.capture import Recording
 from bench.training.loop import Run
 from bench.training.resume import resume
 from bench.training.trial import run_trial
+from tests.configs import make_config
 
 ID = "0" * 16
 STEPS = 200
@@ -34,19 +35,8 @@ ON = {"kind": "cosine", "until": 0.5}
 
 def config(**changes) -> TrialConfig:
     """200 steps on 64 images, in 50 epochs; a branch is there for the first 100."""
-    tiny = {
-        "dataset": "digits",
-        "network": "svhn_convnet",
-        "width": 0.0625,
-        "quantizer": "dorefa",
-        "bits": "1/2",
-        "epochs": STEPS // 4,
-        "batch_size": 8,
-        "train_size": 32,
-        "augmentation": "crop_flip",
-        "learning_rate": {"kind": "cosine", "initial": 1e-3},
-    }
-    return TrialConfig.model_validate({**tiny, **changes})
+    tiny = {"width": 0.0625, "bits": "1/2", "epochs": STEPS // 4, "batch_size": 8, "train_size": 32}
+    return make_config(**{**tiny, "augmentation": "crop_flip", **changes})
 
 
 def progressive(merge: str = "sum", **options) -> dict:

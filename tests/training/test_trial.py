@@ -11,30 +11,16 @@ import torch
 
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
+from bench.experiments.roles import needed_roles
 from bench.records.store import Store
 from bench.training import checkpoint
 from bench.training.trial import comparable, run_trial
+from tests.configs import make_config
 
 ID = "0" * 16
 TEACHER, START = "a" * 16, "b" * 16
 COSINE = {"kind": "cosine", "until": 0.6}
 UNEQUAL = {"wall_seconds", "peak_memory_bytes"}
-
-
-def make_config(**changes) -> TrialConfig:
-    """Five steps an epoch, two epochs: a factor until 0.6 is on for six of the ten steps."""
-    small = {
-        "dataset": "digits",
-        "network": "svhn_convnet",
-        "width": 0.125,
-        "quantizer": "dorefa",
-        "bits": "1/1",
-        "epochs": 2,
-        "batch_size": 16,
-        "train_size": 80,
-        "learning_rate": {"kind": "cosine", "initial": 1e-3},
-    }
-    return TrialConfig.model_validate({**small, **changes})
 
 
 def progressive(merge: str, **options) -> dict:
@@ -64,12 +50,10 @@ def equal_weights(one: dict, other: dict) -> bool:
 def with_needs(config: TrialConfig, store: Store, data_dir) -> dict[str, str]:
     """Train what ``config`` needs and return the roles' ids."""
     needs = {}
-    scheme = config.strategy.get("scheme")
-    for role, name, schemes in (("teacher", TEACHER, "BC"), ("start", START, "C")):
-        if scheme and scheme in schemes:
-            needs[role] = name
-            if store.summary(name) is None:
-                run_trial(TrialConfig.model_validate(config.strategy[role]), name, {}, store, data_dir)
+    for role in needed_roles(config.strategy):
+        name = needs[role] = {"teacher": TEACHER, "start": START}[role]
+        if store.summary(name) is None:
+            run_trial(TrialConfig.model_validate(config.strategy[role]), name, {}, store, data_dir)
     return needs
 
 
