@@ -25,7 +25,7 @@ from bench.launch.execute import TRAIN, Task
 from bench.launch.feed import Enqueue, Feeder
 from bench.launch.options import RunOptions
 from bench.launch.placement import place, shared_gpus
-from bench.launch.plan import Planned, costs, plan, priorities
+from bench.launch.plan import Planned, costs, plan, priorities, tuning_priority
 from bench.launch.session import Session, Stop, exit_status
 from bench.progress import Progress, say
 from bench.records.locks import Busy
@@ -222,7 +222,7 @@ def _enqueue(
             until=one.until,
             function=function,
         )
-        rank = ranks[p.id] + (0.0 if p.config.evaluate_test else taken[p.id])
+        rank = ranks[p.id] if p.config.evaluate_test else tuning_priority(ranks[p.id], taken[p.id])
         session.add(task, labels.get(p.id, p.id), p.config.epochs, taken[p.id], rank)
         if p.action in ("continue", "retry"):
             session.progress.resumed(p.id, p.state.epochs)

@@ -6,7 +6,7 @@ Pure functions of the trials and the records. No torch is imported.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -122,3 +122,29 @@ def priorities(planned: Sequence[Planned], measured: Mapping[str, float] | None 
         return found[id]
 
     return {id: priority(id) for id in taken}
+
+
+def startable(
+    needs: Mapping[str, Collection[str]],
+    done: Callable[[str], bool],
+    priorities: Mapping[str, float],
+    last: Collection[str] = (),
+) -> list[str]:
+    """Return the queued trials that can start now, in the order in which they start: the longest chain of work first.
+
+    This is the whole policy, whoever places the trials. It never leaves a place empty for a trial that is still to
+    come, so a run ends within a trial's length of the best possible time, and close to that where trials are many.
+
+    Args:
+        needs: the queued trials by id, with the trials that each needs.
+        done: whether a needed trial is done.
+        priorities: a trial's cost plus that of the longest chain of trials that wait for it.
+        last: trials that start after all others, since they want a device to themselves.
+    """
+    ready = [id for id, needed in needs.items() if all(map(done, needed))]
+    return sorted(ready, key=lambda id: (id in last, -priorities.get(id, 0.0)))
+
+
+def tuning_priority(priority: float, cost: float) -> float:
+    """Return the priority of a tuning trial: a final trial of about the same cost waits for the choice."""
+    return priority + cost

@@ -15,6 +15,7 @@ from typing import Any
 
 from bench.launch.execute import Outcome, Task, record_death
 from bench.launch.gpu_sharing import DeviceSlots, crowded_out
+from bench.launch.plan import startable
 from bench.progress import Progress
 from bench.records.store import Store
 
@@ -97,33 +98,35 @@ class Session:
         return outcome.status if outcome else self.known.get(id)
 
     def _queued(self) -> list[Task]:
-        out = [
-            t
-            for id, t in self.tasks.items()
+        return [
+            task
+            for id, task in self.tasks.items()
             if not (id in self.outcomes or id in self.running or id in self.held)
         ]
-        alone = self.slots.alone
-        return sorted(out, key=lambda task: (task.id in alone, -self.priorities.get(task.id, 0.0)))
 
     def ready(self) -> list[Task]:
         """Return the trials that can start now, the longest first; last those that want a device to themselves."""
         if self.stop.is_set():
             return []
         self._look_at_held()
-        found = []
-        for task in self._queued():
-            lacking = {role: s for role, id in task.needs.items() if (s := self._status(id)) != "done"}
-            dead = {role: s for role, s in lacking.items() if s in ("failed", "diverged", "refused")}
-            if dead:
-                role, status = next(iter(dead.items()))
-                reason = f"not trained: its {role} {task.needs[role]} "
+        while any(self._given_up(task) for task in self._queued()):
+            pass  # a trial that was given up may have been needed by another
+        needs = {task.id: task.needs.values() for task in self._queued()}
+        order = startable(needs, lambda id: self._status(id) == "done", self.priorities, self.slots.alone)
+        return [self.tasks[id] for id in order]
+
+    def _given_up(self, task: Task) -> bool:
+        """Give a trial up where one that it needs cannot be had any more; return whether it was given up."""
+        for role, id in task.needs.items():
+            status = self._status(id)
+            if status in ("failed", "diverged", "refused"):
+                reason = f"not trained: its {role} {id} "
                 if status == "refused":  # nothing was tried, so nothing is recorded
                     self.finished(Outcome(task.id, "refused", f"{reason}was refused"))
                 else:
                     self.finished(record_death(task, reason + status, 0.0))
-            elif not lacking:
-                found.append(task)
-        return found if not any(t.id in self.outcomes for t in found) else self.ready()
+                return True
+        return False
 
     def take(self) -> Task | None:
         """Return the next trial to start, None where there is none now."""
