@@ -162,6 +162,12 @@ class Recipe(BaseModel):
         int | None,
         Field(ge=2, description="images that batch-norm statistics are taken over; null: the whole batch"),
     ] = None
+    batch_norm_statistics: Annotated[
+        Literal["framework", "accurate"],
+        Field(
+            description="of training on a CPU: PyTorch's float32 sums over the batch, or sums in two steps, nearer to exact"
+        ),
+    ] = "framework"
     micro_batches: Annotated[
         int,
         Field(

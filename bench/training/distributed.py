@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
+from bench.layers.batch_norm import AccurateBatchNorm
 from bench.training.evaluate import Accuracy
 
 T = TypeVar("T")
@@ -286,8 +287,9 @@ def batch_norm_for(network: nn.Module, config: TrialConfig, team: Team) -> None:
     """Give ``network`` the batch norm that the recipe means, in place; names of parameters and buffers stay.
 
     The group over which statistics are taken is ``batch_norm_group`` images, or else the whole (micro-)batch over all
-    workers. One worker and no group keep PyTorch's own layers. With ``micro_batches`` = M the running statistics are
-    updated M times a step, each time with momentum 1 - (1 - m)^(1/M), so that they forget as fast as without.
+    workers. One worker and no group keep PyTorch's own layers, or get ``AccurateBatchNorm`` where the recipe asks.
+    With ``micro_batches`` = M the running statistics are updated M times a step, each time with momentum
+    1 - (1 - m)^(1/M), so that they forget as fast as without.
     That the workers' shares and the groups come out even is for ``bench.launch.data_parallel.check_workers`` to see.
     """
     parts, group = config.micro_batches, config.batch_norm_group
@@ -301,6 +303,8 @@ def batch_norm_for(network: nn.Module, config: TrialConfig, team: Team) -> None:
                 module.momentum = 1.0 - (1.0 - module.momentum) ** (1.0 / parts)
             if team.size > 1 or group is not None:
                 setattr(parent, name, SharedBatchNorm(module, team, group))
+            elif config.batch_norm_statistics == "accurate":
+                setattr(parent, name, AccurateBatchNorm(module))
 
 
 @torch.no_grad()

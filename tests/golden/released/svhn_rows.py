@@ -15,6 +15,7 @@ from bench.experiments.config import TrialConfig, make_config
 from bench.networks import Network, build
 from bench.randomness import Clock
 from bench.strategies import make_strategy
+from bench.training.distributed import SOLO, batch_norm_for
 from bench.training.optimizer import decayed_parameters
 from tests.golden.released.base import DTYPES, Row, arrays, difference, presets
 
@@ -75,17 +76,17 @@ class Step:
     after: dict[str, Tensor]
 
 
-def svhn_step(file: str, setting: str, precision: str, *, channels_last: bool = False) -> Step:
-    """Run the preset on the images of ``file`` in one setting (bits, factor)."""
+def svhn_step(file: str, setting: str, precision: str) -> Step:
+    """Run the preset on the images of ``file`` in one setting (bits, factor), in the memory format of a trial."""
     data = arrays(file)
     w, a, _ = data[f"{setting}.bits"]
     network, clock, config = svhn_network(file, f"{w}/{a}", precision)
-    if channels_last:
-        network = network.to(memory_format=torch.channels_last)
+    batch_norm_for(network, config, SOLO)
+    network = network.to(memory_format=torch.channels_last)
     factor = data.get(f"{setting}.factor")
     clock.set(0, 0.0 if factor is None else float(factor))
     images = torch.tensor(data["images"], dtype=DTYPES[precision])
-    images = images.contiguous(memory_format=torch.channels_last) if channels_last else images
+    images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.tensor(data["labels"], dtype=torch.int64)
     with torch.no_grad():
         logits_eval = network.eval()(images)
