@@ -1,15 +1,18 @@
-"""What a person sees while trials run: one updating line on a terminal, plain lines elsewhere."""
+"""What a person sees while trials run: a live table on a terminal, a line for each running trial; plain lines elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from bench.text import duration, inert
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.live import Live
 
 
 def say(text: str = "", stream: TextIO | None = None) -> None:
@@ -43,6 +46,7 @@ class Progress:
         self._clock = clock
         self._began = clock()
         self._shown = 0.0 if self.live else self._began
+        self._display: Live | None = None  # of a terminal, once there is something to show
 
     def add(self, id: str, label: str, epochs: int, cost: float) -> None:
         """Add a trial, or add it again where it goes on after a rung."""
@@ -77,8 +81,11 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Print a line that stays."""
-        self._clear()
-        say(inert(text), self.stream)
+        if self._display is not None:
+            with contextlib.suppress(BrokenPipeError, ValueError):
+                self._display.console.print(inert(text), markup=False, highlight=False, soft_wrap=True)
+        else:
+            say(inert(text), self.stream)
         self._shown = 0.0 if self.live else self._clock()
         self.tick()
 
@@ -90,34 +97,69 @@ class Progress:
         rest = sum(self.costs.get(id, 1.0) * (1.0 - self._fractions.get(id, 0.0)) for id in self.labels)
         return None if worked <= 0 else rest * (self._clock() - self._began) / worked
 
-    def line(self) -> str:
-        """Return the status line."""
+    def _summary(self) -> str:
         left = self.remaining()
-        parts = [f"{self.done}/{self.total} trials", f"ETA {duration(left)}" if left is not None else "ETA ?"]
+        return f"{self.done}/{self.total} trials | ETA {'?' if left is None else duration(left)}"
+
+    def line(self) -> str:
+        """Return what is done and what runs, in one line."""
+        parts = [self._summary()]
         for id, (epoch, accuracy) in list(self.running.items()):
             seen = "" if accuracy is None else f" {accuracy:.1f} %"
             parts.append(f"{self.labels.get(id, id)} {epoch}/{self.epochs.get(id, '?')}{seen}")
         return inert(" | ".join(parts))
 
+    def _table(self, lines: int) -> RenderableType:
+        """Return the summary and a line for each running trial, at most ``lines`` in all."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table.grid(padding=(0, 2))
+        table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+        table.add_column(justify="right", no_wrap=True)
+        table.add_column(justify="right", no_wrap=True)
+        running = list(self.running.items())
+        shown = running if len(running) < lines else running[: max(0, lines - 2)]
+        for id, (epoch, accuracy) in shown:
+            seen = "" if accuracy is None else f"{accuracy:.1f} %"
+            name = Text(inert(self.labels.get(id, id)))
+            table.add_row(name, f"epoch {epoch}/{self.epochs.get(id, '?')}", seen)
+        more = [Text(f"and {len(running) - len(shown)} more")] if len(shown) < len(running) else []
+        return Group(Text(self._summary(), style="bold"), table, *more)
+
     def tick(self) -> None:
-        """Show the status line when it is time to."""
+        """Show how things stand when it is time to."""
         now = self._clock()
         if now - self._shown < self.interval or not (self.running or self.live):
             return
         self._shown = now
         if not self.live:
             return say(self.line(), self.stream)
-        width = shutil.get_terminal_size().columns - 1
         with contextlib.suppress(BrokenPipeError, ValueError):
-            self.stream.write("\r\x1b[2K" + self.line()[:width])
-            self.stream.flush()
+            display = self._started_display()
+            display.update(self._table(display.console.height), refresh=True)
 
-    def _clear(self) -> None:
-        if self.live:
-            with contextlib.suppress(BrokenPipeError, ValueError):
-                self.stream.write("\r\x1b[2K")
+    def _started_display(self) -> Live:
+        if self._display is None:
+            from rich.console import Console
+            from rich.live import Live
+
+            console = Console(file=self.stream, highlight=False, legacy_windows=False)
+            self._display = Live(
+                console=console,
+                auto_refresh=False,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._display.start()
+        return self._display
 
     def close(self) -> None:
         """Leave the terminal clean."""
-        self._clear()
+        if self._display is not None:
+            with contextlib.suppress(BrokenPipeError, ValueError):
+                self._display.stop()
+            self._display = None
         self.live = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -417,14 +418,40 @@ class TestProgress:
         assert "a" in lines[0] and "2/4 61.2 %" in lines[1] and lines[2] == "[1/2] arm \\x1b[2J: 62.00 %"
         assert "\x1b" not in stream.getvalue() and "\r" not in stream.getvalue()
 
-    def test_one_updating_line_on_a_terminal(self):
+    def test_every_running_trial_has_a_line_on_a_terminal(self, monkeypatch):
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("COLUMNS", "60")
+        monkeypatch.setenv("LINES", "20")
         stream = self.Terminal()
         progress = self.progress(stream)
         progress.interval = 0
         progress.started("a")
-        progress.epoch("a", {"epoch": 2, "test_acc": None})
+        progress.started("b")
+        stream.truncate(0)
+        progress.epoch("a", {"epoch": 2, "test_acc": 61.25})
+        shown = [
+            re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", line).strip() for line in stream.getvalue().split("\n")
+        ]
+        assert [line.split() for line in shown if "epoch" in line] == [
+            ["arm", "\\x1b[2J", "epoch", "2/4", "61.2", "%"],
+            ["b", "epoch", "0/4"],
+        ]
+        progress.finished("a", "62.00 %")
+        assert "[1/2] arm \\x1b[2J: 62.00 %" in stream.getvalue()
         progress.close()
-        assert "\n" not in stream.getvalue() and stream.getvalue().count("\r\x1b[2K") >= 3
+        assert stream.getvalue().endswith(("\x1b[2K", "\x1b[?25h"))  # nothing of the table is left
+
+    def test_more_trials_than_lines_are_counted(self, monkeypatch):
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("LINES", "8")
+        stream = self.Terminal()
+        names = {str(i): f"trial {i}" for i in range(30)}
+        progress = Progress(names, dict.fromkeys(names, 4), {}, stream=stream, interval=0)
+        progress.interval = 0
+        for name in names:
+            progress.started(name)
+        progress.close()
+        assert "and 24 more" in stream.getvalue()
 
     def test_the_rest_is_guessed_from_the_work_done_here(self):
         progress = self.progress(io.StringIO())
