@@ -1,10 +1,11 @@
-"""Photographs in folders of classes, ``imagefolder:NAME``, and what ``imagenet`` shares with them: prepared
-shards.
+"""Photographs of the user's own in folders of classes: ``imagefolder:NAME``.
 
-NAME is a folder in the data folder with ``train/CLASS/*`` and ``val/CLASS/*`` (or ``test/CLASS/*``), JPEG,
-PNG, BMP or WebP by content. Up to 1 GiB of files it is read as it lies; ``bench data prepare`` writes shards
-into NAME.shards, which are read in its place from then on. Files that do not end in a known suffix, and
-hidden ones, are no images.
+NAME is a folder in the data folder with ``train/CLASS/`` and ``val/CLASS/`` (or ``test/CLASS/``). The images
+that ``torchvision.datasets.ImageFolder`` reads are read, in the folders below a class as well, and the files
+that are left out are counted and named (``photographs.listing``). ``photographs.decode`` says what becomes of
+each kind of image. Up to 1 GiB of files is read as it lies. ``bench data prepare`` writes shards into
+NAME.shards, which are then read in place of the files. A held-out part is chosen by file, because nothing
+says which files belong together.
 """
 
 from __future__ import annotations

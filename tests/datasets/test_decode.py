@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -25,6 +26,7 @@ from bench.errors import InputError
 from bench.experiments import catalog
 
 OWN = {"kind": "imagefolder", "name": "own"}
+CASES = 1000
 GREY = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -369,3 +371,37 @@ def test_a_run_says_what_its_data_leaves_out(tmp_path, capsys):
     assert main([*command, "--results", str(tmp_path / "runs"), "--max-minutes", "0.0001"]) in (0, 3)
     text = "".join(capsys.readouterr())
     assert text.count("1 left out (a link that leads nowhere): train/ant/gone.png") == 1
+
+
+def test_damaged_bytes_of_every_kind_are_refused_or_keep_their_size():
+    generator = np.random.default_rng(6)
+    note = Image.Exif()
+    note[0x0112] = 6
+    rgba = Image.fromarray(np.concatenate([COLOUR, GREY[..., None]], axis=2))
+    good = [
+        encoded(Image.fromarray(GREY.astype(np.uint16) * 257)),
+        encoded(Image.fromarray(GREY.astype(np.uint16) * 257), "TIFF"),
+        encoded(rgba),
+        encoded(rgba, "TIFF"),
+        encoded(rgba, "WEBP", lossless=True),
+        encoded(Image.fromarray(COLOUR).quantize(8), transparency=3),
+        encoded(Image.fromarray(COLOUR), "JPEG", exif=note),
+        encoded(Image.fromarray(COLOUR), "PPM"),
+        encoded(Image.fromarray(GREY).convert("1"), "BMP"),
+        encoded(Image.fromarray(COLOUR), save_all=True, append_images=[Image.fromarray(COLOUR)]),
+    ]
+    outcomes = {True: 0, False: 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for case in range(CASES):
+            data = bytearray(good[case % len(good)])
+            for _ in range(generator.integers(1, 4)):
+                data[generator.integers(len(data) // 3 if case % 2 else len(data))] = generator.integers(256)
+            assert isinstance(decode.digest(bytes(data)), bytes)
+            try:
+                size, image = decode.size(bytes(data)), decode.rgb(bytes(data))
+                assert image.size == size and image.mode == "RGB" and decode.frames(bytes(data)) >= 1
+                outcomes[True] += 1
+            except decode.BadImage:
+                outcomes[False] += 1
+    assert min(outcomes.values()) > CASES // 20, outcomes
