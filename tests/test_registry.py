@@ -212,6 +212,12 @@ class TestPackages:
         assert done.returncode == 0, done.stderr
         (record,) = (tmp_path / "runs" / "trials").glob("*/trial.json")
         assert '"package": "outside-of-tests 1.5"' in record.read_text()
+        # the report needs no package and no leave: records hold all that it shows
+        environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+        command = [sys.executable, "-m", "bench", "report", "--results", str(tmp_path / "runs")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "root" in (tmp_path / "runs" / "report" / "outside" / "runs.csv").read_text()
 
     @pytest.mark.parametrize(
         ("change", "words"),

@@ -138,6 +138,21 @@ def check_quantizer_activations(kind: str, oracle: QuantizerOracle) -> None:
         assert torch.equal(narrow, before)
 
 
+def check_declared_bits(kind: str) -> None:
+    """A low-precision layer stores its declared bits a weight, and 32 for each scale that the quantizer keeps."""
+    facts = registry.get("quantizers", kind).facts
+    for w_bits in facts["w_bits"]:
+        bits = f"{w_bits}/{facts['a_bits'][0]}"
+        network = build(make_config(quantizer=kind, bits=bits), num_classes=10, clock=Clock(0))
+        rows = {row.name: row for row in describe_layers(network)}
+        for name, layer in network.low_precision_layers():
+            weight = layer.weight
+            scales = make_quantizer(
+                kind, w_bits, facts["a_bits"][0], weight_shape=weight.shape
+            ).stored_scales(weight)
+            assert rows[name].bits == w_bits * weight.numel() + 32 * scales, (kind, bits, name)
+
+
 def check_quantizer_compiled(kind: str) -> None:
     """One graph without a break gives the eager values and gradients of weights and activations."""
     facts = registry.get("quantizers", kind).facts

@@ -47,6 +47,9 @@ class TestQuantizers:
     def test_compiled(self, kind):
         checks.check_quantizer_compiled(kind)
 
+    def test_declared_bits_are_stored(self, kind):
+        checks.check_declared_bits(kind)
+
     def test_the_paper_is_named(self, kind):
         entry = registry.get("quantizers", kind)
         assert kind == "full_precision" or (entry.title and entry.arxiv)
