@@ -294,7 +294,11 @@ def _diff_text(experiment: Experiment, name: str, screen: Screen) -> str:
         rows.append((key, ", ".join(mine), ", ".join(theirs), reason))
     header = ("field", clean(name), clean(baseline), "")
     same = "Everything else is the same"
-    return "\n".join([screen.table(header, rows), f"{same} in {plural(len(pairs), 'pair')}."])
+    lines = [screen.table(header, rows), f"{same} in {plural(len(pairs), 'pair')}."]
+    if experiment.deviations:
+        lines += ["", "What still deviates from the source that the experiment reproduces:"]
+        lines += [f"- {clean(text, 400)}" for text in experiment.deviations]
+    return "\n".join(lines)
 
 
 def _as_the_arm(key: str, value: Any, own: Mapping[str, Any]) -> bool:

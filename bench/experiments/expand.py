@@ -84,6 +84,7 @@ def load_experiment(
         tuning=file.tuning,
         claims=claims,
         data_dir=data_dir,
+        deviations=file.deviations,
     )
 
 

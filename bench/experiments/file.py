@@ -44,6 +44,10 @@ class FileTable(BaseModel):
 
     title: Annotated[str, Field(max_length=1000, description="the question, in one line")] = ""
     targets: Annotated[list[str], Field(description="tables of published numbers to hold it against")] = []
+    deviations: Annotated[
+        list[str],
+        Field(description="what still deviates from the code or paper that the experiment reproduces"),
+    ] = []
     defaults: Annotated[dict[str, Any], Field(description="fields of every arm")] = {}
     grid: Annotated[dict[str, Any], Field(description="axes of every arm: dotted field = values")] = {}
     arms: Annotated[list[dict[str, Any]], Field(description="the lines of the comparison")] = []
@@ -87,6 +91,7 @@ class ExperimentFile:
     profile_name: str | None
     tuning: Tuning | None = None
     claims: tuple[Claim, ...] = ()
+    deviations: tuple[str, ...] = ()
 
 
 def read_file(
@@ -146,6 +151,7 @@ def read_file(
         profile_name,
         _read_tuning(table.tuning, profile, of_tuning, problems),
         _read_claims(table.claims, names, problems),
+        deviations=tuple(table.deviations),
     )
 
 

@@ -93,6 +93,7 @@ class Experiment:
     tuning: Tuning | None = None
     claims: tuple[Claim, ...] = ()
     data_dir: Path | None = None
+    deviations: tuple[str, ...] = ()
 
     def lines(self, arm: str | None) -> list[IndexLine]:
         """Return the index lines of one arm (None: of the teachers and starts)."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from bench.experiments.expand import load_experiment
 from tests.golden.released import comparison, fidelity
-from tests.golden.released.base import arrays
+from tests.golden.released.base import EXPERIMENTS, arrays
 from tests.golden.released.quantizer_rows import WEIGHTS
 from tests.golden.released.svhn_rows import settings
 
@@ -41,3 +42,18 @@ def test_no_array_of_the_folder_is_left_out():
     assert functions == set(WEIGHTS)
     assert settings("svhn_baseline") == ["w1a1", "w1a2"]
     assert settings("svhn_expanded_concat") == ["w1a1_f0", "w1a1_f0345", "w1a1_f1", "w1a2_f0345"]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "preset"), [("svhn_released", "SVHN"), ("imagenet_alexnet_released", "AlexNet")]
+)
+def test_the_experiments_name_every_deviation_that_remains(experiment, preset):
+    """The rows of deviations.md that touch a preset are the lines that ``bench show --diff`` prints."""
+    text = (fidelity.HERE / "deviations.md").read_text(encoding="utf-8").partition("## AlexNet-DoReFa")[0]
+    items = [
+        line.removeprefix("| ").partition(" | ")[0] for line in text.splitlines() if line.startswith("| ")
+    ]
+    named = [item.rpartition(" (") for item in items[2:]]
+    expected = [name for name, _, presets in named if preset in presets or "both" in presets]
+    loaded = load_experiment(EXPERIMENTS / f"{experiment}.toml", data_dir=fidelity.HERE)
+    assert [line.partition(": ")[0] for line in loaded.deviations] == expected and expected
