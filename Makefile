@@ -10,7 +10,7 @@ WORKERS ?= 2
 help:
 	@echo "make reproduce     install, train the embedded experiment, report, compare with the committed table"
 	@echo "make test          install, run every test"
-	@echo "make soak          kills, full disks, 10,000 fuzz cases and more: about 20 minutes on two cores"
+	@echo "make soak          kills, full disks, fuzz, random networks, all networks of torchvision and timm: hours"
 	@echo "make check         ruff, format, types, imports between rooms"
 	@echo "make paper_tables  rebuild the committed tables and curves from results/, and the numbers that pages quote"
 	@echo "make fidelity      hold the released presets against the release's numbers, and write docs/fidelity.md"
@@ -34,6 +34,8 @@ test: install
 
 soak: install
 	$(BIN)/python -m tests.robustness.soak
+	BENCH_NETWORK_CASES=1000 $(BIN)/python -m pytest -q -s tests/robustness/test_random_networks.py
+	$(BIN)/python -m tests.robustness.sweep
 
 check: install
 	$(BIN)/ruff check .

@@ -176,7 +176,7 @@ class Builder:
     ) -> LowPrecisionConv2d:
         """Return the low-precision convolution that will be the module ``name`` of the network.
 
-        ``extra``: ``extra_out`` of the layer whose ``rest`` it reads. ``pool``: how the main path is pooled
+        ``extra``: ``extra_out`` of the layer whose ``side`` it reads. ``pool``: how the main path is pooled
         behind it, so that the branch is as well; ``pool_first``: before the batch norm. ``dropout``: of its
         activated input.
         """

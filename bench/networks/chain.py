@@ -137,14 +137,14 @@ class ChainNetwork(Network):
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, 3, S, S) to logits (B, classes)."""
         y = self._after(self.conv0(images), self.bn0, self.first_pool)
-        rest = None
+        side = None
         for conv, norm, pool in self._convs:
-            y, rest = getattr(self, conv)(y, rest)
+            y, side = getattr(self, conv)(y, side)
             y = self._after(y, getattr(self, norm), pool)
         for linear, norm in self._linears:
-            y, rest = getattr(self, linear)(y, rest)
+            y, side = getattr(self, linear)(y, side)
             y = getattr(self, norm)(y)
-        return self.linear(y, rest)
+        return self.linear(y, side)
 
     def _after(self, y: Tensor, norm: nn.Module | None, pool: bool) -> Tensor:
         if pool and self.pool_first:

@@ -184,12 +184,12 @@ class PreBlock(Block):
     def norm_channels(before: int, after: int) -> int:
         return before
 
-    def forward(self, stream: Tensor, rest: Tensor | None) -> Pair:
+    def forward(self, stream: Tensor, side: Tensor | None) -> Pair:
         """Map the stream (B, C, H, W) and what the block before left over to the next ones."""
         y = stream
         for conv, norm in self.layers():
-            y, rest = conv(norm(y), rest)
-        return y + self.shortcut(stream), rest
+            y, side = conv(norm(y), side)
+        return y + self.shortcut(stream), side
 
 
 class PostBlock(Block):
@@ -200,14 +200,14 @@ class PostBlock(Block):
     for ``sum`` and ``difference``, the main channels alone for ``concat``.
     """
 
-    def forward(self, y: Tensor, rest: Tensor | None) -> Pair:
+    def forward(self, y: Tensor, side: Tensor | None) -> Pair:
         """Map the pair (sum before its activation, what the block before left over) to the next one."""
         layers = self.layers()
-        stream = layers[0][0].carried(y, rest)
+        stream = layers[0][0].carried(y, side)
         for conv, norm in layers:
-            y, rest = conv(y, rest)
+            y, side = conv(y, side)
             y = norm(y)
-        return y + self.shortcut(stream), rest
+        return y + self.shortcut(stream), side
 
 
 class ResNet(Network):
@@ -244,12 +244,12 @@ class ResNet(Network):
         y = self.conv0(images)
         if self.bn0 is not None:
             y = self.bn0(y)
-        rest = None
+        side = None
         for block in self.blocks:
-            y, rest = block(y, rest)
+            y, side = block(y, side)
         if self.bn_last is not None:
             y = self.bn_last(y)
-        return self.linear(y, rest)
+        return self.linear(y, side)
 
 
 def resnet20(builder: Builder, num_classes: int, *, shortcut: str, block: str) -> Network:

@@ -142,12 +142,12 @@ class RealBlock(Block):
         super().__init__(builder, name, in_channels, convs, extra, shortcut)
         self.meeting = Meeting(builder.merge)
 
-    def forward(self, stream: Tensor, rest: Tensor | None) -> Pair:
+    def forward(self, stream: Tensor, side: Tensor | None) -> Pair:
         """Map the stream (B, C, H, W) and what the block before left over to the next ones."""
         ((conv, norm),) = self.layers()
-        y, rest = conv(stream, rest)
-        y, rest = self.meeting(norm(y), rest)
-        return y + self.shortcut(stream), rest
+        y, side = conv(stream, side)
+        y, side = self.meeting(norm(y), side)
+        return y + self.shortcut(stream), side
 
 
 class ImageNetResNet(Network):
@@ -206,12 +206,12 @@ class ImageNetResNet(Network):
         y = self.conv0(images)
         if self.bn0 is not None:
             y = self.bn0(y)
-        y, rest = self.pool(y), None
+        y, side = self.pool(y), None
         for block in self.blocks:
-            y, rest = block(y, rest)
+            y, side = block(y, side)
         if self.bn_last is not None:
             y = self.bn_last(y)
-        return self.linear(y, rest)
+        return self.linear(y, side)
 
 
 def resnet18(builder: Builder, num_classes: int, **options) -> Network:

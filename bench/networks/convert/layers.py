@@ -34,9 +34,9 @@ class _Adopted(LowPrecisionLayer):
     def activate(self, y: Tensor) -> Tensor:
         return y if self.reads_images else super().activate(y)
 
-    def forward(self, y: Tensor, rest: Tensor | None = None) -> Pair:
-        """Map the pair ``(y, rest)`` as ``LowPrecisionLayer`` does; then add the full-precision bias."""
-        main, side = super().forward(y, rest)
+    def forward(self, y: Tensor, side: Tensor | None = None) -> Pair:
+        """Map the pair ``(y, side)`` as ``LowPrecisionLayer`` does; then add the full-precision bias."""
+        main, side = super().forward(y, side)
         if self.bias is not None:
             shape = (-1, 1, 1) if main.dim() == 4 else (-1,)
             main = main + self.bias.to(main.dtype).reshape(shape)
@@ -152,50 +152,50 @@ class CountedStochasticDepth(nn.Module):
         return x * kept.reshape(-1, *[1] * (x.dim() - 1))
 
 
-# -- what goes beside the main path: None wherever no branch is active ---------------------------------------
+# -- the side, f times the output of a branch on its way to its readers: None where no branch is active ------
 
 
-def beside(rest: Any, module: nn.Module) -> Any:
-    """Return ``module(rest)``: what happened to the main path happens to ``rest``."""
-    return None if rest is None else module(rest)
+def side_through(side: Any, module: nn.Module) -> Any:
+    """Return ``module(side)``: what happened to the main path happens to ``side``."""
+    return None if side is None else module(side)
 
 
-def beside_function(function: Callable[..., Any] | str) -> Callable[..., Any]:
+def side_through_function(function: Callable[..., Any] | str) -> Callable[..., Any]:
     """Return ``function``, or the tensor's method of that name, as a function that turns None into None."""
 
-    def along(rest: Any, *args: Any, **kwargs: Any) -> Any:
-        if rest is None:
+    def along(side: Any, *args: Any, **kwargs: Any) -> Any:
+        if side is None:
             return None
         if isinstance(function, str):
-            return getattr(rest, function)(*args, **kwargs)
-        return function(rest, *args, **kwargs)
+            return getattr(side, function)(*args, **kwargs)
+        return function(side, *args, **kwargs)
 
-    along.__name__ = f"beside_{function if isinstance(function, str) else function.__name__}"
+    along.__name__ = f"side_through_{function if isinstance(function, str) else function.__name__}"
     return along
 
 
-def carried(y: Tensor, rest: Tensor | None, difference: bool) -> Tensor:
-    """Return what a reader that knows nothing of ``rest`` reads: both, joined by sum or difference."""
-    if rest is None:
+def carried(y: Tensor, side: Tensor | None, difference: bool) -> Tensor:
+    """Return what a reader that knows nothing of ``side`` reads: both, joined by sum or difference."""
+    if side is None:
         return y
-    return y - rest if difference else y + rest
+    return y - side if difference else y + side
 
 
-def plus(rests: list[Tensor | None]) -> Tensor | None:
-    """Return the sum of what goes beside the terms of a sum."""
-    found = [rest for rest in rests if rest is not None]
+def plus(sides: list[Tensor | None]) -> Tensor | None:
+    """Return the sum of the sides of the terms of a sum, None where no term has a side."""
+    found = [side for side in sides if side is not None]
     total = found[0] if found else None
-    for rest in found[1:]:
-        total = total + rest  # type: ignore[operator]
+    for side in found[1:]:
+        total = total + side  # type: ignore[operator]
     return total
 
 
-def side_by_side(rests: list[Tensor | None], mains: list[Tensor] | None) -> Tensor | None:
-    """Return the channels beside, one after the other; zeros for ``mains`` that have none beside them."""
-    if all(rest is None for rest in rests):
+def side_by_side(sides: list[Tensor | None], mains: list[Tensor] | None) -> Tensor | None:
+    """Return the channels of the sides, one after the other; zeros for terms of ``mains`` without a side."""
+    if all(side is None for side in sides):
         return None
     if mains is not None:
-        rests = [
-            torch.zeros_like(main) if rest is None else rest for main, rest in zip(mains, rests, strict=True)
+        sides = [
+            torch.zeros_like(main) if side is None else side for main, side in zip(mains, sides, strict=True)
         ]
-    return torch.cat([rest for rest in rests if rest is not None], 1)
+    return torch.cat([side for side in sides if side is not None], 1)

@@ -69,9 +69,12 @@ class Plan:
         """Return the reason given for a layer."""
         return next((row.reason for row in self.decisions if row.name == name), "")
 
-    def travels(self, node: fx.Node) -> bool:
-        """Return whether what a layer's branch leaves over comes to an activation, or to layers that read it,
-        before the path forks or somebody else reads it."""
+    def meets_later(self, node: fx.Node) -> bool:
+        """Return whether a layer's branch meets the main path later than at the layer's output.
+
+        It does where the output comes to an activation, or to layers that read pairs, before the path forks
+        and before any other operation reads the output.
+        """
         while True:
             users = list(node.users)
             roles = [self.roles.get(user, "") for user in users]

@@ -1,24 +1,25 @@
-"""Any network as one of low precision with branches: a torchvision one, or a module of the user's.
+"""Any network as a low-precision network with branches: one of torchvision or timm, or a module of the user's.
 
     network = transform(module, builder, num_classes, input_size=224)
 
-``bench.networks.convert.trace`` turns the module into a graph; ``bench.networks.convert.plan`` decides, with
-a reason, which convolutions and linear layers become low precision; here the graph is rewritten. Parameters
+``bench.networks.convert.trace`` turns the module into a graph. ``bench.networks.convert.plan`` decides, with a
+reason, which convolutions and linear layers become low precision. This module rewrites the graph. Parameters
 keep their names.
 
-- A low-precision layer quantizes what it reads. An activation function (ReLU, SiLU, ...) whose output reaches
-  such a layer, or the last one, becomes the quantizer's bounding map: quantizing what is bounded is
-  quantizing the original, and whatever else reads it (a shortcut, a pooling) reads bounded values, as in the
-  networks of this package. A layer behind another without an activation between (behind a batch norm, a sum)
-  quantizes, so bounds, its input itself.
-- What a branch leaves over goes beside the main path: around batch norms and activations, through poolings,
-  sums, concatenations and dropout, to the layers that read it. With ``sum`` and ``difference`` it meets the
-  main path behind the next activation; where none follows before the path forks (a pre-activation stream, a
-  linear bottleneck), at the convolution's own output. With ``concat`` a shortcut that forks off carries the
-  main channels alone, and a layer whose extra channels would reach nobody who can read them is refused by its
-  name.
-- First convolution, last layer, depthwise convolutions and shortcuts' projections are full precision unless
-  asked.
+- A low-precision layer quantizes its input. An activation function such as ReLU becomes the quantizer's
+  bounding map where a low-precision layer or the last layer reads the activation's values: to quantize bounded
+  values is to quantize the original ones, and other readers (a shortcut, a pooling) read bounded values, as in
+  the networks of this package.
+- Formulas (``y * relu6(y + 3) / 6``), gates (squeeze and excitation) and activations that are their input
+  times a gate (SiLU, GELU, Hardswish) stay. A layer that reads no bounding map bounds its input itself.
+- The output of a branch, called the side, follows the main path to the layers that read it. It passes batch
+  norms and activations unchanged; poolings, sums, concatenations and dropout do to it what they do to the main
+  path. With ``sum`` and ``difference`` the side joins the main path behind the next activation; where the path
+  forks before one (a pre-activation stream, a linear bottleneck), the side joins at the convolution's output.
+- With ``concat`` a shortcut that forks off carries the main channels alone. A layer whose extra channels reach
+  no layer that could read them is refused by its name.
+- First convolution, last layer, depthwise convolutions and projections of shortcuts are full precision unless
+  the options ask otherwise.
 - With the quantizer ``full_precision`` the network is the original, activations included.
 """
 
@@ -42,11 +43,11 @@ from bench.networks.convert.layers import (
     GeneralBranch,
     GeneralConv2d,
     GeneralLinear,
-    beside,
-    beside_function,
     carried,
     plus,
     side_by_side,
+    side_through,
+    side_through_function,
 )
 from bench.networks.convert.plan import LAYERS, Choices, Decision, Plan, choose
 from bench.networks.convert.trace import Traced, trace
@@ -155,14 +156,14 @@ def _remove_unused(root: nn.Module, graph: fx.Graph) -> None:
 
 @dataclass
 class _Value:
-    """What a node of the old graph has become: the main path, and what goes beside it.
+    """What a node of the old graph has become: the main path, and the side where there is one.
 
     ``channels``: how many along dimension 1 (``concat``); ``sources``: the layers whose branches it comes
     from; ``activated``: the next activation lies behind, so that for sum and difference it may be joined.
     """
 
     main: fx.Node
-    rest: fx.Node | None = None
+    side: fx.Node | None = None
     channels: int = 0
     sources: frozenset[str] = frozenset()
     activated: bool = False
@@ -208,22 +209,22 @@ class _Rewriter:
             return self._dropout(node)
         sources = [self.values[n] for n in node.all_input_nodes]
         if role == "activation":
-            value = self._beside_unchanged(node, sources[0])
+            value = self._side_unchanged(node, sources[0])
             value.activated = True
             return value
-        if not any(value.rest is not None for value in sources):
+        if not any(value.side is not None for value in sources):
             return self._other(node)
         if role == "norm":
-            return self._beside_unchanged(node, sources[0])
+            return self._side_unchanged(node, sources[0])
         if role == "spatial" or (role == "move" and not self.concat):
-            return self._beside_along(node)
+            return self._side_along(node)
         if role == "add":
             return self._add(node)
         if role == "cat":
             return self._cat(node)
         return self._other(node)
 
-    # -- what goes beside ------------------------------------------------------------------------------------
+    # -- the side --------------------------------------------------------------------------------------------
 
     def _other(self, node: fx.Node) -> _Value:
         """Copy a node, whose inputs are joined first (``concat``: are the main channels)."""
@@ -236,19 +237,19 @@ class _Rewriter:
 
     def _joined(self, node: fx.Node) -> fx.Node:
         value = self.values[node]
-        if value.rest is None or self.concat:
+        if value.side is None or self.concat:
             return value.main
         if value.joined is None:
-            arguments = (value.main, value.rest, self.merge == "difference")
+            arguments = (value.main, value.side, self.merge == "difference")
             value.joined = self.graph.call_function(carried, arguments)
         return value.joined
 
     def _main(self, node: fx.Node) -> fx.Node:
         return self.values[node].main
 
-    def _beside_unchanged(self, node: fx.Node, source: _Value) -> _Value:
+    def _side_unchanged(self, node: fx.Node, source: _Value) -> _Value:
         made = self._bound(node) if node in self.plan.bounded else self.graph.node_copy(node, self._main)
-        return _Value(made, source.rest, source.channels, source.sources, source.activated)
+        return _Value(made, source.side, source.channels, source.sources, source.activated)
 
     def _bound(self, node: fx.Node) -> fx.Node:
         """Replace an activation by the bounding map."""
@@ -257,37 +258,38 @@ class _Rewriter:
             _place(self.root, name, Bound(self.builder.quantizer(name, None)))
         return self.graph.call_module(name, (self._main(node.all_input_nodes[0]),))
 
-    def _beside_along(self, node: fx.Node) -> _Value:
-        """Copy a node, and do to what goes beside the same."""
+    def _side_along(self, node: fx.Node) -> _Value:
+        """Copy a node, and apply its operation to the side as well."""
         source = self.values[node.all_input_nodes[0]]
         arguments = fx.map_arg(
-            node.args, lambda n: self.values[n].rest if n is node.all_input_nodes[0] else self._main(n)
+            node.args, lambda n: self.values[n].side if n is node.all_input_nodes[0] else self._main(n)
         )
         kwargs = fx.map_arg(node.kwargs, self._main)
         main = self.graph.node_copy(node, self._main)
-        rest_arguments = tuple(arguments[1:]) if isinstance(arguments, tuple | list) else ()
+        side_arguments = tuple(arguments[1:]) if isinstance(arguments, tuple | list) else ()
         if node.op == "call_module":
             module = self.graph.get_attr(str(node.target))
-            rest = self.graph.call_function(beside, (source.rest, module))
+            side = self.graph.call_function(side_through, (source.side, module))
         else:
-            along = beside_function(node.target)
-            rest = self.graph.call_function(along, (source.rest, *rest_arguments), kwargs)
+            along = side_through_function(node.target)
+            side = self.graph.call_function(along, (source.side, *side_arguments), kwargs)
         before, after = (self.traced.shapes.get(n) for n in (node.all_input_nodes[0], node))
         channels = source.channels
         if before and after and len(before) == 4 and len(after) == 2:  # flattened
             channels = channels * after[1] // before[1]
-        return _Value(main, rest, channels, source.sources, source.activated)
+        return _Value(main, side, channels, source.sources, source.activated)
 
     def _add(self, node: fx.Node) -> _Value:
-        """Let pass what goes beside a term that nobody else reads; join it where the activation lies behind
-        already.
+        """Copy a sum; the sides of terms that no other operation reads go on beside the sum.
+
+        A side that has passed its activation already joins its term instead.
         """
         terms = [n for n in node.args if isinstance(n, fx.Node)]
         shapes = {self.traced.shapes.get(n) for n in terms}
         passing = [
             self.values[n]
             for n in terms
-            if self.values[n].rest is not None
+            if self.values[n].side is not None
             and len(n.users) == 1
             and (self.concat or not self.values[n].activated)
             and len(shapes) == 1
@@ -299,30 +301,30 @@ class _Rewriter:
         return self._together(main, passing, plus if not self.concat else None, False)
 
     def _cat(self, node: fx.Node) -> _Value:
-        """Put beside the concatenated channels what goes beside each of them."""
+        """Concatenate the sides of the terms as well."""
         terms = [self.values[n] for n in cast("list[fx.Node]", node.args[0])]
         main = self.graph.node_copy(node, self._main)
-        passing = [value for value in terms if value.rest is not None]
+        passing = [value for value in terms if value.side is not None]
         if self.concat:
             return self._together(main, passing, None, any(value.activated for value in terms))
-        rests = [value.rest for value in terms]
-        rest = self.graph.call_function(side_by_side, (rests, [value.main for value in terms]))
+        sides = [value.side for value in terms]
+        side = self.graph.call_function(side_by_side, (sides, [value.main for value in terms]))
         sources = frozenset().union(*(value.sources for value in passing))
-        return _Value(main, rest, 0, sources, True)
+        return _Value(main, side, 0, sources, True)
 
     def _together(self, main: fx.Node, passing: list[_Value], join: Any, activated: bool) -> _Value:
         if not passing:
             return _Value(main)
-        rest = passing[0].rest
+        side = passing[0].side
         if len(passing) > 1:
-            rests = [value.rest for value in passing]
-            rest = (
-                self.graph.call_function(join, (rests,))
+            sides = [value.side for value in passing]
+            side = (
+                self.graph.call_function(join, (sides,))
                 if join
-                else self.graph.call_function(side_by_side, (rests, None))
+                else self.graph.call_function(side_by_side, (sides, None))
             )
         sources = frozenset().union(*(value.sources for value in passing))
-        return _Value(main, rest, sum(value.channels for value in passing), sources, activated)
+        return _Value(main, side, sum(value.channels for value in passing), sources, activated)
 
     def _dropout(self, node: fx.Node) -> _Value:
         """Move dropout into the layers that read it (behind their quantizer); else make its draws
@@ -336,7 +338,7 @@ class _Rewriter:
             return source
         if isinstance(module, StochasticDepth):
             _place(self.root, name, CountedStochasticDepth(module.p, self._draws(name)))
-            return self._beside_along(node) if source.rest is not None else self._other(node)
+            return self._side_along(node) if source.side is not None else self._other(node)
         _place(self.root, name, Dropout(module.p, self._draws(name)))
         return self._other(node)
 
@@ -349,28 +351,28 @@ class _Rewriter:
         """Make a layer that reads and writes pairs."""
         name, old = str(node.target), self.traced.module(node)
         source = self.values[node.all_input_nodes[0]]
-        extra, rest = source.channels if self.concat else 0, source.rest
+        extra, side = source.channels if self.concat else 0, source.side
         last = self.plan.roles[node] == "last"
         if isinstance(old, nn.Conv2d):
             layer: Layer = GeneralConv2d(old, self.plan.paddings[node])
-            if self.concat and rest is not None and extra % old.groups:
-                extra, rest = 0, None  # cannot be dealt out among its groups
+            if self.concat and side is not None and extra % old.groups:
+                extra, side = 0, None  # cannot be dealt out among its groups
                 for unread in source.sources:
                     self.offered[unread] = f"they would reach {name}, a convolution of {old.groups} groups"
         else:
             assert isinstance(old, nn.Linear)
             layer = GeneralLinear(old)
-        if rest is not None:
+        if side is not None:
             self.read |= source.sources
         self._set_up(
             layer, name, extra, last, self.plan.dropouts.get(node, 0.0), node in self.plan.reads_images
         )
-        side = None if last else self._branch(layer, name, extra, node)
+        has_branch = not last and self._branch(layer, name, extra, node)
         _place(self.root, name, layer)
-        arguments = (source.main,) if rest is None else (source.main, rest)
+        arguments = (source.main,) if side is None else (source.main, side)
         pair = self.graph.call_module(name, arguments)
         main = self.graph.call_function(operator.getitem, (pair, 0))
-        if side is None or self.merge == "preactivation" or layer.merge_here:
+        if not has_branch or self.merge == "preactivation" or layer.merge_here:
             return _Value(main)
         if self.concat:
             self.offered.setdefault(name, "")
@@ -412,11 +414,11 @@ class _Rewriter:
         if last:
             layer.full_precision_reason = self.plan.reason(name)  # type: ignore[assignment]
 
-    def _branch(self, layer: Layer, name: str, extra: int, node: fx.Node) -> bool | None:
-        """Give a layer its branch; None where it gets none."""
+    def _branch(self, layer: Layer, name: str, extra: int, node: fx.Node) -> bool:
+        """Give a layer its branch where it gets one, and return whether it does."""
         builder, by_default = self.builder, isinstance(layer, GeneralConv2d)
         if not builder._expanded(name, by_default=by_default):
-            return None
+            return False
         if isinstance(layer, GeneralConv2d):
             rows, columns = (builder._branch_kernel(name, size) for size in layer.kernel_size)
             width = builder._branch_width(layer.out_channels)
@@ -434,7 +436,7 @@ class _Rewriter:
         assert builder.branch is not None
         layer.branch.relu = builder.branch.relu
         layer.extra_out = width if self.concat else 0
-        layer.merge_here = self.merge in ("sum", "difference") and not self.plan.travels(node)
+        layer.merge_here = self.merge in ("sum", "difference") and not self.plan.meets_later(node)
         return True
 
 
