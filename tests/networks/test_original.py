@@ -440,6 +440,23 @@ def test_shared_modules_are_what_they_were():
     assert network.original_keys["also.weight"] == "between.weight"
 
 
+def test_a_layer_with_two_names_below_the_root_has_its_first_one():
+    class Inner(nn.Module):
+        def __init__(self, shared):
+            super().__init__()
+            self.shared = shared
+
+        def forward(self, x):
+            return self.shared(x)
+
+    def make():
+        shared = nn.Conv2d(4, 4, 1)
+        return Net(between=nn.Sequential(Inner(shared), Inner(shared)))
+
+    check(make)
+    assert transformed(make()).original_keys["between.1.shared.weight"] == "between.0.shared.weight"
+
+
 def weight_norm(root):
     nn.utils.weight_norm(root.conv2)
 

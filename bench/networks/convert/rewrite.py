@@ -120,7 +120,9 @@ def transform(
     graph = rewriter.rewrite()
     _remove_unused(root, graph)
     network = TransformedNetwork(root, graph, input_size, plan.decisions)
-    names = {id(tensor): name for name, tensor in network.state_dict(keep_vars=True).items()}
+    names: dict[int, str] = {}
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), name)  # of a layer with two names the first, as in named_parameters
     network.original_keys = {name: names.get(id(tensor)) for name, tensor in before.items()}
     return network
 
