@@ -242,6 +242,8 @@ def _reading_commands(commands: _Commands) -> None:
         help="the formats to write (all)",
     )
 
+    commands.add("schema", "the JSON Schema of experiment files, for editors", "> experiment.schema.json")
+
     command = commands.add(
         "completion", "the script that completes words in a shell", "bash > ~/.bench-completion"
     )

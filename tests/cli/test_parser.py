@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 
@@ -62,6 +63,11 @@ def test_version(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--version"])
     assert stop.value.code == 0 and capsys.readouterr().out.strip() == f"bench {__version__}"
+
+
+def test_schema_is_json_that_knows_claims_and_arms(capsys):
+    assert main(["schema"]) == 0
+    assert "arms" in json.loads(capsys.readouterr().out)["properties"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
