@@ -1,7 +1,7 @@
 """Text for readers: made inert, numbers for reading, plain tables.
 
-Names and titles come from files of other people and end in terminals, LaTeX, HTML, markdown and spreadsheets. Nothing
-in them may act there.
+Names and titles come from files of other people and end in terminals, LaTeX, HTML, markdown and spreadsheets.
+Nothing in them may act there.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def clean(text: object, limit: int | None = None) -> str:
     return line
 
 
-# -- for reading -----------------------------------------------------------------------------------------------------
+# -- for reading ---------------------------------------------------------------------------------------------
 
 
 def fixed(value: float, digits: int = 2) -> str:
@@ -134,11 +134,13 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Collec
     return "\n".join("  ".join(padded(i, cell) for i, cell in enumerate(row)).rstrip() for row in cells)
 
 
-# -- formats ---------------------------------------------------------------------------------------------------------
+# -- formats -------------------------------------------------------------------------------------------------
 
 
 def markdown(text: object) -> str:
-    """Return ``text`` for a cell or a line of (GitHub) markdown: no table bar, markup, link, formula or HTML survives."""
+    """Return ``text`` for a cell or a line of (GitHub) markdown: no table bar, markup, link, formula or HTML
+    survives.
+    """
     line = _MARKDOWN.sub(r"\\\1", clean(text))
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     line = re.sub(r"://", ":&#47;&#47;", line)  # no automatic links
@@ -146,7 +148,9 @@ def markdown(text: object) -> str:
 
 
 def latex(text: object) -> str:
-    """Return ``text`` for LaTeX with any font encoding: active characters escaped, letters that OT1 lacks as ``[U+4E2D]``."""
+    """Return ``text`` for LaTeX with any font encoding: active characters escaped, letters that OT1 lacks as
+    ``[U+4E2D]``.
+    """
     return "".join(map(_latex_letter, clean(text)))
 
 
@@ -166,7 +170,9 @@ def webpage(text: object) -> str:
 
 
 def spreadsheet(value: object) -> object:
-    """Return a CSV cell: numbers as they are, text that a spreadsheet would take for a formula with an apostrophe before it."""
+    """Return a CSV cell: numbers as they are, text that a spreadsheet would take for a formula with an
+    apostrophe before it.
+    """
     if value is None or isinstance(value, bool | int | float):
         return value
     line = clean(value)

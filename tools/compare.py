@@ -1,7 +1,7 @@
 """Hold a fresh accuracy table against a committed one: ``python -m tools.compare NEW COMMITTED``.
 
-Accuracies differ between processors, so a difference is reported, cell by cell, and is no failure; a missing table, row
-or run is.
+Accuracies differ between processors, so a difference is reported, cell by cell, and is no failure; a missing
+table, row or run is.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _NEEDED = (*KEY, "n", "accuracy", "accuracy_by_seed", "gain", "gain_low", "gain_
 def compare_tables(new: Path, committed: Path) -> int:
     """Compare two ``accuracy.csv`` (or the report folders that hold them); print a line a cell.
 
-    Returns 0 where both have the same rows and numbers of runs, whatever their accuracies; 1 where the structure
-    differs or a table is missing.
+    Returns 0 where both have the same rows and numbers of runs, whatever their accuracies; 1 where the
+    structure differs or a table is missing.
     """
     try:
         fresh, old = _read(new), _read(committed)

@@ -1,14 +1,16 @@
-"""Fill pages of prose with the numbers of the report: ``python -m tools.quote PAGE... [--tables DIR] [--check]``.
+"""Fill pages of prose with the numbers of the report: ``python -m tools.quote PAGE... [--tables DIR]
+[--check]``.
 
-A page holds places that are invisible when rendered, each between a comment that says what is quoted and ``<!--/-->``:
+A page holds places that are invisible when rendered, each between a comment that says what is quoted and
+``<!--/-->``:
 
 ``<!--= svhn_subset gain; arm=EXP-Net (sum); width=0.25 -->...<!--/-->``
     one value of the one row of that experiment's tables that has these values in these columns;
 ``<!--table gains svhn_subset; width=0.25 -->...<!--/-->``
     a Markdown table of the rows that have them (``TABLES``).
 
-What stands between is replaced by what ``paper_tables`` says; ``--check`` changes nothing and exits with 1 where a page
-differs. So no number of the prose is typed, and none can be older than the records.
+What stands between is replaced by what ``paper_tables`` says; ``--check`` changes nothing and exits with 1
+where a page differs. So no number of the prose is typed, and none can be older than the records.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ _PLACE = re.compile(r"<!--(=|table )\s*(.*?)\s*-->(.*?)<!--/-->", re.DOTALL)
 Rows = list[dict[str, str]]
 
 
-# -- numbers for reading ----------------------------------------------------------------------------------------------
+# -- numbers for reading -------------------------------------------------------------------------------------
 
 
 def _number(text: str, form: str = ".1f") -> str:
@@ -78,7 +80,9 @@ def _dip(row: Mapping[str, str]) -> str:
 
 
 def _reached(row: Mapping[str, str], name: str) -> str:
-    """Return the median of a time to the threshold, ``not reached`` or with the share of runs that reached it."""
+    """Return the median of a time to the threshold, ``not reached`` or with the share of runs that reached
+    it.
+    """
     count, n = int(float(row[f"{name}_reached"] or 0)), int(float(row["n"]))
     if not count:
         return f"not reached (0/{n})"
@@ -159,7 +163,7 @@ TABLES: dict[str, tuple[str, tuple[tuple[str, Callable[[Mapping[str, str]], str]
 }
 
 
-# -- rows -------------------------------------------------------------------------------------------------------------
+# -- rows ----------------------------------------------------------------------------------------------------
 
 
 @cache
@@ -185,7 +189,9 @@ def _same(row: Mapping[str, str], key: str, value: str) -> bool:
 
 
 def _compute(tables: Path) -> list[list[str]]:
-    """Return what all recorded runs took, by data set, network and width: each run once, whichever experiments want it."""
+    """Return what all recorded runs took, by data set, network and width: each run once, whichever
+    experiments want it.
+    """
     runs = {
         row["run"]: row
         for path in sorted(tables.glob("*/runs.csv"))
@@ -201,7 +207,7 @@ def _compute(tables: Path) -> list[list[str]]:
     return [*body, ["all", "", "", "", str(len(total)), f"{sum(total):.1f}"]]
 
 
-# -- pages ------------------------------------------------------------------------------------------------------------
+# -- pages ---------------------------------------------------------------------------------------------------
 
 
 def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -245,7 +251,9 @@ def _value(experiment: str, name: str, wanted: Mapping[str, str], tables: Path, 
 
 
 def fill(text: str, tables: Path, name: str = "page") -> str:
-    """Return ``text`` with every quoted place filled from the report in ``tables``; raises ``InputError`` naming a bad one."""
+    """Return ``text`` with every quoted place filled from the report in ``tables``; raises ``InputError``
+    naming a bad one.
+    """
 
     def put(match: re.Match[str]) -> str:
         what = match[2]

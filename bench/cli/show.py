@@ -1,6 +1,8 @@
-"""The texts of ``bench list`` and ``bench show``. No torch, except behind ``show --cost`` and ``show --layers``.
+"""The texts of ``bench list`` and ``bench show``. No torch, except behind ``show --cost`` and ``show
+--layers``.
 
-Names and titles come from files of other people: they pass through ``clean``, so that a terminal does not act on them.
+Names and titles come from files of other people: they pass through ``clean``, so that a terminal does not act
+on them.
 """
 
 from __future__ import annotations
@@ -65,7 +67,8 @@ def show_command(args: argparse.Namespace) -> int:
 
 
 def list_text(what: str | None = None, screen: Screen = PIPED) -> str:
-    """Return what there is: a table of name, paper, arXiv id and help for each group, or for ``what`` with its options.
+    """Return what there is: a table of name, paper, arXiv id and help for each group, or for ``what`` with
+    its options.
 
     Raises ``InputError`` for a wrong name.
     """
@@ -125,9 +128,9 @@ def show_text(
 ) -> str:
     """Return what an experiment expands to: trials with identities and needs, and the parity of its arms.
 
-    ``diff`` shows, field by field, what differs between that arm and its baseline; ``cost`` and ``layers`` add what
-    ``bench.costs.tables`` says (which loads torch). An identity of absent data is shown as ``?``. Raises ``InputError`` for
-    an arm that does not exist or has no baseline.
+    ``diff`` shows, field by field, what differs between that arm and its baseline; ``cost`` and ``layers``
+    add what ``bench.costs.tables`` says (which loads torch). An identity of absent data is shown as ``?``.
+    Raises ``InputError`` for an arm that does not exist or has no baseline.
     """
     if experiment.tuning is not None and store is not None and diff is None:
         return _search_text(Search(experiment, store), cost, layers, data_dir, screen)

@@ -20,7 +20,8 @@ def make_cells(
 ) -> list[Cell]:
     """Return the cells of an experiment in table order, with numbers, published values, gains and flags.
 
-    ``tables`` are the published tables by name and ``names`` their translations; without them nothing is compared.
+    ``tables`` are the published tables by name and ``names`` their translations; without them nothing is
+    compared.
     """
     cells = described(records)
     if tables is not None:

@@ -1,7 +1,7 @@
 """Groups of runs -> table cells, in stages of values: runs, facts, numbers, published values, pairing.
 
-``grouping`` makes the runs, this module the facts and numbers, ``pairing`` adds the gain over the baseline and
-``assembly`` puts the stages together. No stage changes an earlier one.
+``grouping`` makes the runs, this module the facts and numbers, ``pairing`` adds the gain over the baseline
+and ``assembly`` puts the stages together. No stage changes an earlier one.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class Facts:
 class Numbers:
     """The accuracies of a cell in percent, over its finished runs.
 
-    ``values`` holds the deployed network's accuracy by seed. ``expanded`` is the accuracy of networks whose branch was
-    never removed: they have no deployed accuracy. ``test_set`` is Wilson's interval of a single network, given where
-    ``accuracy`` has no interval.
+    ``values`` holds the deployed network's accuracy by seed. ``expanded`` is the accuracy of networks whose
+    branch was never removed: they have no deployed accuracy. ``test_set`` is Wilson's interval of a single
+    network, given where ``accuracy`` has no interval.
     """
 
     values: Mapping[int, float]
@@ -72,8 +72,9 @@ class Numbers:
 class Pairing:
     """A cell against the cell of its baseline.
 
-    ``gain`` is in points, ``test`` the exact test of the same differences, ``ratio`` that of the seeds' standard
-    deviations. ``lost`` counts wanted pairs one of which diverged: the remaining pairs are then a selection.
+    ``gain`` is in points, ``test`` the exact test of the same differences, ``ratio`` that of the seeds'
+    standard deviations. ``lost`` counts wanted pairs one of which diverged: the remaining pairs are then a
+    selection.
     """
 
     against: Cell
@@ -119,7 +120,9 @@ class Cell:
 
     @property
     def kept(self) -> bool:
-        """Whether the branch was never removed: the accuracy is an upper bound and not that of a deployed network."""
+        """Whether the branch was never removed: the accuracy is an upper bound and not that of a deployed
+        network.
+        """
         return any(trial["kept"] for trial in self.runs.done)
 
     @property
@@ -159,7 +162,7 @@ def whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-# -- facts -----------------------------------------------------------------------------------------------------------
+# -- facts ---------------------------------------------------------------------------------------------------
 
 
 def _facts(runs: Runs) -> Facts:
@@ -195,7 +198,9 @@ _HAVE_COLUMNS = {"dataset", "network", "width", "bits", "epochs", "batch_size"}
 
 
 def _settings(groups: Sequence[Runs], facts: Sequence[Facts]) -> list[str]:
-    """Return what tells each group from others of its arm: grid axes without a column, and whatever else differs."""
+    """Return what tells each group from others of its arm: grid axes without a column, and whatever else
+    differs.
+    """
     settings = []
     alike: dict[tuple[Any, ...], list[int]] = {}
     for i, (runs, fact) in enumerate(zip(groups, facts, strict=True)):
@@ -220,7 +225,7 @@ def _settings(groups: Sequence[Runs], facts: Sequence[Facts]) -> list[str]:
     return settings
 
 
-# -- numbers ---------------------------------------------------------------------------------------------------------
+# -- numbers -------------------------------------------------------------------------------------------------
 
 
 def _numbers(runs: Runs) -> Numbers:

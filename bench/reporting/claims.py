@@ -19,8 +19,8 @@ class Judged:
     """A declared claim at one grid point.
 
     ``cell`` and ``pairing`` are None where no run fits the claim. ``operations`` is the ratio of the training
-    operations, the arm's over those of the arm that it is compared with. The p-values with ``_holm`` are corrected
-    over all claims of the experiment.
+    operations, the arm's over those of the arm that it is compared with. The p-values with ``_holm`` are
+    corrected over all claims of the experiment.
     """
 
     claim: Claim
@@ -49,8 +49,8 @@ def judge(
     """Return the declared claims of an experiment with their verdicts.
 
     Args:
-        claims: The claims of the experiment file, in its order. A claim covers each grid point that its pair of arms
-            has, and each of them is one test of the family that Holm's correction runs over.
+        claims: The claims of the experiment file, in its order. A claim covers each grid point that its pair
+            of arms has, and each of them is one test of the family that Holm's correction runs over.
         cells: The cells of the experiment.
         pool: ``seeds_of_all`` of every experiment of the report: a claim is tested on all seeds of its pair.
     """
@@ -78,7 +78,9 @@ def verdicts(judged: Iterable[Judged]) -> dict[PairKey, str]:
 
 
 def verdict_of(cell: Cell, known: Mapping[PairKey, str]) -> str:
-    """Return what a table says of a cell's gain: the verdict of its declared claim, else that it is exploratory."""
+    """Return what a table says of a cell's gain: the verdict of its declared claim, else that it is
+    exploratory.
+    """
     if cell.pairing is None:
         return ""
     return known.get((cell.identity, cell.pairing.against.identity), st.EXPLORATORY)

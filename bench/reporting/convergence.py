@@ -17,7 +17,8 @@ _TIMES = ("epochs_deployed", "epochs_held", "epochs_trained", "seconds_deployed"
 class Convergence:
     """The convergence of a cell. Times are missing where nothing was recorded.
 
-    ``threshold`` is in percent; ``mean_curve`` the mean deployed accuracy over the evaluated epochs; ``dip`` in points.
+    ``threshold`` is in percent; ``mean_curve`` the mean deployed accuracy over the evaluated epochs; ``dip``
+    in points.
     """
 
     cell: Cell
@@ -35,9 +36,10 @@ class Convergence:
 def convergence(cell: Cell, epochs: Mapping[str, pd.DataFrame]) -> Convergence:
     """Return the convergence of a cell; ``epochs`` maps a trial's id to its epochs in order.
 
-    The threshold is the baseline's (``statistics.common_threshold`` of its mean final accuracy), so that an arm and
-    its baseline are timed to the same accuracy. Diverged runs count as runs that never reached it. Where the test
-    images were evaluated every few epochs (``evaluate_every``) times are those of evaluated epochs.
+    The threshold is the baseline's (``statistics.common_threshold`` of its mean final accuracy), so that an
+    arm and its baseline are timed to the same accuracy. Diverged runs count as runs that never reached it.
+    Where the test images were evaluated every few epochs (``evaluate_every``) times are those of evaluated
+    epochs.
     """
     reference = cell
     if cell.pairing is not None and cell.pairing.against.numbers.accuracy.mean is not None:

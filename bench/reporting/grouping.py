@@ -20,8 +20,9 @@ _Key = tuple[Any, ...]  # arm, role, grid point, configuration, data, and how of
 class Runs:
     """The runs of one arm at one grid point, budget and data, which differ in the seed alone.
 
-    ``config`` is the configuration without seeds; it is empty where nothing is known of it. ``order`` is the position
-    of the arm in the experiment file. ``notes`` say why these runs stand apart from others of the same configuration.
+    ``config`` is the configuration without seeds; it is empty where nothing is known of it. ``order`` is the
+    position of the arm in the experiment file. ``notes`` say why these runs stand apart from others of the
+    same configuration.
     """
 
     arm: str | None
@@ -59,9 +60,9 @@ def without_seeds(value: Any) -> Any:
 def group(records: Records) -> list[Runs]:
     """Return the runs of an experiment in groups.
 
-    Two trials share a group if they are of one arm, one grid point, one configuration but for the seed, and one data
-    checksum. A seed that would stand in a group twice (the same configuration under another identity, because a
-    registry entry was revised) opens another group.
+    Two trials share a group if they are of one arm, one grid point, one configuration but for the seed, and
+    one data checksum. A seed that would stand in a group twice (the same configuration under another
+    identity, because a registry entry was revised) opens another group.
     """
     rows: list[dict[str, Any]] = records.trials.to_dict("records")  # type: ignore[assignment]
     for row in rows:
@@ -103,7 +104,9 @@ def _key(row: Trial, config: Mapping[str, Any], members: Mapping[_Key, Sequence[
 def _key_of_unknown(
     row: Trial, members: Mapping[_Key, Sequence[Trial]], configs: dict[_Key, Mapping[str, Any]]
 ) -> _Key:
-    """Return the key of a trial without any record: the one group of its place, or, at several budgets, its own."""
+    """Return the key of a trial without any record: the one group of its place, or, at several budgets, its
+    own.
+    """
     fitting = [
         key
         for key, trials in members.items()
@@ -118,7 +121,9 @@ def _key_of_unknown(
 
 
 def _presumed(row: Trial, configs: Mapping[_Key, Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Return the configuration of a trial without any record: that of its arm, where width and bits alone vary."""
+    """Return the configuration of a trial without any record: that of its arm, where width and bits alone
+    vary.
+    """
     if row["arm"] is None or not set(row["grid"]) <= {"width", "bits"}:
         return {}
     free = dict(row["grid"])

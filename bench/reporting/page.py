@@ -38,8 +38,9 @@ _COLUMNS = (
     ("n", "finished runs, one a seed; '2 of 3': one is missing, diverged or failed, see Flags and Runs"),
     (
         "Test accuracy",
-        "of the network that would ship, at the last epoch, on the whole test set: the branch removed (factor 0), fp32. "
-        "Mean over seeds ± half the 95 % interval (Student's t). One run, or runs that are all the same, have no interval",
+        "of the network that would ship, at the last epoch, on the whole test set: the branch removed "
+        "(factor 0), fp32. Mean over seeds ± half the 95 % interval (Student's t). One run, or runs that "
+        "are all the same, have no interval",
     ),
     (
         "Never removed",

@@ -48,7 +48,9 @@ def compare(
 
 
 def pair(cells: Sequence[Cell]) -> list[Cell]:
-    """Return the cells with their pairings, and with flags that say in what else a cell and its baseline differ."""
+    """Return the cells with their pairings, and with flags that say in what else a cell and its baseline
+    differ.
+    """
     by_run = {(cell.arm, trial["id"]): (i, trial) for i, cell in enumerate(cells) for trial in cell.trials}
     made: dict[int, Cell] = {}
 
@@ -80,7 +82,9 @@ def pair(cells: Sequence[Cell]) -> list[Cell]:
 def _partner(
     i: int, cells: Sequence[Cell], by_run: Mapping[tuple[str | None, Any], tuple[int, Trial]]
 ) -> tuple[int | None, Mapping[int, Trial], str]:
-    """Return the baseline's cell (its position), its trials by the seed that they are paired with, and a flag or ""."""
+    """Return the baseline's cell (its position), its trials by the seed that they are paired with, and a flag
+    or "".
+    """
     cell = cells[i]
     recorded = {
         trial["seed"]: by_run[cell.runs.baseline, trial["baseline_id"]]
@@ -100,7 +104,9 @@ def _partner(
 
 
 def best_partners(cell: Cell, others: Sequence[Cell]) -> list[Cell]:
-    """Return those of ``others`` that fit a cell best: same grid point and precision, then profile, then fewest differences."""
+    """Return those of ``others`` that fit a cell best: same grid point and precision, then profile, then
+    fewest differences.
+    """
     fitting = [
         other
         for other in others
@@ -135,7 +141,9 @@ def axis(cell: Cell, key: str) -> Any:
 
 
 def differing_fields(cell: Cell, other: Cell) -> list[str]:
-    """Return the fields in which two configurations differ, but for those an arm and its baseline may differ in."""
+    """Return the fields in which two configurations differ, but for those an arm and its baseline may differ
+    in.
+    """
     ours, theirs = cell.runs.config, other.runs.config
     if not ours or not theirs:
         return []

@@ -1,8 +1,9 @@
-"""An experiment's index and records -> DataFrames: one row a trial that the experiment wants, one row an epoch of it.
+"""An experiment's index and records -> DataFrames: one row a trial that the experiment wants, one row an
+epoch of it.
 
 Every trial of the index is a row, whatever became of it: ``done``, ``diverged``, ``failed``, ``running``,
-``unfinished``, ``missing`` or ``damaged``, with the reason. Nothing is averaged here. The index that the run wrote says
-which trials there are, so no network of a user's own is imported for a report.
+``unfinished``, ``missing`` or ``damaged``, with the reason. Nothing is averaged here. The index that the run
+wrote says which trials there are, so no network of a user's own is imported for a report.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ Line = Mapping[str, Any]  # of index.jsonl
 class Records:
     """What is recorded of one experiment.
 
-    ``text`` is the experiment file and ``folder`` the folder that it lies in, None where the stored copy was read.
-    ``published`` maps arms to the published rows that they name. ``claims`` are the declared comparisons. ``tuning``
-    counts the trials that were run to choose configurations: they never saw the test images and stand in no table.
+    ``text`` is the experiment file and ``folder`` the folder that it lies in, None where the stored copy was
+    read. ``published`` maps arms to the published rows that they name. ``claims`` are the declared
+    comparisons. ``tuning`` counts the trials that were run to choose configurations: they never saw the test
+    images and stand in no table.
     """
 
     name: str
@@ -141,7 +143,8 @@ def _check_line(line: Line, where: str) -> None:
 def _shown(lines: Iterable[Line]) -> list[Line]:
     """Return the lines without repeats, and without a teacher's where the same trial is an arm's run as well.
 
-    One trial of an arm may be wanted by several profiles, with and without an axis: the line with more axes stays.
+    One trial of an arm may be wanted by several profiles, with and without an axis: the line with more axes
+    stays.
     """
     found: dict[tuple[Any, ...], Line] = {}
     for line in lines:

@@ -35,8 +35,8 @@ class Selection:
 
         Args:
             lines: The lines of ``index.jsonl``.
-            config_of: Returns the recorded configuration of a trial, None where there is none. A trial without one is
-                left out only by what its line says.
+            config_of: Returns the recorded configuration of a trial, None where there is none. A trial
+                without one is left out only by what its line says.
 
         Raises:
             InputError: An arm of ``only`` has no line, or an override is no ``key=value``.

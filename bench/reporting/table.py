@@ -12,7 +12,9 @@ NONE = "–"  # a cell that has no value
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table for reading. ``common``: where all rows that say anything say the same it moves to a line above."""
+    """A column of a table for reading. ``common``: where all rows that say anything say the same it moves to
+    a line above.
+    """
 
     title: str
     values: Sequence[str]

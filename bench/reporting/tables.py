@@ -22,7 +22,7 @@ PUBLISHED_IN_CELL = 3  # published values in the accuracy table itself; the tabl
 _COSTS = ("wall_seconds", "peak_memory_bytes", "model_bits", "bit_operations", "train_flops")
 
 
-# -- parts of rows ---------------------------------------------------------------------------------------------------
+# -- parts of rows -------------------------------------------------------------------------------------------
 
 
 def with_interval(interval: st.Interval) -> str:
@@ -130,13 +130,15 @@ def _p(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-# -- accuracy --------------------------------------------------------------------------------------------------------
+# -- accuracy ------------------------------------------------------------------------------------------------
 
 
 def accuracy_table(records: Records, cells: Sequence[Cell], known: Mapping[PairKey, str]) -> Table:
-    """Return the final test accuracy of the deployed network of each cell, its gain, published value and budget.
+    """Return the final test accuracy of the deployed network of each cell, its gain, published value and
+    budget.
 
-    ``known`` holds the verdicts of declared claims. A network whose branch was never removed has a column of its own.
+    ``known`` holds the verdicts of declared claims. A network whose branch was never removed has a column of
+    its own.
     """
     columns = [
         *where(cells),
@@ -158,9 +160,10 @@ def accuracy_table(records: Records, cells: Sequence[Cell], known: Mapping[PairK
         Column("Flags", ["; ".join(cell.flags) for cell in cells], note=True),
     ]
     notes = [
-        "Mean over n seeds of the last epoch's accuracy, the factor at 0, ± half the 95 % t-interval; gains are paired by "
-        "seed, with their 95 % t-interval. Published values stand beside ours for orientation; verdicts are in the table "
-        "of published values. The ids of the runs are in the CSV file.",
+        "Mean over n seeds of the last epoch's accuracy, the factor at 0, ± half the 95 % t-interval; gains "
+        "are paired by seed, with their 95 % t-interval. Published values stand beside ours for "
+        "orientation; verdicts are in the table of published values. The ids of the runs are in the CSV "
+        "file.",
         *records.notes,
     ]
     if records.tuning:
@@ -217,11 +220,13 @@ def _by_seed(values: Mapping[int, float]) -> str:
     return " ".join(f"{seed}:{csv_cell(value)}" for seed, value in values.items())
 
 
-# -- gains and claims ------------------------------------------------------------------------------------------------
+# -- gains and claims ----------------------------------------------------------------------------------------
 
 
 def gains_table(records: Records, cells: Sequence[Cell], known: Mapping[PairKey, str]) -> Table | None:
-    """Return every gain over a baseline with its interval; None without any gain. ``known``: verdicts of claims."""
+    """Return every gain over a baseline with its interval; None without any gain. ``known``: verdicts of
+    claims.
+    """
     entries = [(cell, cell.pairing) for cell in cells if cell.pairing is not None]
     if not entries:
         return None
@@ -314,11 +319,12 @@ def claims_table(records: Records, judged: Sequence[Judged]) -> Table | None:
         for entry, cell, pairing in entries
     ]
     notes = [
-        f"{plural(len(judged), 'claim')} declared in the experiment file before the runs. p, exact: sign-flip test of the "
-        "paired differences; smallest: the smallest p that so many pairs can give, so few pairs claim nothing. Holm's "
-        "correction runs over the declared claims alone, once for differences and once for equivalence within the margin "
-        "(two one-sided t-tests); each kind of statement is wrong in at most 5 % of such tables. better, worse: the "
-        "corrected exact test is at most 0.05 and the interval excludes 0. A pair of arms is tested on all its seeds.",
+        f"{plural(len(judged), 'claim')} declared in the experiment file before the runs. p, exact: "
+        "sign-flip test of the paired differences; smallest: the smallest p that so many pairs can give, "
+        "so few pairs claim nothing. Holm's correction runs over the declared claims alone, once for "
+        "differences and once for equivalence within the margin (two one-sided t-tests); each kind of "
+        "statement is wrong in at most 5 % of such tables. better, worse: the corrected exact test is at "
+        "most 0.05 and the interval excludes 0. A pair of arms is tested on all its seeds.",
         *(f"{entry.claim.arm} over {entry.claim.over}: {entry.verdict}." for entry in absent),
     ]
     return Table(

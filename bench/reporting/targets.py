@@ -1,7 +1,7 @@
 """Published numbers: reading them, finding the rows that a cell of ours is to be held against.
 
-A table is a CSV file in ``published/``; ``names.toml`` beside it says which of our data sets, networks, quantizers and
-strategies its names stand for. Every matching row is kept, with its kind; none are averaged.
+A table is a CSV file in ``published/``; ``names.toml`` beside it says which of our data sets, networks,
+quantizers and strategies its names stand for. Every matching row is kept, with its kind; none are averaged.
 """
 
 from __future__ import annotations
@@ -81,13 +81,16 @@ def _number(bits: str | None) -> int | None:
 
 
 def shipped() -> Path:
-    """Return the folder of the published numbers: inside the installed package, or in a clone of the repository."""
+    """Return the folder of the published numbers: inside the installed package, or in a clone of the
+    repository.
+    """
     installed = Path(__file__).parent / "published"
     return installed if installed.is_dir() else Path(__file__).parents[2] / "paper_tables" / "published"
 
 
 def find_table(name: str, folders: Iterable[Path]) -> Path:
-    """Return the file of the table called ``name`` in the first of ``folders`` that has it, else in the shipped folder.
+    """Return the file of the table called ``name`` in the first of ``folders`` that has it, else in the
+    shipped folder.
 
     Raises ``InputError`` naming the tables there are.
     """
@@ -250,7 +253,8 @@ _ENTRY_KEYS: dict[str, dict[str, tuple[type, ...]]] = {
 
 
 def load_names(folders: Iterable[Path] = ()) -> Names:
-    """Read ``names.toml`` of each of ``folders`` (where there is one) and of the shipped folder; first come first.
+    """Read ``names.toml`` of each of ``folders`` (where there is one) and of the shipped folder; first come
+    first.
 
     Raises ``InputError`` naming the file and the key.
     """
@@ -330,9 +334,9 @@ def matches(
 ) -> list[Match]:
     """Return the published rows for a trial's configuration, in the order of the tables.
 
-    ``published`` is the arm's own ``{table, method}``: then only its rows count, and what else differs (another data
-    set, say) is listed in ``not_comparable`` instead of hiding the row. ``train_images`` are those of one epoch and
-    ``images`` all that were processed; None where unknown.
+    ``published`` is the arm's own ``{table, method}``: then only its rows count, and what else differs
+    (another data set, say) is listed in ``not_comparable`` instead of hiding the row. ``train_images`` are
+    those of one epoch and ``images`` all that were processed; None where unknown.
     """
     dataset, network = _choice(config, "dataset"), _choice(config, "network")
     quantizer, strategy = _choice(config, "quantizer"), _choice(config, "strategy")
@@ -389,7 +393,9 @@ def matches(
 def _short_of(
     config: Mapping[str, Any], source: Mapping[str, Any], train_images: int | None, images: int | None
 ) -> list[str]:
-    """Return in what a run falls short of the published budget; a tenth less is let pass (held-out images, dropped batches)."""
+    """Return in what a run falls short of the published budget; a tenth less is let pass (held-out images,
+    dropped batches).
+    """
     reasons = []
     if config.get("train_size") is not None:
         reasons.append(f"subset of {config['train_size']:,} training images")

@@ -1,4 +1,6 @@
-"""One recorded trial -> a row and its epochs, checked: a record that says something impossible is ``damaged``."""
+"""One recorded trial -> a row and its epochs, checked: a record that says something impossible is
+``damaged``.
+"""
 
 from __future__ import annotations
 
@@ -149,7 +151,8 @@ def _checked(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _completed(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration with the fields and options that came after it at their defaults, as its identity has them.
+    """Return a configuration with the fields and options that came after it at their defaults, as its
+    identity has them.
 
     What this version does not know (an entry of a user's own, say) stays as it is.
     """

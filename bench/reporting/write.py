@@ -42,7 +42,8 @@ def write_report(
         formats: Some of ``FORMATS``; all of them by default.
 
     Raises:
-        InputError: There is nothing to report, or an input is wrong. The reports of other experiments are written.
+        InputError: There is nothing to report, or an input is wrong. The reports of other experiments are
+        written.
     """
     results = Path(results)
     out = Path(out) if out is not None else results / "report"
@@ -122,7 +123,9 @@ def _readers(
 
 
 def _read_file(path: Path, selection: Selection, results: Path) -> Records:
-    """Return the records of an experiment file: what the index of its runs says, else what the file expands to."""
+    """Return the records of an experiment file: what the index of its runs says, else what the file expands
+    to.
+    """
     store = Store(results)
     name = path.stem
     recorded = store.index(name)
@@ -158,7 +161,7 @@ def _recorded_config(store: Store, id: str) -> dict[str, object] | None:
     return config if isinstance(config, dict) else None
 
 
-# -- files -----------------------------------------------------------------------------------------------------------
+# -- files ---------------------------------------------------------------------------------------------------
 
 
 def _write(report: Report, folder: Path, formats: Sequence[str]) -> None:
@@ -191,7 +194,8 @@ def _write(report: Report, folder: Path, formats: Sequence[str]) -> None:
 def _put(folder: Path, written: dict[str, bytes], formats: Sequence[str]) -> None:
     """Write files into a report's folder; files of an earlier report that this one no longer has are removed.
 
-    Only files that the manifest says a report wrote are removed, and only those of the formats that are written now.
+    Only files that the manifest says a report wrote are removed, and only those of the formats that are
+    written now.
     """
     manifest = folder / MANIFEST
     earlier = manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else []

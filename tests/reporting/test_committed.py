@@ -1,4 +1,6 @@
-"""What is committed: every table is what the committed records say, and the records are those of finished real runs."""
+"""What is committed: every table is what the committed records say, and the records are those of finished
+real runs.
+"""
 
 from __future__ import annotations
 

@@ -42,12 +42,12 @@ baseline = "DoReFa-Net"
 def _golden(root: Path, change: tuple[int, float] | None = None) -> Path:
     """Two arms, three seeds, four epochs; ``change`` sets one EXP-Net seed's final accuracy.
 
-    DoReFa-Net 80, 82, 84: mean 82, s 2, half 4.302653 * 2 / sqrt 3 = 4.97.
-    EXP-Net    83, 87, 88: mean 86, s sqrt 7 = 2.645751, half 6.57.
-    Gains       3,  5,  4: mean  4, s 1, half 2.48, t = 6.928, p = 0.0202.
-    Threshold 80 (of the baseline's 82). DoReFa-Net reaches 80 in epoch 4, 4, 4. EXP-Net deployed in epoch 3, 3, 3, as
-    trained (expanded 70 then 81) in epoch 2; ten seconds an epoch. Removal in epoch 3: 81 before, the lowest deployed
-    accuracy after it 80.5: dip 0.5 (seed 0), 82: -1 (seeds 1 and 2); recovery in epoch 2 (seed 0: 83), 1, 1.
+    DoReFa-Net 80, 82, 84: mean 82, s 2, half 4.302653 * 2 / sqrt 3 = 4.97. EXP-Net    83, 87, 88: mean 86, s
+    sqrt 7 = 2.645751, half 6.57. Gains       3,  5,  4: mean  4, s 1, half 2.48, t = 6.928, p = 0.0202.
+    Threshold 80 (of the baseline's 82). DoReFa-Net reaches 80 in epoch 4, 4, 4. EXP-Net deployed in epoch 3,
+    3, 3, as trained (expanded 70 then 81) in epoch 2; ten seconds an epoch. Removal in epoch 3: 81 before,
+    the lowest deployed accuracy after it 80.5: dip 0.5 (seed 0), 82: -1 (seeds 1 and 2); recovery in epoch 2
+    (seed 0: 83), 1, 1.
     """
     results = Results(root)
     results.experiment("two", EXPERIMENT)
@@ -78,7 +78,7 @@ def _rows(table) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(to_csv(table.data))))
 
 
-# -- golden ----------------------------------------------------------------------------------------------------------
+# -- golden --------------------------------------------------------------------------------------------------
 
 
 def test_accuracy_table_by_hand(tmp_path):
@@ -135,7 +135,7 @@ def test_one_changed_number_changes_its_cells_alone(tmp_path):
     )
 
 
-# -- what does not finish ---------------------------------------------------------------------------------------------
+# -- what does not finish ------------------------------------------------------------------------------------
 
 
 def test_nothing_is_dropped(tmp_path):
@@ -212,7 +212,7 @@ def test_a_branch_that_stays_is_an_upper_bound(tmp_path):
     assert "upper bound" in row["flags"]
 
 
-# -- what is not averaged --------------------------------------------------------------------------------------------
+# -- what is not averaged ------------------------------------------------------------------------------------
 
 
 def test_budgets_and_data_are_rows_of_their_own(tmp_path):
@@ -297,7 +297,7 @@ def test_a_recorded_partner_is_used_and_longer_training_is_told(tmp_path):
     assert row["gain"] == "" and "2 rows of its baseline fit" in row["flags"]
 
 
-# -- published values ------------------------------------------------------------------------------------------------
+# -- published values ----------------------------------------------------------------------------------------
 
 
 def test_shipped_tables_are_read_whole_and_every_name_is_used():
@@ -437,7 +437,7 @@ def test_a_users_table_beside_the_experiment_is_found(tmp_path):
         targets.load_table(tmp_path / "latin.csv")
 
 
-# -- hostile text ----------------------------------------------------------------------------------------------------
+# -- hostile text --------------------------------------------------------------------------------------------
 
 HOSTILE = [
     "=cmd|' /C calc'!A0",
@@ -565,7 +565,7 @@ def test_a_damaged_index_is_named(tmp_path):
             read_experiment(tmp_path, "two")
 
 
-# -- the command, the figures ----------------------------------------------------------------------------------------
+# -- the command, the figures --------------------------------------------------------------------------------
 
 
 def test_figures_and_files(tmp_path, capsys):
@@ -662,7 +662,7 @@ def test_widths_stand_beside_the_published_ones(tmp_path):
     figures.close(figure)
 
 
-# -- make reproduce --------------------------------------------------------------------------------------------------
+# -- make reproduce ------------------------------------------------------------------------------------------
 
 
 def test_comparison_with_a_committed_table(tmp_path, capsys):

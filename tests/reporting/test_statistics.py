@@ -14,7 +14,7 @@ REPS = 4000
 SLACK = 3 * math.sqrt(0.05 * 0.95 / REPS)  # three standard errors of a simulated 5 %
 
 
-# -- by hand ---------------------------------------------------------------------------------------------------------
+# -- by hand -------------------------------------------------------------------------------------------------
 
 
 def test_interval_by_hand():
@@ -214,7 +214,7 @@ def test_welch():
     assert st.welch([80.0], [70.0, 71.0]) is None and st.welch([80.0, 80.0], [70.0, 70.0]) is None
 
 
-# -- by simulation ---------------------------------------------------------------------------------------------------
+# -- by simulation -------------------------------------------------------------------------------------------
 
 
 def _normal(rng, n):
@@ -253,7 +253,9 @@ def test_coverage_of_a_paired_gain(n):
 
 
 def _tables_of_arms(rng, n, reps, arms, gain=0.0):
-    """Return accuracies (reps, arms + 1, n) of a baseline and of arms that gain so many points; binomial test sets."""
+    """Return accuracies (reps, arms + 1, n) of a baseline and of arms that gain so many points; binomial test
+    sets.
+    """
     shared = 0.01 * rng.standard_normal((reps, 1, n))  # what a seed does to all arms
     p = 0.8 + shared + 0.01 * rng.standard_normal((reps, arms + 1, n))
     p[:, 1:] += gain / 100
@@ -262,7 +264,9 @@ def _tables_of_arms(rng, n, reps, arms, gain=0.0):
 
 @pytest.mark.parametrize("n", [6, 10])
 def test_family_wise_error_of_the_claims(n):
-    """Six arms that are no better than the baseline they share: a false claim in at most 5 % of the experiments."""
+    """Six arms that are no better than the baseline they share: a false claim in at most 5 % of the
+    experiments.
+    """
     reps, arms = 800, 6
     accuracy = _tables_of_arms(np.random.default_rng(40 + n), n, reps, arms)
     wrong = uncorrected = 0
@@ -282,7 +286,9 @@ def test_family_wise_error_of_the_claims(n):
 
 @pytest.mark.parametrize("n", [6, 8])
 def test_error_rate_of_the_sign_flip_test_for_skewed_noise(n):
-    """Symmetric differences of skewed runs: the error rate is at most 5 %, and as close to it as 2^n patterns allow."""
+    """Symmetric differences of skewed runs: the error rate is at most 5 %, and as close to it as 2^n patterns
+    allow.
+    """
     rng = np.random.default_rng(60 + n)
     d = rng.exponential(size=(REPS, n)) - rng.exponential(size=(REPS, n))
     rate = np.mean([st.sign_flip(row).p_value <= 0.05 for row in d])
@@ -292,7 +298,9 @@ def test_error_rate_of_the_sign_flip_test_for_skewed_noise(n):
 
 @pytest.mark.parametrize("n", [5, 10])
 def test_error_rate_and_power_of_equivalence(n):
-    """A difference of just the margin is called equivalent in at most 5 %; none at all, with little noise, nearly always."""
+    """A difference of just the margin is called equivalent in at most 5 %; none at all, with little noise,
+    nearly always.
+    """
     rng = np.random.default_rng(70 + n)
     at_the_margin = 1.0 + 0.3 * rng.standard_normal((1000, n))
     wrong = np.mean([(st.equivalence(row, 1.0) or 0.0) <= 0.05 for row in at_the_margin])

@@ -1,4 +1,5 @@
-"""Figures: convergence curves, accuracy by width, gains. Drawn for a paper's column (3.5 inches) or its page (7.16).
+"""Figures: convergence curves, accuracy by width, gains. Drawn for a paper's column (3.5 inches) or its page
+(7.16).
 
 Files hold no dates, so equal records give equal files on equal versions of the libraries.
 """

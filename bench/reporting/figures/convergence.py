@@ -37,8 +37,8 @@ def convergence_figure(
 
     As wide as a paper's column for one panel, as its page for several or if ``wide``.
 
-    Solid: the deployed network (mean over seeds; band from the lowest to the highest). Dashed: the expanded network
-    while its branch is on. Dotted: single runs that diverged. None where there is nothing to draw.
+    Solid: the deployed network (mean over seeds; band from the lowest to the highest). Dashed: the expanded
+    network while its branch is on. Dotted: single runs that diverged. None where there is nothing to draw.
     """
     data = [[(cell, _curve(cell, epochs)) for cell in panel.cells] for panel in drawn]
     if not any(curve is not None for column in data for _, curve in column):

@@ -32,7 +32,8 @@ def forest_figure(
 ) -> Figure | None:
     """Return the paired gains with their intervals, one line each; a gain without an interval is hollow.
 
-    ``headings`` maps the position of a cell in ``cells`` to the line written above the first gain from there on.
+    ``headings`` maps the position of a cell in ``cells`` to the line written above the first gain from there
+    on.
     """
     places = [
         i

@@ -1,7 +1,7 @@
 """What is drawn together, in which colour, and the curves as numbers.
 
-Colours are Okabe and Ito's, safe for the colour-blind, and belong to an arm throughout an experiment; full precision is
-grey.
+Colours are Okabe and Ito's, safe for the colour-blind, and belong to an arm throughout an experiment; full
+precision is grey.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from bench.text import clean
 
 @dataclass(frozen=True)
 class Panel:
-    """What is drawn together: cells that differ in the arm (full precision stands in every panel of its network)."""
+    """What is drawn together: cells that differ in the arm (full precision stands in every panel of its
+    network).
+    """
 
     title: str
     cells: tuple[Cell, ...]

@@ -29,9 +29,11 @@ from bench.text import clean
 
 
 def width_figure(cells: Sequence[Cell], look: Mapping[str, Look], title: str = "") -> Figure | None:
-    """Return accuracy by width, a panel for each quantizer, bits and budget: ours beside the published values.
+    """Return accuracy by width, a panel for each quantizer, bits and budget: ours beside the published
+    values.
 
-    Filled: ours (mean, 95 % interval). Hollow: published. A cross at the bottom: no finished run. None for one width.
+    Filled: ours (mean, 95 % interval). Hollow: published. A cross at the bottom: no finished run. None for
+    one width.
     """
     kinds = {cell.arm: cell.facts.quantizer for cell in cells if cell.facts.quantizer}
     groups: dict[tuple, list[Cell]] = {}

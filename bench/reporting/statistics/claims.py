@@ -1,9 +1,9 @@
 """From the tests of the declared claims to one verdict each.
 
 A claim is tested twice: for a difference (``pairs.sign_flip``) and for equivalence within its margin
-(``pairs.equivalence``). Holm's correction runs over the tests for a difference of all claims of an experiment, and
-separately over their tests for equivalence, so each of the two kinds of statement is wrong in at most 5 % of the
-experiments.
+(``pairs.equivalence``). Holm's correction runs over the tests for a difference of all claims of an
+experiment, and separately over their tests for equivalence, so each of the two kinds of statement is wrong in
+at most 5 % of the experiments.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ EXPLORATORY = "exploratory"
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's adjusted p-values (Holm 1979): rejecting those up to 0.05 keeps the family-wise error at 5 %.
+    """Return Holm's adjusted p-values (Holm 1979): rejecting those up to 0.05 keeps the family-wise error at
+    5 %.
 
     The correction needs no independence, so arms may share a baseline.
     """
@@ -32,7 +33,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def holm_of_known(p_values: Sequence[float | None]) -> list[float | None]:
-    """Return ``holm`` of the p-values that are known, counting an unknown one as 1 (its claim was declared all the same)."""
+    """Return ``holm`` of the p-values that are known, counting an unknown one as 1 (its claim was declared
+    all the same).
+    """
     adjusted = holm([1.0 if p is None else p for p in p_values])
     return [None if p is None else a for p, a in zip(p_values, adjusted, strict=True)]
 
@@ -51,12 +54,14 @@ def verdict_on_claim(
         gain: The mean paired difference and its t-interval.
         test: The sign-flip test of the differences; None without any pair.
         p_difference: The p-value of ``test`` after Holm's correction.
-        p_equivalence: The p-value of equivalence within the margin after Holm's correction; None where not tested.
-        obstacle: Why no claim can be made at all (a pair lost to a diverged run, both sides at chance), else "".
+        p_equivalence: The p-value of equivalence within the margin after Holm's correction; None where not
+        tested.
+        obstacle: Why no claim can be made at all (a pair lost to a diverged run, both sides at chance), else
+        "".
         level: 1 minus the family-wise error.
 
-    A difference is claimed where the corrected exact test and the interval both exclude "none". Equivalence is claimed
-    only where no difference is.
+    A difference is claimed where the corrected exact test and the interval both exclude "none". Equivalence
+    is claimed only where no difference is.
     """
     if obstacle:
         return f"no claim: {obstacle}"

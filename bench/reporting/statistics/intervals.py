@@ -1,12 +1,14 @@
 """Intervals of means and of single accuracies.
 
-What an interval is about: the mean over seeds of the accuracy *on this test set*. The interval holds the influence of
-the seed (initial weights, order, augmentation) and the part of the finite test set that differs between seeds. That
-another test set would give other numbers is not part of the interval; ``wilson`` says how much that is for one network.
+What an interval is about: the mean over seeds of the accuracy *on this test set*. The interval holds the
+influence of the seed (initial weights, order, augmentation) and the part of the finite test set that differs
+between seeds. That another test set would give other numbers is not part of the interval; ``wilson`` says how
+much that is for one network.
 
-Checked by simulation in ``tests/reporting/test_statistics.py``: the coverage is 93 to 97 % at 3, 5 and 10 seeds, for
-normal noise and for noise of the seed plus a binomial test set. Within a few images of 0 or 100 % the noise is
-neither, and a t-interval is too short. The tables then mostly show identical runs, which get no interval.
+Checked by simulation in ``tests/reporting/test_statistics.py``: the coverage is 93 to 97 % at 3, 5 and 10
+seeds, for normal noise and for noise of the seed plus a binomial test set. Within a few images of 0 or 100 %
+the noise is neither, and a t-interval is too short. The tables then mostly show identical runs, which get no
+interval.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ SINGLE = "n = 1: no interval"
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean of ``n`` values with its interval. Without an interval ``low`` and ``high`` are None; ``note`` says why."""
+    """A mean of ``n`` values with its interval. Without an interval ``low`` and ``high`` are None; ``note``
+    says why.
+    """
 
     n: int
     mean: float | None
@@ -55,9 +59,9 @@ def student_quantile(level: float, degrees: int) -> float:
 def mean_interval(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> Interval:
     """Return the mean and the two-sided Student t-interval of independent runs.
 
-    One run has no interval. Runs that all give the same number have none either: a spread of zero would make the
-    interval a point, yet it only means that the seed did not act, or that the test set is too coarse to show it (a
-    network at chance answers one class for every seed).
+    One run has no interval. Runs that all give the same number have none either: a spread of zero would make
+    the interval a point, yet it only means that the seed did not act, or that the test set is too coarse to
+    show it (a network at chance answers one class for every seed).
     """
     x = np.asarray(values, dtype=np.float64)
     if x.size == 0:
@@ -72,9 +76,11 @@ def mean_interval(values: Sequence[float] | np.ndarray, level: float = LEVEL) ->
 
 
 def wilson(correct: int, seen: int, level: float = LEVEL) -> tuple[float, float]:
-    """Return Wilson's interval (Wilson 1927) in percent of the accuracy of *one* network measured on ``seen`` images.
+    """Return Wilson's interval (Wilson 1927) in percent of the accuracy of *one* network measured on ``seen``
+    images.
 
-    The interval is about the finite test set alone. Raises ``ValueError`` unless 0 <= correct <= seen and seen > 0.
+    The interval is about the finite test set alone. Raises ``ValueError`` unless 0 <= correct <= seen and
+    seen > 0.
     """
     if not 0 <= correct <= seen or seen == 0:
         raise ValueError(f"{correct} correct of {seen} seen")
@@ -83,7 +89,9 @@ def wilson(correct: int, seen: int, level: float = LEVEL) -> tuple[float, float]
 
 
 def welch(new: Sequence[float], old: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
-    """Return Welch's interval of mean(new) - mean(old) for independent runs; None where a spread cannot be estimated."""
+    """Return Welch's interval of mean(new) - mean(old) for independent runs; None where a spread cannot be
+    estimated.
+    """
     a, b = np.asarray(new, dtype=np.float64), np.asarray(old, dtype=np.float64)
     if min(a.size, b.size) < 2 or (all_equal(a) and all_equal(b)):
         return None

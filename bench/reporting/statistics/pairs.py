@@ -51,7 +51,9 @@ class Gain:
 
 
 def paired_gain(arm: Mapping[int, float], baseline: Mapping[int, float], level: float = LEVEL) -> Gain:
-    """Return the mean difference arm - baseline over the seeds that both have, with its t-interval and p-value."""
+    """Return the mean difference arm - baseline over the seeds that both have, with its t-interval and
+    p-value.
+    """
     by_seed = differences(arm, baseline)
     seeds, values = tuple(by_seed), np.asarray(list(by_seed.values()), dtype=np.float64)
     interval = mean_interval(values, level)
@@ -66,8 +68,9 @@ def paired_gain(arm: Mapping[int, float], baseline: Mapping[int, float], level: 
 class SignFlip:
     """A sign-flip test. ``exact``: every sign pattern was counted; else about a million were drawn.
 
-    ``smallest`` is the smallest p-value that so many pairs can give, 2 / 2^n: with 5 pairs it is 0.0625, so 5 pairs
-    can never show a difference at the 5 % level. Where patterns were drawn it is 1 / (the number of patterns).
+    ``smallest`` is the smallest p-value that so many pairs can give, 2 / 2^n: with 5 pairs it is 0.0625, so 5
+    pairs can never show a difference at the 5 % level. Where patterns were drawn it is 1 / (the number of
+    patterns).
     """
 
     p_value: float
@@ -78,9 +81,10 @@ class SignFlip:
 def sign_flip(values: Sequence[float]) -> SignFlip | None:
     """Return the two-sided sign-flip test of paired differences (Fisher 1935); None without any difference.
 
-    Null hypothesis: the difference of a pair is as likely d as -d. The p-value is the share of the 2^n sign patterns
-    whose absolute sum is at least the observed one. The test needs no normal distribution, so its error rate is exact
-    at any n. Above ``LARGEST_EXACT`` pairs a fixed random sample of patterns is counted, the observed one included.
+    Null hypothesis: the difference of a pair is as likely d as -d. The p-value is the share of the 2^n sign
+    patterns whose absolute sum is at least the observed one. The test needs no normal distribution, so its
+    error rate is exact at any n. Above ``LARGEST_EXACT`` pairs a fixed random sample of patterns is counted,
+    the observed one included.
     """
     d = np.asarray(values, dtype=np.float64)
     if d.size == 0:
@@ -102,11 +106,12 @@ def sign_flip(values: Sequence[float]) -> SignFlip | None:
 
 
 def equivalence(values: Sequence[float], margin: float) -> float | None:
-    """Return the p-value of equivalence within ``margin`` points: two one-sided paired t-tests (Schuirmann 1987).
+    """Return the p-value of equivalence within ``margin`` points: two one-sided paired t-tests (Schuirmann
+    1987).
 
-    Null hypothesis: the mean difference is at least ``margin`` away from 0. The p-value is the larger one of the two
-    tests; it is at most 0.05 exactly where the 90 % t-interval of the mean difference lies within the margin. None
-    where there is no spread to estimate or the margin is 0.
+    Null hypothesis: the mean difference is at least ``margin`` away from 0. The p-value is the larger one of
+    the two tests; it is at most 0.05 exactly where the 90 % t-interval of the mean difference lies within the
+    margin. None where there is no spread to estimate or the margin is 0.
     """
     d = np.asarray(values, dtype=np.float64)
     if d.size < 2 or margin <= 0 or all_equal(d):
@@ -118,7 +123,8 @@ def equivalence(values: Sequence[float], margin: float) -> float | None:
 
 @dataclass(frozen=True)
 class DeviationRatio:
-    """The seeds' standard deviation of an arm over that of its baseline, with its interval; below 1: the arm varies less.
+    """The seeds' standard deviation of an arm over that of its baseline, with its interval; below 1: the arm
+    varies less.
 
     Without an interval ``low`` and ``high`` are None and ``note`` says why.
     """
@@ -135,11 +141,12 @@ def deviation_ratio(
 ) -> DeviationRatio:
     """Return the ratio of the two standard deviations over the seeds that both arms have.
 
-    The interval is Pitman and Morgan's (Pitman 1939, Morgan 1939), not the F-interval: runs of one seed are correlated,
-    and the F-interval assumes that they are independent. With w the ratio of the variances, r the correlation of the
-    pairs and t Student's quantile with n - 2 degrees of freedom, K = 1 + 2 (1 - r^2) t^2 / (n - 2) and the interval of
-    the variances' ratio is w (K - sqrt(K^2 - 1)) to w (K + sqrt(K^2 - 1)). It holds for pairs that are jointly normal,
-    and unlike a t-interval of a mean it gets no better with n where they are not.
+    The interval is Pitman and Morgan's (Pitman 1939, Morgan 1939), not the F-interval: runs of one seed are
+    correlated, and the F-interval assumes that they are independent. With w the ratio of the variances, r the
+    correlation of the pairs and t Student's quantile with n - 2 degrees of freedom, K = 1 + 2 (1 - r^2) t^2 /
+    (n - 2) and the interval of the variances' ratio is w (K - sqrt(K^2 - 1)) to w (K + sqrt(K^2 - 1)). It
+    holds for pairs that are jointly normal, and unlike a t-interval of a mean it gets no better with n where
+    they are not.
     """
     seeds = sorted(arm.keys() & baseline.keys())
     x = np.asarray([arm[seed] for seed in seeds], dtype=np.float64)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 class TimeTo:
     """How long runs took to a threshold: ``times`` of those that reached it, of ``n`` in all.
 
-    ``median`` is the time by which at least half of all runs had reached it (the Kaplan-Meier median, since all runs
-    are watched to their end); None where fewer than half ever did: then it is longer than the budget, not unknown.
+    ``median`` is the time by which at least half of all runs had reached it (the Kaplan-Meier median, since
+    all runs are watched to their end); None where fewer than half ever did: then it is longer than the
+    budget, not unknown.
     """
 
     n: int
@@ -21,19 +22,24 @@ class TimeTo:
 
 
 def time_to(times: Sequence[float | None]) -> TimeTo:
-    """Summarise times to a threshold; None is a run that never reached it (censored, counted as longer than any)."""
+    """Summarise times to a threshold; None is a run that never reached it (censored, counted as longer than
+    any).
+    """
     reached = sorted(t for t in times if t is not None)
     half = math.ceil(len(times) / 2)
     return TimeTo(len(times), tuple(reached), reached[half - 1] if times and len(reached) >= half else None)
 
 
 def first_reached(accuracy: Sequence[float | None], threshold: float) -> int | None:
-    """Return the index of the first epoch at or above ``threshold``, None if there is none; missing values are below."""
+    """Return the index of the first epoch at or above ``threshold``, None if there is none; missing values
+    are below.
+    """
     return next((i for i, a in enumerate(accuracy) if a is not None and a >= threshold), None)
 
 
 def held_from(accuracy: Sequence[float | None], threshold: float) -> int | None:
-    """Return the index from which every evaluated epoch is at or above ``threshold``, None if the last one is not.
+    """Return the index from which every evaluated epoch is at or above ``threshold``, None if the last one is
+    not.
 
     An epoch without a value was not evaluated (``evaluate_every``) and decides nothing.
     """
@@ -48,7 +54,8 @@ def held_from(accuracy: Sequence[float | None], threshold: float) -> int | None:
 def common_threshold(baseline_final: float) -> float:
     """Return the largest multiple of 5 points that is not above the baseline's mean final accuracy.
 
-    One threshold for all arms held against that baseline, fixed by the baseline alone and coarse enough not to be tuned.
+    One threshold for all arms held against that baseline, fixed by the baseline alone and coarse enough not
+    to be tuned.
     """
     return 5.0 * math.floor(baseline_final / 5.0)
 
@@ -57,9 +64,9 @@ def common_threshold(baseline_final: float) -> float:
 class Removal:
     """What happened when the branch went: accuracies in percent, epochs counted from 1.
 
-    ``dip`` is the expanded network's last accuracy before the removal (of its last epoch, where every epoch is
-    evaluated) minus the lowest deployed one from the removal on;
-    ``recovery`` the epochs from the removal until the deployed network is back at it, None if it never was.
+    ``dip`` is the expanded network's last accuracy before the removal (of its last epoch, where every epoch
+    is evaluated) minus the lowest deployed one from the removal on; ``recovery`` the epochs from the removal
+    until the deployed network is back at it, None if it never was.
     """
 
     epoch: int
@@ -71,7 +78,9 @@ class Removal:
 def removal(
     factor: Sequence[float | None], deployed: Sequence[float | None], expanded: Sequence[float | None]
 ) -> Removal | None:
-    """Return the removal of a run given its epochs' factors and accuracies; None if there was none (or it was not seen)."""
+    """Return the removal of a run given its epochs' factors and accuracies; None if there was none (or it was
+    not seen).
+    """
     last_on = max((i for i, f in enumerate(factor) if f), default=None)
     if last_on is None or last_on + 1 >= len(factor):
         return None

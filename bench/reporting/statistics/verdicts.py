@@ -24,13 +24,13 @@ def verdict(
 ) -> Verdict:
     """Hold a mean of ours against a published accuracy (both in percent).
 
-    1. A run on a subset, at a short budget, on another network or data set is ``not comparable``, however close it comes.
-    2. Without an interval (one run, identical runs) it is ``inconclusive``.
-    3. ``reproduced``: the whole 95 % interval lies within ``margin`` points of the published value, so a wide interval
-       cannot reproduce anything. (Published values carry no interval; theirs is part of what the margin is for.)
-    4. ``not reproduced``: the whole interval lies more than ``margin`` away, below or above. A ``quoted`` value, which a
-       later paper prints without a recipe, cannot fail like that: it is ``inconclusive``.
-    5. Anything between is ``inconclusive``.
+    1. A run on a subset, at a short budget, on another network or data set is ``not comparable``, however
+    close it comes. 2. Without an interval (one run, identical runs) it is ``inconclusive``. 3.
+    ``reproduced``: the whole 95 % interval lies within ``margin`` points of the published value, so a wide
+    interval cannot reproduce anything. (Published values carry no interval; theirs is part of what the margin
+    is for.) 4. ``not reproduced``: the whole interval lies more than ``margin`` away, below or above. A
+    ``quoted`` value, which a later paper prints without a recipe, cannot fail like that: it is
+    ``inconclusive``. 5. Anything between is ``inconclusive``.
     """
     if not_comparable:
         return Verdict("not comparable", "; ".join(not_comparable))
