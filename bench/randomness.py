@@ -1,12 +1,12 @@
 """Counter-based random numbers: every draw is a function of its coordinates, none of a generator's state.
 
-A draw is named by ``(seed, purpose, layer or parameter name, step, sample, element)``. The names are folded into one
-32-bit key on the host, the counters are hashed on the device, so the same number comes out eager and compiled, on any
-device, in any order, before and after a resume. No checkpoint has to store a generator.
+A draw is named by ``(seed, purpose, layer or parameter name, step, sample, element)``. The names are folded
+into one 32-bit key on the host, the counters are hashed on the device, so the same number comes out eager and
+compiled, on any device, in any order, before and after a resume. No checkpoint has to store a generator.
 
-The hash is the two-round multiply-xorshift permutation of 32-bit integers found by C. Wellons' hash prospector
-(``[16 21f0aaad 15 735a2d97 15]``, bias 0.107), computed in int64: both multipliers are below 2^31 and the state below
-2^32, so no product overflows, in C++ or in Triton.
+The hash is the two-round multiply-xorshift permutation of 32-bit integers found by C. Wellons' hash
+prospector (``[16 21f0aaad 15 735a2d97 15]``, bias 0.107), computed in int64: both multipliers are below 2^31
+and the state below 2^32, so no product overflows, in C++ or in Triton.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ _WEYL = 0x61C88647  # 2^32 / golden ratio, negated: below 2^31, keeps hash32(0) 
 
 
 def _mix(x):
-    """One round of the hash; the same arithmetic for Python integers and int64 tensors, values in [0, 2^32)."""
+    """One round of the hash.
+
+    The same arithmetic for Python integers and int64 tensors, values in [0, 2^32).
+    """
     x = x ^ (x >> 16)
     x = (x * _M1) & _MASK
     x = x ^ (x >> 15)
@@ -34,12 +37,15 @@ def _mix(x):
 
 
 def combine(key, counter):
-    """Hash ``counter`` into ``key``; each a Python int or an int64 tensor of values in [0, 2^32). Not symmetric."""
+    """Hash ``counter`` into ``key``; each a Python int or an int64 tensor of values in [0, 2^32).
+
+    Not symmetric.
+    """
     return _mix((_mix((counter + _WEYL) & _MASK) + key) & _MASK)
 
 
 def fold(*parts: int | str) -> int:
-    """Return the 32-bit key of a tuple of names and numbers, for instance ``fold(seed, "init", "conv1.weight")``.
+    """Return the 32-bit key of names and numbers, for instance of ``fold(seed, "init", "conv1.weight")``.
 
     Integers are folded by their value modulo 2^32, strings by the first 32 bits of their SHA-256.
     """
@@ -61,9 +67,12 @@ def bits(key: int | Tensor, shape: Sequence[int], device: torch.device | str | N
 
 
 def sample_bits(key: int | Tensor, samples: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return int64 hash values of shape ``(len(samples), *shape)``: the draw of a sample depends on its own number alone.
+    """Return int64 hash values of shape ``(len(samples), *shape)``.
 
-    ``samples`` is an int64 vector of sample numbers (a position in the global batch, or an index into the data set).
+    The draw of a sample depends on its own number alone.
+
+    ``samples`` is an int64 vector of sample numbers (a position in the global batch, or an index into the
+    data set).
     """
     keys = combine(key, samples & _MASK)
     count = math.prod(shape)
@@ -113,7 +122,8 @@ class Clock:
     ``shares``  layer -> 0-d float32 tensor, the layer's own factor over ``factor``, for layers that have one
     ``layers``  gives each layer's own factor at a step, by name; None: every layer has ``factor``
 
-    ``set`` writes in place, so that compiled and captured code sees the new values without being traced again.
+    ``set`` writes in place, so that compiled and captured code sees the new values without being traced
+    again.
     """
 
     def __init__(self, seed: int = 0, device: torch.device | str = "cpu") -> None:
@@ -126,7 +136,7 @@ class Clock:
         self.layers: Callable[[int], Mapping[str, float]] | None = None
 
     def set(self, step: int, factor: float) -> None:
-        """Move to ``step`` with the given factor, the largest of the layers' own factors where they have some."""
+        """Move to ``step`` with the given factor; the largest one where layers have factors of their own."""
         self.step.fill_(step)
         self.set_factor(factor)
         for layer, own in self.layers(step).items() if self.layers is not None and factor else ():
@@ -149,7 +159,10 @@ class Clock:
 
 
 class Draws:
-    """The random numbers of one layer for one purpose: ``uniform(x)`` gives one number an element of ``x``, new each step."""
+    """The random numbers of one layer for one purpose.
+
+    ``uniform(x)`` gives one number an element of ``x``, new each step.
+    """
 
     def __init__(self, clock: Clock, purpose: str, name: str) -> None:
         self.clock = clock

@@ -1,7 +1,9 @@
-"""The tables of ``docs/performance.md`` from ``docs/speed/*.json``: ``python -m tools.speed_page`` writes them anew.
+"""The tables of ``docs/performance.md`` from ``docs/speed/*.json``.
 
-A table stands between ``<!-- speed: FILE TABLE DTYPE -->`` and ``<!-- end -->``, for instance ``amd-epyc.json ratios fp32``;
-``all`` stands for all precisions in that of the modes.
+``python -m tools.speed_page`` writes them anew.
+
+A table stands between ``<!-- speed: FILE TABLE DTYPE -->`` and ``<!-- end -->``, for instance ``amd-epyc.json
+ratios fp32``; ``all`` stands for all precisions in that of the modes.
 """
 
 from __future__ import annotations
@@ -53,7 +55,10 @@ def ratios(document: Row, dtype: str) -> str:
 
 
 def rates(document: Row, dtype: str) -> str:
-    """Return the table of images a second: training DoReFa 1/1, evaluating it, the data alone; and the floor's share."""
+    """Return the table of images a second: training DoReFa 1/1, evaluating it, the data alone.
+
+    And the floor's share.
+    """
     head = [
         "",
         "evaluation",
@@ -94,7 +99,8 @@ def machine(document: Row, dtype: str) -> str:
     return _table(head, lines)
 
 
-# (quantizer, bits, merge, f > 0): at most this ratio to full precision on a CPU; None: that of their operations
+# (quantizer, bits, merge, f > 0): at most this ratio to full precision on a CPU; None: that of their
+# operations
 AIMS: tuple[tuple[tuple[str, str, str | None, bool], float | None], ...] = (
     (("dorefa", "1/1", None, False), 1.05),
     (("dorefa", "1/1", "preactivation", True), 1.10),
@@ -107,7 +113,9 @@ AIMS: tuple[tuple[tuple[str, str, str | None, bool], float | None], ...] = (
 
 
 def aims(document: Row, dtype: str) -> str:
-    """Return the table of the aims for a CPU: the bound, and in each column what was measured, bold where missed.
+    """Return the table of the aims for a CPU.
+
+    The bound, and in each column what was measured, bold where missed.
 
     At f = 0 the ratio is to plain DoReFa, not to full precision.
     """
@@ -140,9 +148,12 @@ def aims(document: Row, dtype: str) -> str:
 
 
 def modes(document: Row, dtype: str) -> str:
-    """Return how many times as many images a second each mode trains as eager fp32: DoReFa 1/1; ``dtype`` may be "all".
+    """Return how many times as many images a second each mode trains as eager fp32: DoReFa 1/1.
 
-    The eager step was measured in the same rounds; several trials at once are compared with one of them alone.
+    ``dtype`` may be "all".
+
+    The eager step was measured in the same rounds; several trials at once are compared with one of them
+    alone.
     """
     found: dict[str, dict[str, str]] = {}
     reference: dict[tuple[str, str], float] = {}
@@ -170,7 +181,7 @@ def modes(document: Row, dtype: str) -> str:
 
 
 def memory(document: Row, dtype: str) -> str:
-    """Return the table of peak memory of a step in megabytes (10^6 bytes), a column for each network and mode."""
+    """Return the table of a step's peak memory in MB (10^6 bytes), a column for each network and mode."""
     rows = [
         r
         for r in document["rows"]

@@ -19,7 +19,7 @@ from bench.training import execution
 
 @dataclass(frozen=True)
 class AtOnce:
-    """Seconds of the clock and of the processor for a step of one process alone, and of each of several at once."""
+    """Seconds of clock and processor for a step of one process alone, and of each of several at once."""
 
     alone: tuple[float, ...]
     alone_work: tuple[float, ...]
@@ -28,7 +28,10 @@ class AtOnce:
     memory: tuple[int, ...]  # peak bytes of each
 
     def slowdown(self, device: str) -> float:
-        """Return how much longer a step takes beside the others, in ``Calibration``'s kind of seconds; at least 1."""
+        """Return how much longer a step takes beside the others, in ``Calibration``'s kind of seconds.
+
+        At least 1.
+        """
         alone, together = (
             (self.alone, self.together)
             if device.startswith("cuda")
@@ -47,8 +50,8 @@ def at_once(
 ) -> list[AtOnce]:
     """Return, for each config, what a step takes in one process alone and in ``count`` processes at once.
 
-    Each process holds a run of every config, on synthetic images. A round measures the configs in turn, each of them
-    first in one process alone, then in all processes at the same time.
+    Each process holds a run of every config, on synthetic images. A round measures the configs in turn, each
+    of them first in one process alone, then in all processes at the same time.
 
     Args:
         configs: what is trained.
@@ -95,7 +98,10 @@ def at_once(
 def _take_part(
     pipe: Connection, configs: Sequence[TrialConfig], device: str, mode: str, grant: Grant
 ) -> None:
-    """Be one of the processes of ``at_once``: train steps of the config that is asked for, for the seconds asked."""
+    """Be one of the processes of ``at_once``.
+
+    Train steps of the config that is asked for, for the seconds asked.
+    """
     adopt(grant)
     arrays = synthetic(4 * max(config.batch_size for config in configs))
     runs = [make_run(config, arrays, device, mode) for config in configs]

@@ -1,7 +1,7 @@
 """Measures what a kind of trial costs: a few real training steps and evaluations, and the memory they take.
 
-A kind of trial is a configuration without its seed and budget. The steps are those that a trial takes: the run is made
-by ``bench.training.setup``.
+A kind of trial is a configuration without its seed and budget. The steps are those that a trial takes: the
+run is made by ``bench.training.setup``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ REPEATS = 5
 BUSY = 1.15  # seconds of the clock for one of the processor, above which others are using it, too
 
 
-# --- a run to measure --------------------------------------------------------------------------------------------------
+# --- a run to measure ---------------------------------------------------------------------------------------
 
 
 def synthetic(count: int = 512, size: int = 32) -> datasets.Arrays:
@@ -47,7 +47,10 @@ def synthetic(count: int = 512, size: int = 32) -> datasets.Arrays:
 
 
 def make_run(config: TrialConfig, arrays: datasets.Loaded, device: str, mode: str = "eager") -> Run:
-    """Return a ``Run`` of ``config`` at its first step, teachers untrained: for measuring, not for results."""
+    """Return a ``Run`` of ``config`` at its first step, teachers untrained.
+
+    For measuring, not for results.
+    """
     execution.apply({**execution.decide(config, 0, device), "mode": mode})
     clock = Clock(config.seed, device)
     data = setup.make_batches(config, arrays, clock)
@@ -56,7 +59,7 @@ def make_run(config: TrialConfig, arrays: datasets.Loaded, device: str, mode: st
 
 
 def on_and_off(run: Run) -> tuple[int | None, int | None]:
-    """Return a step of ``run`` at which its factor is above 0 and one at which it is 0, None where there is none."""
+    """Return a step of ``run`` with a factor above 0 and one with the factor 0; None where there is none."""
     on = off = None
     for step in (run.total_steps - 1, 0):
         if run.strategy.factor(step) > 0:
@@ -76,11 +79,11 @@ def step_at(run: Run, step: int) -> Callable[[], None]:
     return action
 
 
-# --- measuring --------------------------------------------------------------------------------------------------------
+# --- measuring ----------------------------------------------------------------------------------------------
 
 
 def _now(device: str) -> float:
-    """Return the processor's seconds of this process on the CPU, else those of the clock, the device's work done."""
+    """Return the processor's seconds of this process; on a GPU the clock's, the device's work done."""
     if not device.startswith("cuda"):
         return time.process_time()
     torch.cuda.synchronize(device)
@@ -100,7 +103,9 @@ def _seconds(action: Callable[[], object], device: str, repeats: int = REPEATS) 
 def calibrate(
     config: TrialConfig, load: Callable[[], datasets.Loaded], device: str, mode: str = "eager"
 ) -> Calibration:
-    """Measure ``config`` on ``device``: what comes before the first step, a few steps and evaluations, and the memory.
+    """Measure ``config`` on ``device``.
+
+    What comes before the first step, a few steps and evaluations, and the memory.
 
     ``load`` returns the data, as a trial loads it. On a GPU this process should do nothing else there.
     """
@@ -225,15 +230,16 @@ def start_seconds() -> float:
     return after.children_user + after.children_system - before.children_user - before.children_system
 
 
-# --- what trials need of a GPU ------------------------------------------------------------------------------------------
+# --- what trials need of a GPU ------------------------------------------------------------------------------
 
 
 def device_needs(
     configs: Mapping[str, dict[str, Any]], data_dir: str, devices: Sequence[str]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Return (bytes that each trial takes of a GPU with its process, bytes that are free on each of ``devices``).
+    """Return the bytes that each trial takes of a GPU with its process, and those free on each device.
 
-    Run this in a process of its own: what it takes itself is gone with it, and counted in by a context's worth.
+    Run this in a process of its own: what it takes itself is gone with it, and counted in by a context's
+    worth.
     """
     torch.zeros(1, device=devices[0])
     free = {device: float(torch.cuda.mem_get_info(device)[0]) for device in devices}

@@ -1,7 +1,7 @@
-"""What steps and evaluations were measured to cost, kept per device, and what a trial and a run of many will take.
+"""What steps and evaluations cost, as measured and kept per device; and what trials will take.
 
-The measuring is ``bench.costs.measure``'s, which loads torch; here measurements are kept in a file among the user's caches and
-added up, without torch, so that `bench run` can start the longest trials first.
+The measuring is ``bench.costs.measure``'s, which loads torch; here measurements are kept in a file among the
+user's caches and added up, without torch, so that `bench run` can start the longest trials first.
 """
 
 from __future__ import annotations
@@ -28,11 +28,14 @@ from bench.schedules import factor_value
 
 @dataclass(frozen=True)
 class Calibration:
-    """What one kind of trial costs. Seconds of a core on the CPU, which a busy machine does not change; else of the clock.
+    """What one kind of trial costs. Seconds of a core on the CPU, which a busy machine does not change.
 
-    ``setup`` once: data, network and what the first step takes longer; ``step_on`` and ``step_off``: a training step with
-    the factor above and at 0; ``epoch_on`` and ``epoch_off``: the evaluations at the end of an epoch; ``memory``: peak bytes
-    of the process on the CPU, else of the device's allocator, to which ``context`` bytes of the process come.
+    Else of the clock.
+
+    ``setup`` once: data, network and what the first step takes longer; ``step_on`` and ``step_off``: a
+    training step with the factor above and at 0; ``epoch_on`` and ``epoch_off``: the evaluations at the end
+    of an epoch; ``memory``: peak bytes of the process on the CPU, else of the device's allocator, to which
+    ``context`` bytes of the process come.
     """
 
     setup: float
@@ -45,7 +48,10 @@ class Calibration:
 
 
 def trial_seconds(config: TrialConfig, steps_per_epoch: int, measured: Calibration) -> float:
-    """Return the seconds a trial will take: its steps with the branch on and off, and its epochs' evaluations."""
+    """Return the seconds a trial will take.
+
+    Its steps with the branch on and off, and its epochs' evaluations.
+    """
     total = config.epochs * steps_per_epoch
     factor = config.strategy.get("factor")
     on = 0
@@ -88,7 +94,10 @@ def makespan(seconds: Mapping[str, float], needs: Mapping[str, list[str]], jobs:
 
 
 def kind(config: TrialConfig) -> dict[str, Any]:
-    """Return what of a configuration decides the cost of a step: everything but seed, budget and learning rate."""
+    """Return what of a configuration decides the cost of a step.
+
+    Everything but seed, budget and learning rate.
+    """
     return config.model_copy(update={"seed": 0}).model_dump(
         mode="json", exclude={"epochs", "learning_rate", "initialization", "evaluate_every"}
     )
@@ -118,7 +127,10 @@ class Kept:
         return hashlib.sha256(json.dumps([self.where, what], sort_keys=True).encode()).hexdigest()[:16]
 
     def keep(self, what: Any, value: Any) -> None:
-        """Keep a JSON ``value`` under ``what`` on this device; where that cannot be written it is measured again."""
+        """Keep a JSON ``value`` under ``what`` on this device.
+
+        Where that cannot be written it is measured again.
+        """
         self.kept = {**self._read(), **self.kept, self._key(what): value}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +168,9 @@ def steps_per_epoch(config: TrialConfig, train_count: int) -> int:
 
 
 def measured_mode(config: TrialConfig, total_steps: int, device: str) -> str:
-    """Return the mode in which trials like this are measured: theirs, but eager for compiled ones, which is an upper bound.
+    """Return the mode in which trials like this are measured.
+
+    Theirs, but eager for compiled ones, which is an upper bound.
 
     Compiling takes longer than a calibration may.
     """
@@ -169,7 +183,10 @@ def measured_mode(config: TrialConfig, total_steps: int, device: str) -> str:
 
 
 def known_seconds(configs: Mapping[str, TrialConfig], device: str, data_dir: Path) -> dict[str, float]:
-    """Return what those trials will take whose kind has been measured on ``device`` before, by id; nothing is measured."""
+    """Return what those trials will take whose kind has been measured on ``device`` before, by id.
+
+    Nothing is measured.
+    """
     if device != "cpu" and not device.startswith("cuda"):  # a cluster's
         return {}
     kept, found = Kept(device), {}

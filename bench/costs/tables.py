@@ -77,8 +77,8 @@ def cost_text(
 ) -> str:
     """Return time and memory of each kind of trial and the device-hours of the whole experiment.
 
-    ``shares`` tell, by id, of trials that are expected to be stopped early: the share of their epochs that is trained.
-    What is not kept yet is measured. Raises ``InputError`` for absent data.
+    ``shares`` tell, by id, of trials that are expected to be stopped early: the share of their epochs that is
+    trained. What is not kept yet is measured. Raises ``InputError`` for absent data.
     """
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     meter = Meter(device, folders.resolve_data_dir(data_dir))
@@ -101,19 +101,19 @@ def cost_text(
     lines = [
         "Cost, from a short calibration",
         text.table(("trials", "time each", "memory", "what"), rows, right={0, 1, 2}),
-        f"{most}{_duration(alone)} of one {unit} in all ({alone / 3600:.2f} device-hours), about {_duration(elapsed)} "
-        f"with {jobs} at once{beside}. Measured on {meter.kept.where}.",
+        f"{most}{_duration(alone)} of one {unit} in all ({alone / 3600:.2f} device-hours), about "
+        f"{_duration(elapsed)} with {jobs} at once{beside}. Measured on {meter.kept.where}.",
     ]
     if meter.busy > BUSY:
         lines.append(
-            f"The machine was busy: {meter.busy:.1f} seconds of the clock for one of work. The measurement is not kept; "
-            "a run on a machine that busy takes as much longer."
+            f"The machine was busy: {meter.busy:.1f} seconds of the clock for one of work. The measurement "
+            "is not kept; a run on a machine that busy takes as much longer."
         )
     return "\n".join(lines)
 
 
 def _slowdown(device: str, jobs: int) -> float:
-    """Return how much ``jobs`` trials at once slow each other down, measured with the SVHN network at 0.25x."""
+    """Return how much ``jobs`` trials at once slow each other down, for the SVHN network at 0.25x."""
     fields = {"dataset": "digits", "network": "svhn_convnet", "width": 0.25, "epochs": 2}
     config = TrialConfig.model_validate({**fields, "quantizer": "dorefa", "bits": "1/1"})
     try:

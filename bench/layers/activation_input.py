@@ -1,4 +1,7 @@
-"""What a layer reads: the main path, bounded and quantized, and what the branch of the layer before handed on."""
+"""What a layer reads.
+
+The main path, bounded and quantized, and what the branch of the layer before handed on.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ Pair = tuple[Tensor, Tensor | None]
 
 
 class ActivationInput(nn.Module):
-    """The input of a layer that reads a pair ``(y, side)``: it bounds and quantizes ``y`` and joins ``side``."""
+    """The input of a layer that reads a pair ``(y, side)``.
+
+    It bounds and quantizes ``y`` and joins ``side``.
+    """
 
     quantizer: Quantizer
     clock: Clock
@@ -35,7 +41,10 @@ class ActivationInput(nn.Module):
         return self.quantizer.bound(_magnitude(y) if self.magnitude_first else y)
 
     def activate(self, y: Tensor) -> Tensor:
-        """Return the low-precision activations of ``y``, any shape; with ``blend``, f of the bounded ones in them."""
+        """Return the low-precision activations of ``y``, any shape.
+
+        With ``blend``, f of the bounded ones in them.
+        """
         if self.magnitude_first:
             y = _magnitude(y)
         x = self.quantizer.activation(y)
@@ -44,7 +53,7 @@ class ActivationInput(nn.Module):
         return x
 
     def join(self, x: Tensor, side: Tensor | None) -> Tensor:
-        """Return the activated input ``x`` joined with ``side``, what the branch of the layer before handed on."""
+        """Return the activated input ``x`` joined with ``side``, the output of the branch before."""
         if side is None:
             return x
         if self.merge == "concat":

@@ -19,13 +19,14 @@ class Branch:
     """The full-precision branch of a progressive strategy.
 
     ``merge``        one of ``MERGES``: how branch and main path are joined
-    ``kernel``       largest size of the branch's kernel, which reads the centre of the main kernel's window; None: the
-                     main kernel's size
+    ``kernel``       largest size of the branch's kernel, which reads the centre of the main kernel's window;
+                     None: the main kernel's size
     ``width_ratio``  channels of the branch over channels of the main path; other than 1 with ``concat`` alone
     ``batch_norm``   whether the branch has its own batch norm (never with ``preactivation``)
     ``relu``         a ReLU behind the branch's batch norm and pooling (never with ``preactivation``)
     ``layers``       names of the layers that get a branch; None: every low-precision convolution
-    ``statistics``   of ``concat``: "main", main and extra weights have a scale each; "joint", both have one (released)
+    ``statistics``   of ``concat``: "main", main and extra weights have a scale each; "joint", both have one, as
+                     in the release
     """
 
     merge: str
@@ -38,7 +39,10 @@ class Branch:
 
 
 class FactorBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """f times batch norm of (B, C) or (B, C, H, W): the factor goes into scale and shift, which costs no pass."""
+    """f times batch norm of (B, C) or (B, C, H, W).
+
+    The factor goes into scale and shift, which costs no pass.
+    """
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
@@ -66,8 +70,8 @@ class FactorBatchNorm(nn.modules.batchnorm._BatchNorm):
 class BranchConv2d(nn.Conv2d):
     """The branch's convolution: ``f * pool(BN'(FP x))``, of the main layer's output size.
 
-    ``pool_first``: pooling comes before the batch norm, as on the main path. ``relu``: a ReLU stands at the end. f is at
-    least 0, so f commutes with max-pooling and with the ReLU.
+    ``pool_first``: pooling comes before the batch norm, as on the main path. ``relu``: a ReLU stands at the
+    end. f is at least 0, so f commutes with max-pooling and with the ReLU.
     """
 
     relu = False

@@ -14,10 +14,10 @@ from bench.randomness import Clock
 class Classifier(ActivationInput, nn.Linear):
     """The last layer: full-precision weights, logits (B, classes).
 
-    ``reads`` says what happens to its input: it is "bounded", "quantized" as the input of a low-precision layer, goes
-    through "relu", or stays "unbounded". ``average``: the input's mean over positions is read, else the input is
-    flattened. Behind a layer with a ``concat`` branch the features of the branch are read with ``weight_extra``, in full
-    precision.
+    ``reads`` says what happens to its input: it is "bounded", "quantized" as the input of a low-precision
+    layer, goes through "relu", or stays "unbounded". ``average``: the input's mean over positions is read,
+    else the input is flattened. Behind a layer with a ``concat`` branch the features of the branch are read
+    with ``weight_extra``, in full precision.
     """
 
     def __init__(

@@ -15,12 +15,12 @@ from bench.layers.low_precision import LowPrecisionLayer
 
 @torch.no_grad()
 def layer_diagnostics(network: nn.Module, images: Tensor) -> dict[str, dict[str, Any]]:
-    """Return, for each low-precision layer by name, how large its branch is and whether its input says anything.
+    """Return, for each low-precision layer by name, the size of its branch and whether its input varies.
 
-    ``branch_ratio``: the norm of f times the branch's output over the norm of the main path where the two meet. None
-    without an active branch. ``one_level``: whether all activations that the layer reads on the main path have one
-    value, which says nothing of the image. ``images`` (B, 3, S, S). The network is in evaluation mode meanwhile: no
-    running statistic and no draw changes.
+    ``branch_ratio``: the norm of f times the branch's output over the norm of the main path where the two
+    meet. None without an active branch. ``one_level``: whether all activations that the layer reads on the
+    main path have one value, which says nothing of the image. ``images`` (B, 3, S, S). The network is in
+    evaluation mode meanwhile: no running statistic and no draw changes.
     """
     found = _Diagnosis()
     kinds = (LowPrecisionLayer, Classifier, Meeting)
@@ -45,8 +45,9 @@ def layer_diagnostics(network: nn.Module, images: Tensor) -> dict[str, dict[str,
 class _Diagnosis:
     """Collects norms and levels while a batch goes through the network.
 
-    A branch's output is recognised, where it meets the main path, by the tensor that its layer handed on. Where that
-    tensor was pooled or joined with others on the way, the ratio at the layer's own output stands instead.
+    A branch's output is recognised, where it meets the main path, by the tensor that its layer handed on.
+    Where that tensor was pooled or joined with others on the way, the ratio at the layer's own output stands
+    instead.
     """
 
     def __init__(self) -> None:

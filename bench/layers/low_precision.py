@@ -1,19 +1,20 @@
 """Low-precision layers: quantized weights, quantized input, and a full-precision branch beside them.
 
-Source of the branch: *Progressive Learning of Low-Precision Networks* (arXiv 1905.11781), its figure and released code.
+Source of the branch: *Progressive Learning of Low-Precision Networks* (arXiv 1905.11781), its figure and
+released code.
 
-A layer hands the next one a pair ``(y, side)``. ``y`` is the main path before its activation. ``side`` is f times the
-output of the layer's branch, or None without an active branch. A layer applies its activation quantizer q to ``y``, joins
-``side`` to the result without quantizing ``side``, and convolves the sum with quantized weights. The strategy's ``merge``
-says how they are joined:
+A layer hands the next one a pair ``(y, side)``. ``y`` is the main path before its activation. ``side`` is f
+times the output of the layer's branch, or None without an active branch. A layer applies its activation
+quantizer q to ``y``, joins ``side`` to the result without quantizing ``side``, and convolves the sum with
+quantized weights. The strategy's ``merge`` says how they are joined:
 
     sum             x = q(y) + side              side = f BN'(FP x) of the layer before
     difference      x = q(y) - side
-    concat          x = [q(y), side]             channels one after the other, ``weight_extra`` reads the extra ones
+    concat          x = [q(y), side]             channels in a row, ``weight_extra`` reads the extra ones
     preactivation   x = q(y)                     LP x + f FP x leaves the layer as its main output
 
-The activation quantizer stands at the input of the layer that reads ``y``, not at the output of the layer that wrote it.
-In a chain that is the same arithmetic; in a residual network it is where the method wants it.
+The activation quantizer stands at the input of the layer that reads ``y``, not at the output of the layer
+that wrote it. In a chain that is the same arithmetic; in a residual network it is where the method wants it.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ from bench.randomness import Clock
 class LowPrecisionLayer(ActivationInput):
     """The common part of the low-precision convolution and linear layer; see the module's text and ``setup``.
 
-    The stored weights are full precision and are quantized once in each forward pass. With ``concat`` the weights of the
-    extra input channels are a tensor of their own, ``weight_extra``, with a quantizer of its own. So the main path does
-    not jump when the branch is removed.
+    The stored weights are full precision and are quantized once in each forward pass. With ``concat`` the
+    weights of the extra input channels are a tensor of their own, ``weight_extra``, with a quantizer of its
+    own. So the main path does not jump when the branch is removed.
     """
 
     weight: nn.Parameter
@@ -84,8 +85,8 @@ class LowPrecisionLayer(ActivationInput):
         self.quantizer_extra = None
         self.register_parameter("weight_extra", None)
         self.register_buffer("fixed_statistics", None)
-        # A gradient quantizer and an input scale act on the low-precision convolution alone. With either of them the
-        # branch needs a convolution of its own.
+        # A gradient quantizer and an input scale act on the low-precision convolution alone. With either of
+        # them the branch needs a convolution of its own.
         self.one_convolution = (
             merge == "preactivation" and quantizer.g_bits == 32 and not quantizer.scales_input
         )
@@ -104,7 +105,10 @@ class LowPrecisionLayer(ActivationInput):
         raise NotImplementedError
 
     def input_scale(self, y: Tensor) -> Tensor:
-        """Return the input scale K of XNOR-Net; it reads the main path alone, so it does not jump at removal."""
+        """Return the input scale K of XNOR-Net.
+
+        It reads the main path alone, so it does not jump at removal.
+        """
         raise NotImplementedError
 
     def prepare(self, y: Tensor, side: Tensor | None) -> Tensor:
@@ -121,7 +125,7 @@ class LowPrecisionLayer(ActivationInput):
         return x if self.merge == "concat" else self.join(x, side)
 
     def low_precision_weight(self, with_extra: bool) -> Tensor:
-        """Return the quantized main weights, with the extra weights behind them along the inputs where asked."""
+        """Return the quantized main weights, and where asked the extra weights behind them."""
         weight, extra, quantizer = self.weight, self.weight_extra, self.quantizer
         if extra is None:
             low = quantizer.weight(weight, self.fixed_statistics)
@@ -144,7 +148,7 @@ class LowPrecisionLayer(ActivationInput):
         return self.quantizer.statistics(torch.cat([self.weight, self.weight_extra.detach()], 1))
 
     def forward(self, y: Tensor, side: Tensor | None = None) -> Pair:
-        """Map the pair ``(y, side)`` to the main output and f times the branch's output (None where there is none)."""
+        """Map the pair ``(y, side)`` to the main output and f times the branch's output, None without one."""
         clock = self.clock
         branch = self.branch if clock.active else None
         x = self.prepare(y, side)
@@ -187,10 +191,12 @@ class LowPrecisionLayer(ActivationInput):
 
 
 class LowPrecisionConv2d(LowPrecisionLayer, nn.Conv2d):  # type: ignore[misc]
-    """A convolution without bias, of quantized weights and quantized input: (B, in, H, W) -> (B, out, H', W').
+    """A convolution without bias, of quantized weights and quantized input.
 
-    With groups, the extra channels of ``concat`` are dealt out among them like the main ones, and the input scale is
-    that of each group's own channels.
+    (B, in, H, W) -> (B, out, H', W').
+
+    With groups, the extra channels of ``concat`` are dealt out among them like the main ones, and the input
+    scale is that of each group's own channels.
     """
 
     def join(self, x: Tensor, side: Tensor | None) -> Tensor:
@@ -205,7 +211,8 @@ class LowPrecisionConv2d(LowPrecisionLayer, nn.Conv2d):  # type: ignore[misc]
         real = self.bounded(y.detach())
         if self.groups > 1:
             real = real.unflatten(1, (self.groups, -1)).flatten(0, 1)
-        scale = self.quantizer.input_scale(real, self.kernel_size, self.stride, self.padding)  # type: ignore[operator]
+        window = (self.kernel_size, self.stride, self.padding)
+        scale = self.quantizer.input_scale(real, *window)  # type: ignore[operator]
         if self.groups > 1:
             scale = scale.unflatten(0, (-1, self.groups)).flatten(1, 2)
             scale = scale.repeat_interleave(self.out_channels // self.groups, 1)
@@ -213,7 +220,10 @@ class LowPrecisionConv2d(LowPrecisionLayer, nn.Conv2d):  # type: ignore[misc]
 
 
 class LowPrecisionLinear(LowPrecisionLayer, nn.Linear):  # type: ignore[misc]
-    """A linear layer without bias, of quantized weights and input: (B, ...), flattened to (B, in) -> (B, out)."""
+    """A linear layer without bias, of quantized weights and input.
+
+    (B, ...), flattened to (B, in) -> (B, out).
+    """
 
     def prepare(self, y: Tensor, side: Tensor | None) -> Tensor:
         return super().prepare(y, side).flatten(1)
@@ -234,8 +244,9 @@ def low_precision_modules(network: nn.Module) -> list[tuple[str, LowPrecisionLay
 def strip(network: nn.Module) -> nn.Module:
     """Return a deep copy without branches and extra weights: the low-precision network that would ship.
 
-    Its state dict has the keys of the network built plain (with joint statistics also ``<layer>.fixed_statistics``),
-    and in evaluation it equals ``network`` at f = 0 bit for bit. It keeps the clock of ``network``.
+    Its state dict has the keys of the network built plain (with joint statistics also
+    ``<layer>.fixed_statistics``), and in evaluation it equals ``network`` at f = 0 bit for bit. It keeps the
+    clock of ``network``.
     """
     clocks = {id(layer.clock): layer.clock for _, layer in low_precision_modules(network)}
     memo: dict[int, Any] = {**clocks}

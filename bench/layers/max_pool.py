@@ -1,9 +1,9 @@
 """The largest of 2x2, with the numbers of ``nn.MaxPool2d(2)`` and without its costs on a CPU.
 
-There the library's kernel writes int64 indices that evaluation never reads, and compiled it stores them, as it does
-bools, one at a time: half the compiled step of a small network. So in evaluation the maximum is three vectorised passes,
-and compiled the place of the largest is kept as a float, computed without a comparison (which a compiler would keep as a
-bool instead).
+There the library's kernel writes int64 indices that evaluation never reads, and compiled it stores them, as
+it does bools, one at a time: half the compiled step of a small network. So in evaluation the maximum is three
+vectorised passes, and compiled the place of the largest is kept as a float, computed without a comparison
+(which a compiler would keep as a bool instead).
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ from torch.autograd import Function
 
 
 def _quarters(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the upper left, upper right, lower left and lower right elements of all windows; (B, C, H//2, W//2) each."""
+    """Return the upper left, upper right, lower left and lower right elements of all windows.
+
+    (B, C, H//2, W//2) each.
+    """
     height, width = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
     upper, lower = x[:, :, 0:height:2], x[:, :, 1:height:2]
     return upper[..., 0:width:2], upper[..., 1:width:2], lower[..., 0:width:2], lower[..., 1:width:2]
 
 
 def largest(x: Tensor) -> Tensor:
-    """Return the largest of each 2x2 window, (B, C, H, W) -> (B, C, H//2, W//2), in the memory format of ``x``."""
+    """Return the largest of 2x2 windows, (B, C, H, W) -> (B, C, H//2, W//2), in the same memory format."""
     height, width = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
     rows = torch.maximum(
         x[:, :, 0:height:2], x[:, :, 1:height:2]
@@ -63,7 +66,10 @@ class _Largest(Function):
 
 
 class MaxPool2(nn.MaxPool2d):
-    """``nn.MaxPool2d(2)``: (B, C, H, W) -> (B, C, H//2, W//2); the gradient goes to the first of equal largest ones."""
+    """``nn.MaxPool2d(2)``: (B, C, H, W) -> (B, C, H//2, W//2).
+
+    The gradient goes to the first of equal largest ones.
+    """
 
     def __init__(self) -> None:
         super().__init__(2)

@@ -16,10 +16,10 @@ _FIXED_DRAWS = Draws(Clock(0), "quantizer", "unnamed")
 class Quantizer(nn.Module):
     """The base class; a quantizer serves one weight tensor and the activations that meet it.
 
-    ``w_bits``, ``a_bits``, ``g_bits``: 1 to 8, or 32 for full precision.
-    ``weight_shape``: shape of the weight, (out, in, kh, kw) or (out, in). Quantizers with learned scales need it, or
-    create their parameters at the first call of ``weight`` (eager only, and before the optimizer is made).
-    ``draws``: the random numbers of stochastic maps, set by the layer; None: one fixed stream, the same each step.
+    ``w_bits``, ``a_bits``, ``g_bits``: 1 to 8, or 32 for full precision. ``weight_shape``: shape of the
+    weight, (out, in, kh, kw) or (out, in). Quantizers with learned scales need it, or create their parameters
+    at the first call of ``weight`` (eager only, and before the optimizer is made). ``draws``: the random
+    numbers of stochastic maps, set by the layer; None: one fixed stream, the same each step.
     ``scales_input``: True where the convolution's output is to be multiplied by ``input_scale`` of its input.
     """
 
@@ -43,7 +43,8 @@ class Quantizer(nn.Module):
     def statistics(self, w: Tensor) -> Tensor | None:
         """Return what ``weight`` measures of ``w`` (mean |w|, max |w|, ...), in float32, or None.
 
-        A layer whose main and extra weights share a scale measures both together and hands the result to ``weight``.
+        A layer whose main and extra weights share a scale measures both together and hands the result to
+        ``weight``.
         """
         return None
 
@@ -52,11 +53,17 @@ class Quantizer(nn.Module):
         return w
 
     def stored_scales(self, w: Tensor) -> int:
-        """Return how many float32 scales the deployed network stores for ``w``: by default the learned parameters."""
+        """Return how many float32 scales the deployed network stores for ``w``.
+
+        By default the learned parameters.
+        """
         return sum(parameter.numel() for parameter in self.parameters())
 
     def bound(self, x: Tensor) -> Tensor:
-        """Return the bounding map of activations alone; any shape. It is what ``activation`` does at 32 bits."""
+        """Return the bounding map of activations alone; any shape.
+
+        It is what ``activation`` does at 32 bits.
+        """
         return x
 
     def activation(self, x: Tensor) -> Tensor:
@@ -64,7 +71,10 @@ class Quantizer(nn.Module):
         return self.bound(x)
 
     def gradient(self, y: Tensor) -> Tensor:
-        """Return ``y``; where ``g_bits`` < 32, its gradient is quantized. Applied to a convolution's output."""
+        """Return ``y``; where ``g_bits`` < 32, its gradient is quantized.
+
+        Applied to a convolution's output.
+        """
         return y
 
     def after_step_(self, w: Tensor) -> None:
@@ -82,8 +92,8 @@ class Quantizer(nn.Module):
 class FullPrecisionWeights(Quantizer):
     """Activations and gradients of another quantizer beside full-precision weights.
 
-    For a layer that a method leaves out: the activations that the layer reads have ``quantizer``'s levels, the weights stay
-    as stored. ``quantizer`` must have no learned scales.
+    For a layer that a method leaves out: the activations that the layer reads have ``quantizer``'s levels,
+    the weights stay as stored. ``quantizer`` must have no learned scales.
     """
 
     def __init__(self, quantizer: Quantizer) -> None:

@@ -1,8 +1,9 @@
 """The maps that several quantizers share: exact levels, signs, rounding on [0, 1], gradient windows.
 
-Everything is computed in float32 (float64 for float64 input), whatever the input's dtype and under autocast, and
-rounded once to the input's dtype. The functions are built from operations that write floats in one vectorised pass:
-on a CPU a comparison that makes a bool tensor, and a ``where`` on it, cost 3 to 20 times a ``relu``.
+Everything is computed in float32 (float64 for float64 input), whatever the input's dtype and under autocast,
+and rounded once to the input's dtype. The functions are built from operations that write floats in one
+vectorised pass: on a CPU a comparison that makes a bool tensor, and a ``where`` on it, cost 3 to 20 times a
+``relu``.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ def _float32(value: float) -> float:
 
 
 def _reciprocal(n: int) -> tuple[float, float]:
-    """Return float32 numbers (high, low) whose sum is 1/n; ``high`` has 15 significant bits, 24 where low is 0.
+    """Return float32 numbers (high, low) whose sum is 1/n.
 
-    For codes of up to 9 bits ``code * high`` is exact, so ``code * high + code * low`` is code/n rounded once, with
-    or without a fused multiply-add.
+    ``high`` has 15 significant bits, 24 where low is 0.
+
+    For codes of up to 9 bits ``code * high`` is exact, so ``code * high + code * low`` is code/n rounded
+    once, with or without a fused multiply-add.
     """
     if n in (1, 3):  # the rounded reciprocal alone gives every level exactly
         return _float32(1.0 / n), 0.0
@@ -43,7 +46,10 @@ def _reciprocal(n: int) -> tuple[float, float]:
 
 
 def level_(codes: Tensor, n: int) -> Tensor:
-    """Turn integer ``codes`` in [-n, n] into the levels codes/n, rounded once, in place; n = 2^k - 1 with k <= 8."""
+    """Turn integer ``codes`` in [-n, n] into the levels codes/n, rounded once, in place.
+
+    N = 2^k - 1 with k <= 8.
+    """
     if n == 1:
         return codes
     high, low = _reciprocal(n)
@@ -65,7 +71,9 @@ def bipolar(x: Tensor) -> Tensor:
 
 
 def ternary(x: Tensor, threshold: Tensor) -> Tensor:
-    """Return sign(x) where |x| > threshold and 0 elsewhere, in the compute dtype; ``threshold`` >= 0 of shape ().
+    """Return sign(x) where |x| > threshold and 0 elsewhere, in the compute dtype.
+
+    ``threshold`` >= 0 of shape ().
 
     As the sign of x minus x clipped to the threshold; exact, since a difference is 0 for equals alone.
     """
@@ -75,7 +83,7 @@ def ternary(x: Tensor, threshold: Tensor) -> Tensor:
 
 
 def _just_outside(bound: float, direction: float, dtype: torch.dtype) -> float:
-    """Return the next number beyond ``bound`` that a comparison in ``dtype`` (at least float32) tells from it."""
+    """Return the next number beyond ``bound`` that a comparison in ``dtype`` (at least float32) sees."""
     if dtype == torch.float64:
         return math.nextafter(bound, direction * math.inf)
     if bound == 0.0:
@@ -86,8 +94,9 @@ def _just_outside(bound: float, direction: float, dtype: torch.dtype) -> float:
 def pass_inside(grad: Tensor, x: Tensor, low: float, high: float) -> Tensor:
     """Return grad where low <= x <= high and 0 elsewhere, in one pass; ``low`` and ``high`` are -1, 0 or 1.
 
-    The kernel's own window is open, so its ends are moved to the next numbers outside. Compiled for a CPU it is arithmetic
-    alone: of a comparison the compiler keeps the bools from the forward pass for the backward pass, one slow store each.
+    The kernel's own window is open, so its ends are moved to the next numbers outside. Compiled for a CPU it
+    is arithmetic alone: of a comparison the compiler keeps the bools from the forward pass for the backward
+    pass, one slow store each.
     """
     if x.device.type == "cpu" and torch.compiler.is_compiling():
         outside = (x - x.clamp(low, high)).abs().sign()
@@ -113,7 +122,8 @@ class _Clip(Function):
 class _RoundUnit(Function):
     @staticmethod
     def forward(ctx, x, n, half_up):
-        # Keeping x costs no pass. A bool mask would be smaller, and slower to make than the rest of this function.
+        # Keeping x costs no pass. A bool mask would be smaller, and slower to make than the rest of this
+        # function.
         ctx.save_for_backward(x)
         y = torch.clamp(x, 0.0, 1.0)
         if n > 1 or half_up:
@@ -142,15 +152,18 @@ class _SignWindow(Function):
 
 
 def clip(x: Tensor, low: float, high: float) -> Tensor:
-    """Return min(max(x, low), high), any shape; the gradient passes where low <= x <= high, both ends included."""
+    """Return min(max(x, low), high), any shape.
+
+    The gradient passes where low <= x <= high, both ends included.
+    """
     return _Clip.apply(x, low, high)
 
 
 def round_unit(x: Tensor, bits: int, *, half_up: bool = False) -> Tensor:
     """Return round(n clip(x, 0, 1)) / n with n = 2^bits - 1; any shape.
 
-    Levels i/n. Ties go to even, or up with ``half_up`` (floor(n x + 1/2)). The gradient is that of the clip, both
-    ends included: straight through the rounding.
+    Levels i/n. Ties go to even, or up with ``half_up`` (floor(n x + 1/2)). The gradient is that of the clip,
+    both ends included: straight through the rounding.
     """
     return _RoundUnit.apply(x, steps(bits), half_up)
 

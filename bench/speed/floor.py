@@ -20,7 +20,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def roofline(device: str, dtype: str) -> dict[str, float]:
     """Return the measured rate of arithmetic in ``dtype`` (FLOP/s) and of a copy (bytes/s) on ``device``.
 
-    Arithmetic: the faster of a matrix product and a 3x3 convolution, which other libraries than the product's may do.
+    Arithmetic: the faster of a matrix product and a 3x3 convolution, which other libraries than the product's
+    may do.
     """
     n = 4096 if device.startswith("cuda") else 768
     a = torch.randn(n, n, device=device).to(DTYPES[dtype])
@@ -41,11 +42,11 @@ def roofline(device: str, dtype: str) -> dict[str, float]:
 
 @torch.no_grad()
 def step_bytes(run: Run, factor_on: bool) -> int:
-    """Return the bytes that a step of ``run`` has to move at least, were everything between two convolutions fused.
+    """Return the bytes that a step of ``run`` moves at least, with everything between convolutions fused.
 
-    Of each convolution and linear layer the input and output once forward; backward the input and the gradients of both
-    once; of each weight: read forward and backward, its gradient written, Adam's pass over weight, gradient and two
-    moments (ten times four bytes). Activations at 4 bytes, at 2 in bf16.
+    Of each convolution and linear layer the input and output once forward; backward the input and the
+    gradients of both once; of each weight: read forward and backward, its gradient written, Adam's pass over
+    weight, gradient and two moments (ten times four bytes). Activations at 4 bytes, at 2 in bf16.
     """
     moved = 0
 
@@ -70,7 +71,10 @@ def step_bytes(run: Run, factor_on: bool) -> int:
 
 
 def floor_seconds(run: Run, factor_on: bool, rates: dict[str, float]) -> float:
-    """Return what the arithmetic of a step costs at the measured rates: its operations or its bytes, the longer."""
+    """Return what the arithmetic of a step costs at the measured rates.
+
+    Its operations or its bytes, the longer.
+    """
     operations = run.step_flops(factor_on) / rates["flops_per_second"]
     return max(operations, step_bytes(run, factor_on) / rates["bytes_per_second"])
 
@@ -81,7 +85,9 @@ def allocated(device: str) -> int:
 
 
 def peak_memory_cpu(run: Run, action: Callable[[], None]) -> int:
-    """Return the bytes of all tensors at the peak of a step on the CPU: weights, moments, gradients, what it allocates.
+    """Return the bytes of all tensors at the peak of a step on the CPU.
+
+    Weights, moments, gradients, what it allocates.
 
     The libraries' own scratch memory and the images are not counted.
     """

@@ -1,9 +1,10 @@
 """``bench speed``: what a training step costs on this device, as ratios to full precision.
 
-Every step measured is the real one (``bench.training.loop.Run``): batch gathered and augmented, forward, loss, backward,
-optimizer. All rows of one network, mode and dtype are measured in turn, round after round, so that a machine that speeds up
-or slows down does so for all of them alike; the ratio of a row is the median over rounds of its time over that of the
-full-precision plain row of the same round. Images are synthetic: no data set is needed.
+Every step measured is the real one (``bench.training.loop.Run``): batch gathered and augmented, forward,
+loss, backward, optimizer. All rows of one network, mode and dtype are measured in turn, round after round, so
+that a machine that speeds up or slows down does so for all of them alike; the ratio of a row is the median
+over rounds of its time over that of the full-precision plain row of the same round. Images are synthetic: no
+data set is needed.
 """
 
 from __future__ import annotations
@@ -75,9 +76,12 @@ def _peer_step(
 def measure(
     network: str, width: float, mode: str, dtype: str, device: str, rounds: int, rates: dict[str, float]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one network: the step of every case, of peers, the data pipeline and evaluation alone.
+    """Yield the rows of one network.
 
-    In other modes and precisions also the eager step of DoReFa 1/1 in fp32, in the same rounds, to compare modes by.
+    The step of every case, of peers, the data pipeline and evaluation alone.
+
+    In other modes and precisions also the eager step of DoReFa 1/1 in fp32, in the same rounds, to compare
+    modes by.
 
     Args:
         network: its name in the registry.
@@ -89,7 +93,7 @@ def measure(
         rates: what ``roofline`` returned for this precision.
     """
     if mode != "eager":
-        torch._dynamo.reset()  # a process keeps a limited number of compiled networks: forget those of other networks
+        torch._dynamo.reset()  # a process keeps a limited number of compiled networks
     arrays = synthetic(4 * BATCH)
     runs: list[Run] = []
     actions: list[Callable[[], None]] = []
@@ -123,7 +127,10 @@ def measure(
 def _further(
     network: str, width: float, mode: str, dtype: str, device: str, runs: list[Run], arrays: Arrays
 ) -> list[Further]:
-    """Return what is measured in the rounds of ``measure`` beside the cases; ``runs`` are those of the cases."""
+    """Return what is measured in the rounds of ``measure`` beside the cases.
+
+    ``runs`` are those of the cases.
+    """
     unit_run, data = runs[0], runs[0].data
     fixed = data.train_batch(0)
 
@@ -165,8 +172,8 @@ def measure_packed(
 ) -> Iterator[dict[str, Any]]:
     """Yield rows of several trials at once, each in a process: the unit and DoReFa 1/1.
 
-    ``seconds`` of a step of one among them, ``images_per_second`` of all; ``throughput`` is that over the throughput of
-    one process alone in the same rounds.
+    ``seconds`` of a step of one among them, ``images_per_second`` of all; ``throughput`` is that over the
+    throughput of one process alone in the same rounds.
     """
     cuda = device.startswith("cuda")
     count, inner = (PACK, "captured") if cuda else (cpu_count(), "eager")
@@ -232,7 +239,10 @@ def _text(row: dict[str, Any]) -> str:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure everything on every device of this machine, or ``--images`` alone; print a line a row, write ``--json``."""
+    """Measure everything on every device of this machine, or ``--images`` alone.
+
+    Print a line a row, write ``--json``.
+    """
     if args.images is not None:
         return _images(args)
     devices = ["cuda:0", "cpu"] if torch.cuda.is_available() else ["cpu"]
@@ -274,7 +284,10 @@ def main(args: argparse.Namespace) -> int:
 def _collect(
     about: dict[str, Any], found: Iterator[dict[str, Any]], rows: list[dict[str, Any]], what: str
 ) -> bool:
-    """Print and append the rows of ``found``; return False where measuring failed, so that the rest can still be done."""
+    """Print and append the rows of ``found``.
+
+    Return False where measuring failed, so that the rest can still be done.
+    """
     try:
         for row in found:
             if not all(math.isfinite(v) for v in row.values() if isinstance(v, float)):

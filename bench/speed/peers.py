@@ -1,7 +1,10 @@
-"""Other libraries' 1-bit layers on the SVHN network, for ``bench speed`` alone: the extra ``peers`` installs them.
+"""Other libraries' 1-bit layers on the SVHN network, for ``bench speed`` alone.
+
+The extra ``peers`` installs them.
 
 Brevitas (github.com/Xilinx/brevitas) and BITorch (github.com/hpi-xnor/bitorch). Each builds the network of
-``bench.networks.chain.svhn_convnet`` with its own layers where ours are DoReFa 1/1: nearest equivalents, not equal maths.
+``bench.networks.chain.svhn_convnet`` with its own layers where ours are DoReFa 1/1: nearest equivalents, not
+equal maths.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ _CONVS = (
     (512, 5, 0, 0, 0.5),
 )
 WHAT = {
-    "brevitas": "W: sign times a constant scale (SignedBinaryWeightPerTensorConst); A: sign (SignedBinaryActPerTensorConst)",
+    "brevitas": "W: sign times a constant scale (SignedBinaryWeightPerTensorConst); "
+    "A: sign (SignedBinaryActPerTensorConst)",
     "bitorch": "W: sign; A: sign (QConv2d with straight-through sign)",
 }
 Layer = Callable[

@@ -19,7 +19,10 @@ def timed(action: Callable[[], object], device: str) -> float:
 
 
 def interleaved(actions: Sequence[Callable[[], object]], device: str, rounds: int) -> list[list[float]]:
-    """Return the seconds of each action, round by round, every action once a round; one round before does not count."""
+    """Return the seconds of each action, round by round, every action once a round.
+
+    One round before does not count.
+    """
     for action in actions:
         timed(action, device)
     taken = [[timed(action, device) for action in actions] for _ in range(rounds)]

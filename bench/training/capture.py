@@ -1,14 +1,16 @@
-"""A training step recorded once and replayed: CUDA graphs, one for each stage of a trial (branch on, branch off).
+"""A training step recorded once and replayed.
 
-A small network's step is hundreds of kernels that each take less time than launching them. A CUDA graph launches them all
-at once, at the price that nothing in it may depend on the host: the batch's indices, step, factor and learning rate are
-tensors that are written before each replay, and what a Python condition decides (whether there is a branch) makes
-another graph.
+CUDA graphs, one for each stage of a trial (branch on, branch off).
 
-Recording runs the step a few times first, as CUDA wants it. Those runs move weights and moments, so everything that a
-step writes is copied before and put back behind: recording leaves no trace, at whatever step it happens. On a device
-without graphs the same is done but the recording itself, and a replay calls the step; so everything else is tested on
-the CPU.
+A small network's step is hundreds of kernels that each take less time than launching them. A CUDA graph
+launches them all at once, at the price that nothing in it may depend on the host: the batch's indices, step,
+factor and learning rate are tensors that are written before each replay, and what a Python condition decides
+(whether there is a branch) makes another graph.
+
+Recording runs the step a few times first, as CUDA wants it. Those runs move weights and moments, so
+everything that a step writes is copied before and put back behind: recording leaves no trace, at whatever
+step it happens. On a device without graphs the same is done but the recording itself, and a replay calls the
+step; so everything else is tested on the CPU.
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ class Written:
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """Undo every step since; moments that did not exist become zeros, which a first step does not tell from none."""
+        """Undo every step since.
+
+        Moments that did not exist become zeros, which a first step does not tell from none.
+        """
         known = {id(tensor) for tensor, _ in self.copies}
         for tensor in _moments(self.optimizer):
             if id(tensor) not in known:
@@ -52,8 +57,8 @@ def _moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 class Recording:
     """The step of a trial in the stage it is in, recorded when that stage begins and replayed until it ends.
 
-    ``work(*inputs)`` is the whole step, from what identifies its batch to the update; it may depend on the host through
-    its stage alone. ``written()`` copies what it writes.
+    ``work(*inputs)`` is the whole step, from what identifies its batch to the update; it may depend on the
+    host through its stage alone. ``written()`` copies what it writes.
     """
 
     def __init__(self, work: Callable[..., None], written: Callable[[], Written]) -> None:
@@ -72,7 +77,9 @@ class Recording:
         self.replay()
 
     def record(self, inputs: tuple[Tensor, ...], stage: bool) -> None:
-        """Record the step as it is in ``stage``, which the caller has set up; weights and moments stay what they were.
+        """Record the step as it is in ``stage``, which the caller has set up.
+
+        Weights and moments stay what they were.
 
         Raises ``RuntimeError``, as CUDA does, where something in the step cannot be recorded.
         """

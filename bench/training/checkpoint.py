@@ -1,8 +1,8 @@
 """Checkpoints: everything an interrupted trial needs to end as if it had not been interrupted.
 
-Random numbers, schedules and batches are functions of the global step, so a checkpoint is weights, optimizer, step and
-the sums of the epoch under way. It is written to a temporary name, flushed to disk and renamed; the one before it is
-kept until the next, so that a good one survives whatever happens.
+Random numbers, schedules and batches are functions of the global step, so a checkpoint is weights, optimizer,
+step and the sums of the epoch under way. It is written to a temporary name, flushed to disk and renamed; the
+one before it is kept until the next, so that a good one survives whatever happens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from bench.records.store import write_atomic
 
 SCHEMA = 1
 LARGEST_INDEX = 64 << 20  # bytes of the part of a checkpoint that names its tensors
-# What a pickle of tensors, numbers and texts asks for; everything else that ``weights_only`` would let pass is refused.
+# What a pickle of tensors, numbers and texts asks for; everything else that ``weights_only`` would let pass
+# is refused.
 _NAMES = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|tensor_v3|parameter)"
     r"|torch [A-Za-z0-9]*Storage|torch\.storage UntypedStorage|torch [a-z]+[0-9]+"
@@ -47,8 +48,9 @@ def save(path: Path, state: dict[str, Any]) -> None:
 def load(path: Path, device: torch.device | str) -> dict[str, Any] | None:
     """Return the newest readable checkpoint at ``path``, None where there is none.
 
-    Nothing in the file is executed: it is looked through before (``_inspect``) and read with ``weights_only``. A damaged
-    file is passed over for the one before it. Raises ``InputError`` where a file is there and cannot be opened.
+    Nothing in the file is executed: it is looked through before (``_inspect``) and read with
+    ``weights_only``. A damaged file is passed over for the one before it. Raises ``InputError`` where a file
+    is there and cannot be opened.
     """
     for candidate in (path, _previous(path)):
         try:
@@ -69,16 +71,20 @@ def load(path: Path, device: torch.device | str) -> dict[str, Any] | None:
 
 
 def read(path: Path, device: torch.device | str) -> Any:
-    """Return what ``torch.save`` wrote to ``path``: tensors, numbers and texts; raises where it is anything else."""
+    """Return what ``torch.save`` wrote to ``path``: tensors, numbers and texts.
+
+    Raises where it is anything else.
+    """
     _inspect(path)
     return torch.load(path, map_location=device, weights_only=True)
 
 
 def _inspect(path: Path) -> None:
-    """Raise ``ValueError`` unless the file unpacks to no more than it is and names nothing but tensors' own parts.
+    """Raise ``ValueError`` unless the file unpacks to its own size and names nothing but the parts of
+    tensors.
 
-    ``weights_only`` keeps code from being executed; this keeps memory from being taken: packed members (a bomb), and the
-    constructors it allows that allocate what they are told (``bytearray``).
+    ``weights_only`` keeps code from being executed; this keeps memory from being taken: packed members (a
+    bomb), and the constructors it allows that allocate what they are told (``bytearray``).
     """
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
@@ -97,7 +103,7 @@ def _inspect(path: Path) -> None:
 
 
 def misfit(found: Any, expected: Any, where: str = "") -> str | None:
-    """Return where the nested dicts and lists of ``found`` differ in form from ``expected``, None where nowhere.
+    """Return where nested dicts and lists of ``found`` differ in form from ``expected``; None for nowhere.
 
     Keys, types, and shapes and dtypes of tensors are compared; the values are not.
     """

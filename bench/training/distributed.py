@@ -1,10 +1,13 @@
-"""Several workers for one trial: what they share, and what makes their number change nothing but the order of summation.
+"""Several workers for one trial.
 
-A worker is a process with a device of its own and a rank; together they train one network on one global batch, of
-which each has its rows (``bench.datasets.batch_rows``). Weights, optimizer and schedules are the same on all of them at
-every step. Three things cross the workers: gradients, averaged by ``DistributedDataParallel``; the statistics of batch
-norm (``SharedBatchNorm``); and, once an epoch, the sums of loss and hits. Everything else is keyed by an image's
-position in the global batch. The first worker alone reads and writes records and checkpoints.
+What they share, and what makes their number change nothing but the order of summation.
+
+A worker is a process with a device of its own and a rank; together they train one network on one global
+batch, of which each has its rows (``bench.datasets.batch_rows``). Weights, optimizer and schedules are the
+same on all of them at every step. Three things cross the workers: gradients, averaged by
+``DistributedDataParallel``; the statistics of batch norm (``SharedBatchNorm``); and, once an epoch, the sums
+of loss and hits. Everything else is keyed by an image's position in the global batch. The first worker alone
+reads and writes records and checkpoints.
 """
 
 from __future__ import annotations
@@ -33,10 +36,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Team:
-    """The workers of one trial, as one of them sees them: its rank among ``size``. Its methods are collective.
+    """The workers of one trial, as one of them sees them: its rank among ``size``.
 
-    A team of one does what is asked without ``torch.distributed``; a larger one uses the default process group, whose
-    CPU tensors must have a backend (gloo), too.
+    Its methods are collective.
+
+    A team of one does what is asked without ``torch.distributed``; a larger one uses the default process
+    group, whose CPU tensors must have a backend (gloo), too.
     """
 
     rank: int = 0
@@ -73,7 +78,10 @@ class Team:
         return answer[0]
 
     def agree(self, work: Callable[[], T]) -> T:
-        """Return what ``work`` returns here; where it raises ``InputError`` on one worker, raise that on all of them."""
+        """Return what ``work`` returns here.
+
+        Where it raises ``InputError`` on one worker, raise that on all of them.
+        """
         if self.size == 1:
             return work()
         result, problem = None, None
@@ -117,7 +125,10 @@ class Team:
         return x if self.size == 1 else _summed(x)
 
     def gathered(self, x: Tensor) -> Tensor:
-        """Return the workers' ``x`` one below the other, (ranks, ...), differentiable; a team of one adds no dimension."""
+        """Return the workers' ``x`` one below the other, (ranks, ...), differentiable.
+
+        A team of one adds no dimension.
+        """
         if self.size == 1:
             return x
         slots = [x if rank == self.rank else torch.zeros_like(x) for rank in range(self.size)]
@@ -126,7 +137,10 @@ class Team:
         )  # nothing but zeros is added, so every worker has the very same numbers
 
     def own(self, gathered: Tensor) -> Tensor:
-        """Return this worker's part of what ``gathered`` returned; of sums kept by another number of workers its share."""
+        """Return this worker's part of what ``gathered`` returned.
+
+        Of sums kept by another number of workers its share.
+        """
         if gathered.dim() == 0:
             return gathered if self.first else torch.zeros_like(gathered)
         if len(gathered) == self.size:
@@ -154,7 +168,8 @@ class Team:
 SOLO = Team()
 
 
-# A custom operator, so that compiled code has it as one node; its gradient is the sum of the workers' gradients.
+# A custom operator, so that compiled code has it as one node; its gradient is the sum of the workers'
+# gradients.
 @torch.library.custom_op("bench::summed", mutates_args=())
 def _summed(x: Tensor) -> Tensor:
     """Return the sum of ``x`` over the workers, the same bits on each."""
@@ -171,7 +186,7 @@ def _(x: Tensor) -> Tensor:
 torch.library.register_autograd("bench::summed", lambda context, grad: _summed(grad.contiguous()))
 
 
-# --- gradients ---------------------------------------------------------------------------------------------------------
+# --- gradients ----------------------------------------------------------------------------------------------
 
 
 class _Averaged(nn.Module):
@@ -189,10 +204,11 @@ class _Averaged(nn.Module):
 def averaged(forward: Callable[..., Any], modules: Iterable[nn.Module], team: Team) -> Callable[..., Any]:
     """Return ``forward`` such that the gradients of the modules' parameters are averaged over the workers.
 
-    The mean over the workers' equal shares is the mean over the batch, so what a worker minimises is the mean over its
-    share. A parameter without a gradient on any worker (a branch at factor 0) keeps none: with
-    ``find_unused_parameters`` that is so, and the layout of the buckets, on which the order of summation depends, is
-    then the same from the first step on, so that a resumed trial adds in the order of one never stopped.
+    The mean over the workers' equal shares is the mean over the batch, so what a worker minimises is the mean
+    over its share. A parameter without a gradient on any worker (a branch at factor 0) keeps none: with
+    ``find_unused_parameters`` that is so, and the layout of the buckets, on which the order of summation
+    depends, is then the same from the first step on, so that a resumed trial adds in the order of one never
+    stopped.
     """
     if team.size == 1:
         return forward
@@ -209,22 +225,23 @@ def averaged(forward: Callable[..., Any], modules: Iterable[nn.Module], team: Te
 
 
 def keeping_gradients(forward: Callable[..., Any]) -> contextlib.AbstractContextManager[Any]:
-    """Return a context in which a backward pass adds to the gradients and leaves averaging them to the next one."""
+    """Return a context in which a backward pass adds to gradients; the next pass outside averages them."""
     return forward.no_sync() if isinstance(forward, DistributedDataParallel) else contextlib.nullcontext()
 
 
-# --- batch norm --------------------------------------------------------------------------------------------------------
+# --- batch norm ---------------------------------------------------------------------------------------------
 
 
 class SharedBatchNorm(_BatchNorm):
-    """Batch norm of (B, C, ...) whose statistics are over the global batch, or over groups of ``group`` images.
+    """Batch norm of (B, C, ...) with statistics over the global batch, or over groups of ``group`` images.
 
-    Without ``group`` a worker's mean and (population) variance are gathered, two numbers a channel, and combined:
-    ``M = mean_r m_r``, ``V = mean_r (v_r + (m_r - M)^2)``; the gradient goes back the same way, through one sum over
-    the workers. With ``group`` every ``group`` images in the order of the batch are normalised by their own statistics
-    and nothing crosses the workers; the running statistics take the mean over the groups (over the workers: see
-    ``settle_statistics``). Variances in the running statistics are unbiased, as in ``nn.BatchNorm2d``. Given a
-    ``factor`` it is that times batch norm, as in ``bench.layers.low_precision.FactorBatchNorm``. On any device and backend.
+    Without ``group`` a worker's mean and (population) variance are gathered, two numbers a channel, and
+    combined: ``M = mean_r m_r``, ``V = mean_r (v_r + (m_r - M)^2)``; the gradient goes back the same way,
+    through one sum over the workers. With ``group`` every ``group`` images in the order of the batch are
+    normalised by their own statistics and nothing crosses the workers; the running statistics take the mean
+    over the groups (over the workers: see ``settle_statistics``). Variances in the running statistics are
+    unbiased, as in ``nn.BatchNorm2d``. Given a ``factor`` it is that times batch norm, as in
+    ``bench.layers.branch.FactorBatchNorm``. On any device and backend.
     """
 
     def __init__(self, like: _BatchNorm, team: Team, group: int | None) -> None:
@@ -286,11 +303,11 @@ class SharedBatchNorm(_BatchNorm):
 def batch_norm_for(network: nn.Module, config: TrialConfig, team: Team) -> None:
     """Give ``network`` the batch norm that the recipe means, in place; names of parameters and buffers stay.
 
-    The group over which statistics are taken is ``batch_norm_group`` images, or else the whole (micro-)batch over all
-    workers. One worker and no group keep PyTorch's own layers, or get ``AccurateBatchNorm`` where the recipe asks.
-    With ``micro_batches`` = M the running statistics are updated M times a step, each time with momentum
-    1 - (1 - m)^(1/M), so that they forget as fast as without.
-    That the workers' shares and the groups come out even is for ``bench.launch.data_parallel.check_workers`` to see.
+    The group over which statistics are taken is ``batch_norm_group`` images, or else the whole (micro-)batch
+    over all workers. One worker and no group keep PyTorch's own layers, or get ``AccurateBatchNorm`` where the
+    recipe asks for it. With ``micro_batches`` = M the running statistics are updated M times a step, each time
+    with momentum 1 - (1 - m)^(1/M), so that they forget as fast as without. The check that the workers' shares
+    and the groups come out even is ``bench.launch.data_parallel.check_workers``.
     """
     parts, group = config.micro_batches, config.batch_norm_group
     if group == config.batch_size // parts and team.size > 1:
@@ -323,7 +340,7 @@ def settle_statistics(networks: Iterable[nn.Module], team: Team) -> None:
 
 
 def check_same_data(team: Team, data: Any, checksum: str | None, config: Mapping[str, Any]) -> None:
-    """Raise ``InputError`` unless all workers have the same images, in the same number, and the same configuration."""
+    """Raise ``InputError`` unless all workers have the same images, as many, and the same configuration."""
     team.check_same(
         data=checksum,
         number_of_training_images=data.train_count,

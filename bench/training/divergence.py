@@ -1,7 +1,10 @@
-"""What makes a trial diverge, found at the end of an epoch: numbers that are not finite, and a loss that no data gives.
+"""What makes a trial diverge, found at the end of an epoch.
 
-The loss alone does not show it: sign and ternary quantizers map NaN and infinity to finite levels, so a network whose
-weights are lost may still have a finite loss. All state that training moves is therefore looked at, in one fused pass.
+Numbers that are not finite, and a loss that no data gives.
+
+The loss alone does not show it: sign and ternary quantizers map NaN and infinity to finite levels, so a
+network whose weights are lost may still have a finite loss. All state that training moves is therefore looked
+at, in one fused pass.
 """
 
 from __future__ import annotations
@@ -13,16 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-# -log of the smallest positive float32 (2^-149): from this cross entropy on the right class has probability 0 in float32
+# -log of the smallest positive float32 (2^-149): beyond it the right class has probability 0 in float32
 LARGEST_CROSS_ENTROPY = 149.0 * math.log(2.0)
 
 
 def largest_loss(loss: str) -> float:
-    """Return the largest loss, as a mean over an epoch, with which a network still says something of its images.
+    """Return the largest mean loss of an epoch with which a network still says something of its images.
 
-    ``loss`` is the recipe's. The cross entropy is at most 149 log 2 = 103.28: beyond that the probability of the right
-    class is 0 in float32 on the average image, whatever the data (answering without looking costs log(classes)). The
-    squared hinge has that of logits of the same size, (1 + 103.28)^2.
+    ``loss`` is the recipe's. The cross entropy is at most 149 log 2 = 103.28: beyond that the probability of
+    the right class is 0 in float32 on the average image, whatever the data (answering without looking costs
+    log(classes)). The squared hinge has that of logits of the same size, (1 + 103.28)^2.
     """
     return LARGEST_CROSS_ENTROPY if loss == "cross_entropy" else (1.0 + LARGEST_CROSS_ENTROPY) ** 2
 
@@ -48,7 +51,10 @@ def named_state(
 
 @torch.no_grad()
 def not_finite(named: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Return the names of the tensors that hold NaN or infinity; the device is read once where there are none."""
+    """Return the names of the tensors that hold NaN or infinity.
+
+    The device is read once where there are none.
+    """
     numbers = [(name, tensor) for name, tensor in named if tensor.is_floating_point() and tensor.numel()]
     if not numbers or torch.isfinite(get_total_norm([tensor for _, tensor in numbers], math.inf)):
         return []

@@ -14,7 +14,10 @@ EVALUATION_BATCH = 256  # fixed: the batch size of an evaluation is part of what
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Counts over a whole set; ``predicted[c]`` and ``labelled[c]`` count the images predicted as, labelled c."""
+    """Counts over a whole set.
+
+    ``predicted[c]`` and ``labelled[c]`` count the images predicted as, labelled c.
+    """
 
     correct: int
     top5: int
@@ -36,8 +39,9 @@ class Accuracy:
     def at_chance(self) -> bool:
         """Whether the network answers without regard to the image.
 
-        Its accuracy is not more than 3 standard errors above the share of the commonest class, or over 90 % of its
-        predictions are one class (always answering 1 scores 21.6 % on a digit set where 21.6 % are ones).
+        Its accuracy is not more than 3 standard errors above the share of the commonest class, or over 90 %
+        of its predictions are one class (always answering 1 scores 21.6 % on a digit set where 21.6 % are
+        ones).
         """
         share = max(self.labelled) / self.seen
         error = (share * (1.0 - share) / self.seen) ** 0.5
@@ -46,9 +50,12 @@ class Accuracy:
 
 @torch.no_grad()
 def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> Accuracy:
-    """Evaluate ``network`` as it stands (its clock says which form) in evaluation mode, in fp32; the mode is restored.
+    """Evaluate ``network`` as it stands (its clock says which form) in evaluation mode, in fp32.
 
-    ``batches`` yields images (B, 3, S, S) float32 and labels (B,) int64; counts are read from the device once.
+    The mode is restored.
+
+    ``batches`` yields images (B, 3, S, S) float32 and labels (B,) int64; counts are read from the device
+    once.
     """
     training = network.training
     network.eval()

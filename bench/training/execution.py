@@ -21,7 +21,8 @@ from bench.errors import InputError
 from bench.experiments.config import TrialConfig
 from bench.folders import cache_folder
 
-# Compiling a step costs about a minute on a slow core; it is worth that where the steps it shortens take much longer.
+# Compiling a step costs about a minute on a slow core; it is worth that where the steps it shortens take much
+# longer.
 COMPILED_STEPS = {"cpu": 50_000, "cuda": 2_000}
 NO_COMPILER = "no C++ compiler is found ($CXX, g++, c++, clang++), so nothing is compiled"
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_tile", "asimd", "bf16", "sve")
@@ -59,9 +60,9 @@ def decide(
 ) -> dict[str, Any]:
     """Return the ``execution`` of a record: device, mode, threads and determinism flags. JSON values only.
 
-    ``mode``: "eager"; "compiled", where there are steps enough to pay for compiling; "captured", the compiled step in
-    CUDA graphs. Where what a mode needs is missing it is "eager", and ``fallback`` says why. ``pack`` says how trials
-    share the device (``bench.launch.gpu_sharing.layout``); 1: they do not.
+    ``mode``: "eager"; "compiled", where there are steps enough to pay for compiling; "captured", the compiled
+    step in CUDA graphs. Where what a mode needs is missing it is "eager", and ``fallback`` says why. ``pack``
+    says how trials share the device (``bench.launch.gpu_sharing.layout``); 1: they do not.
     """
     kind = device.partition(":")[0]
     mode = _wanted_mode(config, total_steps, kind, workers)
@@ -86,8 +87,8 @@ def _wanted_mode(config: TrialConfig, total_steps: int, kind: str, workers: int)
         return "eager"
     if total_steps < COMPILED_STEPS.get(kind, COMPILED_STEPS["cuda"]):
         return "eager"
-    # a graph keeps Adam's epsilon as it was when recorded, TensorFlow's changes at each step; and the averaging of
-    # gradients over workers talks to the host
+    # a graph keeps Adam's epsilon as it was when recorded, TensorFlow's changes at each step; and the
+    # averaging of gradients over workers talks to the host
     changing_epsilon = config.optimizer == "adam" and config.epsilon_mode != "pytorch"
     return "captured" if kind == "cuda" and workers == 1 and not changing_epsilon else "compiled"
 
@@ -98,15 +99,18 @@ def fell_back(execution: Mapping[str, Any], reason: str) -> dict[str, Any]:
 
 
 def slow_precision(config: TrialConfig, execution: Mapping[str, Any], device: str) -> bool:
-    """Return whether the device must emulate the trial's precision: bf16 on a CPU without instructions for it."""
+    """Return whether the device must emulate the trial's precision.
+
+    Bf16 on a CPU without instructions for it.
+    """
     return config.precision == "bf16" and execution["kind"] == "cpu" and not has_native_bf16(device)
 
 
 def differences(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """Return what of a recorded execution cannot be had here, a phrase each.
 
-    The mode is taken from the record, so it is named only where it cannot be had.
-    How many trials share the device is left out: a trial is a process of its own, its numbers do not depend on that.
+    The mode is taken from the record, so it is named only where it cannot be had. How many trials share the
+    device is left out: a trial is a process of its own, its numbers do not depend on that.
     """
     lost = recorded.get("mode", "eager") != "eager" and "fallback" in here
     found = [f"mode: {recorded['mode']!r} then, but {here['fallback']} here"] if lost else []
@@ -122,16 +126,17 @@ def resume_execution(
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the execution to use and what differs from the record (empty where nothing does).
 
-    Raises ``InputError`` where something differs and ``accept_other`` is False: the weights would not be those of an
-    undisturbed run.
+    Raises ``InputError`` where something differs and ``accept_other`` is False: the weights would not be
+    those of an undisturbed run.
     """
     if recorded is None:
         return here, []
     changed = differences(recorded, here)
     if changed and not accept_other:
         raise InputError(
-            f"{where}: this trial was begun under another execution ({'; '.join(changed)}), so its end would not be that of "
-            "an undisturbed run. Give --fresh to begin it anew, or --accept-other-hardware to go on and mark the record."
+            f"{where}: this trial was begun under another execution ({'; '.join(changed)}), so its end would "
+            "not be that of an undisturbed run. Give --fresh to begin it anew, or --accept-other-hardware to go on "
+            "and mark the record."
         )
     if "fallback" in here and recorded.get("mode") != "eager":  # accepted: what was recorded cannot be had
         return here, changed
@@ -140,7 +145,10 @@ def resume_execution(
 
 
 def apply(execution: Mapping[str, Any]) -> None:
-    """Set this process up accordingly: threads, deterministic algorithms, no TF32, no timing-based choices."""
+    """Set this process up accordingly.
+
+    Threads, deterministic algorithms, no TF32, no timing-based choices.
+    """
     torch.set_num_threads(execution["threads"])
     keep_freed_memory()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -149,13 +157,14 @@ def apply(execution: Mapping[str, Any]) -> None:
     torch.backends.cudnn.deterministic = execution["deterministic"]
     torch.backends.cuda.matmul.allow_tf32 = execution["tf32"]
     torch.backends.cudnn.allow_tf32 = execution["tf32"]
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # we never read what we did not write
+    # nothing reads memory that was not written
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if execution["mode"] != "eager":
         _set_up_compiler()
 
 
 def _set_up_compiler() -> None:
-    """Have compiled code chosen without timing, and kept among the user's caches, where every trial finds it again."""
+    """Have compiled code chosen without timing, and kept among the user's caches for every other trial."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     import torch._dynamo.config as dynamo  # slow to import, and not needed by eager trials
     import torch._inductor.config as inductor
@@ -168,8 +177,9 @@ def _set_up_compiler() -> None:
 def keep_freed_memory() -> None:
     """Let the C library keep what a step frees, for the next step, instead of giving it back to the system.
 
-    A step of a small network allocates the same tens of megabytes again and again; by default glibc returns them each
-    time and the kernel clears the pages anew (2,200 page faults a step of the SVHN network at 0.25x, 10 % of its time).
+    A step of a small network allocates the same tens of megabytes again and again; by default glibc returns
+    them each time and the kernel clears the pages anew (2,200 page faults a step of the SVHN network at
+    0.25x, 10 % of its time).
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library: nothing to set
         libc = ctypes.CDLL("libc.so.6")
@@ -189,7 +199,10 @@ def reset_peak_memory(device: str) -> None:
 
 
 def peak_memory(device: str) -> int:
-    """Return the peak memory in bytes since ``reset_peak_memory``: the device's, or this process's on the CPU."""
+    """Return the peak memory in bytes since ``reset_peak_memory``.
+
+    The device's, or this process's on the CPU.
+    """
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
     try:

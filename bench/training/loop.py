@@ -1,8 +1,9 @@
 """The training loop and the state it moves.
 
-Everything a step does is a function of the global step and of ``Run``'s state, so a checkpoint between any two steps is
-enough to go on exactly. No value is read back from the device inside an epoch. Several workers run the same loop, each
-on its share of every batch (``bench.training.distributed``); what the first decides, all do.
+Everything a step does is a function of the global step and of ``Run``'s state, so a checkpoint between any
+two steps is enough to go on exactly. No value is read back from the device inside an epoch. Several workers
+run the same loop, each on its share of every batch (``bench.training.distributed``); what the first decides,
+all do.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ def train(
     save: Callable[[Run], None],
     record: Callable[[dict[str, Any]], None],
 ) -> str:
-    """Train ``run`` from where it stands; return "done", "diverged", or "stopped" (at a checkpoint, to be resumed)."""
+    """Train ``run`` from where it stands.
+
+    Return "done", "diverged", or "stopped" (at a checkpoint, to be resumed).
+    """
     last_save, save_cost = time.monotonic(), 0.0
     while run.step < run.total_steps:
         run.train_step()
@@ -126,7 +130,7 @@ class Run:
         for module in networks:
             module.train()
 
-    # -- one step ------------------------------------------------------------------------------------------------
+    # -- one step --------------------------------------------------------------------------------------------
 
     def _forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return (what is minimised, hits of the batch)."""
@@ -161,7 +165,10 @@ class Run:
         self.step += 1
 
     def update(self, *inputs: Tensor) -> None:
-        """Do the clock's step on the batch of ``inputs`` (``Batches.inputs``): all of it that runs on the device."""
+        """Do the clock's step on the batch of ``inputs`` (``Batches.inputs``).
+
+        All of it that runs on the device.
+        """
         images, labels = self.prepare(*inputs, self.clock.step)
         self.optimizer.zero_grad(set_to_none=True)
         self.backward(images, labels)
@@ -174,13 +181,13 @@ class Run:
         return Written([self.network, *self.trained.values()], self.optimizer, [self.loss_sum, self.correct])
 
     def record(self) -> None:
-        """Record the trial's first step and, before it, one of its last stage, to find out that both can be recorded.
+        """Record the trial's first step and, before it, a step of its last stage, to see whether both can be.
 
         Nothing is changed by it. Raises ``RuntimeError`` where the device cannot.
         """
         assert self.recording is not None and self.step == 0
         for step in (self.total_steps - 1, 0):
-            self.optimizer.state.clear()  # the last stage has no moments of a branch, the first needs them all
+            self.optimizer.state.clear()  # the last stage makes no moments of a branch
             self.clock.set(step, self.strategy.factor(step))
             self.recording.record(self.data.inputs(step), self.clock.active)
 
@@ -200,7 +207,9 @@ class Run:
         return seconds
 
     def backward(self, images: Tensor, labels: Tensor) -> None:
-        """Add the gradients of this worker's batch, part by part (``micro_batches``), and its sums to the epoch's."""
+        """Add the gradients of this worker's batch, one micro-batch after the other, and its sums to the
+        epoch's.
+        """
         count = len(self.samples)
         parts = zip(self.samples, images.chunk(count), labels.chunk(count), strict=True)
         for number, (self.clock.samples, x, y) in enumerate(parts, start=1):
@@ -212,7 +221,7 @@ class Run:
             self.loss_sum += loss.detach()
             self.correct += hits
 
-    # -- the end of an epoch -------------------------------------------------------------------------------------
+    # -- the end of an epoch ---------------------------------------------------------------------------------
 
     def end_epoch(self) -> dict[str, Any]:
         """Evaluate, return the epoch's line of ``epochs.jsonl``, and begin the next epoch's sums."""
@@ -255,7 +264,7 @@ class Run:
         return line
 
     def _observe(self, line: dict[str, Any], factor: float) -> None:
-        """Fill in ``branch_ratio`` of ``line`` from one batch of the images that the trial is evaluated on."""
+        """Fill in ``branch_ratio`` of ``line`` from one batch of the images that are evaluated."""
         if not self.team.first:  # the first worker's first batch is the first batch of the set
             return
         data = self.data
@@ -270,9 +279,9 @@ class Run:
     def _measure(self, line: dict[str, Any], factor: float) -> None:
         """Fill in the accuracies of ``line``, in percent.
 
-        ``test_acc`` and ``val_acc`` are the deployed network's (the factor at 0, fp32) on the test images and on the
-        held-out training images; ``test_acc_expanded`` is the network's that is trained, while the factor is above 0.
-        No test image is read with ``evaluate_test = false``.
+        ``test_acc`` and ``val_acc`` are the deployed network's (the factor at 0, fp32) on the test images and
+        on the held-out training images; ``test_acc_expanded`` is the network's that is trained, while the
+        factor is above 0. No test image is read with ``evaluate_test = false``.
         """
         data, classes = self.data, self.data.num_classes
         self.lost_logits = 0
@@ -293,7 +302,8 @@ class Run:
             if not self.config.evaluate_test:
                 self.accuracy = held_out
         if self.lost_logits:
-            self.problem = f"the logits of {self.lost_logits} images evaluated after epoch {line['epoch']} were not finite"
+            lost = f"the logits of {self.lost_logits} images"
+            self.problem = f"{lost} evaluated after epoch {line['epoch']} were not finite"
             line |= {key: None for key in line if key.startswith(("test_", "val_"))}
 
     def _named_state(self) -> Iterator[tuple[str, Tensor]]:
@@ -301,7 +311,10 @@ class Run:
         return named_state({"": self.network, **self.trained, **frozen}, self.optimizer)
 
     def _divergence(self, loss: float, epoch: int) -> str | None:
-        """Return why the trial has diverged, given the mean training ``loss`` of ``epoch``; None where it has not."""
+        """Return why the trial has diverged, given the mean training ``loss`` of ``epoch``.
+
+        None where it has not.
+        """
         lost = not_finite((name, value) for name, value in self._named_state() if name not in self.infinite)
         largest = self.strategy.largest_loss(largest_loss(self.config.loss))
         reason = None
@@ -317,7 +330,10 @@ class Run:
         return (reason or "the first worker's numbers are not finite") if diverged else None
 
     def _evaluate(self, network: Network, batches: Callable[[int], Iterator[Any]], count: int) -> Accuracy:
-        """Evaluate ``network`` on a set of ``count`` images; each worker has every ``size``-th batch of it."""
+        """Evaluate ``network`` on a set of ``count`` images.
+
+        Each worker has every ``size``-th batch of it.
+        """
         classes = self.data.num_classes
         if self.team.rank * EVALUATION_BATCH >= count > 0:  # fewer batches than workers
             found = Accuracy(0, 0, 0, (0,) * classes, (0,) * classes)
@@ -328,7 +344,10 @@ class Run:
         return found
 
     def _deployed(self) -> Network:
-        """Return the network to evaluate as deployed: itself, or a copy with re-estimated batch norm (``eval_bn``)."""
+        """Return the network to evaluate as deployed.
+
+        Itself, or a copy with re-estimated batch norm (``eval_bn``).
+        """
         if not self.config.eval_bn:
             return self.network
         network = copy.deepcopy(self.network)
@@ -344,7 +363,10 @@ class Run:
         return {name: layer.weight.detach() >= 0 for name, layer in self.network.low_precision_layers()}
 
     def _sign_flip_rate(self) -> float | None:
-        """Return the share of low-precision weights whose sign changed since the epoch began; None for none."""
+        """Return the share of low-precision weights whose sign changed since the epoch began.
+
+        None for none.
+        """
         now = self._signs()
         count = sum(signs.numel() for signs in now.values())
         flips = sum((signs != self.signs[name]).sum() for name, signs in now.items())
@@ -357,10 +379,13 @@ class Run:
         self.wall_seconds += now - self._mark
         self._mark = now
 
-    # -- cost ----------------------------------------------------------------------------------------------------
+    # -- cost ------------------------------------------------------------------------------------------------
 
     def step_flops(self, branch_on: bool) -> float:
-        """Return the floating-point operations of one step: forward, backward, and frozen teachers' forward."""
+        """Return the floating-point operations of one step.
+
+        Forward, backward, and frozen teachers' forward.
+        """
         cost = costs(self.network)
         per_image = float(cost.train_flops_per_image if branch_on else cost.train_flops_per_image_plain)
         per_image += sum(costs(network).train_flops_per_image for network in self.trained.values())
@@ -371,11 +396,14 @@ class Run:
         return self.config.batch_size * per_image
 
     def train_flops(self, steps: int) -> float:
-        """Return those of the first ``steps`` steps; a teacher that is a trial of its own counts its training there."""
+        """Return those of the first ``steps`` steps.
+
+        A teacher that is a trial of its own counts its training there.
+        """
         on = sum(1 for step in range(steps) if self.strategy.factor(step) > 0.0)
         return on * self.step_flops(True) + (steps - on) * self.step_flops(False)
 
-    # -- state ---------------------------------------------------------------------------------------------------
+    # -- state -----------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps; the sums of several workers stand one below the other."""

@@ -20,7 +20,7 @@ def squared_hinge(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def make_loss(config: TrialConfig) -> Loss:
-    """Return the recipe's loss of (logits, labels), computed in float32 whatever the precision of the step."""
+    """Return the recipe's loss of (logits, labels), in float32 whatever the precision of the step."""
     if config.loss == "squared_hinge":
         return lambda logits, labels: squared_hinge(logits.float(), labels)
     smoothing = config.label_smoothing

@@ -1,4 +1,7 @@
-"""Activation checkpointing (1604.06174): keep what enters a part of the network, compute the rest again when needed."""
+"""Activation checkpointing (1604.06174).
+
+Keep what enters a part of the network, compute the rest again when needed.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,10 @@ from bench.layers.low_precision import low_precision_modules
 def recompute_activations(network: nn.Module) -> None:
     """Make ``network`` keep only the inputs of its parts for the backward pass, in place.
 
-    A part is an element of a ``ModuleList`` (the blocks of a residual network), elsewhere a low-precision layer with
-    its branch. What is computed again is the same bit for bit: draws are functions of step and sample, and batch norm
-    normalises by the same statistics without adding them to the running ones a second time.
+    A part is an element of a ``ModuleList`` (the blocks of a residual network), elsewhere a low-precision
+    layer with its branch. What is computed again is the same bit for bit: draws are functions of step and
+    sample, and batch norm normalises by the same statistics without adding them to the running ones a second
+    time.
     """
     parts: list[nn.Module] = []
     inside: set[nn.Module] = set()

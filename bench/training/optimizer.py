@@ -13,8 +13,8 @@ from bench.experiments.config import TrialConfig
 def decayed_parameters(modules: Iterable[nn.Module], where: str) -> set[int]:
     """Return the ids of the parameters that weight decay applies to.
 
-    ``where`` is the recipe's ``weight_decay_on``: "all" parameters; "kernels" of convolutions and linear layers;
-    "linear": kernels of linear layers; "classifier": the kernel of each network's last linear layer.
+    ``where`` is the recipe's ``weight_decay_on``: "all" parameters; "kernels" of convolutions and linear
+    layers; "linear": kernels of linear layers; "classifier": the kernel of each network's last linear layer.
     """
     chosen: list[nn.Parameter] = []
     for module in modules:
@@ -45,9 +45,10 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return the recipe's optimizer over every trainable parameter of ``modules``, fused into one kernel.
 
-    Weight decay is coupled (added to the gradient), as the recipes mean it. A parameter without a gradient (a branch at
-    factor 0) is skipped, together with its decay and its moments. ``captured_on``: the learning rate is a tensor on
-    that device, which a recorded step reads: float32 on a GPU, whose kernel wants that, float64 on the CPU.
+    Weight decay is coupled (added to the gradient), as the recipes mean it. A parameter without a gradient (a
+    branch at factor 0) is skipped, together with its decay and its moments. ``captured_on``: the learning
+    rate is a tensor on that device, which a recorded step reads: float32 on a GPU, whose kernel wants that,
+    float64 on the CPU.
     """
     decayed = decayed_parameters(modules, config.weight_decay_on)
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
@@ -75,7 +76,8 @@ def adam_epsilon(config: TrialConfig, step: int) -> float:
     """Return PyTorch's epsilon that equals the recipe's at global ``step`` (from 0).
 
     TensorFlow adds epsilon before the bias correction of the second moment: its step is that of PyTorch with
-    ``epsilon / sqrt(1 - beta2^(step + 1))``, 31.6 times larger at the first step and 1.03 times at step 2,800.
+    ``epsilon / sqrt(1 - beta2^(step + 1))``, 31.6 times larger at the first step and 1.03 times at step
+    2,800.
     """
     if config.epsilon_mode == "pytorch":
         return config.epsilon

@@ -17,7 +17,10 @@ _PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "ray", "pydantic")
 
 @functools.cache
 def code_revision() -> tuple[str | None, bool | None]:
-    """Return (git commit, whether the package's files differ from it); ``$BENCH_COMMIT`` where there is no git."""
+    """Return (git commit, whether the package's files differ from it).
+
+    ``$BENCH_COMMIT`` where there is no git.
+    """
     folder = Path(bench.__file__).resolve().parent
     git = ["git", "-C", str(folder)]
     try:

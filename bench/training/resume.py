@@ -15,7 +15,9 @@ from bench.training.loop import Run
 
 
 def resume(run: Run, state: dict[str, Any], path: Path) -> None:
-    """Put ``run`` where its checkpoint stands; raises ``InputError`` naming ``path`` where it is not this trial's.
+    """Put ``run`` where its checkpoint stands.
+
+    Raises ``InputError`` naming ``path`` where it is not this trial's.
 
     Nothing in the file is believed but the values of tensors, the step and the clocks: names, shapes and the
     optimizer's settings are those of the configuration.
@@ -38,14 +40,18 @@ def resume(run: Run, state: dict[str, Any], path: Path) -> None:
             problem = f"{clock}: {state[clock]}"
     if problem is not None:
         raise InputError(
-            f"{path}: not a checkpoint of this trial ({clean(problem, 300)}). Take it away, or begin anew with --fresh."
+            f"{path}: not a checkpoint of this trial ({clean(problem, 300)}). Take it away, or begin anew "
+            "with --fresh."
         )
     settings = run.optimizer.state_dict()["param_groups"]
     run.restore({**state, "optimizer": {"state": state["optimizer"]["state"], "param_groups": settings}})
 
 
 def _odd_sums(run: Run, state: dict[str, Any]) -> str | None:
-    """Return what is wrong with the epoch's sums: one number each, or one of each worker of the trial's former team."""
+    """Return what is wrong with the epoch's sums.
+
+    One number each, or one of each worker of the trial's former team.
+    """
     for name, dtype in (("loss_sum", run.loss_sum.dtype), ("correct", run.correct.dtype)):
         found = state.get(name)
         if (
@@ -59,7 +65,10 @@ def _odd_sums(run: Run, state: dict[str, Any]) -> str | None:
 
 
 def _odd_optimizer(run: Run, found: Any) -> str | None:
-    """Return what keeps ``found`` from being a state of the run's optimizer: other parameters, names or shapes."""
+    """Return what keeps ``found`` from being a state of the run's optimizer.
+
+    Other parameters, names or shapes.
+    """
     if not isinstance(found, dict) or not isinstance(found.get("state"), dict):
         return "optimizer: no table of states"
     parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
@@ -68,7 +77,8 @@ def _odd_optimizer(run: Run, found: Any) -> str | None:
         if not isinstance(key, int) or not 0 <= key < len(parameters) or not isinstance(values, dict):
             return f"optimizer.state: {str(key)[:40]}: there is no such parameter"
         if values.keys() != names:
-            return f"optimizer.state.{key}: holds {', '.join(map(str, values))[:80]}, not {', '.join(sorted(names))}"
+            held = ", ".join(map(str, values))[:80]
+            return f"optimizer.state.{key}: holds {held}, not {', '.join(sorted(names))}"
         for name, value in values.items():
             shape = torch.Size() if name == "step" else parameters[key].shape
             if value is None and name == "momentum_buffer":

@@ -42,7 +42,9 @@ def make_network(
     team: Team = SOLO,
     check_original: bool = False,
 ) -> Network:
-    """Return an initialised network on the clock's device, as the recipe trains it; ``strategy`` may expand it.
+    """Return an initialised network on the clock's device, as the recipe trains it.
+
+    ``strategy`` may expand it.
 
     ``check_original``: a network that is not the suite's own is first checked against its original.
     """
@@ -100,7 +102,10 @@ def make_run(
 
 
 def untrained_weights(config: TrialConfig, num_classes: int, clock: Clock) -> dict[str, dict[str, Any]]:
-    """Return initial weights for the roles of ``config``, to measure with: a step costs the same with trained ones."""
+    """Return initial weights for the roles of ``config``, to measure with.
+
+    A step costs the same with trained ones.
+    """
     needed = {
         role: TrialConfig.model_validate(config.strategy[role]) for role in needed_roles(config.strategy)
     }

@@ -1,4 +1,7 @@
-"""The weights that a trial begins with (``bench.experiments.start``): read, checked name by name, put into the network."""
+"""The weights that a trial begins with (``bench.experiments.start``).
+
+Read, checked name by name, put into the network.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,8 @@ class Start:
     def put_into(self, network: Network) -> None:
         """Copy the weights into ``network``, in place; branches and learned scales keep their own start.
 
-        Raises ``InputError`` with every missing name, unknown name, other shape and lost number in one message.
+        Raises ``InputError`` with every missing name, unknown name, other shape and lost number in one
+        message.
         """
         given, expected = renamed(network, dict(self.state)), network.state_dict()
         own = _own_names(network)
@@ -55,7 +59,10 @@ class Start:
 
 
 def _own_names(network: nn.Module) -> tuple[str, ...]:
-    """Return how the names of what this suite adds to a layer begin: branches, extra weights, learned scales."""
+    """Return how the names of what this suite adds to a layer begin.
+
+    Branches, extra weights, learned scales.
+    """
     parts = ("branch.", "weight_extra", "quantizer.", "quantizer_extra.", "fixed_statistics")
     layers = [name for name, m in network.named_modules() if isinstance(m, LowPrecisionLayer | Classifier)]
     return tuple(f"{name}.{part}" for name in layers for part in parts)
@@ -71,15 +78,16 @@ def beginning(config: TrialConfig) -> str:
     if config.start is not None:
         return f"Training begins with the weights of {':'.join(field.kind_and_name(config.start))}."
     return (
-        f"Every weight is drawn anew (initialization = {config.initialization}), also where the network came with "
-        "trained ones; `start` begins with given weights."
+        f"Every weight is drawn anew (initialization = {config.initialization}), also where the network came "
+        "with trained ones; `start` begins with given weights."
     )
 
 
 def read(start: Mapping[str, str], data_dir: Path) -> Start:
     """Return the weights of a ``start`` that is no trial; nothing but tensors is read from the file.
 
-    Raises ``InputError`` where the file is absent, another one than when the experiment was expanded, or no weights.
+    Raises ``InputError`` where the file is absent, another one than when the experiment was expanded, or no
+    weights.
     """
     field.sealed(start, data_dir)
     kind, name = field.kind_and_name(start)

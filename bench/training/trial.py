@@ -15,7 +15,7 @@ from bench import datasets
 from bench.errors import InputError
 from bench.experiments.catalog import checksum
 from bench.experiments.config import SCHEMA, TrialConfig
-from bench.experiments.start import ROLE
+from bench.experiments.start import ROLE, needed_trial
 from bench.layers.low_precision import strip
 from bench.networks import costs
 from bench.randomness import Clock
@@ -30,6 +30,12 @@ from bench.training.resume import resume
 from bench.training.start import Start, beginning
 from bench.training.start import read as read_start
 
+_UNFIT = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+)  # what loading another network's weights raises
 CLOCKS = {"seconds", "images_per_second"}  # of an epoch's line: left out when records are compared
 log = logging.getLogger("bench.trial")
 
@@ -50,15 +56,27 @@ def run_trial(
 ) -> str:
     """Train one trial, from its beginning or its last checkpoint, and write its record into ``store``.
 
-    ``needs`` maps the roles "teacher" and "start" to the ids of finished trials in ``store``. ``device`` is "cpu" or
-    "cuda:N". ``stop`` is asked after each step; ``on_epoch`` is given each epoch's line, and before
-    them, as ``{"note": text}``, what a person should know of how the trial is trained. The caller holds the trial's
-    lock. ``pack`` says how trials share the device, for the record.
-    Returns "done", "diverged" or "stopped" (resumable); whatever else goes wrong is raised.
+    The caller holds the trial's lock. Each worker of a ``team`` calls this function with a device of its own;
+    ``store``, ``stop`` and ``on_epoch`` of the first worker alone are used.
 
-    Each worker of a ``team`` calls this with a device of its own; only the first one's ``store``, ``stop`` and
-    ``on_epoch`` are used.
+    Args:
+        config: what is trained, and how.
+        trial_id: the trial's identity.
+        needs: roles ("teacher", "start", "initial") and the ids of finished trials in ``store``.
+        store: the results.
+        data_dir: the data folder.
+        device: "cpu" or "cuda:N".
+        stop: asked after each step whether to stop at a checkpoint.
+        on_epoch: given each epoch's line, and before the first one ``{"note": text}`` with what a person
+            should know of how the trial is trained.
+        accept_other_hardware: go on where the execution differs from the record's, and mark the record.
+        team: the workers that share the trial.
+        pack: how trials share the device, for the record.
+
+    Returns:
+        "done", "diverged" or "stopped" (to be resumed); whatever else goes wrong is raised.
     """
+    needs = {**needs, **needed_trial(config.start)}
     recorded = team.from_first(lambda: store.read_trial(trial_id))
     begun_with = _recorded_data(recorded, store.folder(trial_id) / "trial.json")
     arrays = team.agree(lambda: datasets.load(config.dataset, data_dir, begun_with))
@@ -70,16 +88,9 @@ def run_trial(
     source = provenance(checksum(config.dataset, data_dir))
     check_same_data(team, run.data, source["data"], config.dump())
     if team.first and (recorded is None or (state is None and changed)):
-        recorded = {
-            "schema": SCHEMA,
-            "id": trial_id,
-            "config": config.dump(),
-            "execution": how,
-            "provenance": source,
-        }
-        if needs:
-            recorded["needs"] = dict(needs)
-        store.write_trial(trial_id, recorded)
+        about = {"config": config.dump(), "execution": how, "provenance": source}
+        needed = {"needs": dict(needs)} if needs else {}
+        store.write_trial(trial_id, {"schema": SCHEMA, "id": trial_id, **about, **needed})
     known = team.from_first(lambda: store.epochs(trial_id))
     if state is not None and _ahead(state, len(known) * run.steps_per_epoch + run.steps_per_epoch):
         log.warning("lines of epochs before the checkpoint are gone; the trial begins anew")
@@ -87,17 +98,7 @@ def run_trial(
     if state is not None:
         resume(run, state, store.checkpoint(trial_id))
     if team.first and (state is not None or known):
-        store.append_resume(
-            trial_id,
-            {
-                "step": run.step,
-                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "host": socket.gethostname(),
-                "other_hardware": changed,
-                "pack": how["pack"],  # not a part of other hardware: no number depends on it
-                "provenance": source,
-            },
-        )
+        store.append_resume(trial_id, _resumed(run, how, changed, source))
         log.info("resumed at step %d of %d", run.step, run.total_steps)
     for note in list(_notes(run, how, device)):  # by all workers: they measure together
         log.warning("%s", note)
@@ -118,13 +119,33 @@ def run_trial(
     return outcome
 
 
+def _resumed(
+    run: Run, how: Mapping[str, Any], changed: list[str], source: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the line of ``resumes.jsonl`` for a trial that goes on where ``run`` stands."""
+    return {
+        "step": run.step,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "host": socket.gethostname(),
+        "other_hardware": changed,
+        "pack": how["pack"],  # not a part of other hardware: no number depends on it
+        "provenance": source,
+    }
+
+
 def _ahead(state: Mapping[str, Any], step: int) -> bool:
-    """Return whether a checkpoint stands at ``step`` or later: the epochs' lines before it could not be had again."""
+    """Return whether a checkpoint stands at ``step`` or later.
+
+    The epochs' lines before it could not be had again.
+    """
     return isinstance(state.get("step"), int) and state["step"] >= step
 
 
 def _recorded_data(recorded: Mapping[str, Any] | None, path: Path) -> str | None:
-    """Return the checksum of the data that a trial was begun with; raises ``InputError`` where its record has none."""
+    """Return the checksum of the data that a trial was begun with.
+
+    Raises ``InputError`` where its record has none.
+    """
     if recorded is None:
         return None
     provenance = recorded.get("provenance")
@@ -151,7 +172,10 @@ def _prepare(
     pack: int | dict[str, Any],
     data_dir: Path = Path(),
 ) -> tuple[Run, dict[str, Any], list[str]]:
-    """Build everything of a trial at its first step; return it with its execution and what differs from the record."""
+    """Build everything of a trial at its first step.
+
+    Return it with its execution and what differs from the record.
+    """
     how = execution.decide(config, 0, device)
     execution.apply(how)  # before the first tensor operation: threads do not depend on the steps
     clock = Clock(config.seed, device)
@@ -165,7 +189,6 @@ def _prepare(
     )
     execution.apply(how)  # with what its mode needs
     weights = team.from_first(lambda: _needed_weights(store, needs, device if team.size == 1 else "cpu"))
-
     start = None
     if ROLE in needs:
         start = Start(weights.pop(ROLE), str(_weights_path(store, needs[ROLE])))
@@ -180,12 +203,7 @@ def _prepare(
         run = make(how["mode"])
     except torch.OutOfMemoryError:
         raise
-    except (
-        RuntimeError,
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:  # what load_state_dict makes of others
+    except _UNFIT as error:
         if not weights:
             raise
         files = ", ".join(str(_weights_path(store, needed)) for needed in needs.values())
@@ -211,8 +229,8 @@ def _notes(run: Run, how: Mapping[str, Any], device: str) -> Iterator[str]:
         seconds = run.seconds_per_step()
         rest = duration(seconds * (run.total_steps - run.step))
         yield (
-            f"this CPU has no instructions for bf16 and emulates it: {seconds:.2g} s a step, about {rest} for the rest of "
-            'the trial. precision = "fp32" takes about a tenth of that.'
+            f"this CPU has no instructions for bf16 and emulates it: {seconds:.2g} s a step, about "
+            f'{rest} for the rest of the trial. precision = "fp32" takes about a tenth of that.'
         )
 
 
@@ -248,7 +266,10 @@ def _final_weights(store: Store, trial_id: str, role: str, device: str) -> dict[
 
 
 class _Recorder:
-    """Appends epoch lines; after a resume it compares what is trained again with the line that is already there."""
+    """Appends epoch lines.
+
+    After a resume it compares what is trained again with the line that is already there.
+    """
 
     def __init__(
         self,
@@ -301,10 +322,10 @@ def summarize(
 ) -> dict[str, Any]:
     """Return ``summary.json`` from the epochs' lines.
 
-    Final, selected and best accuracy are of the deployed network at epochs whose factor was 0 and that were evaluated.
-    A branch that is kept to the end (``keep = true``) has none of them: its ``final_test_acc_expanded`` is an upper
-    bound. With ``evaluate_test = false`` all of the test images' columns are null, and ``final_val_acc`` is what the
-    trial is judged by.
+    Final, selected and best accuracy are of the deployed network at epochs whose factor was 0 and that were
+    evaluated. A branch that is kept to the end (``keep = true``) has none of them: its
+    ``final_test_acc_expanded`` is an upper bound. With ``evaluate_test = false`` all of the test images'
+    columns are null, and ``final_val_acc`` is what the trial is judged by.
     """
     deployed = [line for line in lines if line["factor"] == 0.0 and line["test_acc"] is not None]
     last = lines[-1] if lines[-1]["factor"] == 0.0 and status == "done" else None
