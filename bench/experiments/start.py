@@ -75,7 +75,7 @@ def file_of(start: Mapping[str, str], data_dir: Path) -> Path:
     """Return the file of a canonical ``start`` that is no trial; raises ``InputError`` where it is not there."""
     kind, name = kind_and_name(start)
     if kind != "file":  # the library's own name for it, which its module knows
-        return import_module(registry.get("networks", kind).module).trained_weights(name)[1]
+        return import_module(registry.get("networks", kind).module).trained_file(name)
     path = data_dir / Path(name).expanduser()
     if not path.is_file():
         raise InputError(f"start.file: {path} is not there; a relative path is one in the data folder")

@@ -84,11 +84,10 @@ def _made(make: Callable[[], Any], builder: Builder, who: str) -> nn.Module:
     return root
 
 
-def cached_weights(source: str, url: str) -> tuple[dict[str, torch.Tensor], Path]:
-    """Return the state dict that torch's local cache holds of ``url``, and its file; ``source`` for messages.
+def cached_file(source: str, url: str) -> Path:
+    """Return the file that torch's local cache holds of ``url``; ``source`` for messages.
 
-    Nothing is downloaded, and nothing but tensors is read. Raises ``InputError`` where the file is absent or
-    damaged.
+    Nothing is downloaded, and the file is not read. Raises ``InputError`` where it is absent.
     """
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if not file.is_file():
@@ -96,10 +95,7 @@ def cached_weights(source: str, url: str) -> tuple[dict[str, torch.Tensor], Path
             f"start: {source}: the weights are not in the local cache, and the suite downloads nothing. "
             f"Put {url} at {file}"
         )
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True), file
-    except Exception as error:  # whatever a damaged file raises
-        raise InputError(f"start: {source}: {file} cannot be read: {clean(error, 200)}") from None
+    return file
 
 
 def renamed(network: Network, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

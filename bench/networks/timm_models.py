@@ -7,10 +7,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
 from bench.errors import InputError, nearest
-from bench.networks.adoption import adopted, cached_weights
+from bench.networks.adoption import adopted, cached_file
 from bench.networks.builder import Builder, Network
 from bench.text import clean
 
@@ -69,24 +67,23 @@ def _check_name(library: ModuleType, name: str, field: str) -> None:
         raise InputError(f"{field}: timm has no network {name[:80]!r}.{nearest(name, known)}")
 
 
-def trained_weights(name: str) -> tuple[dict[str, torch.Tensor], Path]:
-    """Return the default trained weights of timm's network ``name``, and their file in the local cache.
+def trained_file(name: str) -> Path:
+    """Return the file of timm's default trained weights of ``name``, in the local cache.
 
-    timm keeps its weights in the cache of huggingface_hub or in torch's. Raises ``InputError`` for an unknown
-    name, for a network without trained weights, and where the file is not there: nothing is downloaded.
+    timm keeps its weights in the cache of huggingface_hub or in torch's. Raises ``InputError`` for an unknown name,
+    for a network without trained weights, and where the file is not there: nothing is downloaded.
     """
     library = _library("start")
     _check_name(library, name, "start")
     settings = library.get_pretrained_cfg(name)
     if settings is not None and settings.hf_hub_id:
         from huggingface_hub import try_to_load_from_cache
-        from safetensors.torch import load_file
 
         found = try_to_load_from_cache(settings.hf_hub_id, "model.safetensors")
         if isinstance(found, str):
-            return load_file(found), Path(found)
+            return Path(found)
     if settings is not None and settings.url:
-        return cached_weights(f"timm:{name}", settings.url)
+        return cached_file(f"timm:{name}", settings.url)
     where = f"https://huggingface.co/{settings.hf_hub_id}" if settings and settings.hf_hub_id else ""
     reason = (
         f"the weights of {where} are not in the local cache, and the suite downloads nothing"

@@ -9,10 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bench.errors import InputError, nearest
-from bench.networks.adoption import adopted, cached_weights
+from bench.networks.adoption import adopted, cached_file
 from bench.networks.builder import Builder, Network
 
 ENTRIES = [
@@ -116,15 +114,14 @@ def _check_name(name: str, field: str) -> None:
         raise InputError(f"{field}: torchvision has no network {name[:80]!r}.{nearest(name, known)}")
 
 
-def trained_weights(name: str) -> tuple[dict[str, torch.Tensor], Path]:
-    """Return the default trained weights of torchvision's network ``name``, and their file in torch's local
-    cache.
+def trained_file(name: str) -> Path:
+    """Return the file of torchvision's default trained weights of ``name``, in torch's local cache.
 
-    Raises ``InputError`` for an unknown name, for a network without trained weights, and where the file is
-    not there: nothing is downloaded.
+    Raises ``InputError`` for an unknown name, for a network without trained weights, and where the file is not
+    there: nothing is downloaded.
     """
     from torchvision import models
 
     _check_name(name, "start")
     weights = models.get_model_weights(name).DEFAULT
-    return cached_weights(f"torchvision:{name}", weights.url)
+    return cached_file(f"torchvision:{name}", weights.url)

@@ -15,12 +15,14 @@ from torch.nn.utils import parametrizations, prune
 
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
+from bench.experiments.start import sealed
 from bench.networks import Builder, build, initialize
 from bench.networks.adoption import renamed
 from bench.networks.convert.invariant import check_is_original
 from bench.networks.convert.layers import Bound
 from bench.networks.convert.rewrite import transform
 from bench.randomness import Clock
+from bench.training import start
 
 SIZE = 12
 
@@ -618,14 +620,16 @@ def test_unknown_names_and_absent_weights(tmp_path, monkeypatch):
     with pytest.raises(
         InputError, match=r"start: torchvision:resnet18: the weights are not in the local cache"
     ):
-        torchvision_models.trained_weights("resnet18")
+        torchvision_models.trained_file("resnet18")
     with pytest.raises(InputError, match=r"start: timm:resnet10t: .*downloads nothing"):
-        timm_models.trained_weights("resnet10t")
+        timm_models.trained_file("resnet10t")
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
-    (folder / "resnet18-f37072fd.pth").write_bytes(b"no weights")
+    file = folder / "resnet18-f37072fd.pth"
+    file.write_bytes(b"no weights")
+    assert torchvision_models.trained_file("resnet18") == file
+    given = sealed({"torchvision": "resnet18"}, tmp_path)
     with pytest.raises(InputError, match="cannot be read"):
-        torchvision_models.trained_weights("resnet18")
-    torch.save({"fc.bias": torch.ones(3)}, folder / "resnet18-f37072fd.pth")
-    weights, file = torchvision_models.trained_weights("resnet18")
-    assert weights.keys() == {"fc.bias"} and file.name == "resnet18-f37072fd.pth"
+        start.read(given, tmp_path)
+    torch.save({"fc.bias": torch.ones(3)}, file)
+    assert start.read(sealed({"torchvision": "resnet18"}, tmp_path), tmp_path).state.keys() == {"fc.bias"}
