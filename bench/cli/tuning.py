@@ -44,7 +44,7 @@ def phases_text(search: Search, standing: Standing) -> str:
     tuning, rows = search.tuning, []
     final = 0
     for point in search.points:
-        steps = expected_rungs(tuning, point, tuning.effort)
+        steps = expected_rungs(tuning, point, search.efforts[point.key])
         rungs = ", ".join(f"{rung.count} to epoch {rung.epoch}" for rung in steps)
         grid = " ".join(f"{name}={value}" for name, value in point.grid.items())
         fields = ", ".join(point.reached) or "nothing"
@@ -52,7 +52,7 @@ def phases_text(search: Search, standing: Standing) -> str:
         rows.append([point.arm, grid, fields, rungs, str(len(tuning.seeds)), str(len(point.lines))])
     cells = [[inert(cell) for cell in row] for row in rows]
     head = ["arm", "grid point", "tuned", "configurations", "seeds", "final trials"]
-    trials = sum(expected_rungs(tuning, point, tuning.effort)[0].count for point in search.points)
+    trials = sum(expected_rungs(tuning, point, search.efforts[point.key])[0].count for point in search.points)
     seeds = ", ".join(map(str, tuning.seeds))
     widened = "a range grows at an edge where a best one lies, for every arm alike" if tuning.extend else ""
     lines = [
@@ -79,7 +79,7 @@ def phase_costs(search: Search) -> list[tuple[str, Experiment, dict[str, float]]
     final: dict[str, Trial] = {}
     for point in search.points:
         final |= {line.trial.id or str(id(line)): line.trial for line in point.lines}
-        steps = expected_rungs(search.tuning, point, search.tuning.effort)
+        steps = expected_rungs(search.tuning, point, search.efforts[point.key])
         for _ in range(steps[0].count * len(search.tuning.seeds)):
             name = f"tuning {len(tuned)}"
             tuned.append(Trial(name, point.config))

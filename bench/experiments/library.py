@@ -62,6 +62,10 @@ class Library:
         )
         return count // config.batch_size
 
+    def num_classes(self, config: TrialConfig) -> int | None:
+        """Return the number of classes of the trial's data, None where only absent files could tell."""
+        return catalog.facts(config.dataset, resolve_data_dir(self._data_dir)).num_classes
+
     def _facts(self, config: TrialConfig) -> tuple[str | None, int | None]:
         """Return the checksum of the trial's data and the number of training images, None where not known."""
         key = json.dumps(config.dataset, sort_keys=True)

@@ -167,6 +167,11 @@ def read_tuning(table: Mapping[str, Any], problems: Problems) -> Tuning | None:
     names = [d.name for d in space]
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
         problems.add(f"tuning.space.{name}", "the field is given twice")
+    if read.sampler == "optuna" and halving is not None and halving.kind != "none":
+        problems.add(
+            "tuning.scheduler",
+            "'optuna' learns from trials that were trained to the end: 'none' goes with it",
+        )
     if read.extend and space and not any(d.ranged for d in space):
         problems.add("tuning.extend", "there is no range to widen: every field of the space is a list")
     if len(problems.lines) > before or halving is None:

@@ -278,9 +278,7 @@ def _follow(search: PointSearch, trials: Trials, read: Read) -> None:
 def expected_rungs(tuning: Tuning, point: Point, effort: int) -> list[Rung]:
     """Return the rungs of a point before anything is known, for its cost: one of all epochs without halving."""
     count = (
-        tuning.effort
-        if tuning.sampler == "optuna"
-        else len(samplers.configurations(tuning, point.reached, effort))
+        effort if tuning.sampler == "optuna" else len(samplers.configurations(tuning, point.reached, effort))
     )
     if tuning.scheduler == "halving":
         return rungs(point.config.epochs, count, tuning.reduction, point.config.evaluate_every)

@@ -117,6 +117,18 @@ class Trials:
         """Return the final trial of an index line with the values chosen for its point."""
         return self._trial(line.trial.config, configuration, lambda fields: None)
 
+    def operations(self, point: Point) -> float:
+        """Return the training operations of a trial of the point; loads torch. Raises ``InputError`` for absent data."""
+        from bench.costs.operations import training_operations
+
+        config = point.config
+        steps, classes = self._library.steps_per_epoch(config), self._library.num_classes(config)
+        if steps is None or classes is None:
+            raise InputError(
+                f"{self.experiment.path}: tuning.effort: the data is absent, so operations are not known"
+            )
+        return training_operations(config, steps, classes)
+
     def _trial(self, config: TrialConfig, configuration: Configuration, change: Change) -> Trial:
         fields = config.dump()
         for name, value in configuration.items():

@@ -14,7 +14,7 @@ from bench.experiments.trials import Experiment, IndexLine, Trial
 from bench.experiments.tuning_table import Tuning
 from bench.records.store import Store, StoreError
 from bench.tuning import choice, samplers
-from bench.tuning.phases import PointSearch, Standing, Tried, Wanted, look
+from bench.tuning.phases import PointSearch, Standing, Tried, Wanted, equal_operation_efforts, look
 from bench.tuning.points import Trials, find_points, with_choices
 from bench.tuning.results import Results
 
@@ -41,6 +41,10 @@ class Search:
         self.experiment, self.store = experiment, store
         self.points = find_points(experiment)
         self.trials, self.results = Trials(experiment), Results(store)
+        self.efforts = dict.fromkeys((point.key for point in self.points), self.tuning.effort)
+        if self.tuning.equal_operations:
+            operations = {point.key: self.trials.operations(point) for point in self.points}
+            self.efforts = equal_operation_efforts(self.points, self.tuning.effort, operations)
         self._untuned = {  # what the final trials have whatever is chosen
             _place(line.as_dict()): self._without_tuned(line.trial.config.dump())
             for point in self.points
@@ -52,7 +56,7 @@ class Search:
         """Raise ``InputError`` naming every value of the space that an arm cannot have."""
         tuning, problems = self.tuning, dict[str, None]()
         for point in self.points:
-            for configuration in samplers.configurations(tuning, point.reached, tuning.effort):
+            for configuration in samplers.configurations(tuning, point.reached, self.efforts[point.key]):
                 try:
                     self.trials.tuning(point, configuration, tuning.seeds[0])
                 except InputError as error:
@@ -89,7 +93,7 @@ class Search:
 
     def look(self) -> Standing:
         """Return where the search stands in the records now."""
-        return look(self.tuning, self.points, self.trials, self.results)
+        return look(self.tuning, self.points, self.trials, self.results, self.efforts)
 
     def unfold(self) -> Unfolded:
         """Return the experiment as far as it is decided, and what is to be run now."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 from bench.cli.main import main
+from bench.costs.operations import training_operations
 from bench.experiments.expand import load_experiment
 from bench.records.store import Store
 from bench.training.trial import comparable
@@ -117,10 +117,13 @@ def test_a_trial_stopped_at_a_rung_and_continued_equals_one_never_stopped(tmp_pa
         assert halved.checkpoint(dropped).exists()  # nothing is lost
 
 
-@pytest.mark.parametrize("seed", [100])
-def test_held_out_images_are_not_trained_on(seed, tmp_path):
+def test_held_out_images_are_not_trained_on_and_operations_are_known_beforehand(tmp_path):
     store, experiment, _ = search(tmp_path / "one")
-    line = next(line for line in experiment.index if line.role == "tuning" and line.trial.config.seed == seed)
+    for one in experiment.index:
+        config = one.trial.config
+        steps = (96 - config.holdout) // 16
+        assert training_operations(config, steps, 10) == store.summary(one.id)["train_flops"]
+    line = next(line for line in experiment.index if line.role == "tuning")
     final = experiment.lines("plain")[0]
     assert store.epochs(line.id)[0]["step"] == (96 - 32) // 16
     assert store.epochs(final.id)[0]["step"] == 96 // 16

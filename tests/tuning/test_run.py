@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench.cli.main import main
+from bench.costs.operations import training_operations
 from bench.experiments.expand import load_experiment
 from bench.records.store import Store
 from bench.tuning.search import unfold
@@ -243,6 +245,33 @@ def test_killed_in_the_middle_of_the_search(bench, scheduler, tmp_path):
     assert whole.tuned() == bench.tuned()
     ids = [[line["id"] for line in one.store.index("tuned")] for one in (whole, bench)]
     assert sorted(ids[0]) == sorted(ids[1])
+
+
+def test_equal_operations_give_plain_training_more_configurations(bench, capsys):
+    change(bench, "effort = 3", 'effort = { operations = "equal", configurations = 10 }')
+    change(bench, 'sampler = "grid"', 'sampler = "quasirandom"')
+    assert main(bench.words(command="show")) == 0
+    shown = capsys.readouterr().out.splitlines()
+    found = {line.split()[0]: line for line in shown if "to epoch 9" in line}
+    lines = load_experiment(bench.file, data_dir=bench.data).lines
+    plain, branch = (training_operations(lines(arm)[0].trial.config, 44, 10) for arm in ("plain", "sum"))
+    assert branch > 1.2 * plain
+    assert "10 to epoch 9" in found["sum"]
+    assert f"{math.floor(10 * branch / plain)} to epoch 9" in found["plain"]
+
+
+def test_optuna_asks_for_one_configuration_after_the_other(bench):
+    pytest.importorskip("optuna")
+    change(bench, 'sampler = "grid"', 'sampler = "optuna"')
+    assert bench.run("--set", "tuning.effort=2", "--only", "plain") == 0
+    assert bench.run("--set", "tuning.effort=4") == 0
+    tuned = [line["configuration"] for line in bench.tuned() if line["arm"] == "plain"]
+    assert len(tuned) == 4
+    other = Bench(bench.file.parent / "data", bench.file.read_text())  # a folder of its own
+    assert other.run("--set", "tuning.effort=4", "--only", "plain") == 0
+    assert [
+        line["configuration"] for line in other.tuned()
+    ] == tuned  # a function of the scores, whatever the order
 
 
 def test_an_edge_is_widened_for_every_arm(bench, capsys):
