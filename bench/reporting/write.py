@@ -43,7 +43,7 @@ def write_report(
 
     Raises:
         InputError: There is nothing to report, or an input is wrong. The reports of other experiments are
-        written.
+            written.
     """
     results = Path(results)
     out = Path(out) if out is not None else results / "report"

@@ -55,9 +55,9 @@ def verdict_on_claim(
         test: The sign-flip test of the differences; None without any pair.
         p_difference: The p-value of ``test`` after Holm's correction.
         p_equivalence: The p-value of equivalence within the margin after Holm's correction; None where not
-        tested.
+            tested.
         obstacle: Why no claim can be made at all (a pair lost to a diverged run, both sides at chance), else
-        "".
+            "".
         level: 1 minus the family-wise error.
 
     A difference is claimed where the corrected exact test and the interval both exclude "none". Equivalence
