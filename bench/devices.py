@@ -24,8 +24,8 @@ def _gpus() -> int:
 def find_devices(requested: str | None) -> list[str]:
     """Return the devices meant by ``--device``: ``["cpu"]``, or ``["cuda:0", ...]``.
 
-    None means all GPUs, or the CPU where there is none; "cuda" all GPUs; "cuda:N" that one. Raises ``InputError``,
-    which lists what is there, for a device that is not.
+    None means all GPUs, or the CPU where there is none; "cuda" all GPUs; "cuda:N" that one. Raises
+    ``InputError``, which lists what is there, for a device that is not.
     """
     if requested == "cpu":
         return ["cpu"]

@@ -1,7 +1,7 @@
 """Processes that were started here to do one thing: one way to start them, talk to them and end them.
 
-A process is started anew (not forked, since a forked process would inherit half of torch's and Ray's threads), has a
-pipe to the process that started it, and ends with that process. No torch is imported here.
+A process is started anew (not forked, since a forked process would inherit half of torch's and Ray's
+threads), has a pipe to the process that started it, and ends with that process. No torch is imported here.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class Child:
             raise EOFError(str(error)) from error
 
     def received(self) -> Iterator[Any]:
-        """Yield what the process has sent so far; raises ``EOFError`` after the last value of a process that is gone."""
+        """Yield what the process has sent so far; raises ``EOFError`` after the last value of a process that
+        is gone.
+        """
         try:
             while self.pipe.poll():
                 yield self.pipe.recv()
@@ -66,7 +68,9 @@ class Child:
             self.process.terminate()
 
     def exit_code(self, patience: float) -> int | None:
-        """Return the exit status (negative: the signal that ended it), None after ``patience`` seconds without one."""
+        """Return the exit status (negative: the signal that ended it), None after ``patience`` seconds
+        without one.
+        """
         self.process.join(patience)
         code: int | None = self.process.exitcode
         return code
@@ -82,7 +86,9 @@ class Child:
 
 
 def wait(children: Sequence[Child], timeout: float) -> None:
-    """Return when one of the processes has sent something or is gone, at the latest after ``timeout`` seconds."""
+    """Return when one of the processes has sent something or is gone, at the latest after ``timeout``
+    seconds.
+    """
     connection.wait([child.pipe for child in children], timeout=timeout)
 
 

@@ -1,7 +1,8 @@
 """Temporary folders that the next run removes where the process that made them was killed.
 
-The maker holds an advisory lock on a file in the folder for as long as it needs the folder. The system frees the lock
-when the process ends, however it ends, so a folder whose lock can be taken belongs to nobody any more.
+The maker holds an advisory lock on a file in the folder for as long as it needs the folder. The system frees
+the lock when the process ends, however it ends, so a folder whose lock can be taken belongs to nobody any
+more.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def remove_abandoned(place: Path) -> list[Path]:
 
 
 def _abandoned(entry: os.DirEntry[str]) -> bool:
-    """Return whether a folder has an owner's file that no process holds. Raises ``OSError`` where it has none."""
+    """Return whether a folder has an owner's file that no process holds. Raises ``OSError`` where it has
+    none.
+    """
     if not entry.is_dir(follow_symlinks=False) or entry.stat(follow_symlinks=False).st_uid != os.getuid():
         return False
     with open(Path(entry.path) / _OWNER) as owner:

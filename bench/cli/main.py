@@ -1,6 +1,7 @@
 """The entry of ``bench``: reads the command line, calls the command's module, turns errors into one message.
 
-A command's module is imported when the command runs, so that ``list``, ``show`` and ``status`` answer without torch.
+A command's module is imported when the command runs, so that ``list``, ``show`` and ``status`` answer without
+torch.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None, *, train: str | None = None) -> int:
-    """Run the ``bench`` command and return its exit status; ``train`` replaces the training function (in tests)."""
+    """Run the ``bench`` command and return its exit status; ``train`` replaces the training function (in
+    tests).
+    """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             # A name that this terminal cannot show is no error.

@@ -136,7 +136,9 @@ def run(selection: Selection, options: RunOptions, report: str) -> int:
 
 
 def _devices(experiment: Experiment, options: RunOptions) -> list[str]:
-    """Return the devices to train on; raises ``InputError`` where the data is absent or a trial cannot be shared out."""
+    """Return the devices to train on; raises ``InputError`` where the data is absent or a trial cannot be
+    shared out.
+    """
     for trial in experiment.trials:
         if trial.id is None:
             catalog.require(trial.config.dataset, options.data_dir)
@@ -199,7 +201,8 @@ def _enqueue(
     labels: Mapping[str, str],
     device: str,
 ) -> None:
-    """Put the trials that are to be trained into the queue of a session, with what the progress shows of them.
+    """Put the trials that are to be trained into the queue of a session, with what the progress shows of
+    them.
 
     The chain behind a tuning trial ends with a final trial, so a tuning trial has the priority of both.
     """

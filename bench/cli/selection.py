@@ -1,4 +1,6 @@
-"""Which trials of an experiment file a command is about: the options that ``show``, ``run`` and ``status`` share."""
+"""Which trials of an experiment file a command is about: the options that ``show``, ``run`` and ``status``
+share.
+"""
 
 from __future__ import annotations
 

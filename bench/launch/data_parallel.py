@@ -1,9 +1,10 @@
-"""The processes that train one trial together, started here or by ``torchrun`` (see ``bench.training.distributed``).
+"""The processes that train one trial together, started here or by ``torchrun`` (see
+``bench.training.distributed``).
 
-A trial's ``device`` is then a list, "cuda:0,cuda:1" or "cpu,cpu": a worker on each. The process that runs the trial
-(and holds its lock, and writes how the trial ended) trains nothing itself: it starts the workers, hands on what the
-first worker reports, and ends all workers when one is gone, so that the whole trial goes on from its last checkpoint.
-No torch is imported before a worker trains.
+A trial's ``device`` is then a list, "cuda:0,cuda:1" or "cpu,cpu": a worker on each. The process that runs the
+trial (and holds its lock, and writes how the trial ended) trains nothing itself: it starts the workers, hands
+on what the first worker reports, and ends all workers when one is gone, so that the whole trial goes on from
+its last checkpoint. No torch is imported before a worker trains.
 """
 
 from __future__ import annotations
@@ -60,15 +61,18 @@ def check_workers(config: TrialConfig, workers: int) -> None:
     own, group = part // workers, config.batch_norm_group
     if group is not None and group != part and own % group:
         raise InputError(
-            f"batch_norm_group: each of {workers} workers has {own} images of a batch, which groups of {group} do not "
+            f"batch_norm_group: each of {workers} workers has {own} images of a batch, which groups of {group} "
+            "do not "
             "divide; take fewer workers, or leave it out for the statistics of the whole batch"
         )
 
 
 def groups(devices: Sequence[str], workers: int) -> list[str]:
-    """Return the devices of as many trials as can run at once: lists of ``workers`` of them, separated by commas.
+    """Return the devices of as many trials as can run at once: lists of ``workers`` of them, separated by
+    commas.
 
-    Raises ``InputError`` where there are fewer GPUs than workers; on the CPU any number of workers may share the cores.
+    Raises ``InputError`` where there are fewer GPUs than workers; on the CPU any number of workers may share
+    the cores.
     """
     if devices[0] == "cpu":
         return [",".join(["cpu"] * workers)]
@@ -80,11 +84,13 @@ def groups(devices: Sequence[str], workers: int) -> list[str]:
 
 
 def backend(device: str) -> str:
-    """Return the backends of ``torch.distributed``: decisions and objects cross on the CPU, tensors where they are."""
+    """Return the backends of ``torch.distributed``: decisions and objects cross on the CPU, tensors where
+    they are.
+    """
     return "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
 
 
-# --- workers of this machine -------------------------------------------------------------------------------------------
+# --- workers of this machine --------------------------------------------------------------------------------
 
 
 def run_trial(
@@ -101,9 +107,11 @@ def run_trial(
     pack: int | dict[str, Any] = 1,
     function: str = TRAIN,
 ) -> str:
-    """Train one trial by a process on each device of ``device``; otherwise as ``bench.training.trial.run_trial``.
+    """Train one trial by a process on each device of ``device``; otherwise as
+    ``bench.training.trial.run_trial``.
 
-    ``function`` is what each of them calls, with ``team`` besides. Raises what a worker raised, or ``WorkerDied``.
+    ``function`` is what each of them calls, with ``team`` besides. Raises what a worker raised, or
+    ``WorkerDied``.
     """
     devices = device.split(",")
     check_workers(config, len(devices))
@@ -272,7 +280,7 @@ def _log(team: Team) -> None:
     logger.setLevel(logging.INFO if team.first else logging.WARNING)
 
 
-# --- workers started by torchrun ---------------------------------------------------------------------------------------
+# --- workers started by torchrun ----------------------------------------------------------------------------
 
 
 def torchrun_workers() -> int:
@@ -281,7 +289,8 @@ def torchrun_workers() -> int:
 
 
 def together(device: str, lead: Callable[[], int]) -> int:
-    """Do ``lead`` in the first of ``torchrun``'s processes, and in the others train what it starts; return the status.
+    """Do ``lead`` in the first of ``torchrun``'s processes, and in the others train what it starts; return
+    the status.
 
     Every process must call this. ``device`` is "cpu" or "cuda": a worker takes the GPU of its local rank.
     """
@@ -300,7 +309,9 @@ def together(device: str, lead: Callable[[], int]) -> int:
 
 
 def own_device(device: str) -> str:
-    """Return the device of this process of ``torchrun``; ``InputError`` where there are fewer GPUs than workers."""
+    """Return the device of this process of ``torchrun``; ``InputError`` where there are fewer GPUs than
+    workers.
+    """
     if device == "cpu":
         return device
     import torch
@@ -314,9 +325,11 @@ def own_device(device: str) -> str:
 
 
 def lead_or_follow(device: str, lead: Callable[[], int]) -> int:
-    """Do ``lead`` where this is the first worker of the team that was joined, and train what it starts elsewhere.
+    """Do ``lead`` where this is the first worker of the team that was joined, and train what it starts
+    elsewhere.
 
-    What goes wrong in ``lead`` but for wrong input leaves the other workers waiting: all of them are to be ended then.
+    What goes wrong in ``lead`` but for wrong input leaves the other workers waiting: all of them are to be
+    ended then.
     """
     import torch
 
@@ -374,8 +387,8 @@ def lead_trial(
 def run_torchrun(session: Session, device: str) -> None:
     """Run the session's trials one after the other, each on all of ``torchrun``'s processes.
 
-    Where a trial fails the other workers may wait for this one, so all of them are ended (``torchrun`` starts them
-    again where ``--max-restarts`` says so, and the trial goes on from its last checkpoint).
+    Where a trial fails the other workers may wait for this one, so all of them are ended (``torchrun`` starts
+    them again where ``--max-restarts`` says so, and the trial goes on from its last checkpoint).
     """
     while task := session.take():
         session.started(task.id)

@@ -53,7 +53,9 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: done, diverged, failed, rung (as far as was wanted); with nothing written: stopped, busy, refused."""
+    """How a trial ended: done, diverged, failed, rung (as far as was wanted); with nothing written: stopped,
+    busy, refused.
+    """
 
     id: str
     status: str
@@ -80,10 +82,11 @@ def execute(
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     isolated: bool = False,
 ) -> Outcome:
-    """Run one trial under its lock and return how it ended; whatever goes wrong is in the outcome, nothing is raised.
+    """Run one trial under its lock and return how it ended; whatever goes wrong is in the outcome, nothing is
+    raised.
 
-    The trial's output and tracebacks go to its log file. ``isolated`` says that this process does nothing else, so
-    that crashes of the interpreter are written there as well.
+    The trial's output and tracebacks go to its log file. ``isolated`` says that this process does nothing
+    else, so that crashes of the interpreter are written there as well.
     """
     store = Store(task.results)
     began = time.monotonic()
@@ -115,7 +118,9 @@ def execute(
 
 
 class Rung:
-    """Notices when a trial has recorded the epoch ``until``, after which it stops at a checkpoint (None: never)."""
+    """Notices when a trial has recorded the epoch ``until``, after which it stops at a checkpoint (None:
+    never).
+    """
 
     def __init__(self, until: int | None, on_epoch: Callable[[dict[str, Any]], None] | None) -> None:
         self.until, self._on_epoch = until, on_epoch
@@ -130,7 +135,9 @@ class Rung:
 
 
 def outcome_without_training(store: Store, task: Task) -> Outcome | None:
-    """Return the outcome of a trial that needs no training; None for a trial that does, whose old records are set aside."""
+    """Return the outcome of a trial that needs no training; None for a trial that does, whose old records are
+    set aside.
+    """
     state = store.inspect(task.id, mine=True)
     if state.newer:
         raise Newer(state.reason)

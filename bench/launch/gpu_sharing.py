@@ -1,12 +1,13 @@
 """Several trials on one device at once: how many fit, which may start where, and what a record says of it.
 
-A trial is always a process of its own, alone on its device or not: its numbers are those of its own kernels in its own
-order, so they do not depend on its neighbours, and one that dies takes none along. (Streams in one process would share
-an allocator and a fate; seeds stacked into grouped convolutions would be other arithmetic, hence other records.) How many
-share a device follows from measured memory. On an NVIDIA GPU the kernels of several processes overlap only under the
-Multi-Process Service (MPS), whose control daemon is started for the run where it is installed. Under MPS one thing is
-shared: a device fault (an illegal address, not running out of memory) ends all processes of that GPU; such trials, like
-those that ran out of memory, are tried once more alone. No torch is imported here.
+A trial is always a process of its own, alone on its device or not: its numbers are those of its own kernels
+in its own order, so they do not depend on its neighbours, and one that dies takes none along. (Streams in one
+process would share an allocator and a fate; seeds stacked into grouped convolutions would be other
+arithmetic, hence other records.) How many share a device follows from measured memory. On an NVIDIA GPU the
+kernels of several processes overlap only under the Multi-Process Service (MPS), whose control daemon is
+started for the run where it is installed. Under MPS one thing is shared: a device fault (an illegal address,
+not running out of memory) ends all processes of that GPU; such trials, like those that ran out of memory, are
+tried once more alone. No torch is imported here.
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ _FAULTS = ("out of memory", "CUDA error", "AcceleratorError", "CUDNN_STATUS", "C
 def trials_per_device(
     free_bytes: float, peak_bytes_per_trial: float, context_bytes: float, cores: float, limit: float = inf
 ) -> int:
-    """Return how many equal trials share a device: what its memory holds, at most one a core and ``limit``, at least one.
+    """Return how many equal trials share a device: what its memory holds, at most one a core and ``limit``,
+    at least one.
 
-    ``free_bytes`` of the device before any of them starts; ``peak_bytes_per_trial`` that its allocator takes at most and
-    ``context_bytes`` of its process besides (the CUDA context and libraries), both measured; ``cores`` of the host for this
-    device, since each trial's process keeps one busy launching kernels.
+    ``free_bytes`` of the device before any of them starts; ``peak_bytes_per_trial`` that its allocator takes
+    at most and ``context_bytes`` of its process besides (the CUDA context and libraries), both measured;
+    ``cores`` of the host for this device, since each trial's process keeps one busy launching kernels.
     """
     need = max(1.0, peak_bytes_per_trial + context_bytes)
     return int(max(1, min(USABLE * free_bytes // need, cores, limit)))
@@ -100,7 +102,9 @@ class DeviceSlots:
 
     @property
     def any_per_device(self) -> int:
-        """How many of any trials fit on every device, for a placement that takes all trials to be of one size."""
+        """How many of any trials fit on every device, for a placement that takes all trials to be of one
+        size.
+        """
         largest = max(self.trial_bytes.values(), default=0.0)
         fitting = (
             trials_per_device(self.free_bytes.get(device, inf), largest, 0.0, slots)
@@ -122,8 +126,9 @@ def measured_slots(
     Args:
         configs: the configurations of the trials, by id.
         devices: the GPUs ("cuda:0", ...).
-        share: the part of a GPU that each trial takes; None: the memory that each trial is measured to take. Memory
-            that is not known yet is measured in a process of its own; where that fails, each trial gets a GPU.
+        share: the part of a GPU that each trial takes; None: the memory that each trial is measured to take.
+            Memory that is not known yet is measured in a process of its own; where that fails, each trial
+            gets a GPU.
         cores: the cores of this machine.
         jobs: the most trials at once; None: no limit.
         data_dir: the data folder.
@@ -165,7 +170,7 @@ def crowded_out(reason: str) -> bool:
     return any(fault in reason for fault in _FAULTS)
 
 
-# --- what a record says -----------------------------------------------------------------------------------------------
+# --- what a record says -------------------------------------------------------------------------------------
 
 
 def layout(trials: int) -> int | dict[str, Any]:
@@ -178,15 +183,16 @@ def layout(trials: int) -> int | dict[str, Any]:
     return {"layout": "processes", "trials": trials, "mps": "CUDA_MPS_PIPE_DIRECTORY" in os.environ}
 
 
-# --- MPS --------------------------------------------------------------------------------------------------------------
+# --- MPS ----------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def overlapping(devices: Sequence[str], share: float | None) -> Iterator[str]:
-    """Let kernels of several processes overlap while this lasts; yield what was done, "" where nothing was to be done.
+    """Let kernels of several processes overlap while this lasts; yield what was done, "" where nothing was to
+    be done.
 
-    Starts MPS for processes started meanwhile where a trial may take less than a GPU (``share`` below 1, or None: not
-    known yet), its daemon is installed and none is in use; the daemon ends with this.
+    Starts MPS for processes started meanwhile where a trial may take less than a GPU (``share`` below 1, or
+    None: not known yet), its daemon is installed and none is in use; the daemon ends with this.
     """
     program = shutil.which(MPS)
     if (share is not None and share >= 1.0) or not any(device.startswith("cuda") for device in devices):
@@ -208,7 +214,8 @@ def overlapping(devices: Sequence[str], share: float | None) -> Iterator[str]:
             except (OSError, subprocess.SubprocessError) as error:
                 for name in places:
                     os.environ.pop(name, None)
-                yield f"MPS cannot be started ({type(error).__name__}): kernels of different trials take turns"
+                why = type(error).__name__
+                yield f"MPS cannot be started ({why}): kernels of different trials take turns"
                 return
             try:
                 yield "MPS started"

@@ -11,7 +11,9 @@ from bench.errors import InputError
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What ``bench run`` was asked for besides the experiment; each field but the folders is the option of its name."""
+    """What ``bench run`` was asked for besides the experiment; each field but the folders is the option of
+    its name.
+    """
 
     results: Path
     data_dir: Path

@@ -1,4 +1,6 @@
-"""Where a run's trials go: to Ray, to processes of this machine, or to the processes that ``torchrun`` started."""
+"""Where a run's trials go: to Ray, to processes of this machine, or to the processes that ``torchrun``
+started.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ def shared_gpus(options: RunOptions, session: Session, devices: Sequence[str]) -
 def place(options: RunOptions, session: Session, devices: Sequence[str]) -> None:
     """Run the session's trials with Ray, or without Ray where that is wanted or Ray is not to be had.
 
-    ``devices`` are this machine's ("cpu", or "cuda:0", ...), or "cluster" where the trials go to ``--address``.
+    ``devices`` are this machine's ("cpu", or "cuda:0", ...), or "cluster" where the trials go to
+    ``--address``.
     """
     if torchrun_workers():
         say(f"one trial at a time on the {options.workers_per_trial} workers of torchrun")

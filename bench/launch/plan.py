@@ -95,8 +95,9 @@ def _operations(config: TrialConfig) -> float:
 def costs(planned: Sequence[Planned], measured: Mapping[str, float] | None = None) -> dict[str, float]:
     """Return how long each trial takes, by id.
 
-    Trials with ``measured`` seconds take those. The cost of the others is their relative cost, brought to seconds by the
-    median ratio over the trials of which both are known; without any measured trial all costs are relative ones.
+    Trials with ``measured`` seconds take those. The cost of the others is their relative cost, brought to
+    seconds by the median ratio over the trials of which both are known; without any measured trial all costs
+    are relative ones.
     """
     relative = {p.id: relative_cost(p.config) for p in planned}
     known = {id: seconds for id, seconds in (measured or {}).items() if id in relative}
@@ -130,10 +131,12 @@ def startable(
     priorities: Mapping[str, float],
     last: Collection[str] = (),
 ) -> list[str]:
-    """Return the queued trials that can start now, in the order in which they start: the longest chain of work first.
+    """Return the queued trials that can start now, in the order in which they start: the longest chain of
+    work first.
 
-    This is the whole policy, whoever places the trials. It never leaves a place empty for a trial that is still to
-    come, so a run ends within a trial's length of the best possible time, and close to that where trials are many.
+    This is the whole policy, whoever places the trials. It never leaves a place empty for a trial that is
+    still to come, so a run ends within a trial's length of the best possible time, and close to that where
+    trials are many.
 
     Args:
         needs: the queued trials by id, with the trials that each needs.

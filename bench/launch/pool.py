@@ -1,4 +1,6 @@
-"""Trials in processes of this machine: each process runs one trial after another, one that dies takes no other along."""
+"""Trials in processes of this machine: each process runs one trial after another, one that dies takes no
+other along.
+"""
 
 from __future__ import annotations
 
@@ -38,10 +40,12 @@ class TrialProcess(Child):
 
 
 class Pool:
-    """Runs a session's trials in processes, ``jobs`` at once, each where ``session.slots`` has a place for it.
+    """Runs a session's trials in processes, ``jobs`` at once, each where ``session.slots`` has a place for
+    it.
 
-    A session without slots of its own gets ``jobs`` slots, shared out evenly among ``devices``. A process is started
-    when it is needed and kept for further trials of its device; a process that died, or whose trial failed, is replaced.
+    A session without slots of its own gets ``jobs`` slots, shared out evenly among ``devices``. A process is
+    started when it is needed and kept for further trials of its device; a process that died, or whose trial
+    failed, is replaced.
     """
 
     def __init__(self, session: Session, devices: Sequence[str], jobs: int) -> None:
@@ -79,7 +83,9 @@ class Pool:
                 self._end(process, kill=session.stop.is_set() and unfinished)
 
     def dispatch(self) -> None:
-        """Start the trials that can start now, strictly in turn: small trials do not pass a large one by for ever."""
+        """Start the trials that can start now, strictly in turn: small trials do not pass a large one by for
+        ever.
+        """
         while (task := self.session.take()) is not None:
             device = self.session.slots.device_for(task.id)
             process = self._idle_process(device) if device is not None else None
@@ -190,7 +196,9 @@ def _run_trials(pipe: connection.Connection) -> None:
 
 
 def _out_of_memory_kills() -> int:
-    """Return how many processes the kernel has killed for lack of memory since it started, 0 where it does not tell."""
+    """Return how many processes the kernel has killed for lack of memory since it started, 0 where it does
+    not tell.
+    """
     with contextlib.suppress(OSError):
         for line in Path("/proc/vmstat").read_text().splitlines():
             if line.startswith("oom_kill "):

@@ -28,14 +28,16 @@ _QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
-# A socket's path has 107 bytes at most; below its temporary folder Ray's longest path takes 64 of them, and the name of
-# the temporary folder itself 19.
+# A socket's path has 107 bytes at most; below its temporary folder Ray's longest path takes 64 of them, and
+# the name of the temporary folder itself 19.
 _LONGEST_PLACE = 24
 _SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 def unavailable(address: str | None = None) -> str:
-    """Return why Ray cannot be imported, "" where it can; ``address`` is the address of the cluster to be joined."""
+    """Return why Ray cannot be imported, "" where it can; ``address`` is the address of the cluster to be
+    joined.
+    """
     _authenticate(local=address is None)  # Ray reads this at its import
     os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
     try:
@@ -57,7 +59,8 @@ def cluster(address: str | None, devices: Sequence[str]) -> Iterator[dict[str, f
     elsewhere = None if address else os.environ.pop("RAY_ADDRESS", None)
     if elsewhere:
         say(
-            f"RAY_ADDRESS is set, but --address is not given: Ray starts on this machine, {elsewhere} is not used"
+            "RAY_ADDRESS is set, but --address is not given: Ray starts on this machine, "
+            f"{elsewhere} is not used"
         )
     try:
         with temporary_folder("code" if address else "ray", place) as folder:
@@ -89,7 +92,9 @@ def _initialize(address: str | None, arguments: dict[str, Any]) -> None:
 
 
 def _starting(devices: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Return the arguments of ``ray.init`` that start Ray on ``devices`` of this machine, its files in ``folder``."""
+    """Return the arguments of ``ray.init`` that start Ray on ``devices`` of this machine, its files in
+    ``folder``.
+    """
     gpus = [device.partition(":")[2] for device in devices if device.startswith("cuda")]
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = _visible(gpus)
@@ -99,8 +104,8 @@ def _starting(devices: Sequence[str], folder: Path) -> dict[str, Any]:
 def _joining(address: str, folder: Path) -> dict[str, Any]:
     """Return the arguments of ``ray.init`` that join a cluster and say what travels to its nodes.
 
-    This package travels, and the user's code that was allowed; recipes travel resolved, in the tasks. ``folder`` holds
-    copies of the user's modules while they are sent.
+    This package travels, and the user's code that was allowed; recipes travel resolved, in the tasks.
+    ``folder`` holds copies of the user's modules while they are sent.
     """
     quiet = {name: os.environ.get(name, value) for name, value in _QUIET.items()}
     travels: dict[str, Any] = {"py_modules": [str(Path(bench.__file__).parent)], "env_vars": quiet}
@@ -118,15 +123,16 @@ def _joining(address: str, folder: Path) -> dict[str, Any]:
 def short_place() -> Path:
     """Return a folder for Ray's temporary files whose path is short and ASCII, as Ray's sockets need it.
 
-    That is the system's temporary folder ($TMPDIR) where it serves, else a usual one. Raises ``InputError``, which says
-    what to do, where there is none.
+    That is the system's temporary folder ($TMPDIR) where it serves, else a usual one. Raises ``InputError``,
+    which says what to do, where there is none.
     """
     for place in (tempfile.gettempdir(), *_SHORT_PLACES):
         if place.isascii() and len(place) <= _LONGEST_PLACE and os.access(place, os.W_OK | os.X_OK):
             return Path(place)
     raise InputError(
-        f"Ray needs a temporary folder that can be written and whose path has at most {_LONGEST_PLACE} characters, all "
-        f"of them ASCII; TMPDIR is {tempfile.gettempdir()!r}, and none of {', '.join(_SHORT_PLACES)} can be written. "
+        f"Ray needs a temporary folder that can be written and whose path has at most {_LONGEST_PLACE} "
+        f"characters, all of them ASCII; TMPDIR is {tempfile.gettempdir()!r}, and none of "
+        f"{', '.join(_SHORT_PLACES)} can be written. "
         "Set TMPDIR to such a folder, or give --no-ray"
     )
 
@@ -134,8 +140,9 @@ def short_place() -> Path:
 def _authenticate(*, local: bool) -> None:
     """Give Ray a token: the user's where there is one; for a start on this machine one that no file holds.
 
-    Ray reads a token from $RAY_AUTH_TOKEN, $RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token, and only in mode "token", which
-    ``ray start`` (2.59 and later) wants. Without a token it would write one into the home folder, which may be read-only.
+    Ray reads a token from $RAY_AUTH_TOKEN, $RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token, and only in mode
+    "token", which ``ray start`` (2.59 and later) wants. Without a token it would write one into the home
+    folder, which may be read-only.
     """
     if "RAY_AUTH_MODE" in os.environ:
         return

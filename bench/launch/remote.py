@@ -1,9 +1,9 @@
 """A trial on a node of a cluster that shares no disk with the machine whose results folder it belongs to.
 
-At home an actor (``Home``, on the machine of ``bench run``) holds the trial's lock and writes its folder. On the node the
-trial runs in a temporary folder that begins as a copy of the one at home (checkpoint, lines, the weights it needs) and
-is mirrored back every two seconds, so that a lost node costs what was trained since the last checkpoint, no more.
-Nothing of Ray is imported before it is used.
+At home an actor (``Home``, on the machine of ``bench run``) holds the trial's lock and writes its folder. On
+the node the trial runs in a temporary folder that begins as a copy of the one at home (checkpoint, lines, the
+weights it needs) and is mirrored back every two seconds, so that a lost node costs what was trained since the
+last checkpoint, no more. Nothing of Ray is imported before it is used.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ from bench.records.store import Store, StoreError, write_atomic
 from bench.temporary import temporary_folder
 
 MIRROR_SECONDS = 2.0
-# Written home in this order, read on the node in the opposite one: no checkpoint without the lines of the epochs before
-# it, no summary without the weights.
+# Written home in this order, read on the node in the opposite one: no checkpoint without the lines of the
+# epochs before it, no summary without the weights.
 _LAST = ("checkpoint.pt", "weights.pt", "summary.json")
 
 
 def with_local_data(task: Task) -> Task:
-    """Return the task with the data folder of this node; raises ``InputError``, naming the node, where it lacks the data.
+    """Return the task with the data folder of this node; raises ``InputError``, naming the node, where it
+    lacks the data.
 
     That is the folder of the machine that sent the task where the data is there, too, else the node's own
     (``$BENCH_DATA`` as it was when Ray was started, or the user's cache folder).
@@ -51,13 +52,16 @@ def with_local_data(task: Task) -> Task:
         except InputError as error:
             problem = problem or str(error)
     raise InputError(
-        f"node {socket.gethostname()}: {problem}; nor is the data in this node's own folder, {own}. Put it in either, or "
+        f"node {socket.gethostname()}: {problem}; nor is the data in this node's own folder, {own}. "
+        "Put it in either, or "
         "set BENCH_DATA where `ray start` is called"
     )
 
 
 class Home:
-    """The results folder of a run, for the nodes that do not see it: the body of a Ray actor, called by threads."""
+    """The results folder of a run, for the nodes that do not see it: the body of a Ray actor, called by
+    threads.
+    """
 
     def __init__(self, root: str, go_on: str) -> None:
         self.store = Store(root)
@@ -66,7 +70,9 @@ class Home:
         self._guard = threading.Lock()
 
     def begin(self, task: Task) -> Outcome | tuple[str, dict[str, bytes]]:
-        """Take the trial's lock; return (a token, the files that the trial begins with), or how it stands already."""
+        """Take the trial's lock; return (a token, the files that the trial begins with), or how it stands
+        already.
+        """
         stack = contextlib.ExitStack()
         try:
             lock = stack.enter_context(self.store.lock(task.id))
@@ -95,7 +101,9 @@ class Home:
         return token, files
 
     def keep(self, id: str, token: str, files: dict[str, bytes]) -> bool:
-        """Write files of a trial's folder; return whether the node is to go on (it lost the trial, or all are to stop)."""
+        """Write files of a trial's folder; return whether the node is to go on (it lost the trial, or all are
+        to stop).
+        """
         with self._guard:
             held = self._held.get(id)
             if held is None or held[0] != token or held[2].lost:
@@ -124,7 +132,9 @@ class Home:
 
 
 def _read(folder: Path, names: tuple[str, ...] | None = None) -> dict[str, bytes]:
-    """Return the content of a folder's files by name; those of ``_LAST`` are read first, the last of them first."""
+    """Return the content of a folder's files by name; those of ``_LAST`` are read first, the last of them
+    first.
+    """
     found: dict[str, bytes] = {}
     if names is None:
         with contextlib.suppress(FileNotFoundError):
@@ -192,7 +202,9 @@ class _Mirror:
 def execute_remotely(
     task: Task, home: Any, on_epoch: Callable[[dict[str, Any]], None] | None = None
 ) -> Outcome:
-    """Run one trial here for the results folder behind the actor ``home``; otherwise as ``bench.launch.execute.execute``."""
+    """Run one trial here for the results folder behind the actor ``home``; otherwise as
+    ``bench.launch.execute.execute``.
+    """
     import ray
 
     begun = ray.get(home.begin.remote(task))

@@ -1,6 +1,7 @@
 """The queue of one run: which trial may start, what became of each, and when to stop.
 
-A session knows nothing of processes: the pool, Ray and ``torchrun`` take trials from it and tell it how they ended.
+A session knows nothing of processes: the pool, Ray and ``torchrun`` take trials from it and tell it how they
+ended.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class Stop:
 
     @contextlib.contextmanager
     def watching(self, max_minutes: float | None = None) -> Iterator[Stop]:
-        """Listen to Ctrl-C, SIGTERM and the clock. A second Ctrl-C raises ``KeyboardInterrupt``: stop at once."""
+        """Listen to Ctrl-C, SIGTERM and the clock. A second Ctrl-C raises ``KeyboardInterrupt``: stop at
+        once.
+        """
 
         def hear(number: int, frame: Any) -> None:
             if self.is_set() and number == signal.SIGINT:
@@ -93,7 +96,9 @@ class Session:
         self.progress.add(task.id, label, epochs, cost)
 
     def _status(self, id: str) -> str | None:
-        """Return done, diverged, failed, ... of a trial that will not run here any more, None while the trial may."""
+        """Return done, diverged, failed, ... of a trial that will not run here any more, None while the trial
+        may.
+        """
         outcome = self.outcomes.get(id)
         return outcome.status if outcome else self.known.get(id)
 
@@ -105,7 +110,9 @@ class Session:
         ]
 
     def ready(self) -> list[Task]:
-        """Return the trials that can start now, the longest first; last those that want a device to themselves."""
+        """Return the trials that can start now, the longest first; last those that want a device to
+        themselves.
+        """
         if self.stop.is_set():
             return []
         self._look_at_held()
@@ -143,7 +150,9 @@ class Session:
         self.progress.started(id)
 
     def epoch(self, id: str, line: Mapping[str, Any]) -> None:
-        """Show the epoch that a running trial recorded. A ``note`` is shown once, for the first trial that has it."""
+        """Show the epoch that a running trial recorded. A ``note`` is shown once, for the first trial that
+        has it.
+        """
         if "note" not in line:
             self.progress.epoch(id, line)
         elif line["note"] not in self.said:

@@ -47,7 +47,9 @@ def _compare(where: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> lis
 
 
 def differences(then: Store, now: Store, id: str) -> list[Difference]:
-    """Return what the records of trial ``id`` in two stores do not share; clocks, memory and provenance left out."""
+    """Return what the records of trial ``id`` in two stores do not share; clocks, memory and provenance left
+    out.
+    """
     found = _compare("trial.json", *(_completed(store.read_trial(id) or {}) for store in (then, now)))
     before, after = then.epochs(id), now.epochs(id)
     for a, b in zip(before, after, strict=False):
@@ -66,7 +68,9 @@ def _completed(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def seed_deviation(store: Store, config: TrialConfig) -> tuple[float | None, int]:
-    """Return the standard deviation of the final accuracy between a configuration's seeds, and how many there are."""
+    """Return the standard deviation of the final accuracy between a configuration's seeds, and how many there
+    are.
+    """
     wanted = {**config.dump(), "seed": None}
     found = []
     for id in store.ids():
@@ -109,8 +113,9 @@ def verify(
 ) -> int:
     """Train the trial named ``text`` again in a temporary folder and say how the records compare.
 
-    Returns 0 where they are identical, 1 where they differ, 3 when stopped. Raises ``InputError`` where the trial
-    is not finished, its data is absent, or the data, an entry's revision or the version changed what the id stands for.
+    Returns 0 where they are identical, 1 where they differ, 3 when stopped. Raises ``InputError`` where the
+    trial is not finished, its data is absent, or the data, an entry's revision or the version changed what
+    the id stands for.
     """
     store = Store(results)
     id = store.find(text)
@@ -131,7 +136,8 @@ def verify(
     now = identity(trial.config, checksum)
     if now != id:
         raise InputError(
-            f"{store.folder(id)}: the same configuration is trial {now} today: {_why(trial.config, id, record, checksum)}"
+            f"{store.folder(id)}: the same configuration is trial {now} today: "
+            f"{_why(trial.config, id, record, checksum)}"
         )
     recorded_kind = _table(record, "execution").get("kind")
     devices = find_devices(device or ("cpu" if recorded_kind == "cpu" else None))
@@ -149,7 +155,8 @@ def verify(
         if summary is None or summary["status"] == "failed":
             log = again.log(id).read_text(errors="replace")[-4000:] if again.log(id).exists() else ""
             _tell(
-                f"{log}\nit could not be run again: {(summary or {}).get('reason') or 'no summary was written'}"
+                f"{log}\nit could not be run again: "
+                f"{(summary or {}).get('reason') or 'no summary was written'}"
             )
             return 1
         for change in changes(record, again.read_trial(id) or {}):
@@ -169,7 +176,9 @@ def _tell(text: str) -> None:
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return what of code, versions, Python and platform changed between two records of a trial, a phrase each."""
+    """Return what of code, versions, Python and platform changed between two records of a trial, a phrase
+    each.
+    """
     before, after = _table(then, "provenance"), _table(now, "provenance")
     if not before:
         return []
@@ -189,7 +198,9 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _why(config: TrialConfig, id: str, record: Mapping[str, Any], checksum: str) -> str:
-    """Return why a recorded configuration has another identity today: other data, or entries whose revision was raised."""
+    """Return why a recorded configuration has another identity today: other data, or entries whose revision
+    was raised.
+    """
     data = _table(record, "provenance").get("data")
     if data is not None and data != checksum:
         return f"the data set '{config.dataset['kind']}' has changed: checksum {data} then, {checksum} now"
@@ -226,7 +237,9 @@ def _revised(document: dict[str, Any], where: str = "") -> Iterator[tuple[str, d
 def _run_again(
     store: Store, again: Store, trial: _Trial, data_dir: Path, devices: list[str], function: str
 ) -> Stop:
-    """Train a trial in the store ``again``; its needs come from ``store`` where it has weights, else are trained."""
+    """Train a trial in the store ``again``; its needs come from ``store`` where it has weights, else are
+    trained.
+    """
     trials: list[TrialLike] = []
     for needed in dict.fromkeys(trial.needs.values()):  # one trial may be both teacher and start
         if (store.folder(needed) / "weights.pt").exists() and store.status(needed) == "done":
@@ -280,7 +293,8 @@ def _judge(store: Store, again: Store, trial: _Trial, found: list[Difference]) -
         text = f"final test accuracy {percent(then)} then, {percent(now)} now: {now - then:+.2f} points"
         deviation, count = seed_deviation(store, trial.config)
         if deviation:
-            text += f", {abs(now - then) / deviation:.2f} standard deviations between the {count} seeds in the results"
+            text += f", {abs(now - then) / deviation:.2f} standard deviations between the {count} seeds "
+            text += "in the results"
         elif count > 1:
             text += f" ({count} seeds in the results, no deviation between them)"
         else:

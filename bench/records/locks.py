@@ -1,8 +1,9 @@
 """Locks that say who holds them, so that no trial is trained twice at once, on one host or on several.
 
-A lock is a file. Under one kernel its advisory lock (``flock``) is the truth: it ends with its process, however that
-dies. Between hosts on a shared disk, where advisory locks may not reach, the holder signs the file and rewrites it
-every few seconds; another host takes it over only after watching it stay silent. No two clocks are compared.
+A lock is a file. Under one kernel its advisory lock (``flock``) is the truth: it ends with its process,
+however that dies. Between hosts on a shared disk, where advisory locks may not reach, the holder signs the
+file and rewrites it every few seconds; another host takes it over only after watching it stay silent. No two
+clocks are compared.
 """
 
 from __future__ import annotations
@@ -208,10 +209,10 @@ def acquire(
 ) -> Lock:
     """Take the lock file ``path`` or raise ``Busy``.
 
-    Under one kernel the file's advisory lock is the truth: it ends with its process. Where that is not to be had, the
-    owner's process number and start time decide. An owner under another kernel (a host on the same disk, or this one
-    before it was started anew) counts as gone only when its file stays unchanged while we watch it for ``silence``
-    seconds: no two clocks are compared, and a file's age alone proves nothing.
+    Under one kernel the file's advisory lock is the truth: it ends with its process. Where that is not to be
+    had, the owner's process number and start time decide. An owner under another kernel (a host on the same
+    disk, or this one before it was started anew) counts as gone only when its file stays unchanged while we
+    watch it for ``silence`` seconds: no two clocks are compared, and a file's age alone proves nothing.
     """
     refused = 0
     while True:
@@ -270,7 +271,9 @@ def acquire(
 
 
 def _watch(path: Path, name: str, former: Owner, heartbeat: float, silence: float) -> None:
-    """Return after ``silence`` seconds without a sign of life from ``former``; raise ``Busy`` at the first one."""
+    """Return after ``silence`` seconds without a sign of life from ``former``; raise ``Busy`` at the first
+    one.
+    """
     end = time.monotonic() + silence
     while time.monotonic() < end:
         time.sleep(min(heartbeat / 4, 2.0))

@@ -1,12 +1,14 @@
-"""Records: written so that nothing measured is lost, read so that damage is named, locked so that nothing runs twice.
+"""Records: written so that nothing measured is lost, read so that damage is named, locked so that nothing
+runs twice.
 
 ``<root>/trials/<id>/`` holds a trial: ``trial.json``, ``epochs.jsonl``, ``summary.json`` (last and atomic),
-``resumes.jsonl``, ``log.txt``, ``checkpoint.pt``, ``diagnostics.npz``. ``<root>/<experiment>/`` holds the experiment
-file as run and its ``index.jsonl``. ``<root>/.locks/`` holds a file for each trial that somebody trains now.
+``resumes.jsonl``, ``log.txt``, ``checkpoint.pt``, ``diagnostics.npz``. ``<root>/<experiment>/`` holds the
+experiment file as run and its ``index.jsonl``. ``<root>/.locks/`` holds a file for each trial that somebody
+trains now.
 
-A whole file is written under a temporary name, flushed to disk and renamed; an epoch is one appended line, flushed to
-disk. So a process killed at any instant leaves at most a half-written last line, which reading drops. Everything else
-that cannot be read is ``Damaged``, with file and line. No torch is imported.
+A whole file is written under a temporary name, flushed to disk and renamed; an epoch is one appended line,
+flushed to disk. So a process killed at any instant leaves at most a half-written last line, which reading
+drops. Everything else that cannot be read is ``Damaged``, with file and line. No torch is imported.
 """
 
 from __future__ import annotations
@@ -70,7 +72,9 @@ class Newer(StoreError):
 
 
 def explain(error: OSError, path: Path) -> StoreError:
-    """Return the error that says what to do about ``error``, which came up with ``path`` or the file it names itself."""
+    """Return the error that says what to do about ``error``, which came up with ``path`` or the file it names
+    itself.
+    """
     where = error.filename or path
     if error.errno in FULL:
         what = "the disk is full" if error.errno == errno.ENOSPC else "the disk quota is used up"
@@ -93,8 +97,9 @@ def _explained(path: Path) -> Iterator[None]:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a whole file so that, whenever the machine stops, either the old or the new content is there.
 
-    A temporary name in the same folder (created where it is missing), flush, fsync, rename, fsync of the folder.
-    Raises ``StoreError`` where the disk is full or the folder cannot be written; the old content is then untouched.
+    A temporary name in the same folder (created where it is missing), flush, fsync, rename, fsync of the
+    folder. Raises ``StoreError`` where the disk is full or the folder cannot be written; the old content is
+    then untouched.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
@@ -210,7 +215,9 @@ def _first_line(error: BaseException) -> str:
 
 
 def _append(path: Path, value: dict[str, Any]) -> None:
-    """Append one line with one write, flushed to disk; what an interrupted write left behind is cut off first."""
+    """Append one line with one write, flushed to disk; what an interrupted write left behind is cut off
+    first.
+    """
     line = _line(value)
     with _explained(path):
         new = not path.exists()
@@ -349,7 +356,9 @@ class Store:
         write_atomic(self.folder(id) / "trial.json", _document({"schema": SCHEMA, "id": id, **record}))
 
     def epochs(self, id: str) -> list[dict[str, Any]]:
-        """Return the lines of ``epochs.jsonl``; a half-written last one is dropped, other damage raises ``Damaged``."""
+        """Return the lines of ``epochs.jsonl``; a half-written last one is dropped, other damage raises
+        ``Damaged``.
+        """
         return _read_lines(
             self.folder(id) / "epochs.jsonl",
             check=lambda number, line: (
@@ -393,14 +402,18 @@ class Store:
         return value
 
     def write_summary(self, id: str, record: dict[str, Any]) -> None:
-        """Write ``summary.json``, the last thing a trial does; keys of the contract that are not given are null."""
+        """Write ``summary.json``, the last thing a trial does; keys of the contract that are not given are
+        null.
+        """
         write_atomic(
             self.folder(id) / "summary.json",
             _document({**dict.fromkeys(SUMMARY_KEYS), "schema": SCHEMA, **record}),
         )
 
     def reopen(self, id: str) -> None:
-        """Take a failed or damaged summary away (kept as ``summary.old-<n>.json``) so that the trial can go on."""
+        """Take a failed or damaged summary away (kept as ``summary.old-<n>.json``) so that the trial can go
+        on.
+        """
         path = self.folder(id) / "summary.json"
         with _explained(path):
             n = 1
@@ -411,7 +424,9 @@ class Store:
                 sync_folder(path.parent)
 
     def leftovers(self, id: str, *, finished: bool = False) -> list[Path]:
-        """Return what killed processes left in a trial's folder: half-written files; of a finished one its checkpoints."""
+        """Return what killed processes left in a trial's folder: half-written files; of a finished one its
+        checkpoints.
+        """
         try:
             names = [entry.name for entry in os.scandir(self.folder(id))]
         except OSError:
@@ -465,7 +480,8 @@ class Store:
             os.close(fd)
 
     def inspect(self, id: str, *, mine: bool = False) -> State:
-        """Return where a trial stands, with the reason. Reads everything, so that damage does not stay hidden.
+        """Return where a trial stands, with the reason. Reads everything, so that damage does not stay
+        hidden.
 
         ``mine`` says that the caller holds the lock, so that it does not see itself as running.
         """
@@ -500,7 +516,9 @@ class Store:
         return self.inspect(id).status
 
     def retire(self, id: str) -> Path:
-        """Move a trial's folder to ``<id>.old-<n>`` and return that; nothing is deleted. The caller holds the lock."""
+        """Move a trial's folder to ``<id>.old-<n>`` and return that; nothing is deleted. The caller holds the
+        lock.
+        """
         folder = self.folder(id)
         with _explained(folder):
             n = 1
@@ -539,10 +557,11 @@ class Store:
         file: str | None = None,
         stale: Callable[[dict[str, Any]], bool] = lambda line: False,
     ) -> None:
-        """Write the experiment file as run (``file``, else ``<name>.toml``) and merge ``lines`` into ``index.jsonl``.
+        """Write the experiment file as run (``file``, else ``<name>.toml``) and merge ``lines`` into
+        ``index.jsonl``.
 
-        Lines of other profiles and overrides stay (other ids); those of an arm that the file no longer has go, and so do
-        those that are ``stale``.
+        Lines of other profiles and overrides stay (other ids); those of an arm that the file no longer has
+        go, and so do those that are ``stale``.
         """
         folder = self.experiment_folder(name)
         try:
@@ -587,7 +606,9 @@ class Store:
         return sorted(name for name in found if (self.root / name / "index.jsonl").is_file())
 
     def check_writable(self) -> None:
-        """Raise ``InputError`` unless records can be written here (the folder is created where it is missing)."""
+        """Raise ``InputError`` unless records can be written here (the folder is created where it is
+        missing).
+        """
         if self.root.exists() and not self.root.is_dir():
             raise InputError(f"--results {self.root}: is a file, not a folder")
         probe = self.root / f".probe-{uuid.uuid4().hex[:8]}"
