@@ -179,19 +179,14 @@ def results_text(store: Store, screen: Screen = PIPED) -> str:
     parts, indexed = [], set()
     for name in store.experiments():
         try:
-            lines = store.index(name)
+            lines, tuned = store.index(name), store.tuning(name)
         except StoreError as error:
             parts.append(f"{inert(name)}: damaged: {inert(error)}")
             continue
         ids = list(dict.fromkeys(line["id"] for line in lines))
         indexed.update(ids)
         states, epochs = dict[str, State](), {}
-        dropped = {
-            id
-            for line in store.tuning(name)
-            if line.get("dropped_at")
-            for id in line.get("trials", {}).values()
-        }
+        dropped = {id for line in tuned if line.get("dropped_at") for id in line.get("trials", {}).values()}
         for id in ids:
             states[id] = store.inspect(id)
             if id in dropped and states[id].status == "unfinished":

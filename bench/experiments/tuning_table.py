@@ -100,7 +100,7 @@ class _Operations(BaseModel):
 class _Halving(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    kind: Literal["none", "halving", "asha"]
+    kind: Literal["none", "halving"]
     reduction: Annotated[int, Field(ge=2, le=16)] = 3
 
 
@@ -123,13 +123,20 @@ class TuningTable(BaseModel):
         Literal["quasirandom", "grid", "optuna"], Field(description="where the configurations come from")
     ] = "quasirandom"
     scheduler: Annotated[
-        Literal["none", "halving", "asha"] | dict[str, Any],
-        Field(description="which trials are stopped early"),
-    ] = "none"
+        dict[str, Any],
+        Field(
+            description='which trials are stopped early: "none", "halving", { kind = "halving", reduction = N }'
+        ),
+    ] = {"kind": "none"}
     extend: Annotated[bool, Field(description="widen a range at whose edge the best configuration lies")] = (
         False
     )
     space: Annotated[dict[str, Any], Field(min_length=1, description="the tuned fields by dotted path")]
+
+    @field_validator("scheduler", mode="before")
+    @classmethod
+    def _scheduler(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
 
     @field_validator("effort", mode="before")
     @classmethod
@@ -159,8 +166,7 @@ def read_tuning(table: Mapping[str, Any], problems: Problems) -> Tuning | None:
         operations = _checked(_Operations, effort, "tuning.effort.", problems)
         effort, equal = (operations.configurations, True) if operations else (1, False)
     assert isinstance(effort, int)
-    scheduler = {"kind": read.scheduler} if isinstance(read.scheduler, str) else read.scheduler
-    halving = _checked(_Halving, scheduler, "tuning.scheduler.", problems)
+    halving = _checked(_Halving, read.scheduler, "tuning.scheduler.", problems)
     if len(set(read.seeds)) < len(read.seeds):
         problems.add("tuning.seeds", "a seed stands there twice")
     space = tuple(filter(None, (_dimension(*item, problems) for item in _flattened(read.space))))

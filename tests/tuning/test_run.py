@@ -165,6 +165,12 @@ class TestSearch:
         assert "tuning.effort: expected a whole number" in shown
         assert "tuning.sampler: 'gird' is not one of" in shown and "Did you mean 'grid'?" in shown
 
+    @pytest.mark.parametrize("scheduler", ['"asha"', '{ kind = "halving", reduction = 1 }'])
+    def test_a_wrong_scheduler_is_named(self, bench, capsys, scheduler):
+        change(bench, "effort = 3", f"effort = 3\nscheduler = {scheduler}")
+        assert bench.run() == 2
+        assert "tuning.scheduler." in capsys.readouterr().err
+
     def test_a_field_that_no_arm_has_is_an_error(self, bench, capsys):
         change(bench, '"learning_rate.initial" = {', '"learning_rate.initail" = {')
         assert bench.run() == 2
