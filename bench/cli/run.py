@@ -106,6 +106,7 @@ def run(selection: Selection, options: RunOptions, report: str) -> int:
         session = Session({}, {}, {}, store, Progress({}, {}, {}), Stop())
         _enqueue(session, options, wanted, planned, _labels(experiment), devices[0])
         if search:
+            session.reduction = search.tuning.reduction
             session.feed = Feeder(
                 search, session, _growing(session, options, store, devices[0]), experiment.path.name
             )
@@ -223,6 +224,7 @@ def _enqueue(
             retry=p.action == "retry",
             accept_other_hardware=options.accept_other_hardware,
             until=one.until,
+            bracket=one.bracket,
             function=function,
         )
         rank = ranks[p.id] if p.config.evaluate_test else tuning_priority(ranks[p.id], taken[p.id])

@@ -100,7 +100,7 @@ class _Operations(BaseModel):
 class _Halving(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    kind: Literal["none", "halving"]
+    kind: Literal["none", "halving", "asha"]
     reduction: Annotated[int, Field(ge=2, le=16)] = 3
 
 
@@ -125,7 +125,7 @@ class TuningTable(BaseModel):
     scheduler: Annotated[
         dict[str, Any],
         Field(
-            description='which trials are stopped early: "none", "halving", { kind = "halving", reduction = N }'
+            description='which trials are stopped early: "none", "halving", "asha", { kind = ..., reduction = N }'
         ),
     ] = {"kind": "none"}
     extend: Annotated[bool, Field(description="widen a range at whose edge the best configuration lies")] = (
@@ -167,6 +167,8 @@ def read_tuning(table: Mapping[str, Any], problems: Problems) -> Tuning | None:
         effort, equal = (operations.configurations, True) if operations else (1, False)
     assert isinstance(effort, int)
     halving = _checked(_Halving, read.scheduler, "tuning.scheduler.", problems)
+    if halving is not None and halving.kind == "asha" and len(read.seeds) > 1:
+        problems.add("tuning.seeds", "'asha' stops single trials: it goes with one tuning seed")
     if len(set(read.seeds)) < len(read.seeds):
         problems.add("tuning.seeds", "a seed stands there twice")
     space = tuple(filter(None, (_dimension(*item, problems) for item in _flattened(read.space))))

@@ -47,13 +47,14 @@ class Task:
     until: int | None = (
         None  # stop at a checkpoint after this epoch (a rung of a search), to be continued or not
     )
+    bracket: str | None = None  # trials of one bracket compete where Ray Tune's ASHA stops some of them
     function: str = TRAIN
     grant: Grant = field(default_factory=current)  # the user's code that the trial may import
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: done, diverged, failed, rung (as far as was wanted); with nothing written: stopped,
+    """How a trial ended: done, diverged, failed, rung (as far as was wanted), dropped (by ASHA); with nothing written: stopped,
     busy, refused.
     """
 
@@ -64,6 +65,7 @@ class Outcome:
     seconds: float = 0.0
     trained: bool = True  # False: another runner had finished the trial
     no_space: bool = False
+    epoch: int = 0  # of "dropped": the last epoch before ASHA stopped the trial
     held_out: bool = False  # the accuracy is that on held-out training images, not on the test images
 
     def __str__(self) -> str:
@@ -72,6 +74,8 @@ class Outcome:
             return percent(self.accuracy) + (" held out" if self.held_out else "") + took
         if self.status == "rung":
             return f"{self.reason}, a rung"
+        if self.status == "dropped":
+            return self.reason
         return f"{self.status}: {self.reason}" if self.reason else self.status
 
 

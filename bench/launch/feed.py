@@ -21,9 +21,11 @@ class Feeder:
 
     def __call__(self) -> None:
         """Look at the records and enqueue what is wanted now and is not in the queue yet."""
+        dropped = {id: o.epoch for id, o in self.session.outcomes.items() if o.status == "dropped"}
+        self.search.results.stopped |= dropped
         unfolded = self.search.unfold()
         new = [wanted for wanted in unfolded.wanted if self._is_new(wanted)]
-        settled = sum(search.settled for search in unfolded.standing.points)
+        settled = len(dropped) + sum(search.settled for search in unfolded.standing.points)
         if new or settled != self._settled:
             self._settled = settled
             self.search.write(unfolded, self.file)

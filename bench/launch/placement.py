@@ -43,11 +43,19 @@ def place(options: RunOptions, session: Session, devices: Sequence[str]) -> None
     ``devices`` are this machine's ("cpu", or "cuda:0", ...), or "cluster" where the trials go to
     ``--address``.
     """
+    if options.no_ray:
+        _check_brackets(session)
     if torchrun_workers():
         say(f"one trial at a time on the {options.workers_per_trial} workers of torchrun")
         run_torchrun(session, own_device("cpu" if devices[0] == "cpu" else "cuda"))
     elif options.no_ray or not _place_with_ray(options, session, devices):
         _place_in_processes(options, session, devices)
+
+
+def _check_brackets(session: Session) -> None:
+    """Raise ``InputError`` where a search wants Ray Tune's ASHA, which is not there."""
+    if any(task.bracket is not None for task in session.tasks.values()):
+        raise InputError("tuning.scheduler: 'asha' is Ray Tune's; 'halving' does without Ray")
 
 
 def _place_with_ray(options: RunOptions, session: Session, devices: Sequence[str]) -> bool:
@@ -57,6 +65,7 @@ def _place_with_ray(options: RunOptions, session: Session, devices: Sequence[str
     if why := ray_cluster.unavailable(options.address):
         if options.address:
             raise InputError(f"--address needs Ray, which cannot be imported ({why})")
+        _check_brackets(session)
         say(f"Ray cannot be imported ({why}): going on as with --no-ray")
         return False
     workers, on_gpu = options.workers_per_trial, devices[0] != "cpu"

@@ -234,8 +234,11 @@ def _run_stream(
 ) -> None:
     """Run trials through one ``Tuner`` until none is left that the stream may start."""
     from ray import tune
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
     from ray.tune.search import Searcher
 
+    contested = any(task.bracket is not None for task in session.tasks.values())
+    reduction = session.reduction
     resources: Any = {"cpu": cpus, "gpu": gpus}
     if ray_run.workers > 1:  # the trial's own process waits for its workers, which Ray Train places
         resources = tune.PlacementGroupFactory([{"memory": 1.0}])
@@ -246,7 +249,11 @@ def _run_stream(
         task = config["task"]
 
         def report(line: dict[str, Any]) -> None:
-            tune.report({"epoch": json.dumps(line)})
+            told = {"epoch": json.dumps(line)}
+            through = line.get("epoch") == task.config["epochs"]  # such a trial is not stopped any more
+            if task.bracket is not None and line.get("val_acc") is not None and not through:
+                told |= {"trained": line["epoch"], "held_out": line["val_acc"]}
+            tune.report(told)
 
         if ray_run.workers > 1:
             outcome = _train_together(task, ray_run, cpus, gpus, report)
@@ -297,6 +304,42 @@ def _run_stream(
         def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
             _session().tick()
 
+        def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            id, stream = trial.config["trial"], _streams[-1]
+            if id in stream.given and trial.config["task"].bracket is not None:  # ASHA stopped the trial
+                stream.given.discard(id)
+                epoch = int((trial.last_result or {}).get("trained") or 0)
+                reason = f"stopped by ASHA after epoch {epoch}"
+                _session().finished(Outcome(id, "dropped", reason, epoch=epoch))
+
+    class Brackets(FIFOScheduler):
+        """Ray Tune's ASHA, one for the trials of each bracket: arms and grid points do not compete with each other."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.schedulers: dict[str, Any] = {}
+
+        def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+            task = trial.config["task"]
+            if task.bracket is None:
+                return
+            if task.bracket not in self.schedulers:
+                self.schedulers[task.bracket] = ASHAScheduler(
+                    time_attr="trained",
+                    metric="held_out",
+                    mode="max",
+                    max_t=task.config["epochs"] + 1,
+                    grace_period=max(1, task.config["epochs"] // reduction**2),
+                    reduction_factor=reduction,
+                )
+            self.schedulers[task.bracket].on_trial_add(tune_controller, trial)
+
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
+            bracket = trial.config["task"].bracket
+            if bracket is None or "held_out" not in result:
+                return FIFOScheduler.CONTINUE
+            return self.schedulers[bracket].on_trial_result(tune_controller, trial, result)
+
     class Ended(tune.Stopper):
         """Ends the stream once a stop was asked for and every running trial has reached its checkpoint."""
 
@@ -318,9 +361,10 @@ def _run_stream(
                 tune.with_resources(trial, resources),
                 tune_config=tune.TuneConfig(
                     search_alg=Queue(),
+                    scheduler=Brackets(),
                     num_samples=-1,
                     max_concurrent_trials=jobs,
-                    reuse_actors=True,
+                    reuse_actors=not contested,  # a process whose trial was stopped in the middle ends
                     trial_dirname_creator=lambda trial: trial.trial_id,
                 ),
                 run_config=tune.RunConfig(

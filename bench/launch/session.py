@@ -81,6 +81,7 @@ class Session:
     said: set[str] = field(default_factory=set)  # the notes of trials that were shown
     running: set[str] = field(default_factory=set)
     held: dict[str, str] = field(default_factory=dict)  # id -> who trains it elsewhere
+    reduction: int = 3  # the factor of ASHA's rungs
     feed: Callable[[], None] | None = None  # adds the trials that become known as others end
     _looked: float = 0.0
     _stopping_said: bool = False

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bench.errors import InputError
@@ -29,10 +29,14 @@ Read = Callable[[str | None], Result]
 
 @dataclass(frozen=True)
 class Wanted:
-    """A tuning trial that is to be trained: to the end of the epoch ``until``, None: to its own end."""
+    """A tuning trial that is to be trained: to the end of the epoch ``until``, None: to its own end.
+
+    Trials of one ``bracket`` compete with each other where Ray Tune's ASHA decides which are stopped.
+    """
 
     trial: Trial
     until: int | None = None
+    bracket: str | None = None
 
 
 @dataclass
@@ -136,6 +140,9 @@ def look(
                 False  # before all edges are known, those that are known give the machine something to do
             )
             break
+    if tuning.scheduler == "asha":
+        for search in searches:
+            search.wanted = [replace(wanted, bracket=search.point.key) for wanted in search.wanted]
     for search in searches:
         if finished or (search.settled and not tuning.extend):
             search.chosen = _best(search)
@@ -201,6 +208,9 @@ def _measure(tried: Tried, epoch: int, read: Read) -> list[Wanted]:
         result, last = read(trial.id), epoch == trial.config.epochs
         if result.status == "diverged":
             accuracies.append(None)
+        elif result.stopped is not None:
+            accuracies.append(result.accuracy.get(result.stopped))
+            tried.dropped, epoch = result.stopped, result.stopped
         elif last and result.status == "done":
             accuracies.append(result.final)
         elif not last and epoch in result.accuracy:

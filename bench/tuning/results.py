@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bench.records.store import Store, StoreError
 
@@ -22,6 +22,7 @@ class Result:
     final: float | None = None
     operations: float | None = None
     seconds: float = 0.0
+    stopped: int | None = None  # the epoch after which ASHA gave the trial up
 
 
 MISSING = Result("missing")
@@ -30,8 +31,10 @@ MISSING = Result("missing")
 class Results:
     """Reads results from a store; a finished trial is read once."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, stopped: Mapping[str, int] | None = None) -> None:
+        """``stopped`` are the trials that ASHA gave up before, with the epochs."""
         self.store = store
+        self.stopped = dict(stopped or {})
         self._finished: dict[str, Result] = {}
 
     def __call__(self, id: str | None) -> Result:
@@ -41,7 +44,7 @@ class Results:
         if id not in self._finished:
             result = self._read(id)
             if result.status not in ("done", "diverged"):
-                return result
+                return replace(result, stopped=self.stopped.get(id))
             self._finished[id] = result
         return self._finished[id]
 

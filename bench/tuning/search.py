@@ -40,7 +40,14 @@ class Search:
     def __init__(self, experiment: Experiment, store: Store) -> None:
         self.experiment, self.store = experiment, store
         self.points = find_points(experiment)
-        self.trials, self.results = Trials(experiment), Results(store)
+        before = store.tuning(experiment.name) if self.tuning.scheduler == "asha" else []
+        stopped = {
+            id: line["dropped_at"]
+            for line in before
+            if line.get("scheduler") == "asha" and line.get("dropped_at")
+            for id in line["trials"].values()
+        }
+        self.trials, self.results = Trials(experiment), Results(store, stopped)
         self.efforts = dict.fromkeys((point.key for point in self.points), self.tuning.effort)
         if self.tuning.equal_operations:
             operations = {point.key: self.trials.operations(point) for point in self.points}
@@ -209,6 +216,7 @@ def tuning_lines(
                 "seconds": sum(result.seconds for result in found),
                 "sampler": tuning.sampler,
                 "scheduler": tuning.scheduler,
+                "depends_on_timing": tuning.scheduler == "asha",
                 "chosen": tried is search.chosen,
             }
         )

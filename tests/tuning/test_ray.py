@@ -24,3 +24,21 @@ def test_ray_tune_is_fed_by_the_search_and_makes_the_same_choices(tmp_path):
     assert with_ray.tuned() == without.tuned()
     assert sorted(with_ray.calls()) == sorted(without.calls())
     assert with_ray.unfolded()[1].finished
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray")
+def test_ashas_stops_are_recorded_as_depending_on_timing_and_never_run_again(tmp_path):
+    bench = Bench(tmp_path)
+    change(bench, "effort = 3", 'effort = 9\nscheduler = "asha"')
+    change(bench, "seeds = [100, 101]", "seeds = [100]")
+    assert main(bench.words("--jobs", "2"), train=TRAIN) == 0
+    _, standing = bench.unfolded()
+    assert standing.finished and all(search.chosen is not None for search in standing.points)
+    lines = bench.tuned()
+    assert all(line["depends_on_timing"] for line in lines)
+    assert any(line["dropped_at"] for line in lines) and not any(
+        line["dropped_at"] for line in lines if line["chosen"]
+    )
+    before = bench.calls()
+    assert main(bench.words("--jobs", "2"), train=TRAIN) == 0
+    assert bench.calls() == before

@@ -165,7 +165,7 @@ class TestSearch:
         assert "tuning.effort: expected a whole number" in shown
         assert "tuning.sampler: 'gird' is not one of" in shown and "Did you mean 'grid'?" in shown
 
-    @pytest.mark.parametrize("scheduler", ['"asha"', '{ kind = "halving", reduction = 1 }'])
+    @pytest.mark.parametrize("scheduler", ['"ahsa"', '{ kind = "halving", reduction = 1 }'])
     def test_a_wrong_scheduler_is_named(self, bench, capsys, scheduler):
         change(bench, "effort = 3", f"effort = 3\nscheduler = {scheduler}")
         assert bench.run() == 2
@@ -251,6 +251,15 @@ def test_killed_in_the_middle_of_the_search(bench, scheduler, tmp_path):
     assert whole.tuned() == bench.tuned()
     ids = [[line["id"] for line in one.store.index("tuned")] for one in (whole, bench)]
     assert sorted(ids[0]) == sorted(ids[1])
+
+
+def test_asha_needs_ray_and_one_seed(bench, capsys):
+    change(bench, "effort = 3", 'effort = 3\nscheduler = "asha"')
+    assert bench.run() == 2
+    assert "tuning.seeds: 'asha' stops single trials" in capsys.readouterr().err
+    change(bench, "seeds = [100, 101]", "seeds = [100]")
+    assert bench.run() == 2
+    assert "'asha' is Ray Tune's; 'halving' does without Ray" in capsys.readouterr().err
 
 
 def test_equal_operations_give_plain_training_more_configurations(bench, capsys):
