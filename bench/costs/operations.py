@@ -1,4 +1,6 @@
-"""How many operations a trial's training takes, from its networks alone: nothing is trained and no image is read."""
+"""How many operations a trial's training takes, from its networks alone: nothing is trained and no image is
+read.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ from bench.training.setup import make_network
 def training_operations(config: TrialConfig, steps_per_epoch: int, num_classes: int) -> float:
     """Return the floating-point operations of a trial's training: what its summary calls ``train_flops``.
 
-    A teacher that is trained within the trial, or computes its forward pass there, counts; one that is a trial of its
-    own counts its training there.
+    A teacher that is trained within the trial, or computes its forward pass there, counts; one that is a
+    trial of its own counts its training there.
     """
     clock = Clock(config.seed, "cpu")
     strategy = make_strategy(config, steps_per_epoch)

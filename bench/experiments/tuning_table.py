@@ -1,8 +1,8 @@
 """``[tuning]``: how the hyper-parameters of an experiment's arms are chosen, on equal terms.
 
-Every arm is tuned at every grid point over the same space, with the same number of configurations and the same seeds.
-A dimension of the space reaches the arms that have its option: ``"strategy.factor.until"`` leaves an arm without a
-factor alone, and such an arm spends the whole effort on the dimensions that it has.
+Every arm is tuned at every grid point over the same space, with the same number of configurations and the
+same seeds. A dimension of the space reaches the arms that have its option: ``"strategy.factor.until"``
+leaves an arm without a factor alone, and such an arm spends the whole effort on the dimensions that it has.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ MAX_EFFORT = 4096
 
 @dataclass(frozen=True)
 class Dimension:
-    """A tuned field. ``kind`` is log, linear or int (``values`` are both ends of the range) or list (all values)."""
+    """A tuned field. ``kind`` is log, linear or int (``values`` are both ends of the range) or list (all
+    values).
+    """
 
     path: AxisPath
     kind: str
@@ -59,9 +61,10 @@ class Dimension:
 class Tuning:
     """A checked table ``[tuning]``.
 
-    ``holdout`` is the number of training images kept for choosing. ``effort`` is the number of configurations of each arm
-    at each grid point; with ``equal_operations`` it is that of the arm whose training costs most, and cheaper arms have
-    as many as the same number of training operations pays for. ``reduction`` is the factor of successive halving.
+    ``holdout`` is the number of training images kept for choosing. ``effort`` is the number of
+    configurations of each arm at each grid point; with ``equal_operations`` it is that of the arm whose
+    training costs most, and cheaper arms have as many as the same number of training operations pays for.
+    ``reduction`` is the factor of successive halving.
     """
 
     holdout: int
@@ -76,7 +79,9 @@ class Tuning:
 
     @property
     def seed(self) -> int:
-        """The seed of the sampler: a hash of the space, so that two files with one space try the same configurations."""
+        """The seed of the sampler: a hash of the space, so that two files with one space try the same
+        configurations.
+        """
         table = [[d.name, d.kind, list(d.values)] for d in self.space]
         text = json.dumps(table, separators=(",", ":"), allow_nan=False)
         return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
@@ -125,7 +130,7 @@ class TuningTable(BaseModel):
     scheduler: Annotated[
         dict[str, Any],
         Field(
-            description='which trials are stopped early: "none", "halving", "asha", { kind = ..., reduction = N }'
+            description='which trials stop early: "none", "halving", "asha", { kind = ..., reduction = N }'
         ),
     ] = {"kind": "none"}
     extend: Annotated[bool, Field(description="widen a range at whose edge the best configuration lies")] = (
@@ -152,7 +157,9 @@ class TuningTable(BaseModel):
 
 
 def read_tuning(table: Mapping[str, Any], problems: Problems) -> Tuning | None:
-    """Return the checked table ``[tuning]``, None where it cannot be used; what is wrong is added to ``problems``."""
+    """Return the checked table ``[tuning]``, None where it cannot be used; what is wrong is added to
+    ``problems``.
+    """
     before = len(problems.lines)
     flat = dict(table)
     try:
@@ -235,7 +242,7 @@ def _dimension(name: str, spec: Any, problems: Problems) -> Dimension | None:
         return _range(path, spec, key, problems)
     problems.add(
         key,
-        "expected a list of values, { log = [low, high] }, { linear = [low, high] } or { int = [low, high] }, "
+        "expected a list, { log = [low, high] }, { linear = [low, high] } or { int = [low, high] }, "
         f"not {shown(spec)}",
     )
     return None

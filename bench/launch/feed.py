@@ -1,4 +1,6 @@
-"""A run that grows: whenever a trial has ended, what the search wants next joins the queue, so nothing waits for a wave."""
+"""A run that grows: whenever a trial has ended, what the search wants next joins the queue, so nothing
+waits for a wave.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,14 @@ Enqueue = Callable[[Sequence[Wanted], Unfolded], None]
 
 
 class Feeder:
-    """Keeps the queue of a session filled from a search; ``session.feed`` is set to an instance of this class."""
+    """Keeps the queue of a session filled from a search; ``session.feed`` is set to an instance of this
+    class.
+    """
 
     def __init__(self, search: Search, session: Session, enqueue: Enqueue, file: str) -> None:
-        """``enqueue`` puts trials into the session's queue, ``file`` is the name of the experiment file as run."""
+        """``enqueue`` puts trials into the session's queue, ``file`` is the name of the experiment file as
+        run.
+        """
         self.search, self.session, self.enqueue, self.file = search, session, enqueue, file
         self._settled = -1
 

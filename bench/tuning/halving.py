@@ -1,7 +1,7 @@
 """Synchronous successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): pure functions.
 
-All configurations of a rung are trained to its epoch, then the best part goes on. A trial's schedules span the whole
-budget from the first rung on, so a survivor is the same trial as one that was never stopped.
+All configurations of a rung are trained to its epoch, then the best part goes on. A trial's schedules span
+the whole budget from the first rung on, so a survivor is the same trial as one that was never stopped.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ class Rung:
 
 
 def rungs(epochs: int, effort: int, reduction: int, every: int = 1) -> list[Rung]:
-    """Return the rungs: counts effort, effort/reduction, ... and epochs that grow by the same factor up to all epochs.
+    """Return the rungs: counts effort, effort/reduction, ... and epochs that grow by the same factor up to
+    all epochs.
 
-    ``every`` is the number of epochs from one evaluation to the next: a rung ends at an evaluation. The last rung trains
-    at least one configuration to the end. Rungs that would end at the same epoch are one.
+    ``every`` is the number of epochs from one evaluation to the next: a rung ends at an evaluation. The
+    last rung trains at least one configuration to the end. Rungs that would end at the same epoch are one.
     """
     count, steps = effort, 0
     while count > 1:
@@ -46,5 +47,5 @@ def survivors(scores: Sequence[float | None], count: int) -> list[int]:
 
     Of equal scores the earlier position survives.
     """
-    order = sorted((i for i, score in enumerate(scores) if score is not None), key=lambda i: (-scores[i], i))  # type: ignore[operator]
-    return sorted(order[:count])
+    known = [(-score, position) for position, score in enumerate(scores) if score is not None]
+    return sorted(position for _, position in sorted(known)[:count])

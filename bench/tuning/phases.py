@@ -1,11 +1,12 @@
-"""Where a search stands and what is to be run next: a function of the experiment and of the records, nothing else.
+"""Where a search stands and what is to be run next: a function of the experiment and of the records,
+nothing else.
 
-``look`` is asked again after every trial. A search that was killed at any instant goes on from what is recorded, and two
-runners that share the records come to the same answer.
+``look`` is asked again after every trial. A search that was killed at any instant goes on from what is
+recorded, and two runners that share the records come to the same answer.
 
-The phases: the configurations of every point (an arm at a grid point), rung by rung where the scheduler is halving;
-with ``extend`` the widened parts of the ranges at whose edge some arm's best configuration lies, for every arm alike;
-then the final trials of the chosen configurations.
+The phases: the configurations of every point (an arm at a grid point), rung by rung where the scheduler is
+halving; with ``extend`` the widened parts of the ranges at whose edge some arm's best configuration lies,
+for every arm alike; then the final trials of the chosen configurations.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ class Wanted:
 class Tried:
     """A configuration of a point, its trials (one a tuning seed) and how far they came.
 
-    ``accuracies`` are held-out accuracies in percent after ``epoch``, one a seed, None for a run that diverged.
-    ``dropped`` is the rung's epoch at which the configuration was given up, ``edge`` the widening that asked for it.
+    ``accuracies`` are held-out accuracies in percent after ``epoch``, one a seed, None for a run that
+    diverged. ``dropped`` is the rung's epoch at which the configuration was given up, ``edge`` the widening
+    that asked for it.
     """
 
     configuration: dict[str, Any]
@@ -75,8 +77,8 @@ class PointSearch:
 class Standing:
     """Where the whole search stands.
 
-    ``widened`` counts the widenings of each side of a range. ``finished`` says that the search is over; a point may
-    have no choice even then, where every configuration diverged.
+    ``widened`` counts the widenings of each side of a range. ``finished`` says that the search is over; a
+    point may have no choice even then, where every configuration diverged.
     """
 
     points: tuple[PointSearch, ...]
@@ -118,7 +120,7 @@ def look(
         points: what is tuned, in the file's order.
         trials: makes the trials of a configuration.
         read: returns what is recorded of a trial.
-        efforts: the number of configurations by the points' keys, where the arms have equal operations instead.
+        efforts: the numbers of configurations by the points' keys, where arms have equal operations.
     """
     searches = [PointSearch(point) for point in points]
     effort = {point.key: (efforts or {}).get(point.key, tuning.effort) for point in points}
@@ -286,7 +288,9 @@ def _follow(search: PointSearch, trials: Trials, read: Read) -> None:
 
 
 def expected_rungs(tuning: Tuning, point: Point, effort: int) -> list[Rung]:
-    """Return the rungs of a point before anything is known, for its cost: one of all epochs without halving."""
+    """Return the rungs of a point before anything is known, for its cost: one of all epochs without
+    halving.
+    """
     count = (
         effort if tuning.sampler == "optuna" else len(samplers.configurations(tuning, point.reached, effort))
     )

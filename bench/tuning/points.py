@@ -1,8 +1,8 @@
 """What is tuned: every arm at every grid point, and the trials that a configuration stands for there.
 
-A tuning trial is the arm's trial with the configuration's values, a part of the training images held out, a tuning seed
-and no evaluation of the test images. Its teacher, where it has one, is trained on the same part of the images. A final
-trial is the arm's trial with the chosen values and nothing else changed.
+A tuning trial is the arm's trial with the configuration's values, a part of the training images held out, a
+tuning seed and no evaluation of the test images. Its teacher, where it has one, is trained on the same part
+of the images. A final trial is the arm's trial with the chosen values and nothing else changed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ Change = Callable[[dict[str, Any]], None]  # of the fields of a trial, in place
 
 @dataclass(frozen=True)
 class Point:
-    """An arm at a grid point. ``reached`` are the tuned fields that it has; ``lines`` its trials as the file has them."""
+    """An arm at a grid point. ``reached`` are the tuned fields that it has; ``lines`` its trials as the
+    file has them.
+    """
 
     arm: str
     grid: dict[str, Any]  # without the seed
@@ -54,7 +56,9 @@ def point_key(arm: str | None, grid: Mapping[str, Any]) -> str:
 
 
 def find_points(experiment: Experiment) -> list[Point]:
-    """Return the points of an experiment in the file's order; raises ``InputError`` where the search cannot be made."""
+    """Return the points of an experiment in the file's order; raises ``InputError`` where the search cannot
+    be made.
+    """
     tuning = experiment.tuning
     assert tuning is not None
     groups: dict[str, list[IndexLine]] = {}
@@ -104,7 +108,9 @@ class Trials:
         self._library = Library(experiment.path.parent, experiment.data_dir, problems)
 
     def tuning(self, point: Point, configuration: Configuration, seed: int) -> Trial:
-        """Return the tuning trial of a configuration; raises ``InputError`` for values that the arm cannot have."""
+        """Return the tuning trial of a configuration; raises ``InputError`` for values that the arm cannot
+        have.
+        """
         tuning = self.experiment.tuning
         assert tuning is not None
 
@@ -118,7 +124,9 @@ class Trials:
         return self._trial(line.trial.config, configuration, lambda fields: None)
 
     def operations(self, point: Point) -> float:
-        """Return the training operations of a trial of the point; loads torch. Raises ``InputError`` for absent data."""
+        """Return the training operations of a trial of the point; loads torch. Raises ``InputError`` for
+        absent data.
+        """
         from bench.costs.operations import training_operations
 
         config = point.config

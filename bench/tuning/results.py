@@ -12,9 +12,9 @@ from bench.records.store import Store, StoreError
 class Result:
     """A tuning trial's record.
 
-    ``status`` is done, diverged, failed, unfinished, missing or damaged. ``accuracy`` maps an epoch to the held-out
-    accuracy of the deployed network after the epoch, in percent. ``operations`` are those of the training so far, where
-    the summary tells them.
+    ``status`` is done, diverged, failed, unfinished, missing or damaged. ``accuracy`` maps an epoch to the
+    held-out accuracy of the deployed network after the epoch, in percent. ``operations`` are those of the
+    training so far, where the summary tells them.
     """
 
     status: str

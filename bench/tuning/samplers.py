@@ -1,7 +1,8 @@
-"""Where configurations come from: functions of the file (and, for Optuna, of the scores so far), never of time.
+"""Where configurations come from: functions of the file (and, for Optuna, of the scores so far), never of
+time.
 
-Every sampler draws in the whole space, in the order of the file, and an arm takes the part that reaches it: so two arms
-try the same learning rates. All configurations of an arm are different.
+Every sampler draws in the whole space, in the order of the file, and an arm takes the part that reaches it:
+so two arms try the same learning rates. All configurations of an arm are different.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ DRAWS = 64  # points drawn for each configuration wanted, at most: a small discr
 def configurations(tuning: Tuning, reached: Sequence[str], effort: int) -> list[dict[str, Any]]:
     """Return the configurations that an arm tries, in order; ``reached`` are the dotted fields that it has.
 
-    There are ``effort`` of them, fewer where the arm's part of the space has no more (all of them are tried then). An
-    arm that no dimension reaches has the one empty configuration.
+    There are ``effort`` of them, fewer where the arm's part of the space has no more (all of them are tried
+    then). An arm that no dimension reaches has the one empty configuration.
     """
     points = _grid(tuning.space, reached, effort) if tuning.sampler == "grid" else _sobol(tuning)
     return _distinct(points, reached, effort)
@@ -32,9 +33,11 @@ def configurations(tuning: Tuning, reached: Sequence[str], effort: int) -> list[
 def extension(
     tuning: Tuning, reached: Sequence[str], effort: int, edge: tuple[str, str], times: int
 ) -> list[dict[str, Any]]:
-    """Return the further configurations for the ``times``-th widening of a range at one side, the same for every arm.
+    """Return the further configurations for the ``times``-th widening of a range at one side, the same for
+    every arm.
 
-    A grid gains one level; else the range grows by a quarter of its width, with a quarter of the effort in that quarter.
+    A grid gains one level; else the range grows by a quarter of its width, with a quarter of the effort in
+    that quarter.
     """
     name, side = edge
     if name not in reached:
@@ -85,10 +88,11 @@ def _sobol(
 
 
 def _grid(space: Sequence[Dimension], reached: Sequence[str], effort: int) -> Iterator[dict[str, Any]]:
-    """Yield the points of a grid: the full product where the effort pays for it, else a diagonal through it.
+    """Yield the points of a grid: the full product where the effort pays for it, else a diagonal through
+    it.
 
-    A list gives its values, a range ``effort`` of them. On the diagonal the first field takes one level after the other
-    and every further field cycles through its levels, each with a stride of its own.
+    A list gives its values, a range ``effort`` of them. On the diagonal the first field takes one level
+    after the other and every further field cycles through its levels, each with a stride of its own.
     """
     axes = [(d.name, levels(d, effort)) for d in space if d.name in reached]
     if math.prod(len(values) for _, values in axes) <= effort:
@@ -102,8 +106,9 @@ def _grid(space: Sequence[Dimension], reached: Sequence[str], effort: int) -> It
 def _diagonal(axes: Sequence[tuple[str, Sequence[Any]]], count: int, period: int) -> dict[str, Any]:
     """Return configuration ``count`` of the diagonal.
 
-    Field number k has the first stride from k + 1 that reaches all of its levels. After a ``period``, when the first
-    field has taken all of its levels, the others begin one level further, so that pairs do not come again.
+    Field number k has the first stride from k + 1 that reaches all of its levels. After a ``period``, when
+    the first field has taken all of its levels, the others begin one level further, so that pairs do not
+    come again.
     """
     found = {}
     for number, (name, values) in enumerate(axes):
@@ -116,10 +121,11 @@ def _diagonal(axes: Sequence[tuple[str, Sequence[Any]]], count: int, period: int
 def optuna_next(
     tuning: Tuning, reached: Sequence[str], told: Sequence[tuple[Configuration, float | None]]
 ) -> dict[str, Any]:
-    """Return Optuna's next configuration (tree-structured Parzen estimator) after these scores, told in their order.
+    """Return Optuna's next configuration (tree-structured Parzen estimator) after these scores, told in
+    their order.
 
-    The sampler is seeded and the whole history is told anew, so the answer depends on the scores alone. A score of None
-    (the runs diverged) is told as a failure.
+    The sampler is seeded and the whole history is told anew, so the answer depends on the scores alone. A
+    score of None (the runs diverged) is told as a failure.
     """
     try:
         import optuna

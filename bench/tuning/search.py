@@ -1,4 +1,6 @@
-"""The search of one experiment over the records of one results folder: what is wanted, what was found, what is written."""
+"""The search of one experiment over the records of one results folder: what is wanted, what was found, what
+is written.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,8 @@ ROLE = "tuning"  # of the index lines of tuning trials
 class Unfolded:
     """An experiment as far as the records decide it.
 
-    ``experiment`` has the tuning trials known so far and the final trials of every point with a choice. ``wanted`` are
-    the trials to be run now, with the epoch that a rung ends at (None: the trial's own end).
+    ``experiment`` has the tuning trials known so far and the final trials of every point with a choice.
+    ``wanted`` are the trials to be run now, with the epoch that a rung ends at (None: the trial's own end).
     """
 
     experiment: Experiment
@@ -145,7 +147,9 @@ class Search:
 
 
 def unfold(experiment: Experiment, store: Store) -> tuple[Experiment, Standing | None]:
-    """Return an experiment as far as the records decide it, and where its search stands (None: it has none)."""
+    """Return an experiment as far as the records decide it, and where its search stands (None: it has
+    none).
+    """
     if experiment.tuning is None:
         return experiment, None
     unfolded = Search(experiment, store).unfold()
@@ -187,11 +191,12 @@ def _tuning_lines(search: PointSearch, profile: str | None) -> list[IndexLine]:
 def tuning_lines(
     tuning: Tuning, search: PointSearch, results: Results, profile: str | None
 ) -> list[dict[str, Any]]:
-    """Return the lines of ``tuning.jsonl`` about one point: one for each configuration that was tried, or is to be.
+    """Return the lines of ``tuning.jsonl`` about one point: one for each configuration that was tried, or
+    is to be.
 
-    ``mean`` is the mean held-out accuracy after ``epoch`` (in percent; null where a run diverged or one is missing),
-    ``operations`` and ``seconds`` are the sums over the trials. ``dropped_at`` is the epoch of the rung at which the
-    configuration was given up: its trials stay unfinished.
+    ``mean`` is the mean held-out accuracy after ``epoch`` (in percent; null where a run diverged or one is
+    missing), ``operations`` and ``seconds`` are the sums over the trials. ``dropped_at`` is the epoch of
+    the rung at which the configuration was given up: its trials stay unfinished.
     """
     lines = []
     for tried in search.tried:

@@ -1,4 +1,5 @@
-"""The space of a search: from points of the unit cube to values of fields, and ranges that grow at their edges.
+"""The space of a search: from points of the unit cube to values of fields, and ranges that grow at their
+edges.
 
 A configuration is a table ``{dotted path: value}`` with a value for each dimension that reaches the arm.
 """
@@ -20,7 +21,8 @@ QUARTER = 0.25  # of a range's width: by how much a range without levels grows
 def value_at(dimension: Dimension, u: float) -> Any:
     """Return the value of a dimension at ``u`` in [0, 1).
 
-    A range is linear in ``u`` (log: in the logarithm); an int range and a list give each of their n values a share 1/n.
+    A range is linear in ``u`` (log: in the logarithm); an int range and a list give each of their n values
+    a share 1/n.
     """
     low, high = dimension.values[0], dimension.values[-1]
     if dimension.kind == "list":
@@ -67,8 +69,8 @@ def edges(
 ) -> list[tuple[str, str]]:
     """Return the edges (dotted path, "low" or "high") at which the best configuration lies.
 
-    The best one lies at an edge of a range where no configuration was tried beyond its value, and another value was
-    tried at all.
+    The best one lies at an edge of a range where no configuration was tried beyond its value, and another
+    value was tried at all.
     """
     found = []
     for dimension in space:
@@ -86,8 +88,8 @@ def edges(
 def widened(dimension: Dimension, side: str, times: int, part: float = QUARTER) -> Dimension | None:
     """Return the part of a range that its ``times``-th widening adds at one side; None where there is none.
 
-    Each widening adds ``part`` of the range's own width (log: of the width of its logarithm). A range above 0 stays
-    above 0.
+    Each widening adds ``part`` of the range's own width (log: of the width of its logarithm). A range above
+    0 stays above 0.
     """
     low, high = dimension.values
     if dimension.kind == "int":

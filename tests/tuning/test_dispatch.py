@@ -1,4 +1,6 @@
-"""How long a run of many trials takes: the queue of a session under a virtual clock, without processes and without Ray."""
+"""How long a run of many trials takes: the queue of a session under a virtual clock, without processes and
+without Ray.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ GPUS = 64
 
 
 class Simulation:
-    """Trials with known lengths: teachers with students, and searches whose rungs and final trials join the queue."""
+    """Trials with known lengths: teachers with students, and searches whose rungs and final trials join the
+    queue.
+    """
 
     def __init__(self, tmp_path, seed: int) -> None:
         self.dice = random.Random(seed)
@@ -73,7 +77,9 @@ class Simulation:
             )
 
     def ended(self, id: str) -> None:
-        """Do what the feeder does: when a rung is complete, the next one or the final trials join the queue."""
+        """Do what the feeder does: when a rung is complete, the next one or the final trials join the
+        queue.
+        """
         search = self.of_search.get(id)
         if search is None or id not in search["waiting"]:
             return

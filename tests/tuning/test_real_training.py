@@ -60,7 +60,9 @@ def make_data(folder: Path, shuffled_test_labels: bool = False) -> None:
 
 
 def search(folder: Path, scheduler: str = "none", shuffled: bool = False):
-    """Run the experiment in ``folder``; return its store, its experiment as decided, and where its search stands."""
+    """Run the experiment in ``folder``; return its store, its experiment as decided, and where its search
+    stands.
+    """
     folder.mkdir(exist_ok=True)
     if not (folder / "data").exists():
         make_data(folder / "data", shuffled)

@@ -1,4 +1,6 @@
-"""``bench run`` of an experiment with [tuning]: from the search to the final trials, stopped and killed anywhere."""
+"""``bench run`` of an experiment with [tuning]: from the search to the final trials, stopped and killed
+anywhere.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A training function that trains nothing: held-out accuracies are a known function of the learning rate and the epoch."""
+"""A training function that trains nothing: held-out accuracies are a known function of the learning rate
+and the epoch.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def train(
     accept_other_hardware=False,
     pack=None,
 ):
-    """Record ``config.epochs`` epochs; go on after those already recorded. ``pause`` in the data folder slows it down."""
+    """Record ``config.epochs`` epochs; go on after those already recorded. ``pause`` in the data folder
+    slows it down.
+    """
     with open(data_dir / "calls.txt", "a") as file:
         file.write(f"{trial_id} {len(store.epochs(trial_id))}\n")
     for role, needed in needs.items():
