@@ -27,7 +27,7 @@ install: $(BIN)/bench
 reproduce: install
 	$(BIN)/bench run experiments/digits.toml --results runs
 	$(BIN)/bench report experiments/digits.toml --results runs
-	$(BIN)/python -m tools.compare runs/report/digits paper_tables/digits
+	$(BIN)/python -m docs.tools.compare runs/report/digits paper_tables/digits
 
 test: install
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
@@ -45,7 +45,7 @@ check: install
 
 paper_tables: install
 	$(BIN)/bench report --results results --out paper_tables
-	$(BIN)/python -m tools.quote README.md docs/findings.md
+	$(BIN)/python -m docs.tools.quote README.md docs/findings.md
 
 fidelity: install
 	$(BIN)/python -m tests.golden.released.fidelity

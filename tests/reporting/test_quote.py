@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import InputError
-from tools import quote
+from docs.tools import quote
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/findings.md")

@@ -24,7 +24,7 @@ from bench.reporting.report import make_report
 from bench.reporting.selection import Selection
 from bench.reporting.write import write_report
 from tests.reporting.fake_records import SUM, Results
-from tools.compare import compare_tables
+from docs.tools.compare import compare_tables
 
 ALL = Selection()
 GOLDEN = Path(__file__).parent / "golden"

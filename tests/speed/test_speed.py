@@ -19,7 +19,7 @@ from bench.costs.predict import Calibration, Kept, makespan, trial_seconds
 from bench.experiments.config import TrialConfig
 from bench.networks import costs
 from bench.speed import cases, floor, measure, peers, timing
-from tools import speed_page
+from docs.tools import speed_page
 
 ROOT = Path(__file__).parents[2]
 BASE = {"dataset": "digits", "network": "svhn_convnet", "quantizer": "dorefa", "bits": "1/1", "epochs": 4}
@@ -277,7 +277,7 @@ def test_networks_say_their_multiply_accumulates():
 class TestPage:
     def test_the_page_has_the_numbers_of_the_files(self):
         text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
-        assert speed_page.filled(text, ROOT / "docs" / "speed") == text, "run `python -m tools.speed_page`"
+        assert speed_page.filled(text, ROOT / "docs" / "speed") == text, "run `python -m docs.tools.speed_page`"
 
     def test_a_table_of_ratios(self):
         common = {"device": "d", "network": "resnet20", "width": 1.0, "mode": "eager", "dtype": "fp32"}

@@ -1,4 +1,4 @@
-"""Hold a fresh accuracy table against a committed one: ``python -m tools.compare NEW COMMITTED``.
+"""Hold a fresh accuracy table against a committed one: ``python -m docs.tools.compare NEW COMMITTED``.
 
 Accuracies differ between processors, so a difference is reported, cell by cell, and is no failure; a missing
 table, row or run is.
@@ -120,6 +120,6 @@ def _gain(new: Mapping[str, str], old: Mapping[str, str]) -> str:
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        print("usage: python -m tools.compare NEW COMMITTED", file=sys.stderr)
+        print("usage: python -m docs.tools.compare NEW COMMITTED", file=sys.stderr)
         raise SystemExit(2)
     raise SystemExit(compare_tables(Path(sys.argv[1]), Path(sys.argv[2])))

@@ -1,6 +1,6 @@
 """The tables of ``docs/performance.md`` from ``docs/speed/*.json``.
 
-``python -m tools.speed_page`` writes them anew.
+``python -m docs.tools.speed_page`` writes them anew.
 
 A table stands between ``<!-- speed: FILE TABLE DTYPE -->`` and ``<!-- end -->``, for instance ``amd-epyc.json
 ratios fp32``; ``all`` stands for all precisions in that of the modes.
@@ -219,7 +219,7 @@ def filled(text: str, folder: Path) -> str:
 
 def main() -> None:
     """Write the tables of the page anew."""
-    docs = Path(__file__).parents[1] / "docs"
+    docs = Path(__file__).parents[1]
     page = docs / "performance.md"
     page.write_text(filled(page.read_text(encoding="utf-8"), docs / "speed"), encoding="utf-8")
 

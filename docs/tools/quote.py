@@ -1,4 +1,4 @@
-"""Fill pages of prose with the numbers of the report: ``python -m tools.quote PAGE... [--tables DIR]
+"""Fill pages of prose with the numbers of the report: ``python -m docs.tools.quote PAGE... [--tables DIR]
 [--check]``.
 
 A page holds places that are invisible when rendered, each between a comment that says what is quoted and
@@ -274,7 +274,7 @@ def fill(text: str, tables: Path, name: str = "page") -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fill or check pages; returns 1 where a checked page differs, 2 where a place cannot be filled."""
-    parser = argparse.ArgumentParser(prog="python -m tools.quote", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m docs.tools.quote", description=__doc__.split("\n")[0])
     parser.add_argument("pages", nargs="+", type=Path)
     parser.add_argument("--tables", type=Path, default=Path("paper_tables"))
     parser.add_argument("--check", action="store_true", help="change nothing")
