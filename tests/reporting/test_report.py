@@ -23,8 +23,8 @@ from bench.reporting.records import read_experiment
 from bench.reporting.report import make_report
 from bench.reporting.selection import Selection
 from bench.reporting.write import write_report
-from tests.reporting.fake_records import SUM, Results
 from docs.tools.compare import compare_tables
+from tests.reporting.fake_records import SUM, Results
 
 ALL = Selection()
 GOLDEN = Path(__file__).parent / "golden"

@@ -277,7 +277,9 @@ def test_networks_say_their_multiply_accumulates():
 class TestPage:
     def test_the_page_has_the_numbers_of_the_files(self):
         text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
-        assert speed_page.filled(text, ROOT / "docs" / "speed") == text, "run `python -m docs.tools.speed_page`"
+        assert speed_page.filled(text, ROOT / "docs" / "speed") == text, (
+            "run `python -m docs.tools.speed_page`"
+        )
 
     def test_a_table_of_ratios(self):
         common = {"device": "d", "network": "resnet20", "width": 1.0, "mode": "eager", "dtype": "fp32"}
