@@ -119,6 +119,7 @@ class Clock:
     ``active``  ``factor > 0`` as a Python bool: False removes the branch from the computation altogether
     ``samples`` int64 vector, the positions of this batch's samples in the global batch
     ``seed``    the trial's seed
+    ``total_steps``   steps of the whole trial, 0 before the training loop says so
     ``shares``  layer -> 0-d float32 tensor, the layer's own factor over ``factor``, for layers that have one
     ``layers``  gives each layer's own factor at a step, by name; None: every layer has ``factor``
 
@@ -128,6 +129,7 @@ class Clock:
 
     def __init__(self, seed: int = 0, device: torch.device | str = "cpu") -> None:
         self.seed = seed
+        self.total_steps = 0
         self.step = torch.zeros((), dtype=torch.int64, device=device)
         self.factor = torch.zeros((), dtype=torch.float32, device=device)
         self.active = False
@@ -141,6 +143,11 @@ class Clock:
         self.set_factor(factor)
         for layer, own in self.layers(step).items() if self.layers is not None and factor else ():
             self.shares[layer].fill_(own / factor)
+
+    @property
+    def progress(self) -> Tensor:
+        """The share of the training that is done, step / total_steps: float32 of shape (), 0 before training."""
+        return self.step.to(torch.float32) / max(self.total_steps, 1)
 
     def give_layers_factors(self, layers: Callable[[int], Mapping[str, float]]) -> None:
         """Let the layers named by ``layers(step)`` have factors of their own: name -> factor at that step."""
@@ -159,9 +166,10 @@ class Clock:
 
 
 class Draws:
-    """The random numbers of one layer for one purpose.
+    """The random numbers of one layer for one purpose: one number an element, new each step.
 
-    ``uniform(x)`` gives one number an element of ``x``, new each step.
+    ``uniform(x)`` is for activations, whose first dimension is the sample; ``uniform_weights(w)`` is for
+    weights.
     """
 
     def __init__(self, clock: Clock, purpose: str, name: str) -> None:
@@ -177,3 +185,7 @@ class Draws:
             samples = torch.arange(len(x), device=x.device)
         key = combine(self._key, self.clock.step)
         return to_uniform(sample_bits(key, samples, x.shape[1:]))
+
+    def uniform_weights(self, w: Tensor) -> Tensor:
+        """Return float32 numbers in [0, 1) of the shape of ``w``, the same for all samples and workers of a step."""
+        return uniform(combine(self._key, self.clock.step), w.shape, w.device)

@@ -180,6 +180,16 @@ class LowPrecisionLayer(ActivationInput):
         if self.weight_extra is not None:
             self.quantizer.after_step_(self.weight_extra)
 
+    def add_penalty_(self) -> None:
+        """Add the gradients of the quantizer's penalty, of the extra weights as well."""
+        if self.weight_extra is None:
+            self.quantizer.add_penalty_(self.weight)
+        elif self.quantizer_extra is None:
+            self.quantizer.add_penalty_(self.weight, self.weight_extra)
+        else:
+            self.quantizer.add_penalty_(self.weight)
+            self.quantizer_extra.add_penalty_(self.weight_extra)
+
     def strip_(self) -> None:
         """Remove branch and extra weights; a joint statistic stays as the constant ``fixed_statistics``."""
         if self.weight_extra is not None and self.joint:

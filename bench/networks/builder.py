@@ -42,6 +42,12 @@ class Network(nn.Module):
             if isinstance(module, LowPrecisionLayer):
                 module.after_step_()
 
+    def add_penalty_(self) -> None:
+        """Add the gradients of the quantizers' penalties, between the backward pass and the update."""
+        for module in self.modules():
+            if isinstance(module, LowPrecisionLayer | Classifier):
+                module.add_penalty_()
+
 
 class Builder:
     """Makes the layers of one network.
@@ -86,15 +92,23 @@ class Builder:
     def _rounded(self, count: float) -> int:
         return self.multiple * max(1, round(count / self.multiple))
 
-    def quantizer(self, name: str, weight_shape: tuple[int, ...] | None) -> Quantizer:
+    def quantizer(
+        self, name: str, weight_shape: tuple[int, ...] | None, channels: int | None = None
+    ) -> Quantizer:
         """Return a quantizer for one weight tensor (or for activations alone), with a stream of random
         numbers.
+
+        ``channels``: of its activations, where they are one dimension of what the layer reads.
         """
         options = keywords(self.config.quantizer)
         kept = name.removesuffix(".extra") in self.full_precision_weights
         shape = None if kept else weight_shape
         quantizer = make_quantizer(
-            self.config.quantizer["kind"], *self.config.bit_widths, weight_shape=shape, **options
+            self.config.quantizer["kind"],
+            *self.config.bit_widths,
+            weight_shape=shape,
+            channels=channels,
+            **options,
         )
         quantizer.draws = Draws(self.clock, "quantizer", name)
         return FullPrecisionWeights(quantizer) if kept else quantizer
@@ -138,7 +152,7 @@ class Builder:
         layer = Classifier(
             in_features,
             classes,
-            quantizer=self.quantizer("classifier", None),
+            quantizer=self.quantizer("classifier", None, in_features if average else None),
             clock=self.clock,
             merge=self.merge,
             blend=self.blend,
@@ -216,9 +230,10 @@ class Builder:
         self, layer: LowPrecisionConv2d | LowPrecisionLinear, name: str, extra: int, dropout: float
     ) -> None:
         joint = self.branch is not None and self.branch.statistics == "joint"
+        channels = layer.in_channels if isinstance(layer, LowPrecisionConv2d) else None
         layer.setup(
             name=name,
-            quantizer=self.quantizer(name, tuple(layer.weight.shape)),
+            quantizer=self.quantizer(name, tuple(layer.weight.shape), channels),
             clock=self.clock,
             merge=self.merge,
             joint=joint,

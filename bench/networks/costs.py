@@ -143,10 +143,12 @@ def _low_precision(name: str, layer: Any, positions: int) -> LayerRow:
 def _full_precision(name: str, layer: nn.Conv2d | nn.Linear, positions: int) -> LayerRow:
     weights = layer.weight.numel()
     parameters = weights + (0 if layer.bias is None else layer.bias.numel())
-    macs = positions * weights
-    extra = (
-        layer.weight_extra.numel() if isinstance(layer, Classifier) and layer.weight_extra is not None else 0
-    )
+    macs, extra = positions * weights, 0
+    if isinstance(
+        layer, Classifier
+    ):  # learned parameters of its input, PACT's bound for instance, are stored too
+        parameters += sum(p.numel() for p in layer.quantizer.parameters())
+        extra = 0 if layer.weight_extra is None else layer.weight_extra.numel()
     return LayerRow(
         name=name,
         type="convolution" if layer.weight.dim() == 4 else "linear",

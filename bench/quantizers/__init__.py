@@ -29,11 +29,13 @@ def make_quantizer(
     a_bits: int = 32,
     g_bits: int = 32,
     weight_shape: Sequence[int] | None = None,
+    channels: int | None = None,
     **options: Any,
 ) -> Quantizer:
     """Return the quantizer called ``kind``; see ``bench list quantizers`` for names, bits and options.
 
     ``weight_shape``: shape of the weights it will serve; learned scales are then created at once.
+    ``channels``: of the activations; learned parameters of the activations are then one a channel, else one a layer.
     Raises ``InputError`` for a name, bit width or option that does not exist.
     """
     entry = registry.get("quantizers", kind, "quantizer")
@@ -42,4 +44,7 @@ def make_quantizer(
         allowed = entry.facts[name]
         if bits not in allowed:
             raise InputError(f"{name}: {bits!r}, but quantizer '{kind}' takes {', '.join(map(str, allowed))}")
-    return registry.load("quantizers", kind)(w_bits, a_bits, g_bits, weight_shape, **keywords(chosen))
+    quantizer = registry.load("quantizers", kind)(w_bits, a_bits, g_bits, weight_shape, **keywords(chosen))
+    if channels is not None:
+        quantizer.create_input_parameters(channels)
+    return quantizer

@@ -37,6 +37,13 @@ class Quantizer(nn.Module):
     def create_scales(self, weight_shape: Sequence[int], device: Any = None) -> None:
         """Create the learned scales for weights of this shape; there are none by default."""
 
+    def create_input_parameters(self, channels: int, device: Any = None) -> None:
+        """Create learned parameters of the activations for an input of so many channels; there are none by default.
+
+        A quantizer with parameters a channel has one set for all channels until this is called. One value a layer
+        needs no call: it is created with the quantizer.
+        """
+
     def start_(self, w: Tensor) -> None:
         """Set the learned scales in place from the weights that training starts from; nothing by default."""
 
@@ -80,6 +87,18 @@ class Quantizer(nn.Module):
     def after_step_(self, w: Tensor) -> None:
         """Do in place what the method does to the stored weights after an update; nothing by default."""
 
+    def add_penalty_(self, *weights: Tensor) -> None:
+        """Add the gradient of the method's penalty, a term of the loss, to the gradients; nothing by default.
+
+        Called once a step, between the backward pass and the update. ``weights`` are the stored ones that the
+        quantizer serves: none where the layer's weights are full precision. A tensor without a gradient is left alone.
+        """
+
+    @property
+    def progress(self) -> Tensor:
+        """The share of the training that is done, float32 of shape (), from 0; 0 before the layer gives a stream."""
+        return self.stream.clock.progress
+
     @property
     def stream(self) -> Draws:
         """The random numbers in use."""
@@ -112,6 +131,10 @@ class FullPrecisionWeights(Quantizer):
     def gradient(self, y: Tensor) -> Tensor:
         """Return ``y`` with the other quantizer's gradient."""
         return self.quantizer.gradient(y)
+
+    def add_penalty_(self, *weights: Tensor) -> None:
+        """Add the other quantizer's penalty on its activations' parameters."""
+        self.quantizer.add_penalty_()
 
     def input_scale(self, *arguments: Any) -> Tensor:
         """Return the other quantizer's input scale, where it has one (``scales_input``)."""

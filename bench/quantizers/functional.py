@@ -171,3 +171,38 @@ def round_unit(x: Tensor, bits: int, *, half_up: bool = False) -> Tensor:
 def sign_window(x: Tensor) -> Tensor:
     """Return sign(x) with sign(0) = +1; any shape. The gradient is that of hard tanh: 1[|x| <= 1]."""
     return _SignWindow.apply(x)
+
+
+class _WithSlope(Function):
+    @staticmethod
+    def forward(ctx, x, value, slope):
+        ctx.save_for_backward(slope)
+        return value.to(x.dtype, copy=True)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (slope,) = ctx.saved_tensors
+        return (grad * slope).to(grad.dtype), None, None
+
+
+def with_slope(x: Tensor, value: Tensor, slope: Tensor | float) -> Tensor:
+    """Return ``value`` in the dtype of ``x``, with dL/dx = slope dL/dvalue.
+
+    ``value`` and ``slope`` are constants of the gradient; ``value`` has the shape of ``x``, ``slope`` is broadcast to it.
+    """
+    if not isinstance(slope, Tensor):
+        slope = torch.full((), slope, device=x.device)
+    return _WithSlope.apply(x, value.detach(), slope.detach())
+
+
+def to_levels(x: Tensor, thresholds: Tensor, levels: Tensor) -> Tensor:
+    """Return levels[i] for thresholds[i - 1] < x <= thresholds[i]: exact, in the dtype of ``levels``, without gradient.
+
+    ``x``: any shape; ``thresholds`` (m,) rises, ``levels`` (m + 1,). A NaN gets the highest level.
+    """
+    return levels[torch.bucketize(x.detach().to(levels.dtype).contiguous(), thresholds)]
+
+
+def inside(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+    """Return 1 where low <= x <= high and 0 elsewhere, in the compute dtype; any shape, bounds of any value."""
+    return ((x >= low) & (x <= high)).to(compute_dtype(x))

@@ -98,6 +98,7 @@ class Run:
         self.device = clock.step.device
         self.steps_per_epoch = data.steps_per_epoch
         self.total_steps = config.epochs * self.steps_per_epoch
+        clock.total_steps = self.total_steps
         self.trained = strategy.trained()
         networks: list[nn.Module] = [network, *self.trained.values()]
         self.optimizer = make_optimizer(
@@ -172,9 +173,13 @@ class Run:
         images, labels = self.prepare(*inputs, self.clock.step)
         self.optimizer.zero_grad(set_to_none=True)
         self.backward(images, labels)
+        networks = [self.network, *self.trained.values()]
+        for network in networks:
+            network.add_penalty_()
         self.optimizer.step()
-        self.network.after_step_()
-        settle_statistics([self.network, *self.trained.values()], self.team)
+        for network in networks:
+            network.after_step_()
+        settle_statistics(networks, self.team)
 
     def written(self) -> Written:
         """Return copies of all that ``update`` writes."""

@@ -30,14 +30,20 @@ class QuantizerOracle:
     """The formulas of one quantizer; at 32 bits of weights every quantizer is the identity.
 
     ``weight(w, g, bits, options, scales)`` returns (q, dL/dw, {scale: dL/dscale}) for dL/dq = g; ``scales`` are the
-    learned ones by name. ``activation(x, g, bits)`` returns (y, dL/dx). ``ties(w, bits)`` marks weights so close to a
-    threshold that float32 may take the other side. ``options`` are further options to check, beside the defaults.
+    learned ones by name. ``activation(x, g, bits)`` returns (y, dL/dx); with ``learned_activation`` it is given
+    ``scales`` too and returns {scale: dL/dscale} as well. ``ties(w, bits)`` and ``activation_ties(x, bits)``, with
+    ``scales`` where learned, mark numbers so close to a threshold that float32 may take the other side; without the
+    latter the thresholds are those of rounding on [0, 1]. ``exact``: activations equal the formula to the last digit of
+    float32. ``options`` are further options to check, beside the defaults.
     """
 
     weight: Callable[..., tuple[Array, Array, dict[str, Array]]]
-    activation: Callable[[Array, Array, int], tuple[Array, Array]]
+    activation: Callable[..., tuple[Any, ...]]
     options: tuple[Mapping[str, Any], ...] = ()
     ties: Callable[[Array, int], Array] | None = None
+    activation_ties: Callable[..., Array] | None = None
+    learned_activation: bool = False
+    exact: bool = True
 
 
 def _dorefa(w, g, bits, options, scales, **flags):
@@ -61,6 +67,41 @@ def _syq(w, g, bits, options, scales, ternary=True, zero_to_zero=False):
 
 def _ttq(w, g, bits, options, scales):
     return oracle.two_scales(w, g, scales["positive"], scales["negative"], options.get("threshold", 0.05))
+
+
+def _pact_activation(x, g, bits, scales):
+    y, dx, dalpha = oracle.clipped_round(x, g, scales["alpha"], bits)
+    return y, dx, {"alpha": dalpha}
+
+
+def _pact_ties(x, bits, scales):
+    n = 2**bits - 1
+    r = np.clip(x / scales["alpha"], 0, 1) * n
+    return (np.abs(r - np.floor(r) - 0.5) <= 8 * n * ULP) & (bits < 32)
+
+
+def _lsq(w, g, bits, options, scales):
+    half = 2 ** (bits - 1)
+    q, dw, dstep = oracle.stepped(w, g, scales["weight_step"], -half, half - 1, w.size)
+    return q, dw, {"weight_step": dstep}
+
+
+def _lsq_activation(x, g, bits, scales):
+    if bits == 32:
+        return (*_relu(x, g), {})
+    y, dx, dstep = oracle.stepped(x, g, scales["input_step"], 0, 2**bits - 1, 1)
+    return y, dx, {"input_step": dstep}
+
+
+def _lsq_ties(x, bits, scales):
+    if bits == 32:
+        return np.zeros(x.shape, bool)
+    r = np.clip(x / scales["input_step"], 0, 2**bits - 1)
+    return np.abs(r - np.floor(r) - 0.5) <= 8 * ULP * np.maximum(r, 1)
+
+
+def _without_scales(formula):
+    return lambda w, g, bits, options, scales: (*formula(w, g), {})
 
 
 def _relu(x, g):
@@ -92,10 +133,12 @@ def _half_up_of_relu(x, g, bits):
 _GRANULARITIES = ({"granularity": "row"}, {"granularity": "layer"})
 
 QUANTIZERS: dict[str, QuantizerOracle] = {
+    "binaryconnect": QuantizerOracle(_without_scales(lambda w, g: (oracle.sign(w), g)), _unit_or_relu),
     "bnn": QuantizerOracle(
         lambda w, g, bits, options, scales: (*oracle.sign_activation(w, g), {}),
         lambda x, g, bits: oracle.sign_activation(x, g),
     ),
+    "bwn": QuantizerOracle(_without_scales(oracle.filter_sign), _unit_or_relu),
     "dorefa": QuantizerOracle(_dorefa, _unit, ties=_dorefa_ties),
     "dorefa_channelwise": QuantizerOracle(partial(_dorefa, per_channel=True), _unit),
     "dorefa_channelwise_released": QuantizerOracle(
@@ -105,10 +148,26 @@ QUANTIZERS: dict[str, QuantizerOracle] = {
     "full_precision": QuantizerOracle(
         lambda w, g, bits, options, scales: (w, g, {}), lambda x, g, bits: _relu(x, g)
     ),
+    "lsq": QuantizerOracle(
+        _lsq, _lsq_activation, activation_ties=_lsq_ties, learned_activation=True, exact=False
+    ),
+    "pact": QuantizerOracle(
+        _dorefa,
+        _pact_activation,
+        ties=_dorefa_ties,
+        activation_ties=_pact_ties,
+        learned_activation=True,
+        exact=False,
+    ),
     "syq": QuantizerOracle(_syq, _HALF_UP, (*_GRANULARITIES, {"eta": 0.3})),
     "syq_four_levels": QuantizerOracle(partial(_syq, ternary=False, zero_to_zero=True), _half_up_of_relu),
     "syq_released": QuantizerOracle(partial(_syq, zero_to_zero=True), _half_up_of_relu),
     "ttq": QuantizerOracle(_ttq, _unit_or_relu, ({"threshold": 0.4},)),
+    "twn": QuantizerOracle(
+        lambda w, g, bits, options, scales: (*oracle.ternary_mean(w, g, options.get("threshold", 0.7)), {}),
+        _unit_or_relu,
+        ({"threshold": 0.3},),
+    ),
     "xnor": QuantizerOracle(
         lambda w, g, bits, options, scales: (*oracle.filter_sign(w, g), {}), _sign_or_relu
     ),

@@ -105,3 +105,25 @@ def rounded_gradient(g, bits, uniform):
             r = np.clip(sample / (2 * m) + 0.5 + (uniform[i] - 0.5) / n, 0, 1)
             result[i] = 2 * m * (round_half_even(n * r) / n - 0.5)
     return result
+
+
+def ternary_mean(w, g, part):
+    above = np.abs(w) > part * np.abs(w).mean()
+    scale = np.abs(w)[above].mean() if above.any() else 0.0
+    return np.where(above, np.sign(w) * scale, 0.0), g
+
+
+def clipped_round(x, g, alpha, bits):
+    y = np.where(x < 0, 0.0, np.where(x < alpha, x, alpha))
+    if bits < 32:
+        n = 2**bits - 1
+        y = round_half_even(y * (n / alpha)) * (alpha / n)
+    return y, g * ((x >= 0) & (x < alpha)), g[x >= alpha].sum()
+
+
+def stepped(v, g, step, low, high, count):
+    scaled = v / step
+    q = round_half_even(np.clip(scaled, low, high)) * step
+    middle = (scaled > low) & (scaled < high)
+    slope = np.where(middle, round_half_even(scaled) - scaled, np.where(scaled <= low, low, high))
+    return q, g * middle, (g * slope).sum() / np.sqrt(count * high)

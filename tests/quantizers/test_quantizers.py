@@ -213,11 +213,12 @@ def test_scales_can_start_at_the_mean_magnitude_of_their_group(granularity, axes
         assert (fixed.scale == np.float32(0.2)).all()
 
 
-def test_only_bnn_changes_the_stored_weights():
+def test_which_quantizers_change_the_stored_weights():
     for kind in registry.entries("quantizers"):
         w = torch.tensor([[-3.0, 0.5, 2.0]], requires_grad=True)
-        make(kind).after_step_(w)
-        assert w.tolist() == ([[-1.0, 0.5, 1.0]] if kind == "bnn" else [[-3.0, 0.5, 2.0]])
+        make(kind, weight_shape=(1, 3)).after_step_(w)
+        clipped = kind in ("binaryconnect", "bnn")
+        assert w.tolist() == ([[-1.0, 0.5, 1.0]] if clipped else [[-3.0, 0.5, 2.0]])
 
 
 def test_xnor_input_scale():

@@ -1,0 +1,140 @@
+"""LSQ: Learned Step Size Quantization (arXiv 1902.08153)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from bench.quantizers.base import Quantizer
+from bench.quantizers.functional import compute_dtype
+
+ENTRIES = [
+    {
+        "name": "lsq",
+        "factory": "LSQ",
+        "help": "weights and activations rounded to multiples of learned step sizes, one for each layer and for its input",
+        "title": "Learned Step Size Quantization",
+        "arxiv": "1902.08153",
+        "options": {
+            "activation_mean": {
+                "type": "float",
+                "default": 0.4,
+                "above": 0.0,
+                "help": "mean of the rectified activations that their step size starts from",
+            },
+        },
+        "w_bits": [2, 3, 4, 5, 6, 7, 8, 32],
+        "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
+        "g_bits": [32],
+    },
+]
+
+SMALLEST_STEP = 2.0**-20
+
+
+class _LearnedStep(Function):
+    @staticmethod
+    def forward(ctx, v, step, low, high, slowed):
+        step = step.clamp_min(SMALLEST_STEP)
+        ctx.save_for_backward(v, step)
+        ctx.low, ctx.high, ctx.slowed = low, high, slowed
+        return (v.to(compute_dtype(v)) / step).clamp_(low, high).round_().mul_(step).to(v.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        v, step = ctx.saved_tensors
+        scaled = v.to(compute_dtype(v)) / step
+        kept = ((scaled > ctx.low) & (scaled < ctx.high)).to(scaled.dtype)
+        clipped = scaled.clamp(ctx.low, ctx.high)
+        to_step = (
+            torch.round(clipped) - clipped * kept
+        )  # at the ends the level itself, inside the rounding's error
+        return (
+            (grad * kept).to(grad.dtype),
+            (grad * to_step).sum().mul_(ctx.slowed).to(step.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def learned_step(v: Tensor, step: Tensor, low: int, high: int, count: int) -> Tensor:
+    """Return round(clip(v / s, low, high)) s (eq. 1 and 2); any shape; ``step`` s of shape (); ties go to even.
+
+    A step of less than 2^-20 is taken as 2^-20, so that its gradient can raise it again.
+
+    Gradients: dL/dv = dL/dq where low < v/s < high, else 0 (eq. 5). dL/ds is g times the sum of dL/dq r, with r =
+    round(v/s) - v/s inside, low where v/s <= low and high where v/s >= high (eq. 3), and g = 1 / sqrt(count high)
+    (section 2.2), ``count`` the number of weights, or of one sample's activations, that share the step.
+    """
+    return _LearnedStep.apply(v, step, low, high, 1.0 / math.sqrt(count * high))
+
+
+class LSQ(Quantizer):
+    """LSQ (arXiv 1902.08153).
+
+    weight:      ``learned_step`` with codes from -2^(k-1) to 2^(k-1) - 1; the step ``weight_step`` starts at
+                 2 mean |w| / sqrt(2^(k-1) - 1). One bit would have no positive code, so k is 2 or more.
+    activation:  ``learned_step`` with codes from 0 to 2^k - 1; the step ``input_step`` starts at
+                 2 m / sqrt(2^k - 1), m = ``activation_mean``
+    bound:       ReLU
+
+    The paper takes m from the first batch. Here m is an option, so that a trial's start depends on no batch. Its default
+    is about the mean of a rectified standard normal variable, 1 / sqrt(2 pi), since batch norm stands before most inputs.
+    The number of activations in g is that of one sample. Both steps are parameters of shape ().
+    """
+
+    def __init__(
+        self,
+        w_bits: int = 32,
+        a_bits: int = 32,
+        g_bits: int = 32,
+        weight_shape: Sequence[int] | None = None,
+        *,
+        activation_mean: float = 0.4,
+    ) -> None:
+        super().__init__(w_bits, a_bits, g_bits)
+        self.weight_step: nn.Parameter | None = None
+        self.input_step: nn.Parameter | None = None
+        if a_bits < 32:
+            self.input_step = nn.Parameter(torch.full((), 2.0 * activation_mean / math.sqrt(2**a_bits - 1)))
+        if weight_shape is not None:
+            self.create_scales(weight_shape)
+
+    def create_scales(self, weight_shape: Sequence[int], device: Any = None) -> None:
+        """Create ``weight_step``, 1 until ``start_`` sets it."""
+        if self.w_bits < 32:
+            self.weight_step = nn.Parameter(torch.ones((), device=device))
+
+    @torch.no_grad()
+    def start_(self, w: Tensor) -> None:
+        """Set the step of the weights to 2 mean |w| / sqrt(2^(k-1) - 1)."""
+        if self.weight_step is not None:
+            mean = w.detach().to(compute_dtype(w)).abs().mean()
+            self.weight_step.copy_(2.0 * mean / math.sqrt(2 ** (self.w_bits - 1) - 1))
+
+    def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
+        """Return the rounded weights, same shape and dtype."""
+        if self.w_bits == 32:
+            return w
+        if self.weight_step is None:
+            self.create_scales(w.shape, w.device)
+        assert self.weight_step is not None
+        half = 2 ** (self.w_bits - 1)
+        return learned_step(w, self.weight_step, -half, half - 1, w.numel())
+
+    def bound(self, x: Tensor) -> Tensor:
+        """Return max(x, 0), any shape."""
+        return torch.relu(x)
+
+    def activation(self, x: Tensor) -> Tensor:
+        """Return the rounded activations, any shape (batch, ...)."""
+        if self.input_step is None:
+            return self.bound(x)
+        count = x[0].numel() if x.dim() > 1 else 1
+        return learned_step(x, self.input_step, 0, 2**self.a_bits - 1, count)
