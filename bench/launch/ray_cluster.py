@@ -140,16 +140,18 @@ def short_place() -> Path:
 def _authenticate(*, local: bool) -> None:
     """Give Ray a token: the user's where there is one; for a start on this machine one that no file holds.
 
-    Ray reads a token from $RAY_AUTH_TOKEN, $RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token, and only in mode
-    "token", which ``ray start`` (2.59 and later) wants. Without a token it would write one into the home
-    folder, which may be read-only.
+    Ray reads a token from $RAY_AUTH_TOKEN, $RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token. A start on this machine asks
+    for one by itself, and without one would write a file into the home folder, which may be read-only. Joining a
+    cluster, Ray (2.59 and later) shows a token only in mode "token", which Ray reads at its import.
     """
     if "RAY_AUTH_MODE" in os.environ:
         return
-    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH") or _token_file().exists():
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    known = bool(named) or _token_file().exists()
+    if local and not known:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    elif known and not local:
         os.environ["RAY_AUTH_MODE"] = "token"
-    elif local:
-        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 
 def _token_file() -> Path:

@@ -90,11 +90,13 @@ class TestToken:
         with monkeypatch.context() as context:
             context.setattr(os, "environ", dict(os.environ))
             ray_cluster._authenticate(local=True)
+            assert "RAY_AUTH_TOKEN" not in os.environ  # Ray finds the file
+            ray_cluster._authenticate(local=False)
             assert os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN" not in os.environ
 
     def test_a_local_start_without_one_gets_a_token_that_no_file_holds(self, monkeypatch, tmp_path):
         environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
         monkeypatch.setattr(os, "environ", environment)
         ray_cluster._authenticate(local=True)
-        assert environment["RAY_AUTH_MODE"] == "token" and len(environment["RAY_AUTH_TOKEN"]) == 64
+        assert "RAY_AUTH_MODE" not in environment and len(environment["RAY_AUTH_TOKEN"]) == 64
         assert list(tmp_path.iterdir()) == []

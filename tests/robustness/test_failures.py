@@ -174,9 +174,9 @@ class TestChanceAndDivergence:
 
 def dead_network(config, *arguments, **named):
     """Train a network whose fourth batch norm shifts everything below the clip: conv5 reads zeros alone."""
-    from bench.training import trial
+    from bench.training import setup, trial
 
-    build = trial.build
+    build = setup.build
 
     def shift(module, inputs):
         module.bn4.bias.data.fill_(-1e4)
@@ -187,7 +187,7 @@ def dead_network(config, *arguments, **named):
         return network
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trial, "build", dead)
+        patch.setattr(setup, "build", dead)
         return trial.run_trial(config, *arguments, **named)
 
 
