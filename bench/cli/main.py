@@ -24,6 +24,7 @@ COMMANDS = {
     "report": "bench.cli.report:report_command",
     "verify": "bench.cli.verify:verify_command",
     "data": "bench.cli.data:data_command",
+    "new": "bench.cli.new:new_command",
     "schema": "bench.cli.schema:schema_command",
     "completion": "bench.cli.completion:completion_command",
     "speed": "bench.speed.measure:main",

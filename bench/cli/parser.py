@@ -20,7 +20,7 @@ from rich_argparse import RawDescriptionRichHelpFormatter
 from bench import __version__
 from bench.errors import InputError, nearest
 
-LISTS = ("quantizers", "strategies", "networks", "datasets", "schedules", "recipes")
+LISTS = ("quantizers", "strategies", "networks", "datasets", "schedules", "recipes", "experiments")
 SHELLS = ("bash", "zsh", "tcsh")
 SPEED_MODES = ("eager", "compiled", "captured", "packed")
 FORMATS = ("md", "tex", "csv", "png", "pdf", "html")
@@ -161,7 +161,9 @@ def _code(command: argparse.ArgumentParser) -> None:
 
 
 def _file(command: argparse.ArgumentParser) -> None:
-    command.add_argument("file", type=Path, metavar="FILE", help="the experiment file")
+    command.add_argument(
+        "file", type=Path, metavar="FILE", help="an experiment file, or the name of a shipped experiment"
+    )
 
 
 def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -169,7 +171,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     parser = _Parser(
         prog="bench",
         description=_filled("Progressive learning of low-precision networks, compared fairly."),
-        epilog="Examples:\n  bench show experiments/digits.toml\n  bench run experiments/digits.toml --profile quick",
+        epilog="Examples:\n  bench show digits\n  bench run digits --profile quick",
         formatter_class=_Help,
         allow_abbrev=False,
     )
@@ -187,7 +189,7 @@ def _reading_commands(commands: _Commands) -> None:
     """Add the commands that train nothing."""
     command = commands.add(
         "list",
-        "what there is: quantizers, strategies, networks, data sets, schedules, recipes",
+        "what there is: quantizers, strategies, networks, data sets, schedules, recipes, experiments",
         "",
         "strategies",
     )
@@ -195,9 +197,7 @@ def _reading_commands(commands: _Commands) -> None:
         "what", nargs="?", metavar="GROUP", help=f"one group with its options: {', '.join(LISTS)}"
     )
 
-    command = commands.add(
-        "show", "what an experiment file expands to", "experiments/digits.toml", "my.toml --diff 'EXP-Net'"
-    )
+    command = commands.add("show", "what an experiment file expands to", "digits", "my.toml --diff 'EXP-Net'")
     _file(command)
     _selection(command)
     _places(command)
@@ -211,9 +211,7 @@ def _reading_commands(commands: _Commands) -> None:
     )
     _code(command)
 
-    command = commands.add(
-        "status", "where the trials stand and what `bench run` would do", "", "experiments/digits.toml"
-    )
+    command = commands.add("status", "where the trials stand and what `bench run` would do", "", "digits")
     command.add_argument(
         "file", type=Path, nargs="?", metavar="FILE", help="the experiment file (every recorded experiment)"
     )
@@ -224,7 +222,7 @@ def _reading_commands(commands: _Commands) -> None:
     command = commands.add(
         "report",
         "tables, figures and a page from the records",
-        "experiments/digits.toml --results runs",
+        "digits --results runs",
         "my.toml --only EXP-Net --seeds 2 --format md,html",
     )
     command.add_argument(
@@ -244,6 +242,26 @@ def _reading_commands(commands: _Commands) -> None:
         help="the formats to write (all)",
     )
 
+    command = commands.add(
+        "new",
+        "write a commented experiment file to start from",
+        "my.toml",
+        "flowers.toml --dataset imagefolder:flowers --network resnet18 --quantizer dorefa --bits 1/2",
+    )
+    command.add_argument("file", type=_path, metavar="FILE", help="the file to write, for instance my.toml")
+    group = command.add_argument_group("what it compares (asked on a terminal where it is not given)")
+    group.add_argument("--dataset", metavar="NAME", help="the data set: `bench list datasets` (digits)")
+    group.add_argument(
+        "--network", metavar="NAME", help="the network: `bench list networks` (by the images' size)"
+    )
+    group.add_argument("--quantizer", metavar="NAME", help="the quantizer: `bench list quantizers` (dorefa)")
+    group.add_argument("--bits", metavar="W/A", help="bits of weights and activations (the fewest there are)")
+    group.add_argument(
+        "--width", metavar="F", type=_number(float, 0, strict=True), help="the part of the network's channels"
+    )
+    group.add_argument("--epochs", metavar="N", type=_number(int, 1), help="the epochs of a trial")
+    _data_option(command.add_argument_group("where"))
+
     commands.add("schema", "the JSON Schema of experiment files, for editors", "> experiment.schema.json")
 
     command = commands.add(
@@ -257,7 +275,7 @@ def _running_commands(commands: _Commands) -> None:
     command = commands.add(
         "run",
         "train what is not trained yet",
-        "experiments/digits.toml",
+        "digits",
         "my.toml --profile quick --max-minutes 30",
     )
     _file(command)

@@ -26,6 +26,7 @@ from bench.experiments.config import TrialConfig, short_bits
 from bench.experiments.labels import label
 from bench.experiments.options import CHOICES
 from bench.experiments.overrides import differences, flatten, listed
+from bench.experiments.shipped import shipped_experiments
 from bench.experiments.toml_files import recipe_names
 from bench.experiments.trials import Experiment, IndexLine
 from bench.folders import resolve_data_dir
@@ -41,6 +42,7 @@ LISTS: dict[str, tuple[str, ...]] = {
     "datasets": ("datasets",),
     "schedules": ("factors", "learning_rates"),
     "recipes": (),
+    "experiments": (),
 }
 
 
@@ -78,6 +80,8 @@ def list_text(what: str | None = None, screen: Screen = PIPED) -> str:
     for name in [what] if what else LISTS:
         if name == "recipes":
             parts.append("\n".join(["Recipes", _recipe_table(screen)]))
+        if name == "experiments":
+            parts.append("\n".join(["Experiments", _experiment_table(screen)]))
         for group in LISTS[name]:
             title = group.replace("_", " ").capitalize()
             found = registry.entries(group).values()
@@ -93,6 +97,14 @@ def list_text(what: str | None = None, screen: Screen = PIPED) -> str:
                 columns = ("option", "takes", "default", "help")
                 parts.append("\n".join([f"{title}: options", screen.table(columns, options)]))
     return "\n\n".join(parts)
+
+
+def _experiment_table(screen: Screen) -> str:
+    rows = []
+    for name, path in shipped_experiments().items():
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        rows.append((name, ", ".join(content.get("profiles", {})), content.get("title", "")))
+    return screen.table(("name", "profiles", "title"), rows)
 
 
 def _recipe_table(screen: Screen) -> str:

@@ -31,6 +31,7 @@ from bench.experiments.options import CHOICES, as_table
 from bench.experiments.overrides import default_of, option_paths, reaches
 from bench.experiments.pairing import assemble, pair_arms
 from bench.experiments.resolve import Resolution, Run, resolve
+from bench.experiments.shipped import locate
 from bench.experiments.toml_files import SETTABLE, Problems, experiment_name, parse_toml, read_text
 from bench.experiments.trials import Experiment
 from bench.text import clean
@@ -48,7 +49,7 @@ def load_experiment(
     """Read, check and expand an experiment file.
 
     Args:
-        path: the TOML file.
+        path: the TOML file, or the name of a shipped experiment.
         profile: the profile asked for, if any.
         overrides: the ``--set`` texts ``dotted.key=value``.
         only: the arms wanted; their baselines stay.
@@ -57,7 +58,7 @@ def load_experiment(
 
     Raises ``InputError`` naming every problem found, a line each, with file and key.
     """
-    path = Path(path)
+    path = locate(path)
     text = read_text(path)
     name = experiment_name(path)
     problems = Problems(clean(path))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.errors import InputError
+from bench.experiments.shipped import locate, shipped_experiments
 from bench.experiments.toml_files import read_text
 from bench.records.store import Store, StoreError, write_atomic
 from bench.reporting.cells import Cell
@@ -129,6 +130,7 @@ def _read_file(path: Path, selection: Selection, results: Path) -> Records:
     store = Store(results)
     name = path.stem
     recorded = store.index(name)
+    path = locate(path) if name in shipped_experiments() else path
     if recorded:
         text = read_text(path) if path.is_file() else None
         lines = selection.lines(recorded, partial(_recorded_config, store))
