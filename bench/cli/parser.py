@@ -246,7 +246,8 @@ def _reading_commands(commands: _Commands) -> None:
         "new",
         "write a commented experiment file to start from",
         "my.toml",
-        "flowers.toml --dataset imagefolder:flowers --network resnet18 --quantizer dorefa --bits 1/2",
+        "my.toml --dataset imagefolder:flowers",
+        "my.toml --quantizer bnn --network resnet20",
     )
     command.add_argument("file", type=_path, metavar="FILE", help="the file to write, for instance my.toml")
     group = command.add_argument_group("what it compares (asked on a terminal where it is not given)")
