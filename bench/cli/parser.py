@@ -250,7 +250,7 @@ def _reading_commands(commands: _Commands) -> None:
         "my.toml --quantizer bnn --network resnet20",
     )
     command.add_argument("file", type=_path, metavar="FILE", help="the file to write, for instance my.toml")
-    group = command.add_argument_group("what it compares (asked on a terminal where it is not given)")
+    group = command.add_argument_group("what it compares (asked on a terminal)")
     group.add_argument("--dataset", metavar="NAME", help="the data set: `bench list datasets` (digits)")
     group.add_argument(
         "--network", metavar="NAME", help="the network: `bench list networks` (by the images' size)"
