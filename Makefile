@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce test check soak paper_tables fidelity clean
+.PHONY: help install reproduce test check soak paper_tables fidelity docs clean
 
 help:
 	@echo "make reproduce     install, train the embedded experiment, report, compare with the committed table"
@@ -14,6 +14,7 @@ help:
 	@echo "make check         ruff, format, types, imports between rooms"
 	@echo "make paper_tables  rebuild the committed tables and curves from results/, and the numbers that pages quote"
 	@echo "make fidelity      hold the released presets against the release's numbers, and write docs/fidelity.md"
+	@echo "make docs          build the documentation site into build/docs; a broken link is an error"
 	@echo "make clean         remove .venv and caches (runs/ stays)"
 
 $(BIN)/bench: pyproject.toml
@@ -49,6 +50,10 @@ paper_tables: install
 
 fidelity: install
 	$(BIN)/python -m tests.golden.released.fidelity
+
+docs: install
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo "build/docs/index.html"
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

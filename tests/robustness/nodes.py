@@ -1,8 +1,9 @@
-"""Two nodes of Ray's own test cluster on this machine, the one that trains killed: ``python tests/nodes.py FOLDER [--apart]``.
+"""Nodes of Ray's own test cluster on this machine, one that trains killed: ``python tests/robustness/nodes.py FOLDER``.
 
 The results end up in ``FOLDER/results``, those of an undisturbed trial in ``FOLDER/calm``. With ``--apart`` the nodes do
 not see the results folder (a mount of their own hides it; needs the right to mount): it is as on machines that share no
-disk. Prints a line of JSON.
+disk. With ``--join`` a node is added as soon as a trial has a checkpoint, and the others are killed when the new one
+trains. Prints a line of JSON.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]
@@ -36,8 +39,8 @@ def hide(folder: Path) -> int:
     return outside.pid
 
 
-def write_experiment(file: Path, epochs: int) -> None:
-    """Write the experiment of one trial."""
+def write_experiment(file: Path, epochs: int, trials: int) -> None:
+    """Write an experiment whose trials differ in the seed."""
     base = d.make_config().dump()
     lines = [
         'title = "nodes"',
@@ -47,17 +50,49 @@ def write_experiment(file: Path, epochs: int) -> None:
         f"epochs = {epochs}",
     ]
     lines += [f"{key} = {base[key]}" for key in ("batch_size", "train_size", "width")]
+    lines += ["[grid]", f"seed = {list(range(trials))}"]
     lines += ["[[arms]]", 'name = "arm"', 'quantizer = "dorefa"', 'bits = "1/1"']
     file.write_text("\n".join(lines) + "\n")
 
 
-def trains(node: object) -> bool:
+def trains(node: Any) -> bool:
     """Return whether a trial's process is a child of the node's raylet."""
-    raylet = next(process.process.pid for found in node.all_processes.values() for process in found)  # type: ignore[attr-defined]
+    raylet = next(process.process.pid for found in node.all_processes.values() for process in found)
     children = subprocess.run(
         ["ps", "--ppid", str(raylet), "-o", "args"], capture_output=True, text=True, check=False
     )
     return "ImplicitFunc.train" in children.stdout
+
+
+def wait(bench: subprocess.Popen[str], until: Callable[[], object]) -> bool:
+    """Wait for ``until``; return whether it came while ``bench`` was still running."""
+    while bench.poll() is None:
+        if until():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def bench_command(args: argparse.Namespace, file: Path, address: str) -> list[str]:
+    """Return the command that trains ``file`` on the cluster."""
+    program = str(ROOT / "tests" / "robustness" / "bench_with_faults.py")
+    where = ["--results", str(args.folder / "results"), "--address", address, "--device", "cpu"]
+    return [sys.executable, program, "run", str(file), *where]
+
+
+def disturb(cluster: Any, nodes: list[Any], bench: subprocess.Popen[str], results: Path, join: bool) -> Any:
+    """Kill what trains as soon as there is a checkpoint; return (nodes killed, whether the added node trained)."""
+    if not wait(bench, lambda: any(results.glob("trials/*/checkpoint.pt"))):
+        return 0, False
+    joined = False
+    if join:
+        added = cluster.add_node(num_cpus=1)
+        joined = wait(bench, lambda: trains(added))
+    time.sleep(0.5)
+    doomed = [node for node in nodes if trains(node)][: None if join else 1]
+    for node in doomed:
+        cluster.remove_node(node, allow_graceful=False)
+    return len(doomed), joined
 
 
 def main() -> int:
@@ -65,12 +100,15 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--apart", action="store_true")
+    parser.add_argument("--join", action="store_true")
+    parser.add_argument("--nodes", type=int, default=2)
+    parser.add_argument("--trials", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=40)
     args = parser.parse_args()
     results = args.folder / "results"
     results.mkdir(parents=True)
     file = args.folder / "nodes.toml"
-    write_experiment(file, args.epochs)
+    write_experiment(file, args.epochs, args.trials)
     os.environ[d.SETTINGS] = json.dumps({"every_steps": 3})
     token = Path.home() / ".ray" / "auth_token"
     os.environ.setdefault("RAY_AUTH_MODE", "token" if token.exists() else "disabled")
@@ -84,38 +122,15 @@ def main() -> int:
             outside = hide(results)
             prefix = ["nsenter", "-t", str(outside), "-m"]
             results = Path(f"/proc/{outside}/root{results}")
-        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-        command = [
-            *prefix,
-            sys.executable,
-            str(ROOT / "tests" / "robustness" / "bench_with_faults.py"),
-            "run",
-            str(file),
-        ]
-        command += [
-            "--results",
-            str(args.folder / "results"),
-            "--address",
-            cluster.address,
-            "--device",
-            "cpu",
-        ]
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(args.nodes)]
+        command = [*prefix, *bench_command(args, file, cluster.address)]
         bench = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd="/"
         )
-        while bench.poll() is None and not any(results.glob("trials/*/checkpoint.pt")):
-            time.sleep(0.05)
-        time.sleep(0.5)
-        killed = next((node for node in nodes if trains(node)), None)
-        if killed is not None:
-            cluster.remove_node(killed, allow_graceful=False)
+        killed, joined = disturb(cluster, nodes, bench, results, args.join)
         output, _ = bench.communicate()
-        seen = sorted(os.listdir(args.folder / "results"))
-        print(
-            json.dumps(
-                {"status": bench.returncode, "killed": killed is not None, "seen": seen, "output": output}
-            )
-        )
+        said = {"status": bench.returncode, "killed": killed, "joined": joined, "output": output}
+        print(json.dumps({**said, "seen": sorted(os.listdir(args.folder / "results"))}))
     finally:
         cluster.shutdown()
         if outside:

@@ -729,28 +729,33 @@ def wide(tally: Tally, folder: Path, dice: random.Random) -> None:
         tally.say(f"two workers, {case}: resumed at steps {d.resumed_steps(killed)}")
 
 
+NODES = {  # what happens on which nodes, as options of nodes.py
+    "two": [],
+    "four": ["--nodes", "4", "--trials", "4"],
+    "joined": ["--nodes", "1", "--trials", "2", "--join"],
+}
+
+
 def nodes(tally: Tally, folder: Path, dice: random.Random) -> None:
-    """Kill the node of two that trains, with a results folder that both see and with one that neither does."""
-    for apart in (False, True):
-        place = folder / ("apart" if apart else "shared")
-        options = ["--epochs", str(dice.randrange(60, 120)), *(["--apart"] if apart else [])]
+    """Kill a node that trains, of two, of four and after another joined; with a results folder that all see or none."""
+    for case, apart in itertools.product(NODES, (False, True)):
+        place = folder / f"{case}-{'apart' if apart else 'shared'}"
+        options = ["--epochs", str(dice.randrange(60, 120)), *NODES[case], *(["--apart"] if apart else [])]
         command = [sys.executable, str(ROOT / "tests" / "robustness" / "nodes.py"), str(place), *options]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         tally.check(done.returncode == 0, f"nodes: {done.stderr[-2000:]}")
         if done.returncode:
             continue
         said = json.loads(done.stdout.splitlines()[-1])
-        tally.check(said["status"] == 0 and said["killed"], f"nodes: {said['output'][-2000:]}")
-        trial = load_experiment(place / "nodes.toml").trials[0]
-        d.run(trial.config, place / "calm", id=str(trial.id))
-        unlike = d.unlike(place / "calm", place / "results", str(trial.id))
-        tally.check(not unlike, f"nodes: {unlike[:3]}")
-        tally.add(
-            "nodes", f"node killed, results folder {'not ' if apart else ''}shared, resumed bit for bit"
-        )
-        tally.say(
-            f"nodes: {place.name}: resumed at steps {d.resumed_steps(place / 'results', str(trial.id))}"
-        )
+        tally.check(said["status"] == 0 and said["killed"], f"nodes: {case}: {said['output'][-2000:]}")
+        tally.check(said["joined"] or case != "joined", f"nodes: {case}: the added node did not train")
+        for trial in load_experiment(place / "nodes.toml").trials:
+            d.run(trial.config, place / "calm", id=str(trial.id))
+            unlike = d.unlike(place / "calm", place / "results", str(trial.id))
+            tally.check(not unlike, f"nodes: {case}: {unlike[:3]}")
+            tally.say(f"nodes: {place.name}: resumed at {d.resumed_steps(place / 'results', str(trial.id))}")
+        shared = f"results folder {'not ' if apart else ''}shared"
+        tally.add("nodes", f"{case}: node killed, {shared}, resumed bit for bit")
 
 
 # --- the program -------------------------------------------------------------------------------------------------------
