@@ -33,9 +33,10 @@ ENTRIES = [
             },
             "block": {
                 "type": "str",
-                "choices": ["pre", "post"],
+                "choices": ["pre", "post", "react"],
                 "default": "pre",
-                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, activation",
+                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, activation; "
+                "react: post with a shortcut around each convolution that carries the bounded sum (ReActNet's)",
             },
             "shortcut_per": {
                 "type": "str",
@@ -69,9 +70,10 @@ ENTRIES = [
             },
             "block": {
                 "type": "str",
-                "choices": ["pre", "post"],
+                "choices": ["pre", "post", "react"],
                 "default": "pre",
-                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, activation",
+                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, activation; "
+                "react: post with a shortcut around each convolution that carries the bounded sum (ReActNet's)",
             },
             "shortcut_per": {
                 "type": "str",
@@ -160,7 +162,9 @@ class ImageNetResNet(Network):
 
     Block "pre" has no batch norm between conv0 and the first block's; "post" has one there, and the pool
     before the activation, with which it commutes. The classifier's input is bounded, not quantized; with
-    "post" and a shortcut per convolution it is the stream itself.
+    "post" and a shortcut per convolution it is the stream itself. Block "react" is "post" with one convolution a
+    shortcut, which carries the bounded sum: with the quantizer ``reactnet`` that is ReActNet's order, whose RPReLU
+    stands in front of the first block, too.
     """
 
     def __init__(
@@ -178,11 +182,12 @@ class ImageNetResNet(Network):
         super().__init__()
         self.input_size = input_size
         builder.merge_at_output = block == "pre"
-        single = shortcut_per == "convolution"
-        kind: type[Block] = PreBlock if block == "pre" else RealBlock if single else PostBlock
+        single = shortcut_per == "convolution" or block == "react"
+        real = single and block == "post"
+        kind: type[Block] = PreBlock if block == "pre" else RealBlock if real else PostBlock
         before, extra = builder.channels(64), 0
         self.conv0 = builder.first_conv(before, 7, stride=2, padding=3)
-        self.bn0 = builder.norm(before) if block == "post" else None
+        self.bn0 = None if block == "pre" else builder.norm(before)
         self.pool = nn.MaxPool2d(3, 2, padding=1)
         blocks: list[Block] = []
         for stage, depth in enumerate(depths):

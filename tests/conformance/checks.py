@@ -169,9 +169,11 @@ def check_declared_bits(kind: str) -> None:
         rows = {row.name: row for row in describe_layers(network)}
         for name, layer in network.low_precision_layers():
             weight = layer.weight
-            scales = make_quantizer(
-                kind, w_bits, facts["a_bits"][0], weight_shape=weight.shape
-            ).stored_scales(weight)
+            channels = getattr(layer, "in_channels", None)
+            alone = make_quantizer(
+                kind, w_bits, facts["a_bits"][0], weight_shape=weight.shape, channels=channels
+            )
+            scales = alone.stored_scales(weight)
             assert rows[name].bits == w_bits * weight.numel() + 32 * scales, (kind, bits, name)
 
 

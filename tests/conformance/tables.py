@@ -100,6 +100,38 @@ def _lsq_ties(x, bits, scales):
     return np.abs(r - np.floor(r) - 0.5) <= 8 * ULP * np.maximum(r, 1)
 
 
+def _reactnet_activation(x, g, bits, scales):
+    return oracle.shifted_sign(
+        x, g, scales["shift_in"], scales["slope"], scales["shift_out"], scales["threshold"]
+    )
+
+
+def _reactnet_ties(x, bits, scales):
+    return np.abs(oracle.shifted_sign(x, x, *(scales[n] for n in _REACTNET))[3]) < 1e-6
+
+
+_REACTNET = ("shift_in", "slope", "shift_out", "threshold")
+
+
+def _hwgq_activation(x, g, bits):
+    return _relu(x, g) if bits == 32 else oracle.half_gaussian(x, g, bits)
+
+
+def _qnn(x, g, bits, levels):
+    y = np.clip(x, -1, 1) if bits == 32 else levels(x, bits)
+    return y, g * (np.abs(x) <= 1)
+
+
+def _hard_tanh_or(formula):
+    return lambda x, g, bits: (np.clip(x, -1, 1), g * (np.abs(x) <= 1)) if bits == 32 else formula(x, g)
+
+
+def _qnn_oracle(levels):
+    return QuantizerOracle(
+        lambda w, g, bits, options, scales: (*_qnn(w, g, bits, levels), {}), partial(_qnn, levels=levels)
+    )
+
+
 def _without_scales(formula):
     return lambda w, g, bits, options, scales: (*formula(w, g), {})
 
@@ -134,6 +166,11 @@ _GRANULARITIES = ({"granularity": "row"}, {"granularity": "layer"})
 
 QUANTIZERS: dict[str, QuantizerOracle] = {
     "binaryconnect": QuantizerOracle(_without_scales(lambda w, g: (oracle.sign(w), g)), _unit_or_relu),
+    "bireal": QuantizerOracle(
+        _without_scales(lambda w, g: (oracle.filter_sign(w, g)[0], g * (np.abs(w) <= 1))),
+        _hard_tanh_or(oracle.approximate_sign),
+        exact=False,
+    ),
     "bnn": QuantizerOracle(
         lambda w, g, bits, options, scales: (*oracle.sign_activation(w, g), {}),
         lambda x, g, bits: oracle.sign_activation(x, g),
@@ -148,6 +185,12 @@ QUANTIZERS: dict[str, QuantizerOracle] = {
     "full_precision": QuantizerOracle(
         lambda w, g, bits, options, scales: (w, g, {}), lambda x, g, bits: _relu(x, g)
     ),
+    "hwgq": QuantizerOracle(_without_scales(oracle.filter_sign), _hwgq_activation),
+    "irnet": QuantizerOracle(
+        _without_scales(oracle.libra),
+        _hard_tanh_or(lambda x, g: oracle.decaying_sign(x, g, 0.0)),
+        exact=False,
+    ),
     "lsq": QuantizerOracle(
         _lsq, _lsq_activation, activation_ties=_lsq_ties, learned_activation=True, exact=False
     ),
@@ -156,6 +199,15 @@ QUANTIZERS: dict[str, QuantizerOracle] = {
         _pact_activation,
         ties=_dorefa_ties,
         activation_ties=_pact_ties,
+        learned_activation=True,
+        exact=False,
+    ),
+    "qnn": _qnn_oracle(oracle.linear_levels),
+    "qnn_log": _qnn_oracle(oracle.power_levels),
+    "reactnet": QuantizerOracle(
+        _without_scales(lambda w, g: (oracle.filter_sign(w, g)[0], g * (np.abs(w) <= 1))),
+        lambda x, g, bits, scales: _reactnet_activation(x, g, bits, scales)[:3],
+        activation_ties=_reactnet_ties,
         learned_activation=True,
         exact=False,
     ),

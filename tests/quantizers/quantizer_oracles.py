@@ -127,3 +127,61 @@ def stepped(v, g, step, low, high, count):
     middle = (scaled > low) & (scaled < high)
     slope = np.where(middle, round_half_even(scaled) - scaled, np.where(scaled <= low, low, high))
     return q, g * middle, (g * slope).sum() / np.sqrt(count * high)
+
+
+def approximate_sign(x, g):
+    inner = np.where(x < 0, 2 + 2 * x, 2 - 2 * x)
+    return sign(x), g * np.where(np.abs(x) < 1, inner, 0.0)
+
+
+def shifted_sign(x, g, shift_in, slope, shift_out, threshold):
+    z = x + shift_in
+    before = np.where(z > 0, z, slope * z) + shift_out + threshold
+    y, d = approximate_sign(before, g)
+    grads = {
+        "shift_in": (d * np.where(z > 0, 1.0, slope)).sum(),
+        "slope": (d * np.minimum(z, 0.0)).sum(),
+        "shift_out": d.sum(),
+        "threshold": d.sum(),
+    }
+    return y, d * np.where(z > 0, 1.0, slope), grads, before
+
+
+def nearest(x, levels):
+    """The nearest of some levels; the lower one of two that are equally near."""
+    levels = np.sort(np.asarray(levels, dtype=np.float64))
+    return levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, x, side="left")]
+
+
+def half_gaussian(x, g, bits):
+    step = {1: 0.7978845608, 2: 0.5388119234, 3: 0.3217289091, 4: 0.1842433428}[bits]
+    levels = np.float32(step * np.arange(1, 2**bits)).astype(np.float64)
+    y = np.where(x > 0, nearest(x, levels), 0.0)
+    return y, g * ((x > 0) & (x <= levels[-1]))
+
+
+def decaying_sign(x, g, progress):
+    t = 10 ** (-1 + 2 * progress)
+    k = max(1 / t, 1)
+    return sign(x), g * k * t / np.cosh(np.clip(t * x, -300, 300)) ** 2
+
+
+def libra(w, g, progress=0.0):
+    axes, n = tuple(range(1, w.ndim)), w[0].size
+    mean, deviation = w.mean(axis=axes, keepdims=True), w.std(axis=axes, keepdims=True, ddof=1)
+    v = (w - mean) / deviation
+    scale = 2.0 ** np.rint(np.log2(np.abs(v).mean(axis=axes, keepdims=True)))
+    _, dv = decaying_sign(v, g * scale, progress)
+    along = (dv * v).sum(axis=axes, keepdims=True) / (n - 1)
+    return scale * sign(v), (dv - dv.mean(axis=axes, keepdims=True) - v * along) / deviation
+
+
+def linear_levels(x, bits):
+    half = 2 ** (bits - 1)
+    return sign(x) if bits == 1 else np.clip(round_half_even(x * half), -half, half - 1) / half
+
+
+def power_levels(x, bits):
+    with np.errstate(divide="ignore"):
+        exponent = np.clip(np.rint(np.log2(np.abs(x))), 1 - 2 ** (bits - 1), 0)
+    return sign(x) * 2.0**exponent

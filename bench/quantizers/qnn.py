@@ -1,0 +1,101 @@
+"""Quantized Neural Networks: k-bit weights and activations, linear or powers of two (arXiv 1609.07061)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.quantizers.base import Quantizer
+from bench.quantizers.functional import bipolar, clip, compute_dtype, inside, to_levels, with_slope
+
+ENTRIES = [
+    {
+        "name": "qnn",
+        "factory": "QNN",
+        "help": "weights and activations rounded to k bits on [-1, 1], gradient of hard tanh; 1 bit: BNN's signs",
+        "title": "Quantized Neural Networks: Training Neural Networks with Low Precision Weights and Activations",
+        "arxiv": "1609.07061",
+        "options": {},
+        "w_bits": [1, 2, 3, 4, 5, 6, 7, 8],
+        "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
+        "g_bits": [32],
+    },
+    {
+        "name": "qnn_log",
+        "factory": "LogQNN",
+        "help": "qnn with signed powers of two, 1 to 2^(1 - 2^(k-1)), instead of equal steps",
+        "title": "Quantized Neural Networks: Training Neural Networks with Low Precision Weights and Activations",
+        "arxiv": "1609.07061",
+        "options": {},
+        "w_bits": [1, 2, 3, 4, 5],
+        "a_bits": [1, 2, 3, 4, 5, 32],
+        "g_bits": [32],
+    },
+]
+
+
+class QNN(Quantizer):
+    """Quantized Neural Networks with equal steps (arXiv 1609.07061, section 5, LinearQuant).
+
+    weight, activation, k > 1 bits:  clip(round(2^(k-1) x), -2^(k-1), 2^(k-1) - 1) / 2^(k-1), round half to even
+    weight, activation, 1 bit:       sign(x), sign(0) = +1, as Binarized Neural Networks'
+    gradient:                        that of hard tanh, 1[|x| <= 1]
+    bound:                           clip(x, -1, 1)
+    after_step_:                     clips the stored weights to [-1, 1]
+
+    The paper prints LinearQuant as a rounding in steps of a power of two, clipped to the ends of a range that it
+    leaves open. Here the range is [-1, 1), so that k bits have 2^k levels and the range is hard tanh's. The quantized
+    gradients of the paper's later experiments are left out.
+    """
+
+    def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
+        """Return the quantized weights, same shape and dtype."""
+        return self._windowed(w, self.w_bits)
+
+    def bound(self, x: Tensor) -> Tensor:
+        """Return clip(x, -1, 1), any shape."""
+        return clip(x, -1.0, 1.0)
+
+    def activation(self, x: Tensor) -> Tensor:
+        """Return the quantized activations, any shape; clip(x, -1, 1) at 32 bits."""
+        return self.bound(x) if self.a_bits == 32 else self._windowed(x, self.a_bits)
+
+    def _windowed(self, x: Tensor, bits: int) -> Tensor:
+        real = x.detach().to(compute_dtype(x))
+        return with_slope(x, self._levels(real, bits), inside(real, -1.0, 1.0))
+
+    def _levels(self, real: Tensor, bits: int) -> Tensor:
+        """Return the levels of real numbers in the compute dtype, without gradient."""
+        if bits == 1:
+            return bipolar(real)
+        half = 1 << (bits - 1)
+        return (real * half).round_().clamp_(-half, half - 1).div_(half)
+
+    @torch.no_grad()
+    def after_step_(self, w: Tensor) -> None:
+        """Clip the stored weights to [-1, 1]."""
+        w.clamp_(-1.0, 1.0)
+
+
+class LogQNN(QNN):
+    """Quantized Neural Networks with powers of two (arXiv 1609.07061, section 5, LogQuant).
+
+    weight, activation:  sign(x) 2^e, e = round(log2 |x|) clipped to [1 - 2^(k-1), 0]; sign(0) = +1. So k bits have
+                         2^k levels and none of them is 0.
+
+    Everything else is as in ``QNN``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for bits in {self.w_bits, self.a_bits} - {32}:
+            exponents = torch.arange(1 - (1 << (bits - 1)), 1, dtype=torch.float64)
+            middles = torch.exp2(exponents[1:] - 0.5).float()
+            self.register_buffer(f"thresholds_{bits}", middles, persistent=False)
+            self.register_buffer(f"levels_{bits}", torch.exp2(exponents).float(), persistent=False)
+
+    def _levels(self, real: Tensor, bits: int) -> Tensor:
+        thresholds, levels = getattr(self, f"thresholds_{bits}"), getattr(self, f"levels_{bits}")
+        return bipolar(real) * to_levels(real.abs(), thresholds, levels)

@@ -1,0 +1,85 @@
+"""ReActNet's sign and PReLU with learned shifts (arXiv 2003.03488)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.quantizers.bireal import BiReal, approximate_sign
+from bench.quantizers.functional import compute_dtype
+
+ENTRIES = [
+    {
+        "name": "reactnet",
+        "factory": "ReActNet",
+        "help": "Bi-Real's weights; RSign behind RPReLU, whose shifts and slope are learned for each channel",
+        "title": "ReActNet: Towards Precise Binary Neural Network with Generalized Activation Functions",
+        "arxiv": "2003.03488",
+        "options": {
+            "slope": {
+                "type": "float",
+                "default": 0.25,
+                "help": "what the learned slopes of RPReLU start at",
+            },
+        },
+        "w_bits": [1],
+        "a_bits": [1],
+        "g_bits": [32],
+    }
+]
+
+
+class ReActNet(BiReal):
+    """ReActNet's activations beside Bi-Real's weights (arXiv 2003.03488).
+
+    bound:       RPReLU (eq. 4): z + b with z = x + a where x + a > 0, else s (x + a). a (``shift_in``), s
+                 (``slope``) and b (``shift_out``) are parameters, one for each channel of the input.
+    activation:  RSign (eq. 3) of RPReLU: sign(bound(x) + t), t (``threshold``) one for each channel; the gradient
+                 of the sign is that of ``bireal.approximate_sign``
+    weight:      Bi-Real's
+
+    The formulas are those of the authors' PyTorch code, compared line by line (github.com/liuzechun/ReActNet,
+    resnet/2_step2/birealnet.py, commit 341f5ef), sign(0) aside: all shifts are added, all start at 0, slopes at
+    0.25. In the authors' network RPReLU stands behind each sum and the shortcut carries its output, while RSign
+    stands in front of the convolution: that is ``resnet18`` with ``block = "react"``. In a chain of layers without
+    shortcuts the two follow each other. The distributional loss of the paper is a strategy's matter.
+    """
+
+    def __init__(self, *args: Any, slope: float = 0.25, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.initial_slope = slope
+        self.create_input_parameters(1)
+
+    def create_input_parameters(self, channels: int, device: Any = None) -> None:
+        """Create shifts, slopes and thresholds of shape (channels,), at their initial values."""
+        for name, value in (
+            ("shift_in", 0.0),
+            ("slope", self.initial_slope),
+            ("shift_out", 0.0),
+            ("threshold", 0.0),
+        ):
+            setattr(self, name, nn.Parameter(torch.full((channels,), value, device=device)))
+
+    @staticmethod
+    def _along_channels(parameter: Tensor, x: Tensor) -> Tensor:
+        """Return the parameter shaped to meet dimension 1 of ``x``."""
+        return parameter if parameter.numel() == 1 else parameter.view(-1, *[1] * (x.dim() - 2))
+
+    def _rprelu(self, x: Tensor) -> Tensor:
+        z = x.to(compute_dtype(x)) + self._along_channels(self.shift_in, x)
+        bent = torch.where(z > 0, z, z * self._along_channels(self.slope, x))
+        return bent + self._along_channels(self.shift_out, x)
+
+    def bound(self, x: Tensor) -> Tensor:
+        """Return RPReLU(x), (B, channels, ...), or any shape where one set of parameters serves the layer."""
+        return self._rprelu(x).to(x.dtype)
+
+    def activation(self, x: Tensor) -> Tensor:
+        """Return the signs, in the shape of ``x``."""
+        return approximate_sign(self._rprelu(x) + self._along_channels(self.threshold, x)).to(x.dtype)
+
+    def stored_scales(self, w: Tensor) -> int:
+        """Return the number of filters and of the activations' parameters."""
+        return w.shape[0] + sum(parameter.numel() for parameter in self.parameters())
