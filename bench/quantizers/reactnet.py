@@ -47,6 +47,11 @@ class ReActNet(BiReal):
     shortcuts the two follow each other. The distributional loss of the paper is a strategy's matter.
     """
 
+    shift_in: nn.Parameter
+    slope: nn.Parameter
+    shift_out: nn.Parameter
+    threshold: nn.Parameter
+
     def __init__(self, *args: Any, slope: float = 0.25, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.initial_slope = slope
