@@ -82,7 +82,7 @@ def _published(cell: Cell) -> str:
 
 def kind_name(kind: str) -> str:
     """Return what a table calls a kind of published value."""
-    return {"rerun_by_other_paper": "rerun"}.get(kind, kind)
+    return {"rerun_by_other_paper": "rerun", "superseded": "superseded by its source"}.get(kind, kind)
 
 
 def _width(cell: Cell) -> str:

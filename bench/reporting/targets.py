@@ -21,7 +21,7 @@ from bench.text import clean
 
 NEEDED = ("dataset", "network", "method", "w_bits", "a_bits", "metric", "accuracy_pct", "source")
 OPTIONAL = ("width", "g_bits", "kind", "reading_error_pct", "source_location", "arxiv_id", "note")
-KINDS = ("original", "rerun_by_other_paper", "reproduction", "quoted")
+KINDS = ("original", "rerun_by_other_paper", "reproduction", "quoted", "superseded")
 METRICS = ("top1", "top5")
 _BITS = r"[0-9]{1,2}(-[0-9]{1,2})?|t|mixed|\?"
 _LARGEST = 16 * 2**20  # bytes of a table

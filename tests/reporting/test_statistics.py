@@ -156,6 +156,8 @@ def test_verdicts_on_claims_by_hand():
         (85.5, 86.0, "reproduction", (), "not reproduced"),  # above is not the same either
         (81.0, 83.3, "quoted", (), "inconclusive"),
         (83.6, 85.2, "quoted", (), "reproduced"),
+        (81.0, 83.3, "superseded", (), "inconclusive"),
+        (83.6, 85.2, "superseded", (), "reproduced"),
         (70.0, 99.0, "original", (), "inconclusive"),  # a wide interval reproduces nothing
         (84.3, 84.5, "original", ("short budget",), "not comparable"),
     ],

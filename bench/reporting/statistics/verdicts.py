@@ -9,6 +9,10 @@ from bench.reporting.statistics.intervals import Interval
 from bench.text import signed
 
 MARGIN = 1.0  # points: how close to a published accuracy counts as the same
+_CANNOT_FAIL = {  # kinds of published values that a run of ours cannot fail to reproduce, and why
+    "quoted": "the value is quoted without a recipe",
+    "superseded": "its own source has replaced the value",
+}
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,9 @@ def verdict(
     ``reproduced``: the whole 95 % interval lies within ``margin`` points of the published value, so a wide
     interval cannot reproduce anything. (Published values carry no interval; theirs is part of what the margin
     is for.) 4. ``not reproduced``: the whole interval lies more than ``margin`` away, below or above. A
-    ``quoted`` value, which a later paper prints without a recipe, cannot fail like that: it is
-    ``inconclusive``. 5. Anything between is ``inconclusive``.
+    ``quoted`` value, which a later paper prints without a recipe, cannot fail like that, nor can a
+    ``superseded`` one, which its own source has replaced: both are ``inconclusive``. 5. Anything between is
+    ``inconclusive``.
     """
     if not_comparable:
         return Verdict("not comparable", "; ".join(not_comparable))
@@ -43,8 +48,8 @@ def verdict(
     if -margin <= low and high <= margin:
         return Verdict("reproduced", f"{difference}, interval within {margin:g}")
     if high < -margin or low > margin:
-        if kind == "quoted":
-            return Verdict("inconclusive", f"{difference}, but the value is quoted without a recipe")
+        if kind in _CANNOT_FAIL:
+            return Verdict("inconclusive", f"{difference}, but {_CANNOT_FAIL[kind]}")
         return Verdict(
             "not reproduced",
             f"{difference}, interval {'below' if high < 0 else 'above'} by more than {margin:g}",
