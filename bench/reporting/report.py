@@ -107,7 +107,6 @@ def draw(report: Report, kinds: Sequence[str]) -> list[Drawing]:
         if figure is not None:
             files = {kind: figures.render(figure, kind) for kind in kinds}
             drawings.append(Drawing(name, caption, files))
-            figures.close(figure)
     return drawings
 
 

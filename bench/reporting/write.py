@@ -236,7 +236,6 @@ def _write_gains(reports: Sequence[Report], out: Path, formats: Sequence[str]) -
         figure = figures.forest_figure(cells, title="All paired gains, by question", headings=headings)
         if figure is not None:
             written.update({f"gains.{kind}": figures.render(figure, kind) for kind in kinds})
-            figures.close(figure)
     for name, data in written.items():
         write_atomic(out / name, data)
         print(f"  {clean(out / name)}")

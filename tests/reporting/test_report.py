@@ -639,7 +639,6 @@ def test_a_gain_under_a_heading_says_what_it_differs_in_from_those_beside_it(tmp
     figure = figures.forest_figure(cells, headings=headings)
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert [text for text in texts if text.startswith("S")] == ["S", "S, width 0.5", "S, width 1"]
-    figures.close(figure)
 
 
 def test_widths_stand_beside_the_published_ones(tmp_path):
@@ -659,7 +658,6 @@ def test_widths_stand_beside_the_published_ones(tmp_path):
     drawn = [line.get_ydata().tolist() for line in figure.axes[0].lines if len(line.get_xdata())]
     assert [81.6, 90.09, 97.22] in drawn  # published, the missing width's too
     assert [70.0, 80.0] in drawn and [0.03] in drawn  # ours, and the cross
-    figures.close(figure)
 
 
 # -- make reproduce ------------------------------------------------------------------------------------------

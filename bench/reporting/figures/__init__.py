@@ -9,12 +9,11 @@ from __future__ import annotations
 from bench.reporting.figures.convergence import convergence_figure
 from bench.reporting.figures.forest import forest_figure
 from bench.reporting.figures.series import curve_data, looks, panels
-from bench.reporting.figures.style import PANELS, close, render
+from bench.reporting.figures.style import PANELS, render
 from bench.reporting.figures.widths import width_figure
 
 __all__ = [
     "PANELS",
-    "close",
     "convergence_figure",
     "curve_data",
     "forest_figure",

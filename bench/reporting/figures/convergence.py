@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -16,6 +15,7 @@ from bench.reporting.figures.series import Look, Panel, curve_data
 from bench.reporting.figures.style import (
     COLUMN,
     PAGE,
+    Drawn,
     handle,
     headline_of,
     legend,
@@ -51,15 +51,10 @@ def convergence_figure(
     heights = [1.75, 0.95, *([0.6] if fades else [])]
     headline = headline_of(title, width)
     with style():
-        figure, axes = plt.subplots(
-            len(heights),
-            len(drawn),
-            figsize=(width, sum(heights) + 0.62 + 0.125 * legend_rows + room(headline)),
-            height_ratios=heights,
-            sharex="col",
-            sharey="row",
-            squeeze=False,
-            layout="constrained",
+        height = sum(heights) + 0.62 + 0.125 * legend_rows + room(headline)
+        figure = Drawn(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(
+            len(heights), len(drawn), height_ratios=heights, sharex="col", sharey="row", squeeze=False
         )
         figure.get_layout_engine().set(h_pad=0.03, w_pad=0.03, hspace=0.02)  # type: ignore[union-attr, call-arg]
         if title:

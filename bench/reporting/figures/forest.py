@@ -6,14 +6,13 @@ import bisect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.reporting.cells import Cell, Pairing
 from bench.reporting.figures.series import Look
-from bench.reporting.figures.style import COLUMN, GAINS, PAGE, PALETTE, headline_of, room, style
+from bench.reporting.figures.style import COLUMN, GAINS, PAGE, PALETTE, Drawn, headline_of, room, style
 from bench.text import clean, signed
 
 _BACKING = {
@@ -61,7 +60,8 @@ def forest_figure(
     with style():
         headline = headline_of(title, PAGE if wide else COLUMN)
         height = _STEP * line + 0.55 + room(headline)
-        figure, axis = plt.subplots(figsize=(PAGE if wide else COLUMN, height), layout="constrained")
+        figure = Drawn(figsize=(PAGE if wide else COLUMN, height), layout="constrained")
+        axis = figure.subplots()
         axis.axvline(0, color="black", lw=0.7)
         for k, text in above.items():
             if 0 <= k < len(shown):

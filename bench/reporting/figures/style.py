@@ -10,11 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import seaborn as sns
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -50,11 +47,25 @@ _STYLE: dict[str, Any] = {
 }
 
 
+class Drawn(Figure):
+    """A figure that is drawn without pyplot: no window, nothing to close, a user's backend is left alone.
+
+    A notebook shows it as it is saved.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        FigureCanvasAgg(self)
+
+    def _repr_png_(self) -> bytes:
+        return render(self, "png")
+
+
 @contextlib.contextmanager
 def style() -> Iterator[None]:
     """Draw and save in the style of the figures."""
     settings: dict[Any, Any] = {**sns.axes_style("ticks"), **_STYLE}
-    with plt.rc_context(settings), warnings.catch_warnings():
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message="Glyph .* missing"
         )  # a name in a script that the font lacks
@@ -105,8 +116,3 @@ def render(figure: Figure, kind: str) -> bytes:
     with style():
         figure.savefig(out, format=kind, metadata=metadata)
     return out.getvalue()
-
-
-def close(figure: Figure) -> None:
-    """Free a figure."""
-    plt.close(figure)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -18,6 +17,7 @@ from bench.reporting.figures.style import (
     COLUMN,
     PAGE,
     PANELS,
+    Drawn,
     handle,
     headline_of,
     legend,
@@ -68,15 +68,8 @@ def width_figure(cells: Sequence[Cell], look: Mapping[str, Look], title: str = "
     published = missing = False
     with style():
         height = 1.75 * down + 0.5 + 0.125 * -(-(len(labels) + 3) // columns) + room(headline)
-        figure, axes = plt.subplots(
-            down,
-            across,
-            figsize=(figure_width, height),
-            sharex=True,
-            sharey=True,
-            squeeze=False,
-            layout="constrained",
-        )
+        figure = Drawn(figsize=(figure_width, height), layout="constrained")
+        axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
         if title:
             figure.suptitle(headline, fontsize=8)
         for key, axis in zip(keys, axes.flat, strict=False):
