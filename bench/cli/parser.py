@@ -23,7 +23,7 @@ from bench.errors import InputError, nearest
 LISTS = ("quantizers", "strategies", "networks", "datasets", "schedules", "recipes", "experiments")
 SHELLS = ("bash", "zsh", "tcsh")
 SPEED_MODES = ("eager", "compiled", "captured", "packed")
-FORMATS = ("md", "tex", "csv", "png", "pdf", "html")
+FORMATS = ("md", "tex", "csv", "png", "pdf", "html", "parquet")
 
 
 class _Help(RawDescriptionRichHelpFormatter):
@@ -237,9 +237,8 @@ def _reading_commands(commands: _Commands) -> None:
         "--format",
         metavar=",".join(FORMATS),
         type=_formats,
-        default=list(FORMATS),
         dest="formats",
-        help="the formats to write (all)",
+        help="the formats to write (all but parquet)",
     )
 
     command = commands.add(

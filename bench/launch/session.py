@@ -51,7 +51,10 @@ class Stop:
                 raise KeyboardInterrupt
             self.set("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
 
-        before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        # Python hears signals in its main thread alone: a run in another thread is stopped by its caller.
+        main = threading.current_thread() is threading.main_thread()
+        heard = (signal.SIGINT, signal.SIGTERM) if main else ()
+        before = {number: signal.signal(number, hear) for number in heard}
         timer = None
         if max_minutes is not None:
             timer = threading.Timer(min(max_minutes * 60, threading.TIMEOUT_MAX), self.set, ["--max-minutes"])

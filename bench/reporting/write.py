@@ -16,12 +16,14 @@ from bench.reporting.cells import Cell
 from bench.reporting.claims import judge, seeds_of_all, verdicts
 from bench.reporting.formats import FORMATS as TABLE_FORMATS
 from bench.reporting.formats import to_csv
+from bench.reporting.frames import epoch_frame, to_parquet, trial_frame
 from bench.reporting.records import Records, experiments_in, read_experiment
 from bench.reporting.report import Report, cells_of, draw, make_report
 from bench.reporting.selection import Selection
 from bench.text import clean, command
 
 FORMATS = ("md", "tex", "csv", "png", "pdf", "html")
+ON_REQUEST = ("parquet",)  # formats that are written where they are asked for, and not by default
 MANIFEST = "files.txt"  # names the files that a report wrote into its folder, a line each
 _RESERVED = {"published", "gains"}  # names in the output folder that are no experiment's
 
@@ -102,8 +104,8 @@ def _reports(read: Sequence[tuple[Records, list[Cell]]]) -> list[Report]:
 def _checked(formats: Sequence[str] | None) -> list[str]:
     chosen = list(formats or FORMATS)
     for name in chosen:
-        if name not in FORMATS:
-            raise InputError(f"--format: '{clean(name)}' is none of {', '.join(FORMATS)}")
+        if name not in (*FORMATS, *ON_REQUEST):
+            raise InputError(f"--format: '{clean(name)}' is none of {', '.join((*FORMATS, *ON_REQUEST))}")
     return chosen
 
 
@@ -183,6 +185,9 @@ def _write(report: Report, folder: Path, formats: Sequence[str]) -> None:
         written.update(
             {f"{drawing.name}.{kind}": data for kind, data in drawing.files.items() if kind in formats}
         )
+    if "parquet" in formats:
+        written["trials.parquet"] = to_parquet(trial_frame([report.records]))
+        written["epochs.parquet"] = to_parquet(epoch_frame([report.records]))
     if "html" in formats:
         from bench.reporting.page import page
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bench.reporting.figures.convergence import convergence_figure
 from bench.reporting.figures.forest import forest_figure
+from bench.reporting.figures.schedules import schedule_figure
 from bench.reporting.figures.series import curve_data, looks, panels
 from bench.reporting.figures.style import PANELS, render
 from bench.reporting.figures.widths import width_figure
@@ -20,5 +21,6 @@ __all__ = [
     "looks",
     "panels",
     "render",
+    "schedule_figure",
     "width_figure",
 ]

@@ -1,0 +1,283 @@
+"""What ``import bench`` offers: the commands as functions, with DataFrames in place of files.
+
+Wrong input raises ``bench.InputError`` with the message that the command would print.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+
+from bench.cli import WRONG_INPUT
+from bench.cli.selection import Selection
+from bench.errors import InputError, nearest
+from bench.experiments.expand import load_experiment as _load_experiment
+from bench.experiments.shipped import locate
+from bench.experiments.trials import Experiment
+from bench.folders import resolve_data_dir
+from bench.foreign import from_command_line, granted
+from bench.records.store import write_atomic
+from bench.reporting.frames import epoch_frame, to_parquet, trial_frame
+from bench.reporting.records import experiments_in, read_experiment
+from bench.reporting.selection import Selection as Shown
+from bench.reporting.write import write_report
+from bench.text import command
+
+if TYPE_CHECKING:
+    from bench.networks import Network
+
+Place = str | PathLike[str]
+Overrides = Mapping[str, Any] | Sequence[str]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What is recorded: ``trials``, a row a trial, and ``epochs``, a row an epoch (see ``bench.results``)."""
+
+    trials: pd.DataFrame
+    epochs: pd.DataFrame
+
+    def to_parquet(self, folder: Place) -> list[Path]:
+        """Write ``trials.parquet`` and ``epochs.parquet`` into a folder and return their paths."""
+        written = []
+        for name, frame in (("trials", self.trials), ("epochs", self.epochs)):
+            path = Path(folder) / f"{name}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, to_parquet(frame))
+            written.append(path)
+        return written
+
+
+def load_experiment(
+    file: Place,
+    *,
+    profile: str | None = None,
+    overrides: Overrides = (),
+    only: Sequence[str] = (),
+    seeds: int | None = None,
+    data: Place | None = None,
+    allow_code: Sequence[str] = (),
+) -> Experiment:
+    """Read, check and expand an experiment file; nothing is trained and torch is not imported.
+
+    Args:
+        file: The experiment file, or the name of a shipped experiment.
+        profile: A profile of the file, for instance "quick".
+        overrides: Fields and their values, for instance ``{"epochs": 3, "strategy.factor.until": 0.25}``.
+        only: The arms that are wanted; their baselines stay.
+        seeds: N for the seeds 0 to N-1 in place of the file's.
+        data: The folder of the data sets (``$BENCH_DATA``, else a cache folder).
+        allow_code: Modules of your own that parts may be imported from.
+
+    Returns:
+        The experiment: ``trials`` with their configurations and identities, ``arms``, ``index``, ``claims``.
+
+    Raises:
+        InputError: Everything that is wrong with the file, a line each.
+    """
+    with granted(from_command_line(allow_code)):
+        return _load_experiment(
+            Path(file),
+            profile=profile,
+            overrides=_override_texts(overrides),
+            only=tuple(only),
+            seeds=seeds,
+            data_dir=resolve_data_dir(data),
+        )
+
+
+def run(
+    file: Place,
+    *,
+    profile: str | None = None,
+    overrides: Overrides = (),
+    only: Sequence[str] = (),
+    seeds: int | None = None,
+    results: Place = "runs",
+    data: Place | None = None,
+    device: str | None = None,
+    gpus_per_trial: float | Literal["auto"] | None = None,
+    cpus_per_trial: float | None = None,
+    workers_per_trial: int = 1,
+    address: str | None = None,
+    no_ray: bool = False,
+    jobs: int | None = None,
+    max_minutes: float | None = None,
+    fresh: bool = False,
+    accept_other_hardware: bool = False,
+    allow_code: Sequence[str] = (),
+) -> Results:
+    """Train what is not trained yet, as ``bench run`` does, and return what is recorded of the experiment.
+
+    Every argument is the option of ``bench run`` with its name; the first five are those of
+    ``load_experiment``. An interrupted run (Ctrl-C, the stop button of a notebook) stops at a checkpoint, and
+    the same call goes on from there.
+
+    Returns:
+        The results of the whole experiment, as ``bench.results`` returns them. A trial that failed or did not
+        finish is a row with its ``status`` and ``reason``.
+
+    Raises:
+        InputError: What was asked for cannot be run.
+    """
+    from bench.cli.run import run as run_trials
+    from bench.launch.options import RunOptions
+
+    path = Path(file)
+    selection = Selection(path, profile, _override_texts(overrides), tuple(only), seeds)
+    options = RunOptions(
+        results=Path(results).absolute(),
+        data_dir=resolve_data_dir(data),
+        device=device,
+        gpus_per_trial=gpus_per_trial if gpus_per_trial in (None, "auto") else float(gpus_per_trial),
+        cpus_per_trial=cpus_per_trial,
+        workers_per_trial=workers_per_trial,
+        address=address,
+        no_ray=no_ray,
+        jobs=jobs,
+        max_minutes=max_minutes,
+        fresh=fresh,
+        accept_other_hardware=accept_other_hardware,
+    )
+    shown = command("report", path, "--results", results)
+    with granted(from_command_line(allow_code)):
+        if run_trials(selection, options, shown) == WRONG_INPUT:
+            raise InputError(f"{path}: some trials were refused; the lines above say why")
+    return _read(results, locate(path).stem)
+
+
+def results(folder: Place = "runs", experiment: Place | None = None) -> Results:
+    """Return what is recorded in a results folder as DataFrames.
+
+    ``trials`` has a row for every trial that the experiments want, whatever became of it (``status``): the arm,
+    its baseline, ``seed``, ``accuracy`` (final test accuracy of the deployed network, percent), ``selected``,
+    ``best``, ``wall_seconds``, ``model_bits``, ``grid.AXIS`` and ``config.FIELD`` among others. ``epochs`` has a
+    row for every epoch of every trial; ``trials.merge(epochs, on="id")`` joins the two.
+
+    Args:
+        folder: The results folder.
+        experiment: One experiment, by its name or file; all that are recorded by default.
+
+    Raises:
+        InputError: There is no such experiment, or its index is damaged.
+    """
+    return _read(folder, experiment)
+
+
+def _read(folder: Place, experiment: Place | None) -> Results:
+    read = [read_experiment(Path(folder), name) for name in recorded(folder, experiment)]
+    return Results(trial_frame(read), epoch_frame(read))
+
+
+def recorded(folder: Place, experiment: Place | None = None) -> list[str]:
+    """Return the names of the experiments meant; raises ``InputError`` where none is recorded."""
+    known = experiments_in(Path(folder))
+    name = Path(experiment).name.removesuffix(".toml") if experiment is not None else None
+    if name is not None and name not in known:
+        raise InputError(f"{folder}: no experiment '{name}' is recorded here.{nearest(name, known)}")
+    if not known:
+        raise InputError(f"{folder}: no experiment is recorded here")
+    return [name] if name is not None else known
+
+
+def report(
+    results: Place = "runs",
+    *experiments: Place,
+    profile: str | None = None,
+    overrides: Overrides = (),
+    only: Sequence[str] = (),
+    seeds: int | None = None,
+    out: Place | None = None,
+    formats: Sequence[str] | None = None,
+) -> Path:
+    """Write tables, figures and the page of recorded experiments and return the folder that they are in.
+
+    Args:
+        results: The results folder.
+        *experiments: Experiment files or names; every recorded experiment by default.
+        profile: Only what was run with this profile.
+        overrides: Only trials with these values.
+        only: Only these arms and their baselines.
+        seeds: N for the seeds 0 to N-1.
+        out: The folder to write to (``report`` inside the results folder).
+        formats: Some of md, tex, csv, png, pdf, html, parquet (all but parquet).
+
+    Raises:
+        InputError: There is nothing to report, or an input is wrong.
+    """
+    folder = Path(out) if out is not None else Path(results) / "report"
+    shown = Shown(profile, _override_texts(overrides), tuple(only), seeds)
+    write_report([Path(file) for file in experiments] or None, shown, Path(results), folder, formats)
+    return folder
+
+
+def network(
+    name: str | Mapping[str, Any],
+    quantizer: str | Mapping[str, Any] = "full_precision",
+    bits: str = "32/32",
+    *,
+    num_classes: int = 10,
+    strategy: str | Mapping[str, Any] = "plain",
+    width: float = 1.0,
+    seed: int = 0,
+    device: str = "cpu",
+    allow_code: Sequence[str] = (),
+    **fields: Any,
+) -> Network:
+    """Return an initialised network, an ``nn.Module``, as a trial with these fields trains it.
+
+    Args:
+        name: The network: a name of ``bench list networks``, or a table with options.
+        quantizer: A name of ``bench list quantizers``, or a table with options.
+        bits: Bits of weights and activations, "W/A" or "W/A/G".
+        num_classes: The length of the logits.
+        strategy: With "progressive", "anneal" a table: the network is the expanded one, at the factor of step 0.
+        width: The multiplier on every channel count.
+        seed: The seed of the initial weights.
+        device: Where the network lies.
+        allow_code: Modules of your own that parts may be imported from.
+        **fields: Further fields of a trial, for instance ``initialization``.
+
+    Raises:
+        InputError: A name, bit width or option does not exist.
+    """
+    from pydantic import ValidationError
+
+    from bench.experiments.config import TrialConfig, field_problems
+    from bench.randomness import Clock
+    from bench.strategies import make_strategy
+    from bench.training.setup import make_network
+
+    neutral = {"dataset": "digits", "epochs": 1, "batch_size": 32, "learning_rate": 1e-3}
+    chosen = {"network": name, "quantizer": quantizer, "bits": bits, "strategy": strategy}
+    with granted(from_command_line(allow_code)):
+        try:
+            config = TrialConfig.model_validate({**neutral, **chosen, "width": width, "seed": seed, **fields})
+        except ValidationError as error:
+            raise InputError("\n".join(field_problems(error))) from None
+        return make_network(config, num_classes, Clock(seed, device), make_strategy(config, 1))
+
+
+def _override_texts(overrides: Overrides) -> tuple[str, ...]:
+    """Return overrides as ``--set`` has them."""
+    if isinstance(overrides, Mapping):
+        return tuple(f"{key}={_toml(value)}" for key, value in overrides.items())
+    return tuple(overrides)
+
+
+def _toml(value: Any) -> str:
+    """Return a value as TOML on one line."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{json.dumps(str(k))} = {_toml(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    with contextlib.suppress(TypeError, ValueError):
+        return json.dumps(value, allow_nan=False)
+    raise InputError(f"overrides: {value!r} is no text, number, truth value, list or table")
