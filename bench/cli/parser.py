@@ -235,10 +235,10 @@ def _reading_commands(commands: _Commands) -> None:
     )
     group.add_argument(
         "--format",
-        metavar=",".join(FORMATS),
+        metavar="LIST",
         type=_formats,
         dest="formats",
-        help="the formats to write (all but parquet)",
+        help=f"the formats to write, of {','.join(FORMATS)} (all but parquet)",
     )
 
     command = commands.add(
