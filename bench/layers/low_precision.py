@@ -178,7 +178,7 @@ class LowPrecisionLayer(ActivationInput):
             return
         self.quantizer.after_step_(self.weight)
         if self.weight_extra is not None:
-            self.quantizer.after_step_(self.weight_extra)
+            (self.quantizer_extra or self.quantizer).after_step_(self.weight_extra)
 
     def add_penalty_(self) -> None:
         """Add the gradients of the quantizer's penalty, of the extra weights as well."""

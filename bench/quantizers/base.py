@@ -20,10 +20,12 @@ class Quantizer(nn.Module):
     weight, (out, in, kh, kw) or (out, in). Quantizers with learned scales need it, or create their parameters
     at the first call of ``weight`` (eager only, and before the optimizer is made). ``draws``: the random
     numbers of stochastic maps, set by the layer; None: one fixed stream, the same each step.
+    ``running``: names of the buffers, vectors, that training moves with the activations; workers average them.
     ``scales_input``: True where the convolution's output is to be multiplied by ``input_scale`` of its input.
     """
 
     scales_input = False
+    running: tuple[str, ...] = ()
 
     def __init__(
         self, w_bits: int = 32, a_bits: int = 32, g_bits: int = 32, weight_shape: Sequence[int] | None = None

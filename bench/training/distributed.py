@@ -29,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
 from bench.layers.batch_norm import AccurateBatchNorm
+from bench.quantizers import Quantizer
 from bench.training.evaluate import Accuracy
 
 T = TypeVar("T")
@@ -326,13 +327,20 @@ def batch_norm_for(network: nn.Module, config: TrialConfig, team: Team) -> None:
 
 @torch.no_grad()
 def settle_statistics(networks: Iterable[nn.Module], team: Team) -> None:
-    """Average running statistics over the workers where each has gathered those of its own groups."""
+    """Average over the workers what each has gathered for itself.
+
+    That is the running statistics of batch norms of groups of its own, and what quantizers learn of the
+    activations without a gradient (``Quantizer.running``).
+    """
     if team.size == 1:
         return
+    networks = list(networks)
     norms = [
         m for network in networks for m in network.modules() if isinstance(m, SharedBatchNorm) and m.group
     ]
     buffers = [b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None]
+    quantizers = [m for network in networks for m in network.modules() if isinstance(m, Quantizer)]
+    buffers += [getattr(quantizer, name) for quantizer in quantizers for name in quantizer.running]
     if buffers:
         mean = _summed(torch.cat(buffers)) / team.size
         for buffer, part in zip(buffers, mean.split([len(b) for b in buffers]), strict=True):

@@ -132,6 +132,31 @@ def _qnn_oracle(levels):
     )
 
 
+def _lqnets(w, g, bits, options, scales):
+    step = 0.6745 / 2 ** (bits - 1)
+    return oracle.nearest(w, step * np.arange(1 - 2**bits, 2**bits, 2)), g, {}
+
+
+def _lqnets_activation(x, g, bits):
+    if bits == 32:
+        return _relu(x, g)
+    levels = 2 * 0.6745 / (2**bits - 1) * np.arange(2**bits)
+    return oracle.nearest(np.maximum(x, 0), levels), g * ((x > 0) & (x <= levels[-1]))
+
+
+def _weq(w, g, bits, options, scales):
+    return oracle.weighted_clusters(w, 2 ** (bits - 1), options.get("sweeps", 4)), g, {}
+
+
+def _tang_activation(x, g, bits, scales):
+    y, dx, dslope, _ = oracle.residual_signs(x, g, bits, scales["slope"])
+    return y, dx, {"slope": dslope}
+
+
+def _tang_ties(x, bits, scales):
+    return oracle.residual_signs(x, x, bits, scales["slope"])[3] < 1e-5
+
+
 def _without_scales(formula):
     return lambda w, g, bits, options, scales: (*formula(w, g), {})
 
@@ -191,6 +216,7 @@ QUANTIZERS: dict[str, QuantizerOracle] = {
         _hard_tanh_or(lambda x, g: oracle.decaying_sign(x, g, 0.0)),
         exact=False,
     ),
+    "lqnets": QuantizerOracle(_lqnets, _lqnets_activation, exact=False),
     "lsq": QuantizerOracle(
         _lsq, _lsq_activation, activation_ties=_lsq_ties, learned_activation=True, exact=False
     ),
@@ -214,11 +240,23 @@ QUANTIZERS: dict[str, QuantizerOracle] = {
     "syq": QuantizerOracle(_syq, _HALF_UP, (*_GRANULARITIES, {"eta": 0.3})),
     "syq_four_levels": QuantizerOracle(partial(_syq, ternary=False, zero_to_zero=True), _half_up_of_relu),
     "syq_released": QuantizerOracle(partial(_syq, zero_to_zero=True), _half_up_of_relu),
+    "tang": QuantizerOracle(
+        _without_scales(oracle.sign_activation),
+        _tang_activation,
+        activation_ties=_tang_ties,
+        learned_activation=True,
+        exact=False,
+    ),
     "ttq": QuantizerOracle(_ttq, _unit_or_relu, ({"threshold": 0.4},)),
     "twn": QuantizerOracle(
         lambda w, g, bits, options, scales: (*oracle.ternary_mean(w, g, options.get("threshold", 0.7)), {}),
         _unit_or_relu,
         ({"threshold": 0.3},),
+    ),
+    "weq": QuantizerOracle(
+        _weq,
+        lambda x, g, bits: _relu(x, g) if bits == 32 else oracle.logarithmic(x, g, bits),
+        ({"sweeps": 0},),
     ),
     "xnor": QuantizerOracle(
         lambda w, g, bits, options, scales: (*oracle.filter_sign(w, g), {}), _sign_or_relu

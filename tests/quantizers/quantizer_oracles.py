@@ -6,6 +6,8 @@ scales, (q, dL/dw, {scale: gradient}). Activation oracles return (y, dL/dx).
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 
@@ -185,3 +187,51 @@ def power_levels(x, bits):
     with np.errstate(divide="ignore"):
         exponent = np.clip(np.rint(np.log2(np.abs(x))), 1 - 2 ** (bits - 1), 0)
     return sign(x) * 2.0**exponent
+
+
+def entropy_of(importance, cuts):
+    """The weighted entropy of runs of sorted importances: minus the sum of I P log P."""
+    total = 0.0
+    for low, high in itertools.pairwise(cuts):
+        share = (high - low) / len(importance)
+        total -= importance[low:high].mean() * share * np.log(share)
+    return total
+
+
+def weighted_clusters(w, count, sweeps):
+    importance = np.sort(w.ravel() ** 2)
+    n = len(importance)
+    cuts = [n * j // count for j in range(count + 1)]
+    for _ in range(sweeps):
+        for j in range(1, count):
+            tries = range(cuts[j - 1] + 1, cuts[j + 1])
+            scores = [entropy_of(importance, [*cuts[:j], c, *cuts[j + 1 :]]) for c in tries]
+            cuts[j] = tries[int(np.argmax(scores))]
+    levels = [np.sqrt(importance[a:b].mean()) for a, b in itertools.pairwise(cuts)]
+    highest = np.sqrt(importance[[c - 1 for c in cuts[1:-1]]])
+    return sign(w) * np.array(levels)[np.searchsorted(highest, np.abs(w), side="left")]
+
+
+def logarithmic(x, g, bits):
+    top, distance = {1: (5, 16), 2: (16, 12), 3: (19, 6), 4: (21, 3), 5: (25, 2)}[bits]
+    levels = 2.0 ** ((top - distance * np.arange(2**bits - 1)[::-1]) / 16)
+    with np.errstate(divide="ignore"):
+        place = (np.log2(np.maximum(x, 0)) * 16 - top) / distance
+    code = np.ceil(place - 0.5) + 2**bits - 1  # the lower one of two that are equally near
+    y = np.concatenate([[0.0], levels])[np.clip(code, 0, 2**bits - 1).astype(int)]
+    return y, g * (x > 0)
+
+
+def residual_signs(x, g, count, slope):
+    """PReLU, then signs of residuals; the last value is how close a residual comes to 0, relative to its error."""
+    z = np.where(x > 0, x, slope * x)
+    if count == 1:
+        y, near, dz = sign(z), np.abs(z), g * (np.abs(z) <= 1)
+    else:
+        left, y, near, dz, removed = z, 0.0, np.full(x.shape, np.inf), g, 0.0
+        for _ in range(count):
+            mean = np.abs(left).mean()
+            near = np.minimum(near, np.abs(left) / removed) if removed else near
+            removed += mean
+            y, left = y + mean * sign(left), left - mean * sign(left)
+    return y, dz * np.where(x > 0, 1.0, slope), (dz * np.minimum(x, 0.0)).sum(), near

@@ -1,0 +1,173 @@
+"""LQ-Nets: levels spanned by a learned basis, fitted to what is quantized (arXiv 1807.10029)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.quantizers.base import Quantizer
+from bench.quantizers.functional import compute_dtype, to_levels, with_slope
+
+ENTRIES = [
+    {
+        "name": "lqnets",
+        "factory": "LQNets",
+        "help": "levels are sums of k learned numbers, each with sign + or - (weights), or taken or not (activations)",
+        "title": "LQ-Nets: Learned Quantization for Highly Accurate and Compact Deep Neural Networks",
+        "arxiv": "1807.10029",
+        "options": {
+            "moving": {
+                "type": "float",
+                "default": 0.9,
+                "min": 0.0,
+                "below": 1.0,
+                "help": "share of the old basis that a training step keeps",
+            },
+        },
+        "w_bits": [1, 2, 3, 4, 32],
+        "a_bits": [1, 2, 3, 4, 32],
+        "g_bits": [32],
+    }
+]
+
+QUARTILE = 0.6745  # half of a standard normal variable is less than this far from 0
+RIDGE = 0.0001  # how much the old basis counts where a fit has no unique solution
+
+
+def binary_codes(bits: int, low: float) -> Tensor:
+    """Return the 2^bits codes of ``bits`` digits, each ``low`` or 1: float32 of shape (2^bits, bits)."""
+    numbers = torch.arange(1 << bits)[:, None] >> torch.arange(bits)
+    return torch.where(numbers % 2 == 1, 1.0, low)
+
+
+def fitted_basis(digits: Tensor, x: Tensor, basis: Tensor) -> Tensor:
+    """Return the basis v that minimises |digits v - x|^2 (eq. 8), with a little weight on the old one.
+
+    ``digits`` (..., n, k), ``x`` (..., n), ``basis`` (..., k) -> (..., k): the solution of
+    (B'B + d I) v = B'x + d basis, d = 0.0001.
+    """
+    transposed = digits.transpose(-1, -2)
+    gram = transposed @ digits + RIDGE * torch.eye(digits.shape[-1], device=x.device)
+    right = (transposed @ x[..., None]).squeeze(-1) + RIDGE * basis
+    return torch.linalg.solve_ex(gram, right)[0]
+
+
+class LQNets(Quantizer):
+    """LQ-Nets (arXiv 1807.10029).
+
+    weight:      the nearest of the levels sum_i b_i v_i, b_i = +-1 (eq. 3), v the basis of the filter, k numbers.
+                 At a tie, 0 at 1 bit for instance, the lower level. The gradient passes straight.
+    activation:  of the ReLU, the nearest of the levels sum_i b_i v_i, b_i = 0 or 1, v one basis for the layer;
+                 gradient 1[0 < x <= highest level]
+    bound:       ReLU
+
+    The bases are buffers, not parameters: each training step moves them by 1 - ``moving`` towards the least-squares
+    fit to the numbers that the present levels quantize (Algorithm 1 with one iteration, ``fitted_basis``). The
+    weights' basis moves after the update, the activations' in the forward pass, once for each part of a batch that
+    is taken in parts; several workers average theirs.
+
+    The maps and the fit are those of the authors' TensorFlow code, compared formula by formula
+    (github.com/microsoft/LQ-Nets, learned_quantization.py, commit 86b9b75), but for two points. That code has the
+    0.0001 in the fit of the weights alone, and cannot invert where some digit is never used. It starts the weights'
+    basis from the deviation of He's initialisation; here ``start_`` takes the deviation of the layer's weights.
+    """
+
+    weight_basis: Tensor | None
+    input_basis: Tensor
+    weight_codes: Tensor
+    input_codes: Tensor
+
+    def __init__(
+        self,
+        w_bits: int = 32,
+        a_bits: int = 32,
+        g_bits: int = 32,
+        weight_shape: Sequence[int] | None = None,
+        *,
+        moving: float = 0.9,
+    ) -> None:
+        super().__init__(w_bits, a_bits, g_bits)
+        self.moving = moving
+        self.register_buffer("weight_basis", None)
+        if w_bits < 32:
+            self.register_buffer("weight_codes", binary_codes(w_bits, -1.0), persistent=False)
+        if a_bits < 32:
+            self.running = ("input_basis",)
+            self.register_buffer("input_codes", binary_codes(a_bits, 0.0), persistent=False)
+            powers = 2.0 ** torch.arange(a_bits)
+            self.register_buffer("input_basis", 2.0 * QUARTILE / (2**a_bits - 1) * powers)
+        if weight_shape is not None:
+            self.create_scales(weight_shape)
+
+    def create_scales(self, weight_shape: Sequence[int], device: Any = None) -> None:
+        """Create the basis of each filter, (out, k), for weights of deviation 1."""
+        if self.w_bits < 32:
+            powers = 2.0 ** torch.arange(self.w_bits, device=device)
+            self.weight_basis = (QUARTILE / 2 ** (self.w_bits - 1) * powers).repeat(weight_shape[0], 1)
+
+    @torch.no_grad()
+    def start_(self, w: Tensor) -> None:
+        """Scale the bases to the deviation of the weights."""
+        if self.weight_basis is not None:
+            deviation = w.detach().to(compute_dtype(w)).square().mean().sqrt()
+            powers = 2.0 ** torch.arange(self.w_bits, device=w.device)
+            self.weight_basis.copy_(deviation * QUARTILE / 2 ** (self.w_bits - 1) * powers)
+
+    def _places(self, filters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return for (out, n) weights: place of each in its filter's levels, these in order, and their codes' order."""
+        assert self.weight_basis is not None
+        levels, order = torch.sort(self.weight_basis @ self.weight_codes.T, dim=1)
+        thresholds = (levels[:, 1:] + levels[:, :-1]) / 2.0
+        return torch.searchsorted(thresholds, filters), levels, order
+
+    def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
+        """Return the quantized weights, same shape and dtype."""
+        if self.w_bits == 32:
+            return w
+        if self.weight_basis is None:
+            self.create_scales(w.shape, w.device)
+        filters = w.detach().flatten(1).to(torch.float32).contiguous()
+        places, levels, _ = self._places(filters)
+        return with_slope(w, levels.gather(1, places).view(w.shape), 1.0)
+
+    @torch.no_grad()
+    def after_step_(self, w: Tensor) -> None:
+        """Move the basis of each filter towards its fit; the weights stay."""
+        if self.weight_basis is None:
+            return
+        filters = w.detach().flatten(1).to(torch.float32).contiguous()
+        places, _, order = self._places(filters)
+        digits = self.weight_codes[order.gather(1, places)]
+        self.weight_basis.lerp_(fitted_basis(digits, filters, self.weight_basis), 1.0 - self.moving)
+
+    def stored_scales(self, w: Tensor) -> int:
+        """Return the numbers of all bases."""
+        return (w.shape[0] * self.w_bits if self.w_bits < 32 else 0) + (
+            self.a_bits if self.a_bits < 32 else 0
+        )
+
+    def bound(self, x: Tensor) -> Tensor:
+        """Return max(x, 0), any shape."""
+        return torch.relu(x)
+
+    def activation(self, x: Tensor) -> Tensor:
+        """Return the quantized activations, any shape; ReLU at 32 bits. While training, the basis moves."""
+        if self.a_bits == 32:
+            return torch.relu(x)
+        levels, order = torch.sort(self.input_codes @ self.input_basis)
+        thresholds = (levels[1:] + levels[:-1]) / 2.0
+        real = x.detach().to(torch.float32).clamp_min(0.0)
+        y = to_levels(real, thresholds, levels)
+        slope = ((real > 0) & (real <= levels[-1])).to(real.dtype)
+        if self.training:
+            self._move_input_basis(real, thresholds, order)
+        return with_slope(x, y, slope)
+
+    @torch.no_grad()
+    def _move_input_basis(self, real: Tensor, thresholds: Tensor, order: Tensor) -> None:
+        flat = real.flatten()
+        digits = self.input_codes[order[torch.bucketize(flat, thresholds)]]
+        self.input_basis.lerp_(fitted_basis(digits, flat, self.input_basis), 1.0 - self.moving)
