@@ -36,14 +36,15 @@ def convergence(results: Place = "runs", experiment: Place | None = None) -> Fig
 
 
 def forest(results: Place = "runs", experiment: Place | None = None) -> Figure | None:
-    """Return the gains over the baseline, paired by seed, with their 95 % intervals.
+    """Return the declared claims, else the gains over the baselines, paired by seed, with their 95 % intervals.
 
     Args:
         results: The results folder.
         experiment: The experiment, by its name or file; it may be left out where one alone is recorded.
     """
     report = _report(results, experiment)
-    return figures.forest_figure(report.cells, figures.looks(report.cells), report.records.title)
+    rows = figures.claim_rows(report.judged) or figures.gain_rows(report.cells)
+    return figures.forest_figure(rows, report.records.title)
 
 
 def learning_rate(

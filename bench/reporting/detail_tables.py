@@ -69,7 +69,8 @@ def published_table(records: Records, cells: Sequence[Cell]) -> Table:
         "authors), rerun (by another paper), reproduction (a repository's own), quoted (copied)."
     ]
     frame = pd.DataFrame(data, dtype=object)
-    return Table("published", f"{records.title}: published values beside ours", columns, frame, notes)
+    rows = [cell for cell, _ in entries]
+    return Table("published", f"{records.title}: published values beside ours", columns, frame, notes, rows)
 
 
 def _ours(cell: Cell, comparison: Comparison | None) -> st.Interval:
@@ -141,7 +142,7 @@ def convergence_table(records: Records, rows: Sequence[Convergence]) -> Table | 
         "last epoch with the branch minus the lowest deployed accuracy after it; recovery: epochs until back there."
     ]
     frame = pd.DataFrame(data, dtype=object)
-    return Table("convergence", f"{records.title}: convergence", columns, frame, notes)
+    return Table("convergence", f"{records.title}: convergence", columns, frame, notes, cells)
 
 
 def _time(time: st.TimeTo, budget: int | None) -> str:
@@ -191,7 +192,9 @@ def runs_table(records: Records, cells: Sequence[Cell]) -> Table:
         }
         for cell, trial in entries
     ]
-    return Table("runs", f"{records.title}: runs", columns, pd.DataFrame(data, dtype=object))
+    frame = pd.DataFrame(data, dtype=object)
+    rows = [cell for cell, _ in entries]
+    return Table("runs", f"{records.title}: runs", columns, frame, cells=rows)
 
 
 def _or_none(value: float | None) -> str:

@@ -48,6 +48,7 @@ class Records:
     notes: tuple[str, ...] = ()
     claims: tuple[Claim, ...] = ()
     tuning: int = 0
+    searches: tuple[Line, ...] = ()  # the lines of tuning.jsonl
 
 
 def experiments_in(results: Path) -> list[str]:
@@ -113,6 +114,7 @@ def read_experiment(
         notes=described.notes,
         claims=described.claims,
         tuning=tuning,
+        searches=tuple(store.tuning(name)) if tuning else (),
     )
 
 

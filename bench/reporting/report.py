@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from bench.errors import InputError
-from bench.reporting import detail_tables, tables
+from bench.reporting import detail_tables, tables, tuning_table
 from bench.reporting.assembly import make_cells
 from bench.reporting.cells import Cell
 from bench.reporting.claims import Judged, PairKey, judge, seeds_of_all, verdicts
@@ -20,6 +20,7 @@ from bench.reporting.convergence import convergence
 from bench.reporting.records import Records
 from bench.reporting.table import Table
 from bench.reporting.targets import Row, find_table, load_names, load_table
+from bench.reporting.tuned import Searched, searches
 from bench.text import clean
 
 if TYPE_CHECKING:
@@ -39,13 +40,17 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Report:
-    """The tables of an experiment. ``epochs`` maps a trial's id to its epochs."""
+    """The tables of an experiment.
+
+    ``epochs`` maps a trial's id to its epochs; ``tuned`` are the searches of the arms.
+    """
 
     records: Records
     cells: Sequence[Cell]
     judged: Sequence[Judged]
     tables: Sequence[Table]
     epochs: Mapping[str, pd.DataFrame] = field(repr=False)
+    tuned: Sequence[Searched] = ()
 
 
 def cells_of(records: Records) -> list[Cell]:
@@ -85,16 +90,18 @@ def make_report(
     judged = judge(records.claims, cells, seeds_of_all(cells)) if judged is None else judged
     known = verdicts(judged) if known is None else known
     epochs = {str(id): frame.reset_index(drop=True) for id, frame in records.epochs.groupby("id", sort=False)}
+    tuned = searches(records.searches)
     timed = [convergence(cell, epochs) for cell in cells if cell.arm is not None]
     found = [
         tables.accuracy_table(records, cells, known),
         tables.claims_table(records, judged),
         tables.gains_table(records, cells, known),
+        tuning_table.tuning_table(records, tuned),
         detail_tables.convergence_table(records, timed),
         detail_tables.published_table(records, cells),
         detail_tables.runs_table(records, cells),
     ]
-    return Report(records, cells, judged, [table for table in found if table is not None], epochs)
+    return Report(records, cells, judged, [table for table in found if table is not None], epochs, tuned)
 
 
 def draw(report: Report, kinds: Sequence[str]) -> list[Drawing]:
@@ -102,7 +109,7 @@ def draw(report: Report, kinds: Sequence[str]) -> list[Drawing]:
     from bench.reporting import figures
 
     drawings = []
-    for name, caption, make in _plans(report):
+    for name, caption, make in plans(report):
         figure = make()
         if figure is not None:
             files = {kind: figures.render(figure, kind) for kind in kinds}
@@ -110,26 +117,53 @@ def draw(report: Report, kinds: Sequence[str]) -> list[Drawing]:
     return drawings
 
 
-def _plans(report: Report) -> Iterator[tuple[str, str, Callable[[], Figure | None]]]:
+Plan = tuple[str, str, "Callable[[], Figure | None]"]  # file name, caption, the function that draws
+
+
+def plans(report: Report) -> Iterator[Plan]:
     """Yield the file name, the caption and the function that draws of every figure."""
     from bench.reporting import figures
 
     cells, look, title = report.cells, figures.looks(report.cells), report.records.title
-    yield (
-        "widths",
-        "Accuracy by width: ours and published.",
-        partial(figures.width_figure, cells, look, title),
-    )
-    yield (
-        "forest",
-        "Gains over the baseline, paired by seed.",
-        partial(figures.forest_figure, cells, look, title),
-    )
-    panels = figures.panels(cells)
+    training, *others = figures.COSTS
+    caption = "Test accuracy against training operations."
+    yield "operations", caption, partial(figures.cost_figure, cells, look, [training], title)
+    caption = "Test accuracy against bits of the model and bit operations."
+    yield "costs", caption, partial(figures.cost_figure, cells, look, others, title)
+    caption = "Accuracy by width: ours and published."
+    yield "widths", caption, partial(figures.width_figure, cells, look, title)
+    caption = "Test accuracy over two axes of the grid, with the 95 % interval."
+    yield "heat", caption, partial(figures.heat_figure, cells, title)
+    caption = "Held-out accuracy against the learning rate, and the expected best after k configurations."
+    yield "tuning", caption, partial(figures.tuning_figure, report.tuned, title)
+    yield _forest(report)
+    yield from _curves(report)
+
+
+def _forest(report: Report) -> Plan:
+    """Return the plan of the gains: the declared claims alone, where there are any."""
+    from bench.reporting import figures
+
+    rows = figures.claim_rows(report.judged)
+    caption = "Declared claims: gains over the baseline, paired by seed."
+    if not rows:
+        rows = figures.gain_rows(report.cells)
+        caption = "Gains over the baseline, paired by seed. No claim was declared: all are exploratory."
+    if len(rows) > figures.ROWS:
+        caption += f" The first {figures.ROWS} of {len(rows)} gains; the table has all."
+    return "forest", caption, partial(figures.forest_figure, rows, report.records.title)
+
+
+def _curves(report: Report) -> Iterator[Plan]:
+    """Yield the plans of the convergence curves."""
+    from bench.reporting import figures
+
+    panels = figures.panels(report.cells)
     drawn = panels[: figures.PANELS]
     caption = "Test accuracy, training loss and factor."
     if len(panels) > len(drawn):
         caption += f" The first {len(drawn)} of {len(panels)} panels; curves.csv has all."
+    look, title = figures.looks(report.cells), report.records.title
     curves = partial(figures.convergence_figure, epochs=report.epochs, look=look, title=title)
     if len(drawn) <= SINGLE_PANELS:
         names = _unique(["curves" if len(drawn) == 1 else f"curves-{_slug(panel.title)}" for panel in drawn])

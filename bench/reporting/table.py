@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import pandas as pd
+
+if TYPE_CHECKING:
+    from bench.reporting.cells import Cell
 
 NONE = "–"  # a cell that has no value
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table for reading. ``common``: where all rows that say anything say the same it moves to
-    a line above.
+    """A column of a table for reading.
+
+    A ``common`` column whose rows all say the same becomes a line above the table.
     """
 
     title: str
@@ -26,13 +31,17 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table for reading (``columns``) and for machines (``data``)."""
+    """A table for reading (``columns``) and for machines (``data``).
+
+    ``cells`` are the cells that the rows are about, so that the page can show the runs behind a row.
+    """
 
     name: str
     title: str
     columns: Sequence[Column]
     data: pd.DataFrame
     notes: Sequence[str] = ()
+    cells: Sequence[Cell] = field(default=(), repr=False)
 
     def shown(self) -> tuple[list[Column], list[tuple[str, str]]]:
         """Return the columns to print, and (title, value) of those that say the same in every row."""

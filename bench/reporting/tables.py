@@ -172,7 +172,7 @@ def accuracy_table(records: Records, cells: Sequence[Cell], known: Mapping[PairK
             "table; tuning.jsonl beside the records says what was chosen from what."
         )
     data = _accuracy_data(records, cells, known)
-    return Table("accuracy", f"{records.title}: accuracy", columns, data, notes)
+    return Table("accuracy", f"{records.title}: accuracy", columns, data, notes, cells)
 
 
 def _accuracy_data(records: Records, cells: Sequence[Cell], known: Mapping[PairKey, str]) -> pd.DataFrame:
@@ -257,7 +257,7 @@ def gains_table(records: Records, cells: Sequence[Cell], known: Mapping[PairKey,
         "arm's over its baseline's, with the 95 % interval of Pitman and Morgan; below 1 the arm depends less on the seed."
     ]
     frame = pd.DataFrame(data, dtype=object)
-    return Table("gains", f"{records.title}: gains over the baseline", columns, frame, notes)
+    return Table("gains", f"{records.title}: gains over the baseline", columns, frame, notes, gained)
 
 
 def _pair_columns(pairing: Pairing) -> dict[str, Any]:
@@ -327,9 +327,9 @@ def claims_table(records: Records, judged: Sequence[Judged]) -> Table | None:
         "most 0.05 and the interval excludes 0. A pair of arms is tested on all its seeds.",
         *(f"{entry.claim.arm} over {entry.claim.over}: {entry.verdict}." for entry in absent),
     ]
-    return Table(
-        "claims", f"{records.title}: declared claims", columns, pd.DataFrame(data, dtype=object), notes
-    )
+    frame = pd.DataFrame(data, dtype=object)
+    rows = [cell for _, cell, _ in entries]
+    return Table("claims", f"{records.title}: declared claims", columns, frame, notes, rows)
 
 
 def _times(ratio: float | None) -> str:

@@ -48,6 +48,7 @@ TRIAL_COLUMNS = (
     "versions",
     "device",
     "other_hardware",
+    "results",
 )
 EPOCH_COLUMNS = (
     "epoch",
@@ -77,6 +78,7 @@ def read_trial(
     row.update(
         id=id, status="missing", reason="", flags=(), warnings=(), config=config, kept=False, versions={}
     )
+    row["results"] = store.root.name
     if id is None:
         row["reason"] = "its data is absent"
         return row, []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -21,6 +22,9 @@ from bench.reporting.records import Records, experiments_in, read_experiment
 from bench.reporting.report import Report, cells_of, draw, make_report
 from bench.reporting.selection import Selection
 from bench.text import clean, command
+
+if TYPE_CHECKING:
+    from bench.reporting.figures.forest import Row
 
 FORMATS = ("md", "tex", "csv", "png", "pdf", "html")
 ON_REQUEST = ("parquet",)  # formats that are written where they are asked for, and not by default
@@ -65,6 +69,11 @@ def write_report(
     for report in reports:
         with _Collected(problems):
             _write(report, out / report.records.name, wanted)
+    if "html" in wanted and (len(reports) > 1 or (reports and not experiments)):
+        from bench.reporting.page import leaderboard_page
+
+        write_atomic(out / "index.html", leaderboard_page(reports).encode())
+        print(f"  {clean(out / 'index.html')}")
     if not experiments and len(reports) > 1:
         _write_gains(reports, out, wanted)
     if problems:
@@ -222,7 +231,7 @@ def _put(folder: Path, written: dict[str, bytes], formats: Sequence[str]) -> Non
 
 
 def _write_gains(reports: Sequence[Report], out: Path, formats: Sequence[str]) -> None:
-    """Write the gains of all experiments together: a table and a forest plot."""
+    """Write the gains of all experiments together as a table, and the primary ones as a forest plot."""
     frames = [table.data for report in reports for table in report.tables if table.name == "gains"]
     if not frames:
         return
@@ -233,14 +242,32 @@ def _write_gains(reports: Sequence[Report], out: Path, formats: Sequence[str]) -
     if kinds:
         from bench.reporting import figures
 
-        cells: list[Cell] = []
-        headings: dict[int, str] = {}
-        for report in reports:
-            headings[len(cells)] = report.records.title
-            cells += report.cells
-        figure = figures.forest_figure(cells, title="All paired gains, by question", headings=headings)
+        figure = figures.forest_figure(*_primary(reports))
         if figure is not None:
             written.update({f"gains.{kind}": figures.render(figure, kind) for kind in kinds})
     for name, data in written.items():
         write_atomic(out / name, data)
         print(f"  {clean(out / name)}")
+
+
+def _primary(reports: Sequence[Report]) -> tuple[list[Row], str]:
+    """Return the gains of the figure over all experiments, and its title.
+
+    They are the declared claims; where none was declared, the exploratory gains with the most pairs.
+    """
+    from bench.reporting import figures
+
+    rows = [row for report in reports for row in figures.claim_rows(report.judged, report.records.name)]
+    if rows:
+        shown = f": the first {figures.ROWS} of {len(rows)}" if len(rows) > figures.ROWS else ""
+        return rows, f"Declared claims of all experiments{shown}"
+    cells: dict[object, Cell] = {}
+    for report in reports:
+        for cell in report.cells:
+            cells.setdefault(cell.identity, cell)
+    found = figures.gain_rows(list(cells.values()))
+    most = sorted(found, key=lambda row: -row.interval.n)[: figures.ROWS]
+    return (
+        most,
+        f"No claim was declared. The {len(most)} of {len(found)} exploratory gains with the most pairs",
+    )

@@ -461,12 +461,24 @@ HOSTILE = [
 class _Tags(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
-        self.tags: set[str] = set()
-        self.attributes: set[str] = set()
+        self.tags: list[str] = []
+        self.attributes: dict[str, set[str]] = {}
+        self.own = ""  # the page without styles and the scripts that every page has
 
     def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.attributes.update(name for name, _ in attrs)
+        self.tags.append(tag)
+        for name, value in attrs:
+            self.attributes.setdefault(name, set()).add(value or "")
+
+    def handle_data(self, data):
+        if self.tags[-1:] not in (["style"], ["script"]) or data.startswith('{"cells"'):
+            self.own += data
+
+
+def _page_tags(html: str) -> _Tags:
+    parser = _Tags()
+    parser.feed(html)
+    return parser
 
 
 def test_hostile_text_is_inert_in_every_format(tmp_path, capsys):
@@ -495,16 +507,19 @@ def test_hostile_text_is_inert_in_every_format(tmp_path, capsys):
     assert "\x1b" not in told and f"{2 * len(HOSTILE)} of {3 * len(HOSTILE)} runs done" in told
     out = root / "report" / "two"
     html = (out / "index.html").read_text()
-    parser = _Tags()
-    parser.feed(html)
-    assert "script" not in parser.tags and not any(name.startswith("on") for name in parser.attributes)
-    assert not {"href", "srcset", "action"} & parser.attributes and "&lt;script&gt;" in html
-    assert all(
-        source.startswith("data:image/png;base64,") for source in re.findall(r'<[^>]*\bsrc="([^"]*)', html)
-    )
+    parser = _page_tags(html)
+    # the data, the two bundles and page.js: a text from a file adds no element and no address
+    assert parser.tags.count("script") == 4 and parser.tags.count("style") == 2
+    assert not any(name.startswith("on") for name in parser.attributes)
+    assert not {"srcset", "action"} & parser.attributes.keys() and "&lt;script&gt;" in html
+    assert parser.attributes["href"] == {"../index.html"}
+    assert all(source.startswith("data:image/png;base64,") for source in parser.attributes["src"])
+    held = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)
+    assert held is not None and not set("<>&") & set(held[1]) and json.loads(held[1])["cells"]
     for path in out.iterdir():
         if path.suffix in (".md", ".csv", ".tex", ".html"):
             content = path.read_text(encoding="utf-8")
+            content = parser.own if path.suffix == ".html" else content
             controls = [c for c in content if (ord(c) < 32 and c != "\n") or c in "\x7f\u202e\u200b"]
             assert not controls, (path, controls)
     for path in out.glob("*.csv"):
@@ -622,23 +637,29 @@ def test_a_record_made_before_a_field_or_option_was_added_has_its_default(tmp_pa
     assert sorted(len(cell.trials) for cell in cells) == [1, 2, 2]
 
 
-def test_a_gain_under_a_heading_says_what_it_differs_in_from_those_beside_it(tmp_path):
-    from bench.reporting import figures
+def test_the_forest_shows_the_declared_claims_alone_each_on_its_row(tmp_path):
+    from bench.reporting.report import plans
 
     results = Results(tmp_path)
-    cells, headings = [], {}
-    for name, widths in (("one", (0.25,)), ("two", (0.5, 1.0))):
-        arms = 'title = "T"\n[[arms]]\nname = "P"\n[[arms]]\nname = "S"\nbaseline = "P"\n'
-        results.experiment(name, arms)
-        for width in widths:
+    claim = '[[claims]]\narm = "S"\nover = "P"\nat = "equal epochs"\nwhere = { width = 0.5 }\n'
+    arms = '[[arms]]\nname = "P"\n[[arms]]\nname = "S"\nbaseline = "P"\n'
+    for name, content in (("one", f'title = "T"\n{arms}{claim}'), ("two", f'title = "T"\n{arms}')):
+        results.experiment(name, content)
+        for width in (0.5, 1.0):
             for seed in (0, 1):
                 results.trial(name, "P", [10.0, 50.0 + seed], seed=seed, width=width)
                 results.trial(name, "S", [10.0, 60.0], baseline="P", seed=seed, width=width, strategy=SUM)
-        headings[len(cells)] = name
-        cells += make_cells(read_experiment(results.write(), name))
-    figure = figures.forest_figure(cells, headings=headings)
-    texts = [text.get_text() for text in figure.axes[0].texts]
-    assert [text for text in texts if text.startswith("S")] == ["S", "S, width 0.5", "S, width 1"]
+    root = results.write()
+    named = {}
+    for name in ("one", "two"):
+        make = next(
+            plan[2] for plan in plans(make_report(read_experiment(root, name))) if plan[0] == "forest"
+        )
+        figure = make()
+        assert figure is not None
+        named[name] = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        assert [*figure.axes[0].get_yticks()] == [*range(len(named[name]))]
+    assert named == {"one": ["S over P"], "two": ["S, width 0.5", "S, width 1"]}
 
 
 def test_widths_stand_beside_the_published_ones(tmp_path):
@@ -656,6 +677,8 @@ def test_widths_stand_beside_the_published_ones(tmp_path):
     figure = figures.width_figure(cells, figures.looks(cells))
     assert figure is not None
     drawn = [line.get_ydata().tolist() for line in figure.axes[0].lines if len(line.get_xdata())]
+    at = [line.get_xdata().tolist() for line in figure.axes[0].lines if len(line.get_xdata())]
+    assert [0.125, 0.25] in at and [0.125, 0.25, 1.0] in at  # every point at its width
     assert [81.6, 90.09, 97.22] in drawn  # published, the missing width's too
     assert [70.0, 80.0] in drawn and [0.03] in drawn  # ours, and the cross
 

@@ -1,26 +1,36 @@
-"""Figures: convergence curves, accuracy by width, gains. Drawn for a paper's column (3.5 inches) or its page
-(7.16).
+"""Figures: curves, accuracy by width, gains, costs, searches, ablations; for a paper's column or its page.
 
-Files hold no dates, so equal records give equal files on equal versions of the libraries.
+A column is 3.5 inches wide, a page 7.16. Files hold no dates, so equal records give equal files on equal versions
+of the libraries.
 """
 
 from __future__ import annotations
 
 from bench.reporting.figures.convergence import convergence_figure
-from bench.reporting.figures.forest import forest_figure
+from bench.reporting.figures.costs import COSTS, cost_figure
+from bench.reporting.figures.forest import ROWS, claim_rows, forest_figure, gain_rows
+from bench.reporting.figures.heat import heat_figure
 from bench.reporting.figures.schedules import schedule_figure
 from bench.reporting.figures.series import curve_data, looks, panels
 from bench.reporting.figures.style import PANELS, render
+from bench.reporting.figures.tuning import tuning_figure
 from bench.reporting.figures.widths import width_figure
 
 __all__ = [
+    "COSTS",
     "PANELS",
+    "ROWS",
+    "claim_rows",
     "convergence_figure",
+    "cost_figure",
     "curve_data",
     "forest_figure",
+    "gain_rows",
+    "heat_figure",
     "looks",
     "panels",
     "render",
     "schedule_figure",
+    "tuning_figure",
     "width_figure",
 ]

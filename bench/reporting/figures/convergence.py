@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from bench.reporting.cells import Cell
 from bench.reporting.figures.series import Look, Panel, curve_data
@@ -20,10 +22,23 @@ from bench.reporting.figures.style import (
     headline_of,
     legend,
     legend_columns,
+    legend_room,
     room,
     style,
     wrapped,
 )
+
+_Drawn = Sequence[tuple[Cell, pd.DataFrame | None]]  # the cells of a panel with their curves
+
+
+@dataclass
+class _Shown:
+    """Which kinds of lines a figure has, so that the legend names those alone."""
+
+    dashed: bool = False
+    dotted: bool = False
+    band: bool = False
+    published: bool = False
 
 
 def convergence_figure(
@@ -37,21 +52,22 @@ def convergence_figure(
 
     As wide as a paper's column for one panel, as its page for several or if ``wide``.
 
-    Solid: the deployed network (mean over seeds; band from the lowest to the highest). Dashed: the expanded
-    network while its branch is on. Dotted: single runs that diverged. None where there is nothing to draw.
+    Solid: the deployed network, mean over seeds with the 95 % interval of the mean. Dashed: the expanded network
+    while its branch is on. Dotted: single runs that diverged. Triangle: a published value, at the last epoch. None
+    where there is nothing to draw.
     """
-    data = [[(cell, _curve(cell, epochs)) for cell in panel.cells] for panel in drawn]
-    if not any(curve is not None for column in data for _, curve in column):
+    data: list[_Drawn] = [[(cell, _curve(cell, epochs)) for cell in panel.cells] for panel in drawn]
+    curves = [curve for column in data for _, curve in column if curve is not None]
+    if not curves:
         return None
-    fades = any(c is not None and (c["factor"] > 0).any() for column in data for _, c in column)
+    fades = any((curve["factor"] > 0).any() for curve in curves)
     labels = [label for label in look if any(cell.label == label for panel in drawn for cell in panel.cells)]
     width = COLUMN if len(drawn) == 1 and not wide else PAGE
     columns = legend_columns(labels, width)
-    legend_rows = -(-(len(labels) + 3) // columns)
     heights = [1.75, 0.95, *([0.6] if fades else [])]
     headline = headline_of(title, width)
+    height = sum(heights) + 0.55 + legend_room(len(labels) + 4, columns) + room(headline)
     with style():
-        height = sum(heights) + 0.62 + 0.125 * legend_rows + room(headline)
         figure = Drawn(figsize=(width, height), layout="constrained")
         axes = figure.subplots(
             len(heights), len(drawn), height_ratios=heights, sharex="col", sharey="row", squeeze=False
@@ -59,50 +75,72 @@ def convergence_figure(
         figure.get_layout_engine().set(h_pad=0.03, w_pad=0.03, hspace=0.02)  # type: ignore[union-attr, call-arg]
         if title:
             figure.suptitle(headline, fontsize=8)
-        dashed = dotted = band = False
+        shown = _Shown()
         for j, (panel, column) in enumerate(zip(drawn, data, strict=True)):
             axes[0][j].set_title(wrapped(panel.title, 46 if width / len(drawn) > 3 else 34))
-            for cell, curve in column:
-                how = look[cell.label]
-                if curve is not None:
-                    dashed |= bool(curve["test_acc_expanded"].notna().any())
-                    band |= bool((curve["n"] > 1).any())
-                    _draw_curve(list(axes[:, j]), curve, how)
-                for run in _diverged(cell, epochs):
-                    dotted = True
-                    tested = run.dropna(subset=["test_acc"])  # epochs between evaluations have no accuracy
-                    accuracy = tested["test_acc"].astype(float)
-                    axes[0][j].plot(tested["epoch"], accuracy, ":", color=how.color, lw=0.8)
-                    axes[1][j].plot(
-                        run["epoch"], run["train_loss"].astype(float), ":", color=how.color, lw=0.8
-                    )
-            axes[-1][j].set_xlabel("epoch")
-            axes[-1][j].xaxis.get_major_locator().set_params(integer=True)
-        axes[0][0].set_ylabel("test accuracy, %")
-        axes[1][0].set_ylabel("training loss")
-        if fades:
-            axes[2][0].set_ylabel("factor")
-            axes[2][0].set_ylim(-0.05, 1.05)
+            _draw_panel(list(axes[:, j]), column, epochs, look, shown)
+        _name_axes(axes, fades)
         sns.despine(figure)
         figure.align_ylabels()
-        handles = [
-            handle(label, color=look[label].color, marker=look[label].marker, ms=3) for label in labels
-        ]
-        handles.append(handle("deployed (f = 0)" if dashed else "deployed"))
-        handles += [handle("expanded, as trained", ls="--", lw=0.9)] * dashed
-        handles += [handle("lowest to highest seed", alpha=0.18, lw=5)] * band
-        handles += [handle("a run that diverged", ls=":", lw=0.8)] * dotted
-        legend(figure, handles, columns)
+        legend(figure, _handles(labels, look, shown), columns)
     return figure
+
+
+def _draw_panel(
+    axes: Sequence[Axes],
+    column: _Drawn,
+    epochs: Mapping[str, pd.DataFrame],
+    look: Mapping[str, Look],
+    shown: _Shown,
+) -> None:
+    for cell, curve in column:
+        how = look[cell.label]
+        if curve is not None:
+            shown.dashed |= bool(curve["test_acc_expanded"].notna().any())
+            shown.band |= bool(curve["test_acc_low"].notna().any())
+            _draw_curve(axes, curve, how)
+        for run in _diverged(cell, epochs):
+            shown.dotted = True
+            tested = run.dropna(subset=["test_acc"])  # epochs between evaluations have no accuracy
+            axes[0].plot(tested["epoch"], tested["test_acc"].astype(float), ":", color=how.color, lw=0.8)
+            axes[1].plot(run["epoch"], run["train_loss"].astype(float), ":", color=how.color, lw=0.8)
+        for comparison in cell.comparisons:
+            row = comparison.match.row
+            if row.metric == "top1" and not comparison.match.not_comparable and cell.facts.epochs:
+                shown.published = True
+                look_of: dict[str, Any] = {"color": how.color, "ms": 4, "mfc": "white", "clip_on": False}
+                axes[0].plot(cell.facts.epochs, row.accuracy, "<", **look_of)
+    axes[-1].set_xlabel("epoch")
+    axes[-1].xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
+
+
+def _name_axes(axes: Any, fades: bool) -> None:
+    axes[0][0].set_ylabel("test accuracy, %")
+    axes[1][0].set_ylabel("training loss")
+    if fades:
+        axes[2][0].set_ylabel("factor")
+        axes[2][0].set_ylim(-0.05, 1.05)
+
+
+def _handles(labels: Sequence[str], look: Mapping[str, Look], shown: _Shown) -> list[Line2D]:
+    handles = [
+        handle(label, color=look[label].color, marker=look[label].marker, ls=look[label].line or "-", ms=3)
+        for label in labels
+    ]
+    handles.append(handle("deployed (f = 0)" if shown.dashed else "deployed"))
+    handles += [handle("expanded, as trained", ls="--", lw=0.9)] * shown.dashed
+    handles += [handle("mean's 95 % interval", alpha=0.18, lw=5)] * shown.band
+    handles += [handle("a run that diverged", ls=":", lw=0.8)] * shown.dotted
+    handles += [handle("published", marker="<", ls="", mfc="white", ms=4)] * shown.published
+    return handles
 
 
 def _curve(cell: Cell, epochs: Mapping[str, pd.DataFrame]) -> pd.DataFrame | None:
     data = curve_data([cell], epochs)
     if data.empty:
         return None
-    numbers = [
-        column for column in data.columns if column not in ("arm", "settings", "dataset", "network", "bits")
-    ]
+    texts = ("arm", "settings", "dataset", "network", "bits")
+    numbers = [column for column in data.columns if column not in texts]
     return data.assign(**{column: pd.to_numeric(data[column], errors="coerce") for column in numbers})
 
 
@@ -113,15 +151,22 @@ def _diverged(cell: Cell, epochs: Mapping[str, pd.DataFrame]) -> list[pd.DataFra
 def _draw_curve(axes: Sequence[Axes], curve: pd.DataFrame, how: Look) -> None:
     x = curve["epoch"]
     every = max(1, len(x) // 6)
-    look: dict[str, Any] = {"color": how.color, "marker": how.marker, "markevery": every, "ms": 3}
+    look: dict[str, Any] = {
+        "color": how.color,
+        "marker": how.marker,
+        "ls": how.line or "-",
+        "markevery": every,
+        "ms": 3,
+    }
     if len(x) == 1 and not how.marker:
         look["marker"] = "o"
     tested = curve.dropna(subset=["test_acc"])  # epochs between evaluations have no accuracy
     axes[0].plot(tested["epoch"], tested["test_acc"], **{**look, "markevery": max(1, len(tested) // 6)})
-    if (curve["n"] > 1).any():
-        for axis, column, data in ((axes[0], "test_acc", tested), (axes[1], "train_loss", curve)):
-            low, high = data[f"{column}_min"], data[f"{column}_max"]
-            axis.fill_between(data["epoch"], low, high, color=how.color, alpha=0.16, lw=0)
+    for axis, column, data in ((axes[0], "test_acc", tested), (axes[1], "train_loss", curve)):
+        known = data.dropna(subset=[f"{column}_low"])
+        if len(known):
+            low, high = known[f"{column}_low"], known[f"{column}_high"]
+            axis.fill_between(known["epoch"], low, high, color=how.color, alpha=0.16, lw=0)
     expanded = curve.dropna(subset=["test_acc_expanded"])
     if len(expanded):
         axes[0].plot(expanded["epoch"], expanded["test_acc_expanded"], "--", color=how.color, lw=0.9)

@@ -1,129 +1,108 @@
-"""Paired gains with their intervals, one line each."""
+"""Gains with their intervals, one row each: the label on the left, the numbers on the right of its row."""
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.reporting.cells import Cell, Pairing
-from bench.reporting.figures.series import Look
-from bench.reporting.figures.style import COLUMN, GAINS, PAGE, PALETTE, Drawn, headline_of, room, style
-from bench.text import clean, signed
+from bench.reporting.cells import Cell
+from bench.reporting.claims import Judged
+from bench.reporting.figures.style import PAGE, PALETTE, Drawn, headline_of, room, style, wrapped
+from bench.reporting.statistics import Interval
+from bench.text import signed
 
-_BACKING = {
-    "facecolor": "white",
-    "edgecolor": "none",
-    "pad": 0.6,
-}  # behind text that crosses the line at zero
-_STEP = 0.27  # inches from one gain to the next
+ROWS = 12  # gains of one figure
+_STEP = 0.34  # inches from one gain to the next
 
 
-def forest_figure(
-    cells: Sequence[Cell],
-    look: Mapping[str, Look] | None = None,
-    title: str = "",
-    headings: Mapping[int, str] | None = None,
-) -> Figure | None:
-    """Return the paired gains with their intervals, one line each; a gain without an interval is hollow.
+@dataclass(frozen=True)
+class Row:
+    """A gain: what is compared, the interval of the gain in points, and a remark."""
 
-    ``headings`` maps the position of a cell in ``cells`` to the line written above the first gain from there
-    on.
-    """
-    places = [
-        i
-        for i, cell in enumerate(cells)
-        if cell.pairing is not None and cell.pairing.gain.interval.mean is not None
+    label: str
+    interval: Interval
+    remark: str = ""
+
+
+def claim_rows(judged: Sequence[Judged], place: str = "") -> list[Row]:
+    """Return the declared claims that have a gain; ``place`` stands before each label."""
+    return [
+        Row(
+            ": ".join(filter(None, [place, f"{entry.claim.arm} over {entry.claim.over}"])),
+            entry.pairing.gain.interval,
+            entry.verdict.partition(":")[0],
+        )
+        for entry in judged
+        if entry.pairing is not None and entry.pairing.gain.interval.mean is not None
     ]
-    shown = [cells[i] for i in places]
-    if not shown:
-        return None
-    if len(shown) > GAINS:
-        title = f"{clean(title, 80)}: the first {GAINS} of {len(shown)} gains"
-        shown = shown[:GAINS]
-    starts = sorted(headings or {})
-    names = _names(shown, [bisect.bisect_right(starts, place) for place in places])
-    wide = max(map(len, names)) > 40
-    above = {
-        next((k for k, i in enumerate(places) if i >= start), -1): text
-        for start, text in (headings or {}).items()
-    }
-    lines, line = [], 0  # a heading takes a line of its own
-    for k in range(len(shown)):
-        line += k in above
-        lines.append(line)
-        line += 1
-    with style():
-        headline = headline_of(title, PAGE if wide else COLUMN)
-        height = _STEP * line + 0.55 + room(headline)
-        figure = Drawn(figsize=(PAGE if wide else COLUMN, height), layout="constrained")
-        axis = figure.subplots()
-        axis.axvline(0, color="black", lw=0.7)
-        for k, text in above.items():
-            if 0 <= k < len(shown):
-                place: dict[str, Any] = {"transform": axis.get_yaxis_transform(), "va": "bottom"}
-                axis.text(
-                    0.0,
-                    lines[k] - 0.95,
-                    clean(text, 100),
-                    ha="left",
-                    bbox=_BACKING,
-                    fontsize=7.0,
-                    weight="bold",
-                    **place,
-                )
-        for y, cell, name in zip(lines, shown, names, strict=True):
-            color = look[cell.label].color if look and cell.label in look else PALETTE[0]
-            assert cell.pairing is not None
-            _draw_gain(axis, y, cell.pairing, clean(name, 90 if wide else 44), color)
-        axis.set_ylim(line - 0.5, -0.85)
-        axis.set_yticks([])
-        axis.set_xlabel("gain over the baseline, points (95 % interval)")
-        axis.margins(x=0.04)
-        if title:
-            axis.set_title(headline)
-        sns.despine(figure, left=True)
-        figure.canvas.draw()
-    return figure
 
 
-def _names(shown: Sequence[Cell], groups: Sequence[int]) -> list[str]:
-    """Return the name of each gain: its label and in what it differs from the gains under the same heading."""
+def gain_rows(cells: Sequence[Cell]) -> list[Row]:
+    """Return the gains of cells over their baselines, each named by its label and by what varies."""
+    shown = [c for c in cells if c.pairing is not None and c.pairing.gain.interval.mean is not None]
     facts = [
         [
             cell.facts.dataset,
             cell.facts.network,
             f"width {cell.facts.width:g}" if cell.facts.width is not None else "",
-            cell.bits_label,
+            f"W/A {cell.bits_label}" if cell.bits_label else "",
             f"{cell.facts.epochs} epochs",
         ]
         for cell in shown
     ]
-    names = []
-    for cell, fact, group in zip(shown, facts, groups, strict=False):
-        beside = [f for f, g in zip(facts, groups, strict=False) if g == group]
-        varying = [text for i, text in enumerate(fact) if len({f[i] for f in beside}) > 1]
-        names.append(", ".join(filter(None, [cell.label, *varying])))
-    return names
+    varying = [i for i in range(5) if len({fact[i] for fact in facts}) > 1]
+    rows = []
+    for cell, fact in zip(shown, facts, strict=True):
+        assert cell.pairing is not None
+        label = ", ".join(filter(None, [cell.label, *(fact[i] for i in varying)]))
+        rows.append(Row(label, cell.pairing.gain.interval, "exploratory"))
+    return rows
 
 
-def _draw_gain(axis: Axes, y: float, pairing: Pairing, name: str, color: str) -> None:
-    interval = pairing.gain.interval
-    mean, low, high = interval.mean or 0.0, interval.low, interval.high
-    what = signed(mean)
-    if low is not None and high is not None:
-        axis.hlines(y, low, high, color=color, lw=1.2)
-        what += f" [{signed(low)}, {signed(high)}]"
-    axis.plot(mean, y, "o", color=color, ms=4, mfc="white" if low is None else color, mew=1.0)
-    limits: dict[str, Any] = {
-        "transform": axis.get_yaxis_transform(),
-        "va": "bottom",
-        "fontsize": 6.3,
-        "bbox": _BACKING,
-    }
-    axis.text(0.0, y - 0.22, name, ha="left", **limits)
-    axis.text(1.0, y - 0.22, f"{what}, n = {interval.n}", ha="right", **limits)
+def forest_figure(rows: Sequence[Row], title: str = "") -> Figure | None:
+    """Return the gains with their intervals, one row each, as wide as a page; None without any.
+
+    A gain without an interval is hollow. At most ``ROWS`` rows are drawn: the tables have all.
+    """
+    drawn = rows[:ROWS]
+    if not drawn:
+        return None
+    labels = [wrapped(row.label, 46, 2) for row in drawn]
+    headline = headline_of(title, PAGE)
+    with style():
+        height = _STEP * len(drawn) + 0.6 + room(headline)
+        figure = Drawn(figsize=(PAGE, height), layout="constrained")
+        axis = figure.subplots()
+        axis.axvline(0, color="black", lw=0.7)
+        for y, row in enumerate(drawn):
+            low, high = row.interval.low, row.interval.high
+            if low is not None and high is not None:
+                axis.hlines(y, low, high, color=PALETTE[0], lw=1.2)
+            hollow = "white" if low is None else PALETTE[0]
+            axis.plot(row.interval.mean or 0.0, y, "o", color=PALETTE[0], ms=4, mfc=hollow, mew=1.0)
+        positions = range(len(drawn))
+        axis.set_ylim(len(drawn) - 0.5, -0.5)
+        axis.set_yticks(positions, labels)
+        axis.margins(x=0.04)
+        beside = axis.secondary_yaxis("right")
+        beside.set_yticks(positions, [_numbers(row) for row in drawn])
+        for one in (axis.yaxis, beside.yaxis):
+            one.set_tick_params(length=0)
+        axis.set_xlabel("gain over the baseline, points (95 % interval)")
+        if title:
+            figure.suptitle(headline, fontsize=8)
+        sns.despine(figure, left=True)
+        beside.spines["right"].set_visible(False)
+        figure.canvas.draw()
+    return figure
+
+
+def _numbers(row: Row) -> str:
+    interval = row.interval
+    text = signed(interval.mean or 0.0)
+    if interval.low is not None and interval.high is not None:
+        text += f" [{signed(interval.low)}, {signed(interval.high)}]"
+    return f"{text}, n = {interval.n}" + (f"\n{row.remark}" if row.remark else "")

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from bench.reporting.cells import Cell
-from bench.reporting.figures.style import GREY, MARKERS, PALETTE
+from bench.reporting.figures.style import GREY, LINES, MARKERS, PALETTE, TOGETHER
+from bench.reporting.statistics.intervals import LEVEL, student_quantile
 from bench.text import clean
 
 
@@ -28,10 +29,11 @@ class Panel:
 
 @dataclass(frozen=True)
 class Look:
-    """Colour and marker of a series."""
+    """Colour, marker and line style of a series; an empty line style is a solid line."""
 
     color: str
     marker: str
+    line: str = ""
 
 
 def root_of(cell: Cell) -> Cell:
@@ -47,7 +49,10 @@ def full_precision(cell: Cell) -> bool:
 
 
 def looks(cells: Sequence[Cell]) -> dict[str, Look]:
-    """Return a colour (and, from the eighth series on, a marker) for each series' label, in the arms' order."""
+    """Return a look for each series' label, in the arms' order: no two series look the same.
+
+    After eight series the colours begin again, with another marker and a broken line.
+    """
     result: dict[str, Look] = {}
     greys = colours = 0
     for cell in sorted(
@@ -56,12 +61,11 @@ def looks(cells: Sequence[Cell]) -> dict[str, Look]:
         if cell.label in result:
             continue
         if full_precision(cell):
-            result[cell.label] = Look(GREY, MARKERS[greys % len(MARKERS)])
+            result[cell.label] = Look(GREY, MARKERS[greys % len(MARKERS)], LINES[min(greys, 1)])
             greys += 1
         else:
-            result[cell.label] = Look(
-                PALETTE[colours % len(PALETTE)], MARKERS[colours // len(PALETTE) % len(MARKERS)]
-            )
+            again, color = divmod(colours, len(PALETTE))
+            result[cell.label] = Look(PALETTE[color], MARKERS[again % len(MARKERS)], LINES[min(again, 1)])
             colours += 1
     return result
 
@@ -69,7 +73,8 @@ def looks(cells: Sequence[Cell]) -> dict[str, Look]:
 def panels(cells: Sequence[Cell]) -> list[Panel]:
     """Return the panels of the convergence curves.
 
-    An arm stands with its baseline even where it trains longer; otherwise budgets are separate panels.
+    An arm stands with its baseline even where it trains longer; otherwise budgets are separate panels. What
+    has more than eight series is split into small multiples, each with the first series, the baseline.
     """
     groups: dict[tuple, list[Cell]] = {}
     references = []
@@ -97,12 +102,22 @@ def panels(cells: Sequence[Cell]) -> list[Panel]:
     for key, group in groups.items():
         facts = described[key]
         shown = [facts[i] for i in varying if facts[i]] or [facts[i] for i in (0, 1, 2, 3)]
-        result.append(
-            Panel(
-                clean(", ".join(shown), 100), tuple(sorted(group, key=lambda c: (c.runs.order, c.settings)))
-            )
-        )
+        ordered = sorted(group, key=lambda c: (c.runs.order, c.settings))
+        result += _multiples(clean(", ".join(shown), 100), ordered)
     return result
+
+
+def _multiples(title: str, cells: Sequence[Cell]) -> list[Panel]:
+    """Return one panel of at most ``TOGETHER`` cells, or several, each with the first cell."""
+    if len(cells) <= TOGETHER:
+        return [Panel(title, tuple(cells))]
+    first, others = cells[0], cells[1:]
+    count = -(-len(others) // (TOGETHER - 1))
+    size = -(-len(others) // count)
+    return [
+        Panel(f"{title}, part {i + 1} of {count}", (first, *others[i * size : (i + 1) * size]))
+        for i in range(count)
+    ]
 
 
 def _title_parts(group: Sequence[Cell]) -> list[str]:
@@ -119,22 +134,18 @@ def _title_parts(group: Sequence[Cell]) -> list[str]:
 
 
 def curve_data(cells: Sequence[Cell], epochs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Return the curves as drawn: for each cell and epoch mean, lowest and highest over the finished runs."""
+    """Return the curves as drawn: for each cell and epoch mean, lowest and highest over the finished runs.
+
+    ``_low`` and ``_high`` are the ends of the 95 % t-interval of the mean, absent for a single run.
+    """
     frames = []
+    columns = ["test_acc", "test_acc_expanded", "train_loss", "factor"]
     for cell in cells:
         runs = [epochs[trial["id"]] for trial in cell.runs.done if trial["id"] in epochs]
         if cell.arm is None or not runs:
             continue
-        columns = ["test_acc", "test_acc_expanded", "train_loss", "factor"]
         together = pd.concat([run[["epoch", *columns]] for run in runs])
         together[columns] = together[columns].apply(pd.to_numeric, errors="coerce")
-        by_epoch = together.groupby("epoch", sort=True)
-        frame = pd.DataFrame({"n": by_epoch.size()})
-        for column in columns:
-            frame[column] = by_epoch[column].mean()
-            if column != "factor":
-                frame[f"{column}_min"] = by_epoch[column].min()
-                frame[f"{column}_max"] = by_epoch[column].max()
         place = {
             "arm": cell.arm,
             "settings": cell.settings,
@@ -144,8 +155,27 @@ def curve_data(cells: Sequence[Cell], epochs: Mapping[str, pd.DataFrame]) -> pd.
             "bits": cell.bits_label,
             "epochs": cell.facts.epochs,
         }
+        frame = _by_epoch(together, columns)
         frames.append(frame.reset_index().assign(**place)[[*place, "epoch", *frame.columns]])
     if not frames:
         return pd.DataFrame(columns=["arm", "epoch"])
     result = pd.concat(frames, ignore_index=True).astype(object)
     return result.where(result.notna(), None)
+
+
+def _by_epoch(together: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Return a row an epoch: the number of runs, and of each column mean, lowest, highest and interval."""
+    by_epoch = together.groupby("epoch", sort=True)
+    frame = pd.DataFrame({"n": by_epoch.size()})
+    for column in columns:
+        mean = by_epoch[column].mean()
+        frame[column] = mean
+        if column == "factor":
+            continue
+        frame[f"{column}_min"] = by_epoch[column].min()
+        frame[f"{column}_max"] = by_epoch[column].max()
+        n = by_epoch[column].count()
+        quantiles = n.map(lambda k: student_quantile(LEVEL, k - 1) if k > 1 else float("nan"))
+        half = quantiles * by_epoch[column].std() / n**0.5
+        frame[f"{column}_low"], frame[f"{column}_high"] = mean - half, mean + half
+    return frame

@@ -11,18 +11,21 @@ from typing import Any
 
 import matplotlib
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench.text import clean
 
 COLUMN, PAGE = 3.5, 7.16  # inches
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C510A")
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C510A", "#5E3C99")
 GREY = "#555555"
-MARKERS = ("", "o", "s", "^", "D")
+MARKERS = ("", "s", "^", "D", "v")  # none: a line alone, a disc where there is no line
+LINES = ("", "-.")  # from the second round of colours on
+TOGETHER = len(PALETTE)  # series of one panel; more are small multiples
 PANELS = 24  # the curves of more panels are in the CSV alone
-GAINS = 80  # and so are more gains
 LABEL = 44  # characters of a label in a figure
 _STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -90,8 +93,22 @@ def room(headline: str) -> float:
 def legend_columns(labels: Sequence[str], width: float) -> int:
     """Return how many columns a legend of these labels has in a figure so many inches wide."""
     longest = max((min(len(label), LABEL) for label in labels), default=10)
-    longest = max(longest, 22)  # "lowest to highest seed"
+    longest = max(longest, 22)  # "the mean's 95 % interval"
     return max(1, min(4, int(width / (0.055 * longest + 0.38))))
+
+
+def legend_room(entries: int, columns: int) -> float:
+    """Return the inches that a legend of so many entries takes."""
+    return 0.125 * -(-entries // columns) + 0.1
+
+
+def plain_log(axis: Axes) -> None:
+    """Label a logarithmic axis, which has its limits by now, with a few short numbers (0.002, 1.5e13)."""
+    low, high = axis.get_xlim()
+    between = (1.0, 2.0, 5.0) if high / low >= 10 else (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+    axis.xaxis.set_major_locator(LogLocator(base=10, subs=between, numticks=7))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}".replace("e+", "e")))
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def handle(label: str, **look: Any) -> Line2D:

@@ -1,0 +1,99 @@
+"""What the searches found: held-out accuracy against the learning rate, and the expected best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bench.reporting.figures.style import (
+    GREY,
+    LINES,
+    MARKERS,
+    PAGE,
+    PALETTE,
+    Drawn,
+    handle,
+    headline_of,
+    legend,
+    legend_columns,
+    legend_room,
+    plain_log,
+    room,
+    style,
+)
+from bench.reporting.tuned import WITHIN, Searched
+
+
+def tuning_figure(searches: Sequence[Searched], title: str = "") -> Figure | None:
+    """Return held-out accuracy against the learning rate (all seeds, the chosen one marked) beside the expected
+    best after k configurations; None where no configuration was measured.
+
+    The thick line below the points is the range of rates within a point of the best.
+    """
+    shown = [search for search in searches if search.scored]
+    if not shown:
+        return None
+    labels = [search.label for search in shown]
+    columns = legend_columns(labels, PAGE)
+    headline = headline_of(title, PAGE)
+    with style():
+        height = 2.5 + legend_room(len(labels) + 3, columns) + room(headline)
+        figure = Drawn(figsize=(PAGE, height), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        if title:
+            figure.suptitle(headline, fontsize=8)
+        handles = []
+        for number, search in enumerate(shown):
+            look = _look(number)
+            handles.append(handle(search.label, **look, ms=3))
+            _draw_rates(left, search, look, number)
+            best = search.expected_best()
+            right.plot(range(1, len(best) + 1), best, **look, ms=3)
+        if any(search.curve() for search in shown):
+            left.set_xscale("log")
+            plain_log(left)
+        left.set_xlabel("learning rate")
+        left.set_ylabel("held-out accuracy, %")
+        right.set_xlabel("configurations tried")
+        right.xaxis.get_major_locator().set_params(integer=True)
+        right.set_title("expected best")
+        sns.despine(figure)
+        handles.append(handle("one seed", ls="", marker=".", ms=3))
+        handles.append(handle("chosen", ls="", marker="*", mfc="white", ms=8))
+        handles.append(handle(f"rates within {WITHIN:g} point", lw=2.5, alpha=0.6))
+        legend(figure, handles, columns)
+    return figure
+
+
+def _look(number: int) -> dict[str, Any]:
+    again, color = divmod(number, len(PALETTE))
+    line = LINES[min(again, 1)] or "-"
+    return {
+        "color": PALETTE[color] if again < len(MARKERS) else GREY,
+        "marker": MARKERS[again % len(MARKERS)] or "o",
+        "ls": line,
+    }
+
+
+def _draw_rates(axis: Axes, search: Searched, look: dict[str, Any], number: int) -> None:
+    curve = search.curve()
+    axis.plot([rate for rate, _ in curve], [score for _, score in curve], **look, ms=3)
+    for rate, values in search.points():
+        axis.plot([rate] * len(values), values, ".", color=look["color"], ms=3, alpha=0.5)
+    chosen = search.chosen
+    if chosen is not None and chosen.rate is not None and chosen.score is not None:
+        axis.plot(chosen.rate, chosen.score, "*", color=look["color"], mfc="white", ms=8)
+    width = search.width()
+    if width is not None and width[0] < width[1]:
+        height = 0.02 + 0.025 * number  # below the points, one line an arm
+        line: dict[str, Any] = {
+            "transform": axis.get_xaxis_transform(),
+            "lw": 2.5,
+            "alpha": 0.6,
+            "solid_capstyle": "butt",
+        }
+        axis.plot(width, [height, height], color=look["color"], **line)

@@ -1,0 +1,88 @@
+"""The question of an experiment and the answer that its records give, in sentences."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from bench.reporting.cells import Cell
+from bench.reporting.claims import Judged
+from bench.reporting.report import Report
+from bench.reporting.tables import gain_text
+from bench.text import clean, plural
+
+
+def question(report: Report) -> list[str]:
+    """Return the comment that the experiment file begins with, as paragraphs."""
+    paragraphs: list[str] = []
+    begun = False
+    for line in report.records.text.splitlines():
+        if not line.startswith("#"):
+            break
+        words = line.lstrip("#").strip()
+        if words and begun:
+            paragraphs[-1] += f" {words}"
+        elif words:
+            paragraphs.append(words)
+        begun = bool(words)
+    return [clean(text, 600) for text in paragraphs[:3]]
+
+
+def answer(report: Report) -> list[str]:
+    """Return the answer in two lines: what the declared claims say, and how far the runs are.
+
+    An experiment without declared claims has no verdict; its answer says so and gives the range of its gains.
+    """
+    return [_found(report), _standing(report)]
+
+
+def _found(report: Report) -> str:
+    if report.judged:
+        return "; ".join(map(_claim, report.judged)) + "."
+    gains = [cell for cell in report.cells if cell.pairing is not None and cell.pairing.gain.interval.n]
+    if not gains:
+        return "No gain can be told yet."
+    ordered = sorted(gains, key=_gain)
+    least, most = ordered[0], ordered[-1]
+    told = f"Exploratory, no claim was declared: {plural(len(gains), 'gain')} over a baseline, "
+    if len(gains) == 1:
+        return f"{told}{_told(most)}."
+    return f"{told}from {_told(least)} to {_told(most)}."
+
+
+def _gain(cell: Cell) -> float:
+    mean = cell.pairing.gain.interval.mean if cell.pairing is not None else None
+    return 0.0 if mean is None else mean
+
+
+def _told(cell: Cell) -> str:
+    place = ", ".join(_beside(cell))
+    return f"{gain_text(cell.pairing)} points ({cell.label}, {place})"
+
+
+def _beside(cell: Cell) -> Iterator[str]:
+    if cell.facts.width is not None:
+        yield f"width {cell.facts.width:g}"
+    if cell.bits_label:
+        yield f"W/A {cell.bits_label}"
+
+
+def _claim(judged: Judged) -> str:
+    claim = judged.claim
+    names = f"{claim.arm} over {claim.over} at {claim.at}"
+    if judged.pairing is None:
+        return f"{names}: {judged.verdict}"
+    n = judged.pairing.gain.interval.n
+    return f"{names}: {judged.verdict}, {gain_text(judged.pairing)} points, {plural(n, 'pair')}"
+
+
+def _standing(report: Report) -> str:
+    trials = [trial for cell in report.cells for trial in cell.trials]
+    counts = Counter(trial["status"] for trial in trials)
+    others = [f"{count} {status}" for status, count in counts.items() if status != "done"]
+    told = f"{counts['done']} of {plural(len(trials), 'run')} finished"
+    if report.records.tuning:
+        done = sum(bool(entry.score is not None) for search in report.tuned for entry in search.tried)
+        tried = sum(len(search.tried) for search in report.tuned)
+        told += f"; {done} of {plural(tried, 'tried configuration')} measured on held-out images"
+    return told + (f" ({', '.join(others)})." if others else ".")

@@ -1,0 +1,89 @@
+"""The table of what each arm's search tried, chose and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from bench.experiments.labels import plain
+from bench.reporting.records import Records
+from bench.reporting.table import NONE, Column, Table
+from bench.reporting.tuned import WITHIN, Searched
+from bench.text import duration, fixed
+
+
+def tuning_table(records: Records, searches: Sequence[Searched]) -> Table | None:
+    """One row an arm and grid point that was tuned; None where nothing was."""
+    if not searches:
+        return None
+    columns = [
+        Column("Arm", [search.label for search in searches]),
+        Column("Tried", [f"{len(s.scored)} of {len(s.tried)}" for s in searches], "r"),
+        Column("Chosen", [_chosen(search) for search in searches]),
+        Column("Held out, %", [_best(search) for search in searches], "r"),
+        Column(f"Rates within {WITHIN:g} point", [_range(search) for search in searches], "r"),
+        Column("their ratio", [_ratio(search) for search in searches], "r"),
+        Column("Expected best after 1, 2, 4, all", [_expected(search) for search in searches], "r"),
+        Column("Training time", [duration(sum(t.seconds for t in s.tried)) for s in searches], "r"),
+    ]
+    data = [
+        {
+            "experiment": records.name,
+            "arm": search.arm,
+            "point": search.place,
+            "configuration": ", ".join(f"{k}={v}" for k, v in tried.configuration.items()),
+            "learning_rate": tried.rate,
+            "held_out": tried.score,
+            "held_out_by_seed": " ".join("diverged" if a is None else f"{a:.8g}" for a in tried.accuracies),
+            "chosen": tried.chosen,
+            "operations": tried.operations,
+            "seconds": tried.seconds,
+        }
+        for search in searches
+        for tried in search.tried
+    ]
+    told = (
+        ""
+        if all(search.random for search in searches)
+        else (
+            " The configurations were not drawn at random, so this is a description of them, not an expectation."
+        )
+    )
+    notes = [
+        "Each configuration was trained without the held-out images and measured on them alone; the test images "
+        f"were not evaluated. Rates within {WITHIN:g} point: the learning rates around the best whose best mean "
+        f"held-out accuracy is at most {WITHIN:g} point below it, and the largest over the smallest. Expected best "
+        "after k configurations: Dodge et al. 2019, 1909.03004." + told
+    ]
+    frame = pd.DataFrame(data, dtype=object)
+    return Table("tuning", f"{records.title}: tuning", columns, frame, notes)
+
+
+def _chosen(search: Searched) -> str:
+    if search.chosen is None:
+        return "not yet"
+    return ", ".join(f"{name} {plain(value)}" for name, value in search.chosen.configuration.items())
+
+
+def _best(search: Searched) -> str:
+    scores = [tried.score for tried in search.scored if tried.score is not None]
+    return fixed(max(scores)) if scores else NONE
+
+
+def _range(search: Searched) -> str:
+    width = search.width()
+    return NONE if width is None else f"{width[0]:.3g} to {width[1]:.3g}"
+
+
+def _ratio(search: Searched) -> str:
+    width = search.width()
+    return NONE if width is None else f"× {width[1] / width[0]:.3g}"
+
+
+def _expected(search: Searched) -> str:
+    values = search.expected_best()
+    if not values:
+        return NONE
+    wanted = sorted({k for k in (1, 2, 4, len(values)) if k <= len(values)})
+    return ", ".join(fixed(values[k - 1]) for k in wanted)

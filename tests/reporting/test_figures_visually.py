@@ -1,0 +1,133 @@
+"""Every figure of the committed records, rendered: no text on another, none cut, no point outside its axes."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+from bench.reporting import figures
+from bench.reporting.figures.forest import Row
+from bench.reporting.records import experiments_in, read_experiment
+from bench.reporting.report import make_report, plans
+from bench.reporting.statistics import Interval
+from bench.reporting.tuned import searches
+
+RESULTS = Path(__file__).parents[2] / "results"
+SLACK = 1.5  # pixels that the boxes of two texts may share: boxes are taller than letters
+
+
+def _texts(figure: Figure) -> list[tuple[str, Bbox]]:
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    found = []
+    for text in figure.findobj(Text):
+        shown = text.get_visible() and text.get_text().strip()
+        if shown and not _unused_tick(figure, text):
+            found.append((text.get_text(), text.get_window_extent(renderer)))
+    return found
+
+
+def _unused_tick(figure: Figure, text: Text) -> bool:
+    """Return whether a text is the label of a tick that is not drawn: outside the limits, or of an axis turned
+    off.
+    """
+    for axes in figure.findobj(lambda artist: hasattr(artist, "xaxis")):
+        for axis in (axes.xaxis, axes.yaxis):
+            for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
+                if text in (tick.label1, tick.label2):
+                    low, high = sorted(axis.get_view_interval())
+                    inside = low - 1e-9 * abs(low) <= tick.get_loc() <= high + 1e-9 * abs(high)
+                    return not (axes.axison and axes.get_visible() and axis.get_visible() and inside)
+            if text is axis.get_offset_text() or text is axis.label:
+                return not axes.axison
+    return False
+
+
+def faults(figure: Figure) -> list[str]:
+    """Return what is wrong to the eye in a figure."""
+    figure.canvas.draw()
+    texts = _texts(figure)
+    found = []
+    for (one, a), (other, b) in itertools.combinations(texts, 2):
+        shared = Bbox.intersection(a, b)
+        if shared is not None and shared.width > SLACK and shared.height > SLACK:
+            found.append(f"{one!r} lies on {other!r}")
+    page = figure.bbox
+    for text, box in texts:
+        if box.x0 < page.x0 - 1 or box.x1 > page.x1 + 1 or box.y0 < page.y0 - 1 or box.y1 > page.y1 + 1:
+            found.append(f"{text!r} is cut at the edge")
+    for axes in figure.axes:
+        box = axes.get_window_extent().padded(1.5)
+        for line in axes.lines:
+            if line.get_marker() in ("None", "", None) or not len(line.get_xdata()):
+                continue
+            points = np.column_stack(
+                [np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)]
+            )
+            for x, y in line.get_transform().transform(points[np.isfinite(points).all(1)]):
+                if not box.contains(x, y):
+                    found.append(f"a point of {line.get_label()!r} lies outside its axes")
+                    break
+    return found
+
+
+@pytest.mark.parametrize("name", experiments_in(RESULTS))
+def test_the_figures_of_the_committed_records_are_clean(name):
+    report = make_report(read_experiment(RESULTS, name))
+    told = []
+    for file, _, make in plans(report):
+        figure = make()
+        if figure is not None:
+            told += [f"{file}: {fault}" for fault in faults(figure)]
+            _one_look_a_series(figure)
+    assert told == []
+
+
+def _one_look_a_series(figure: Figure) -> None:
+    """No two entries of a legend look the same."""
+    for legend in figure.legends:
+        looks = [
+            (h.get_color(), h.get_marker(), h.get_linestyle(), h.get_linewidth(), h.get_alpha(), h.get_mfc())
+            for h in legend.legend_handles
+        ]
+        assert len(set(map(str, looks))) == len(looks), [text.get_text() for text in legend.get_texts()]
+
+
+def test_the_check_finds_what_it_is_for():
+    rows = [Row("a gain", Interval(3, 1.0, 0.5, 1.5))]
+    figure = figures.forest_figure(rows)
+    assert figure is not None and faults(figure) == []
+    axis = figure.axes[0]
+    axis.text(1.0, 0, "one text")
+    axis.text(1.0, 0, "another text")
+    axis.text(9.0, 0, "far away")
+    axis.plot([99.0], [0], "o")
+    axis.set_xlim(0, 2)
+    told = " ".join(faults(figure))
+    assert "lies on" in told and "cut at the edge" in told and "outside its axes" in told
+
+
+def test_the_figure_of_a_search_is_clean():
+    lines = [
+        {
+            "arm": arm,
+            "grid": {},
+            "configuration": {"learning_rate.initial": rate},
+            "accuracies": [70.0 + i - abs(k - 2) * (1 + i), 71.0 + i - abs(k - 2)],
+            "mean": 70.5 + i - abs(k - 2) * (1 + i / 2),
+            "dropped_at": None,
+            "chosen": k == 2,
+        }
+        for i, arm in enumerate(("Plain, 40 epochs", "EXP-Net (sum)", "EXP-Net (concat)"))
+        for k, rate in enumerate((1e-3, 2e-3, 4e-3, 8e-3, 16e-3))
+    ]
+    found = searches(lines)
+    assert found[0].width() == (2e-3, 8e-3)  # one point below the best on both sides
+    assert found[0].expected_best()[-1] == pytest.approx(70.5, abs=0.5)
+    figure = figures.tuning_figure(found, "Tuning")
+    assert figure is not None and faults(figure) == []
