@@ -27,6 +27,7 @@ COMMANDS = {
     "new": "bench.cli.new:new_command",
     "schema": "bench.cli.schema:schema_command",
     "completion": "bench.cli.completion:completion_command",
+    "doctor": "bench.cli.doctor:doctor_command",
     "speed": "bench.speed.measure:main",
 }
 

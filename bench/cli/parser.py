@@ -359,6 +359,19 @@ def _machine_commands(commands: _Commands) -> None:
     group.add_argument("--yes", action="store_true", help="do not ask before writing")
 
     command = commands.add(
+        "doctor",
+        "what this machine has, what is slow on it, and whether resumed, captured and packed trials are exact on it",
+        "--facts",
+        "--json doctor.json",
+    )
+    command.add_argument(
+        "--facts", action="store_true", help="what is there, without the checks, which take minutes"
+    )
+    command.add_argument("--json", metavar="FILE", type=_path, help="write what was found to this file")
+    group = _places(command)
+    group.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N (a GPU where there is one)")
+
+    command = commands.add(
         "speed", "what a step costs here, as ratios to full precision", "--mode eager --json speed.json"
     )
     command.add_argument("--json", metavar="FILE", type=_path, help="write the measurements to this file")

@@ -18,7 +18,7 @@ import math
 import os
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,7 +33,7 @@ from bench.devices import cpu_count
 from bench.folders import resolve_data_dir
 from bench.records.store import write_atomic
 from bench.speed import images as photographs
-from bench.speed.cases import BATCH, CASES, NETWORKS, PLAIN, UNIT
+from bench.speed.cases import BATCH, CASES, NETWORKS, PLAIN, UNIT, Case
 from bench.speed.floor import allocated, floor_seconds, peak_memory_cpu, roofline
 from bench.speed.timing import interleaved, summary, timed
 from bench.training import execution
@@ -74,7 +74,14 @@ def _peer_step(
 
 
 def measure(
-    network: str, width: float, mode: str, dtype: str, device: str, rounds: int, rates: dict[str, float]
+    network: str,
+    width: float,
+    mode: str,
+    dtype: str,
+    device: str,
+    rounds: int,
+    rates: dict[str, float],
+    cases: Sequence[Case] = CASES,
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of one network.
 
@@ -91,6 +98,7 @@ def measure(
         device: "cpu" or "cuda:N".
         rounds: how often everything is measured.
         rates: what ``roofline`` returned for this precision.
+        cases: the rows; the first is the unit of the ratios, the second is evaluated.
     """
     if mode != "eager":
         torch._dynamo.reset()  # a process keeps a limited number of compiled networks
@@ -99,7 +107,7 @@ def measure(
     actions: list[Callable[[], None]] = []
     first: list[float] = []
     memory: list[int] = []
-    for case in CASES:
+    for case in cases:
         before = allocated(device)
         execution.reset_peak_memory(device)
         run = make_run(case.config(network, width, dtype), arrays, device, mode)
@@ -111,7 +119,7 @@ def measure(
     further = _further(network, width, mode, dtype, device, runs, arrays)
     taken = interleaved([*actions, *(action for _, action, _ in further)], device, rounds)
     common = {"network": network, "width": width, "mode": mode, "dtype": dtype, "batch_size": BATCH}
-    for case, run, seconds, start, peak in zip(CASES, runs, taken, first, memory, strict=False):
+    for case, run, seconds, start, peak in zip(cases, runs, taken, first, memory, strict=False):
         row: dict[str, Any] = {**common, **case.row(), **summary(seconds, taken[0])}
         row["images_per_second"] = BATCH / row["seconds"]
         row["operations"] = run.step_flops(case.factor_on)
@@ -119,7 +127,7 @@ def measure(
         row["first_step_seconds"] = start
         row["peak_memory_bytes"] = peak
         yield row
-    for (about, _, count), seconds in zip(further, taken[len(CASES) :], strict=True):
+    for (about, _, count), seconds in zip(further, taken[len(cases) :], strict=True):
         row = {**common, **about, **summary(seconds, taken[0])}
         yield {**row, "images_per_second": count / row["seconds"]}
 
@@ -219,7 +227,7 @@ def modes(device: str) -> list[str]:
     return [mode for mode in MODES if possible[mode]]
 
 
-def _text(row: dict[str, Any]) -> str:
+def text(row: dict[str, Any]) -> str:
     parts = [
         row.get("quantizer"),
         row.get("bits"),
@@ -250,9 +258,7 @@ def main(args: argparse.Namespace) -> int:
     rows: list[dict[str, Any]] = []
     rates: dict[str, Any] = {}
     load, complete = [_load_average()], True
-    os.environ.setdefault(
-        "KINETO_LOG_LEVEL", "6"
-    )  # else the profiler, which counts memory, writes to the terminal
+    execution.quiet_profiler()
     for device in devices:
         kind = device.partition(":")[0]
         name = torch.cuda.get_device_name(device) if kind == "cuda" else execution.cpu_name()
@@ -293,7 +299,7 @@ def _collect(
             if not all(math.isfinite(v) for v in row.values() if isinstance(v, float)):
                 print(f"bench speed: a measurement of {what} is not finite", file=sys.stderr)
             rows.append({**about, **row})
-            print(_text(row), flush=True)
+            print(text(row), flush=True)
     except Exception as error:  # of a compiler or a device
         print(f"bench speed: {what} cannot be measured ({type(error).__name__}: {error})", file=sys.stderr)
         return False

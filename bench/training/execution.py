@@ -189,6 +189,11 @@ def keep_freed_memory() -> None:
         libc.mallopt(top_pad, 64 << 20)
 
 
+def quiet_profiler() -> None:
+    """Keep torch's profiler, which counts memory, from writing to the terminal."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+
+
 def reset_peak_memory(device: str) -> None:
     """Begin to measure a trial's peak memory anew, where the system allows."""
     if device.startswith("cuda"):

@@ -1,0 +1,108 @@
+"""``bench doctor``: what this machine has, what will be slow on it, and whether what is promised holds on it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.cli import OK
+from bench.devices import cpu_name, find_devices
+from bench.folders import resolve_data_dir
+from bench.progress import say
+from bench.records.store import write_atomic
+from bench.text import inert
+
+FAILED = 1
+SCHEMA = 1  # of the measurements: that of `bench speed --json`
+
+
+def doctor_command(args: argparse.Namespace) -> int:
+    """Print facts, remarks, checks and throughput; return 1 where a check failed, else 0."""
+    from bench.doctor import machine
+
+    device = find_devices(args.device)[0]
+    data_dir = resolve_data_dir(args.data)
+    found = machine.facts(args.results, data_dir)
+    for line in machine.lines(found, data_dir):
+        say(inert(line))
+    remarks = machine.remarks(found)
+    if remarks:
+        say("\nWhat will be slow here, and why:")
+    for remark in remarks:
+        say(inert(f"- {remark}"))
+    checks: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    if not args.facts:
+        checks, rows = _examine(device)
+    if args.json is not None:
+        _write(args.json, device, found, remarks, checks, rows)
+        say(inert(f"written: {args.json}"))
+    return FAILED if any(check["status"] == "failed" for check in checks) else OK
+
+
+def _examine(device: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Run the checks and measure every mode, a line each; return what was found."""
+    from bench.doctor import checks
+    from bench.speed.measure import text
+    from bench.training import execution
+
+    begin = time.perf_counter()
+    execution.quiet_profiler()
+    say(f"\nChecks on {device}, {checks.STEPS} training steps each:")
+    found = []
+    for check in checks.checks(device):
+        found.append(check.as_dict())
+        say(inert(f"{check.status:8s} {check.name}: {check.found} ({check.seconds:.0f} s)"))
+    say(
+        f"\nA training step in every mode on {device}, batches of 128 images; the ratio is to full precision:"
+    )
+    name = _device_name(device)
+    rows: list[dict[str, Any]] = []
+    try:
+        for row in checks.throughput(device):
+            rows.append({"device": name, **row})
+            if row.get("kind") is None:
+                say(f"{text(row)}  {row['peak_memory_bytes'] / 2**20:,.0f} MiB")
+    except Exception as error:  # of a compiler or a device: what was measured before is kept
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+        found.append(checks.Check("throughput", "failed", reason).as_dict())
+        say(inert(f"failed   throughput: {reason}"))
+    say(f"\n{time.perf_counter() - begin:.0f} s")
+    return found, rows
+
+
+def _device_name(device: str) -> str:
+    if not device.startswith("cuda"):
+        return cpu_name()
+    import torch
+
+    return torch.cuda.get_device_name(device)
+
+
+def _write(
+    path: Path,
+    device: str,
+    machine: dict[str, Any],
+    remarks: list[str],
+    checks: list[dict[str, Any]],
+    rows: list[dict[str, Any]],
+) -> None:
+    """Write what was found, in the schema of ``bench speed --json`` with machine, remarks and checks beside."""
+    from bench.training.provenance import provenance
+
+    source = provenance(None)
+    document = {
+        "schema": SCHEMA,
+        "device": _device_name(device),
+        "versions": source["versions"],
+        "rows": rows,
+        "machine": machine,
+        "remarks": remarks,
+        "checks": checks,
+        "commit": source["commit"],
+        "dirty": source["dirty"],
+    }
+    write_atomic(path, (json.dumps(document, indent=1) + "\n").encode())

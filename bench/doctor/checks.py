@@ -1,0 +1,197 @@
+"""Checks that what the suite promises holds on a device, on a small network and synthetic images.
+
+Captured training equals eager training, a trial that shares the device equals one alone, a resumed trial equals
+one never stopped: bit for bit, over 200 steps, half of them with the branch. On a CPU, which has no CUDA graphs,
+the captured step is emulated (``bench.training.capture``): everything is checked but the graph itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.costs.measure import make_run, synthetic
+from bench.experiments.config import TrialConfig
+from bench.processes import Child
+from bench.speed.cases import PLAIN, UNIT, Case
+from bench.speed.floor import roofline
+from bench.speed.measure import dtypes, measure, measure_packed, modes
+from bench.training import execution
+from bench.training.loop import Run
+from bench.training.resume import resume
+
+STEPS = 200
+STEPS_PER_EPOCH = 4
+AT_ONCE = {"cpu": 2, "cuda": 4}  # trials that share the device
+CASES = (UNIT, PLAIN, Case("dorefa", "1/1", "progressive", "sum", True))
+ROUNDS = 3
+_CLOCKS = ("training_seconds", "wall_seconds", "param_groups")  # of a run's state, equal for no two runs
+
+
+@dataclass(frozen=True)
+class Check:
+    """What became of a check: ``passed``, ``failed`` or ``skipped``, and what was found."""
+
+    name: str
+    status: str
+    found: str
+    seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the check as JSON values."""
+        return asdict(self)
+
+
+def config(steps: int = STEPS) -> TrialConfig:
+    """Return the trial of the checks: so many steps of 8 images, a branch for the first half of them."""
+    strategy = {"kind": "progressive", "merge": "sum", "factor": {"kind": "cosine", "until": 0.5}}
+    fields = {
+        "dataset": "digits",
+        "network": "svhn_convnet",
+        "width": 0.125,
+        "quantizer": "dorefa",
+        "bits": "1/2",
+        "epochs": steps // STEPS_PER_EPOCH,
+        "batch_size": 8,
+        "train_size": 8 * STEPS_PER_EPOCH,
+        "learning_rate": 1e-3,
+        "augmentation": "crop_flip",
+        "strategy": strategy,
+    }
+    return TrialConfig.model_validate(fields)
+
+
+def begun(device: str, mode: str, steps: int) -> Run:
+    """Return a run of ``config`` at its first step."""
+    run = make_run(config(steps), synthetic(64), device, mode)
+    if mode == "captured":
+        run.record()
+    return run
+
+
+def trained(run: Run, until: int | None = None) -> Run:
+    """Return a run after its step ``until``, None: after its last."""
+    while run.step < (run.total_steps if until is None else until):
+        run.train_step()
+    return run
+
+
+def result(device: str, mode: str, steps: int) -> str:
+    """Return the checksum of a run of ``config`` that was never stopped."""
+    return digest(trained(begun(device, mode, steps)))
+
+
+def digest(run: Run) -> str:
+    """Return a checksum of all numbers of a run: weights, statistics, moments, sums."""
+    found = hashlib.sha256()
+
+    def add(name: str, value: Any) -> None:
+        if isinstance(value, Mapping):
+            for key in sorted(value, key=str):
+                if key not in _CLOCKS:
+                    add(f"{name}.{key}", value[key])
+        elif isinstance(value, Tensor):
+            found.update(name.encode())
+            found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            found.update(f"{name}={value!r}".encode())
+
+    add("", run.state())
+    return found.hexdigest()
+
+
+def checks(device: str, steps: int = STEPS) -> Iterator[Check]:
+    """Yield the checks of exactness on ``device``, one after the other."""
+    cuda = device.startswith("cuda")
+    yield _timed("repeatable", lambda: _repeatable(device, steps))
+    emulated = "" if cuda else " (emulated: a CPU has no CUDA graphs)"
+    yield _timed(f"captured = eager{emulated}", lambda: _captured(device, steps))
+    if cuda and execution.has_compiler():
+        yield _timed("captured = compiled", lambda: _captured_and_compiled(device, steps))
+    elif cuda:
+        yield Check("captured = compiled", "skipped", execution.NO_COMPILER)
+    else:
+        yield Check("captured = compiled", "skipped", "a CPU has no CUDA graphs")
+    yield _timed("packed = alone", lambda: _packed(device, steps))
+    mode = "captured" if cuda and execution.has_compiler() else "eager"
+    yield _timed(f"resumed = never stopped ({mode})", lambda: _resumed(device, mode, steps))
+
+
+def throughput(device: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of ``bench speed`` for one small network in every mode that can be had here, three cases each."""
+    for mode in modes(device):
+        for dtype in dtypes(device) if device.startswith("cuda") else ["fp32"]:
+            if mode == "packed":
+                yield from measure_packed("svhn_convnet", 0.25, dtype, device, ROUNDS)
+            else:
+                rates = roofline(device, dtype)
+                yield from measure("svhn_convnet", 0.25, mode, dtype, device, ROUNDS, rates, CASES)
+
+
+def _timed(name: str, check: Callable[[], tuple[bool, str]]) -> Check:
+    """Return what a check found; a check that cannot be finished has failed, and says why."""
+    begin = time.perf_counter()
+    try:
+        passed, found = check()
+    except Exception as error:  # of a device, a driver or a compiler: the other checks can still be done
+        passed, found = False, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+    return Check(name, "passed" if passed else "failed", found, round(time.perf_counter() - begin, 1))
+
+
+def _same(equal: bool, what: str, steps: int) -> tuple[bool, str]:
+    return equal, f"{what}: {'equal, bit for bit' if equal else 'DIFFERENT'} after {steps} steps"
+
+
+def _repeatable(device: str, steps: int) -> tuple[bool, str]:
+    equal = result(device, "eager", steps) == result(device, "eager", steps)
+    return _same(equal, "two eager runs", steps)
+
+
+def _captured(device: str, steps: int) -> tuple[bool, str]:
+    """The captured step without the compiler, so that its arithmetic is eager arithmetic."""
+    eager = result(device, "eager", steps)
+    with torch.compiler.set_stance("force_eager"):
+        captured = result(device, "captured", steps)
+    return _same(eager == captured, "the captured step, not compiled, and the eager one", steps)
+
+
+def _captured_and_compiled(device: str, steps: int) -> tuple[bool, str]:
+    equal = result(device, "compiled", steps) == result(device, "captured", steps)
+    return _same(equal, "the compiled step, captured and not", steps)
+
+
+def _packed(device: str, steps: int) -> tuple[bool, str]:
+    """Trials at once, each in a process, and one alone in this process."""
+    count = AT_ONCE[device.partition(":")[0]]
+    alone = result(device, "eager", steps)
+    children = [Child(_send_result, device, steps, name="bench-doctor") for _ in range(count)]
+    try:
+        together = {child.receive() for child in children}
+    finally:
+        for child in children:
+            child.end(patience=5.0)
+    return _same(together == {alone}, f"{count} trials at once and one alone", steps)
+
+
+def _send_result(pipe: Connection, device: str, steps: int) -> None:
+    pipe.send(result(device, "eager", steps))
+
+
+def _resumed(device: str, mode: str, steps: int) -> tuple[bool, str]:
+    """A run stopped with the branch on, written, read into a new run, and trained to the end."""
+    whole = result(device, mode, steps)
+    file = io.BytesIO()
+    torch.save({"schema": 1, **trained(begun(device, mode, steps), steps // 3).state()}, file)
+    file.seek(0)
+    other = begun(device, mode, steps)
+    resume(other, torch.load(file, weights_only=True), Path("checkpoint.pt"))
+    return _same(whole == digest(trained(other)), "stopped at a third and not", steps)
