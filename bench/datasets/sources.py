@@ -6,6 +6,8 @@ No torch is imported.
 from __future__ import annotations
 
 import hashlib
+import shutil
+import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,34 +222,31 @@ class PublishedSource(Source):
         return stream
 
     def fetch(self, options: Mapping[str, Any], data_dir: Path) -> None:
-        """Download with torchvision, which checks the MD5 of what arrives and keeps what is already there and
-        intact.
-        """
-        import socket
+        """Download what is missing (``bench.datasets.download``); what is there and intact is kept."""
+        from bench.datasets.download import download
 
         if not self.verify(options, data_dir):
             return
         downloads = self.downloads(options)
-        patience = socket.getdefaulttimeout()
         try:
             data_dir.mkdir(parents=True, exist_ok=True)
-            socket.setdefaulttimeout(60)  # urllib waits for ever otherwise
-            from torchvision.datasets import utils
-
             for item in downloads:
-                get = utils.download_and_extract_archive if item.unpack else utils.download_url
-                get(item.url, str(data_dir), filename=item.filename, md5=item.md5)
-        except (OSError, RuntimeError, EOFError) as error:
+                download(item.url, data_dir / item.filename, item.md5)
+                if item.unpack:
+                    shutil.unpack_archive(data_dir / item.filename, data_dir, filter="data")
+        except (OSError, shutil.ReadError, tarfile.TarError, EOFError, InputError) as error:
             by_hand = "\n".join(
                 f"  {item.url} as {data_dir / item.filename} (MD5 {item.md5})" for item in downloads
             )
+            kept = [item.filename for item in downloads if (data_dir / f"{item.filename}.part").is_file()]
+            begun = (
+                f" What has arrived of {', '.join(kept)} is kept: the same command goes on." if kept else ""
+            )
             raise InputError(
-                f"data set '{self.label(options)}' could not be downloaded: {error}\n"
+                f"data set '{self.label(options)}' could not be downloaded: {error}.{begun}\n"
                 f"Where there is no network, put these files there by hand and run the command "
                 f"again:\n{by_hand}"
             ) from None
-        finally:
-            socket.setdefaulttimeout(patience)
         problems = self.verify(options, data_dir)
         if problems:
             raise InputError("\n".join(problems))

@@ -13,6 +13,7 @@ import tarfile
 import threading
 import tracemalloc
 import urllib.error
+import urllib.request
 import zipfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -683,12 +684,13 @@ def test_fetch_refuses_what_does_not_match(tmp_path, monkeypatch, site):
 
 
 def test_fetch_without_a_network_says_what_to_do(tmp_path, monkeypatch):
-    from torchvision.datasets import utils
+    from bench.datasets import download
 
     def offline(*_, **__):
         raise urllib.error.URLError("Temporary failure in name resolution")
 
-    monkeypatch.setattr(utils, "download_url", offline)
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    monkeypatch.setattr(download, "PAUSE", 0.0)
     with pytest.raises(InputError) as caught:
         manage.fetch("svhn_extra", tmp_path)
     message = str(caught.value)

@@ -1,0 +1,138 @@
+"""Downloads: a file arrives whole, with the MD5 that was published for it, or not at all.
+
+What has arrived is kept in NAME.part. A connection that breaks off is taken up again where it stopped (HTTP
+ranges), at once and by the next command. A file with another MD5 is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from bench import __version__
+from bench.errors import InputError
+from bench.text import clean
+
+CHUNK = 1 << 18
+SILENCE = 30.0  # seconds without a byte after which a connection is given up
+TRIES = 5  # connections in a row that bring nothing
+PAUSE = 1.0  # seconds before the second try; doubled before each further one
+LINES = 15.0  # seconds between two lines about progress, where the output is no terminal
+Report = Callable[[int, int | None], None]  # bytes that are there, bytes of the whole file
+
+
+def download(url: str, path: Path, md5: str) -> None:
+    """Download ``url`` to ``path`` unless the file there has this MD5 already.
+
+    Raises ``InputError`` where the server has another file, and ``OSError`` (``urllib.error.URLError``, ...)
+    where nothing more arrives; what has arrived is kept then.
+    """
+    if path.is_file() and _md5(path) == md5:
+        return
+    part = path.with_name(f"{path.name}.part")
+    begun = part.is_file()
+    with _progress(path.name) as report:
+        _arrive(url, part, report)
+        found = _md5(part)
+        if found != md5 and begun:  # the beginning may be of another version of the file
+            part.unlink()
+            _arrive(url, part, report)
+            found = _md5(part)
+    if found != md5:
+        part.unlink()
+        raise InputError(
+            f"{clean(url)} is not the published file: MD5 {found}, published {md5}. Nothing was kept."
+        )
+    part.replace(path)
+
+
+def _arrive(url: str, part: Path, report: Report) -> None:
+    """Append to ``part`` until the whole file is there; raise the last error after ``TRIES`` vain connections."""
+    vain = 0
+    while True:
+        before = part.stat().st_size if part.is_file() else 0
+        error: Exception | None = None
+        try:
+            if _receive(url, part, before, report):
+                return
+        except urllib.error.HTTPError as refused:
+            if refused.code == 416 and before:  # the server's file is shorter than what is here
+                part.unlink()
+                continue
+            if refused.code < 500:
+                raise
+            error = refused
+        except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as broken:
+            error = broken
+        there = part.stat().st_size if part.is_file() else 0
+        vain = 0 if there > before else vain + 1
+        if vain == TRIES:
+            if isinstance(error, OSError):
+                raise error
+            raise OSError(f"the connection broke off {TRIES} times in a row ({error or 'no bytes arrive'})")
+        if vain:
+            time.sleep(PAUSE * 2 ** (vain - 1))
+
+
+def _receive(url: str, part: Path, have: int, report: Report) -> bool:
+    """Receive what the server sends in one connection; return whether the file is complete then."""
+    headers = {"User-Agent": f"progressive-bench/{__version__}"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    request = urllib.request.Request(url, headers=headers)
+    with urllib.request.urlopen(request, timeout=SILENCE) as answer:
+        if have and (
+            answer.status != 206
+            or not str(answer.headers.get("Content-Range", "")).startswith(f"bytes {have}-")
+        ):
+            have = 0  # a server without ranges sends the whole file again
+        length = answer.headers.get("Content-Length")
+        total = have + int(length) if length and length.isdigit() else None
+        with part.open("ab" if have else "wb") as file:
+            while piece := answer.read(CHUNK):
+                file.write(piece)
+                have += len(piece)
+                report(have, total)
+    return total is None or have >= total
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+@contextlib.contextmanager
+def _progress(name: str) -> Iterator[Report]:
+    """Show how far a download is: a bar on a terminal, a line every ``LINES`` seconds elsewhere."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import TransferSpeedColumn as Speed
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            Speed(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task(clean(name, 40), total=None)
+            yield lambda have, total: bar.update(task, completed=have, total=total)
+        return
+    said = [time.monotonic()]
+
+    def line(have: int, total: int | None) -> None:
+        if time.monotonic() - said[0] >= LINES or have == total:
+            said[0] = time.monotonic()
+            share = f" of {total / 1e6:,.1f} MB, {100 * have / total:.0f} %" if total else " MB"
+            print(f"{clean(name, 40)}: {have / 1e6:,.1f}{share}", file=sys.stderr, flush=True)
+
+    yield line
