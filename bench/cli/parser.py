@@ -224,14 +224,22 @@ def _reading_commands(commands: _Commands) -> None:
         "tables, figures and a page from the records",
         "digits --results runs",
         "my.toml --only EXP-Net --seeds 2 --format md,html",
+        "--results runs --results other-machine/runs",
     )
     command.add_argument(
         "files", type=Path, nargs="*", metavar="FILE", help="experiment files (every recorded experiment)"
     )
     _selection(command, "what was run")
-    group = _places(command, data=False)
+    group = command.add_argument_group("where")
     group.add_argument(
-        "--out", metavar="DIR", type=_path, help="the folder to write to (report inside the results folder)"
+        "--results",
+        metavar="DIR",
+        type=_path,
+        action="append",
+        help="a folder of records (runs); may be repeated: the records of several machines are put together",
+    )
+    group.add_argument(
+        "--out", metavar="DIR", type=_path, help="the folder to write to (report inside the first)"
     )
     group.add_argument(
         "--format",

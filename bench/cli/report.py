@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from bench.reporting.selection import Selection
 from bench.reporting.write import write_report
@@ -11,4 +12,4 @@ from bench.reporting.write import write_report
 def report_command(args: argparse.Namespace) -> int:
     """Write tables, curves and the page from the records; return the exit status."""
     selection = Selection(args.profile, tuple(args.overrides), tuple(args.only), args.seeds)
-    return write_report(args.files or None, selection, args.results, args.out, args.formats)
+    return write_report(args.files or None, selection, args.results or [Path("runs")], args.out, args.formats)

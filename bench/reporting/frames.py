@@ -30,6 +30,7 @@ _TEXTS = (
     "data",
     "commit",
     "device",
+    "results",
 )
 _PLAIN = [name for name in TRIAL_COLUMNS if name not in _NESTED]
 

@@ -78,7 +78,7 @@ def read_trial(
     row.update(
         id=id, status="missing", reason="", flags=(), warnings=(), config=config, kept=False, versions={}
     )
-    row["results"] = store.root.name
+    row["results"] = str(store.root)
     if id is None:
         row["reason"] = "its data is absent"
         return row, []

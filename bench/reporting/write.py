@@ -18,6 +18,7 @@ from bench.reporting.claims import judge, seeds_of_all, verdicts
 from bench.reporting.formats import FORMATS as TABLE_FORMATS
 from bench.reporting.formats import to_csv
 from bench.reporting.frames import epoch_frame, to_parquet, trial_frame
+from bench.reporting.merge import merge
 from bench.reporting.records import Records, experiments_in, read_experiment
 from bench.reporting.report import Report, cells_of, draw, make_report
 from bench.reporting.selection import Selection
@@ -35,7 +36,7 @@ _RESERVED = {"published", "gains"}  # names in the output folder that are no exp
 def write_report(
     experiments: Sequence[Path] | None,
     selection: Selection,
-    results: Path,
+    results: Path | Sequence[Path],
     out: Path | None = None,
     formats: Sequence[str] | None = None,
 ) -> int:
@@ -44,20 +45,20 @@ def write_report(
     Args:
         experiments: The experiment files; without them every experiment that is recorded in ``results``.
         selection: Which of the trials of each file are shown.
-        results: The results folder.
-        out: The folder to write to, ``report`` inside ``results`` unless given.
+        results: The results folder, or several: an experiment that several folders hold parts of is one.
+        out: The folder to write to, ``report`` inside the first results folder unless given.
         formats: Some of ``FORMATS``; all of them by default.
 
     Raises:
         InputError: There is nothing to report, or an input is wrong. The reports of other experiments are
             written.
     """
-    results = Path(results)
-    out = Path(out) if out is not None else results / "report"
+    folders = [Path(results)] if isinstance(results, str | Path) else [Path(folder) for folder in results]
+    out = Path(out) if out is not None else folders[0] / "report"
     wanted = _checked(formats)
     problems: list[str] = []
     read: list[tuple[Records, list[Cell]]] = []
-    for reader in _readers(experiments, selection, results):
+    for reader in _readers(experiments, selection, folders):
         with _Collected(problems):
             records = reader()
             if records.name in _RESERVED:
@@ -119,34 +120,48 @@ def _checked(formats: Sequence[str] | None) -> list[str]:
 
 
 def _readers(
-    experiments: Sequence[Path] | None, selection: Selection, results: Path
+    experiments: Sequence[Path] | None, selection: Selection, results: Sequence[Path]
 ) -> list[Callable[[], Records]]:
     """Return, for each experiment wanted, a function that reads its records."""
     if experiments:
         return [partial(_read_file, Path(path), selection, results) for path in experiments]
     if selection:
         raise InputError("--profile, --set, --only and --seeds need the experiment file that they are about")
-    names = experiments_in(results)
-    if not names:
-        raise InputError(
-            f"{results}: no experiment is recorded here; `{command('run', 'FILE', '--results', results)}` makes one"
-        )
-    return [partial(read_experiment, results, name) for name in names]
+    held = {folder: experiments_in(folder) for folder in results}
+    for folder, names in held.items():
+        if not names:
+            make = command("run", "FILE", "--results", folder)
+            raise InputError(f"{folder}: no experiment is recorded here; `{make}` makes one")
+    names = sorted({name for names in held.values() for name in names})
+    return [partial(_read_all, [f for f in results if name in held[f]], name) for name in names]
 
 
-def _read_file(path: Path, selection: Selection, results: Path) -> Records:
-    """Return the records of an experiment file: what the index of its runs says, else what the file expands
+def _read_all(folders: Sequence[Path], name: str) -> Records:
+    return merge([read_experiment(folder, name) for folder in folders])
+
+
+def _read_file(path: Path, selection: Selection, folders: Sequence[Path]) -> Records:
+    """Return the records of an experiment file: what the indices of its runs say, else what the file expands
     to.
     """
-    store = Store(results)
     name = path.stem
-    recorded = store.index(name)
     path = locate(path) if name in shipped_experiments() else path
-    if recorded:
-        text = read_text(path) if path.is_file() else None
-        lines = selection.lines(recorded, partial(_recorded_config, store))
-        if lines:
-            return read_experiment(results, name, text=text, folder=path.parent, lines=lines)
+    parts = []
+    for folder in folders:
+        store = Store(folder)
+        recorded = store.index(name)
+        if recorded:
+            text = read_text(path) if path.is_file() else None
+            lines = selection.lines(recorded, partial(_recorded_config, store))
+            if lines:
+                parts.append(read_experiment(folder, name, text=text, folder=path.parent, lines=lines))
+    if parts:
+        return merge(parts)
+    return _expanded(path, selection, folders[0])
+
+
+def _expanded(path: Path, selection: Selection, results: Path) -> Records:
+    """Return the records of an experiment that has no index: of the trials that its file expands to."""
     from bench.experiments.expand import load_experiment
 
     loaded = load_experiment(

@@ -1,0 +1,104 @@
+"""Records of one experiment from several results folders, of several machines perhaps, as one.
+
+A trial is recognised by its identity. Of a trial that several folders have, the finished record counts; where two
+finished records differ in accuracy, the one of the first folder counts and the difference is told with its size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from bench.reporting.grouping import canonical
+from bench.reporting.records import Records
+from bench.text import plural
+
+_BEST_FIRST = ("done", "diverged", "failed", "running", "unfinished", "damaged", "missing")
+_Row = dict[str, Any]
+
+
+def merge(parts: Sequence[Records]) -> Records:
+    """Return the records of one experiment that several folders hold parts of; the first part names and
+    describes it.
+    """
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    rows: dict[str, list[_Row]] = {}
+    for part in parts:
+        for row in part.trials.to_dict("records"):
+            rows.setdefault(_key(row), []).append({str(name): value for name, value in row.items()})
+    kept, chosen, apart, equal = [], {}, {}, set()
+    for found in rows.values():
+        best = min(found, key=lambda row: _BEST_FIRST.index(row["status"]))
+        twins = [row for row in found if row is not best and row["status"] == "done" == best["status"]]
+        told = [text for twin in twins if (text := _difference(best, twin))]
+        if told:
+            apart[best["id"]] = f"{best['id']}: {'; '.join(told)}"
+            best = {**best, "warnings": (*best["warnings"], *told)}
+        elif twins:
+            equal.add(best["id"])
+        chosen[best["id"]] = best["results"]
+        kept.append(best)
+    epochs = [_of_folder(part, chosen) for part in parts]
+    texts = {part.text for part in parts if part.text}
+    notes = [note for part in parts for note in part.notes]
+    if len(texts) > 1:
+        notes.append(
+            "The results folders hold different versions of the experiment file; the first is shown."
+        )
+    if equal:
+        notes.append(f"{plural(len(equal), 'trial')} recorded in several folders with the same accuracy.")
+    if apart:
+        notes.append(
+            f"{plural(len(apart), 'trial')} recorded in several folders with different accuracies; the first counts: "
+            + "; ".join(apart.values())
+        )
+    return replace(
+        first,
+        arms=tuple(dict.fromkeys(arm for part in parts for arm in part.arms)),
+        trials=pd.DataFrame(kept, columns=list(first.trials.columns), dtype=object),
+        epochs=pd.concat([frame for frame in epochs if len(frame)] or [first.epochs], ignore_index=True),
+        text=next((part.text for part in parts if part.text), ""),
+        notes=tuple(dict.fromkeys(notes)),
+        claims=next((part.claims for part in parts if part.claims), ()),
+        tuning=max(part.tuning for part in parts),
+        searches=tuple(_searches(parts)),
+    )
+
+
+def _key(row: Mapping[str, Any]) -> str:
+    """Return what makes two rows the same wanted trial: its place in the experiment, and its identity."""
+    return canonical([row["arm"], row["role"], row["seed"], row["id"] or row["grid"]])
+
+
+def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Return how far the accuracies of two finished records of a trial are apart, ``""`` where they are equal."""
+    for column in ("accuracy", "expanded"):
+        a, b = one[column], other[column]
+        if a is not None and b is not None and not pd.isna(a) and not pd.isna(b) and abs(a - b) > 1e-9:
+            points = f"{abs(a - b):.2f} points apart"
+            return f"{a:.2f} in {one['results']}, {b:.2f} in {other['results']}: {points}"
+    return ""
+
+
+def _of_folder(part: Records, chosen: Mapping[Any, str]) -> pd.DataFrame:
+    """Return the epochs of the trials whose record in this part counts."""
+    own = {row["id"] for row in part.trials.to_dict("records") if chosen.get(row["id"]) == row["results"]}
+    return part.epochs[part.epochs["id"].isin(own)]
+
+
+def _searches(parts: Sequence[Records]) -> list[Mapping[str, Any]]:
+    """Return the lines of ``tuning.jsonl``, each configuration once: the line that knows most of it."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for part in parts:
+        for line in part.searches:
+            key = canonical([line.get(name) for name in ("profile", "arm", "grid", "configuration")])
+            if key not in found or len(line.get("accuracies") or ()) > len(
+                found[key].get("accuracies") or ()
+            ):
+                found[key] = line
+    return list(found.values())
