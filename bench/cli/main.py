@@ -22,6 +22,7 @@ COMMANDS = {
     "run": "bench.cli.run:run_command",
     "status": "bench.cli.status:status_command",
     "report": "bench.cli.report:report_command",
+    "log": "bench.cli.log:log_command",
     "verify": "bench.cli.verify:verify_command",
     "data": "bench.cli.data:data_command",
     "new": "bench.cli.new:new_command",

@@ -21,6 +21,7 @@ from bench import __version__
 from bench.errors import InputError, nearest
 
 LISTS = ("quantizers", "strategies", "networks", "datasets", "schedules", "recipes", "experiments")
+TRACKERS = ("tensorboard", "wandb", "mlflow", "aim")
 SHELLS = ("bash", "zsh", "tcsh")
 SPEED_MODES = ("eager", "compiled", "captured", "packed")
 FORMATS = ("md", "tex", "csv", "png", "pdf", "html", "parquet")
@@ -270,6 +271,30 @@ def _reading_commands(commands: _Commands) -> None:
     group.add_argument("--epochs", metavar="N", type=_number(int, 1), help="the epochs of a trial")
     _data_option(command.add_argument_group("where"))
 
+    command = commands.add(
+        "log",
+        "send records to an experiment tracker",
+        "--to tensorboard",
+        "digits --to mlflow --results results --out tracked",
+    )
+    command.add_argument(
+        "files", type=Path, nargs="*", metavar="FILE", help="experiments (every recorded experiment)"
+    )
+    command.add_argument(
+        "--to",
+        choices=TRACKERS,
+        default="tensorboard",
+        metavar="|".join(TRACKERS),
+        help="the tracker (tensorboard)",
+    )
+    group = _places(command, data=False)
+    group.add_argument(
+        "--out",
+        metavar="DIR",
+        type=_path,
+        help="the folder to write to (logs/TRACKER inside the results folder)",
+    )
+
     commands.add("schema", "the JSON Schema of experiment files, for editors", "> experiment.schema.json")
 
     command = commands.add(
@@ -316,6 +341,12 @@ def _running_commands(commands: _Commands) -> None:
         help="the processes of a trial (1)",
     )
     group = command.add_argument_group("limits and second attempts")
+    group.add_argument(
+        "--log",
+        choices=TRACKERS,
+        metavar="|".join(TRACKERS),
+        help="send the epochs to a tracker while they are recorded (logs/TRACKER inside the results folder)",
+    )
     group.add_argument(
         "--max-minutes", metavar="N", type=_number(float, 0), help="stop at a checkpoint after so long"
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 from bench.cli import OK, WRONG_INPUT
 from bench.cli import status as overview
+from bench.cli.log import log_folder
 from bench.cli.screen import Screen
 from bench.cli.selection import Selection
 from bench.cli.tuning import choices_text
@@ -30,6 +31,7 @@ from bench.launch.session import Session, Stop, exit_status
 from bench.progress import Progress, say
 from bench.records.locks import Busy
 from bench.records.store import Store
+from bench.records.trackers import following
 from bench.text import command, inert, plural
 from bench.tuning.phases import Wanted
 from bench.tuning.search import ROLE, Search, Unfolded, progress_text
@@ -51,6 +53,7 @@ def run_command(args: argparse.Namespace) -> int:
         max_minutes=args.max_minutes,
         fresh=args.fresh,
         accept_other_hardware=args.accept_other_hardware,
+        log=args.log,
         function=args.train,
     )
     profile = ["--profile", args.profile] if args.profile else []
@@ -110,7 +113,14 @@ def run(selection: Selection, options: RunOptions, report: str) -> int:
             session.feed = Feeder(
                 search, session, _growing(session, options, store, devices[0]), experiment.path.name
             )
-        with session.stop.watching(options.max_minutes), shared_gpus(options, session, devices):
+        followed = following(
+            store, experiment.name, options.log, log_folder(options.results, options.log or "")
+        )
+        with (
+            followed,
+            session.stop.watching(options.max_minutes),
+            shared_gpus(options, session, devices),
+        ):
             place(options, session, devices)
         session.progress.close()
         session.close()

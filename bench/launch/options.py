@@ -27,6 +27,7 @@ class RunOptions:
     max_minutes: float | None = None
     fresh: bool = False
     accept_other_hardware: bool = False
+    log: str | None = None  # the tracker that epochs are sent to
     function: str | None = None  # "module:name" of the training function; None: the suite's own
 
     @property
