@@ -1,4 +1,4 @@
-"""``bench data``: list, fetch, prepare and verify data sets."""
+"""``bench data``: list, fetch, import, prepare and verify data sets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.errors import InputError, nearest
 from bench.folders import resolve_data_dir
 from bench.text import inert
 
-ACTIONS = ("list", "fetch", "prepare", "verify")
+ACTIONS = ("list", "fetch", "import", "prepare", "verify")
 
 
 def data_command(args: argparse.Namespace) -> int:
@@ -22,7 +22,13 @@ def data_command(args: argparse.Namespace) -> int:
     folder = resolve_data_dir(args.data)
     if args.what in ("fetch", "prepare") and args.name is None:
         raise InputError(f"bench data {args.what}: which data set? `bench data list` names them")
-    if args.what == "fetch":
+    if args.what == "import":
+        from bench.datasets.imports import import_images
+
+        if args.name is None:
+            raise InputError("bench data import: from where? A folder of Parquet files, or torchvision:CLASS")
+        _print(import_images(args.name, args.new_name, folder, args.label))
+    elif args.what == "fetch":
         _print(manage.fetch(args.name, folder))
     elif args.what == "prepare":
         line = manage.prepare(

@@ -371,16 +371,27 @@ def _machine_commands(commands: _Commands) -> None:
     """Add the commands about data sets and about this machine."""
     command = commands.add(
         "data",
-        "list, fetch (download), prepare (write as shards) or verify data sets",
+        "list, fetch (download), import, prepare (write as shards) or verify data sets",
         "list",
         "fetch svhn",
+        "import torchvision:FashionMNIST",
+        "import downloads/flowers --as flowers",
         "prepare imagefolder:flowers --form jpeg",
     )
     command.add_argument(
-        "what", nargs="?", default="list", metavar="list|fetch|prepare|verify", help="what to do (list)"
+        "what",
+        nargs="?",
+        default="list",
+        metavar="ACTION",
+        help="list, fetch, import, prepare or verify (list)",
     )
     command.add_argument("name", nargs="?", metavar="NAME", help="the data set")
     _data_option(command.add_argument_group("where"))
+    group = command.add_argument_group("import")
+    group.add_argument(
+        "--as", metavar="NAME", dest="new_name", help="the name of the new data set (that of the source)"
+    )
+    group.add_argument("--label", metavar="COLUMN", help="the column of the labels of Parquet files")
     group = command.add_argument_group("prepare")
     group.add_argument(
         "--form", default="jpeg", metavar="jpeg|raw", help="the files as they are (jpeg), or pixels"

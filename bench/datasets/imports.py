@@ -1,0 +1,250 @@
+"""Images as others keep them, made into a data set of the user's own (``bench data import``).
+
+- a folder of Parquet files with images, as Hugging Face's ``datasets`` writes them -> ``imagefolder:NAME``; the
+  encoded images are taken as they are;
+- ``torchvision:CLASS``, a data set of torchvision by the name of its class -> ``npz:NAME`` where all images have
+  one size, else ``imagefolder:NAME`` as PNG files.
+
+What was imported is an ordinary data set with a checksum of its own: the original is not needed again.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.datasets.photographs.decode import SUFFIXES
+from bench.errors import InputError, nearest
+from bench.folders import acceptable
+from bench.text import clean
+
+TORCHVISION = "torchvision:"
+_SPLITS = {"train": ("train",), "test": ("test", "validation", "val", "valid", "dev")}
+_SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "BMP": ".bmp", "PPM": ".ppm", "TIFF": ".tif", "WEBP": ".webp"}
+
+
+def import_images(source: str, name: str | None, data_dir: Path, label: str | None = None) -> str:
+    """Import images and return a line that says what they are now.
+
+    Args:
+        source: A folder with Parquet files, or ``torchvision:CLASS``.
+        name: The name of the new data set; by default that of the folder or class, in small letters.
+        data_dir: The data folder.
+        label: The column of the labels, where there are several.
+
+    Raises:
+        InputError: There are no such images, or a data set of this name is there already.
+    """
+    kind = source.removeprefix(TORCHVISION)
+    name = name or re.sub(r"[^a-z0-9_.-]+", "-", Path(kind).resolve().name.lower())
+    if not acceptable(name) or "/" in name:
+        raise InputError(f"--as {name[:80]!r}: letters, digits and _ . - make a name")
+    for there in (data_dir / name, data_dir / f"{name}.npz"):
+        if there.exists():
+            raise InputError(f"{there}: exists already; give another name with --as")
+    data_dir.mkdir(parents=True, exist_ok=True)
+    if source.startswith(TORCHVISION):
+        return _from_torchvision(kind, name, data_dir)
+    return _from_parquet(Path(source), name, data_dir, label)
+
+
+# -- Parquet ---------------------------------------------------------------------------------------------------
+
+
+def _from_parquet(folder: Path, name: str, data_dir: Path, label: str | None) -> str:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files = _split_files(folder)
+    try:
+        schema = pq.read_schema(files["train"][0])
+    except pa.ArrowException as error:
+        raise InputError(f"{clean(files['train'][0])}: cannot be read ({clean(error, 200)})") from None
+    image, labels, names = _columns(schema, folder, label)
+    part = data_dir / f".{name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    counts = dict.fromkeys(files, 0)
+    try:
+        for split, paths in files.items():
+            for number, (data, value) in enumerate(_rows(paths, image, labels)):
+                where = part / split / _class_folder(value, names, folder)
+                where.mkdir(parents=True, exist_ok=True)
+                (where / f"{number:08d}{_suffix(data, f'{folder}: {split}, row {number}')}").write_bytes(data)
+                counts[split] += 1
+        part.replace(data_dir / name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return _said(f"imagefolder:{name}", counts, data_dir)
+
+
+def _split_files(folder: Path) -> dict[str, list[Path]]:
+    """Return the Parquet files of the training and test images, by their names: ``train-00000-of-00001.parquet``."""
+    if not folder.is_dir():
+        raise InputError(
+            f"{clean(folder)}: there is no such folder; expected one of Parquet files, or torchvision:CLASS"
+        )
+    found = sorted(folder.rglob("*.parquet"))
+    chosen = {}
+    for split, words in _SPLITS.items():
+        for word in words:
+            files = [path for path in found if re.match(rf"{word}(?![a-z])", path.name.lower())]
+            if files:
+                chosen[split] = files
+                break
+        else:
+            known = ", ".join(path.name for path in found[:5]) or "none"
+            raise InputError(
+                f"{clean(folder)}: no file of {split} images; expected {words[0]}-*.parquet. "
+                f"Parquet files there: {clean(known)}."
+            )
+    return chosen
+
+
+def _columns(schema: Any, folder: Path, label: str | None) -> tuple[str, str, list[str] | None]:
+    """Return the columns of the images and labels, and the names of the classes where the file has them."""
+    features = {}
+    if b"huggingface" in (schema.metadata or {}):
+        try:
+            features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        except (ValueError, KeyError, TypeError):
+            features = {}
+    typed = {name: what.get("_type") for name, what in features.items() if isinstance(what, Mapping)}
+    images = [name for name, kind in typed.items() if kind == "Image"] or [
+        name for name in schema.names if name in ("image", "img")
+    ]
+    labels = [name for name, kind in typed.items() if kind == "ClassLabel"] or [
+        name for name in schema.names if name in ("label", "labels")
+    ]
+    if label is not None:
+        if label not in schema.names:
+            raise InputError(f"--label {label!r}: no such column.{nearest(label, schema.names)}")
+        labels = [label]
+    for what, columns in (("images", images), ("labels", labels)):
+        if len(columns) != 1:
+            raise InputError(
+                f"{clean(folder)}: {len(columns)} columns of {what} among {clean(', '.join(schema.names))}"
+                + ("; choose one with --label" if what == "labels" else "")
+            )
+    names = features.get(labels[0], {}).get("names")
+    return images[0], labels[0], list(map(str, names)) if isinstance(names, list) else None
+
+
+def _rows(paths: list[Path], image: str, label: str) -> Iterator[tuple[bytes, Any]]:
+    """Yield the encoded image and the label of each row."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for path in paths:
+        try:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(batch_size=256, columns=[image, label]):
+                    for row in batch.to_pylist():
+                        data = row[image]["bytes"] if isinstance(row[image], dict) else row[image]
+                        if not isinstance(data, bytes):
+                            raise InputError(f"{clean(path)}: a row has no bytes of an image in '{image}'")
+                        yield data, row[label]
+        except (pa.ArrowException, KeyError) as error:
+            raise InputError(f"{clean(path)}: cannot be read ({clean(error, 200)})") from None
+
+
+def _class_folder(value: Any, names: list[str] | None, folder: Path) -> str:
+    """Return the folder of a class: its number, which keeps the order of the classes, and its name."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        named = f"-{names[value]}" if names is not None and value < len(names) else ""
+        return f"{value:04d}{re.sub(r'[^A-Za-z0-9_.-]+', '_', named)}"[:100]
+    if isinstance(value, str) and value.strip():
+        return re.sub(r"[^A-Za-z0-9_-]+", "_", value)[:100]
+    raise InputError(f"{clean(folder)}: a label is {value!r}; expected a number from 0, or text")
+
+
+def _suffix(data: bytes, where: str) -> str:
+    """Return the suffix of an encoded image; the image itself is checked when it is read for training."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            found = _SUFFIX.get(image.format or "", "")
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+        found = ""
+    if found not in SUFFIXES:
+        raise InputError(f"{clean(where)}: is no image of a format that is read ({', '.join(_SUFFIX)})")
+    return found
+
+
+# -- torchvision -----------------------------------------------------------------------------------------------
+
+
+def _from_torchvision(kind: str, name: str, data_dir: Path) -> str:
+    """Download a data set of torchvision and keep its images as they come, in torchvision's order."""
+    import numpy as np
+    from torchvision import datasets
+
+    known = {each for each in datasets.__all__ if _way(getattr(datasets, each)) is not None}
+    if kind not in known:
+        raise InputError(
+            f"torchvision:{kind[:80]}: no such data set of images with a training and a test part."
+            f"{nearest(kind, known)} Known: {', '.join(sorted(known))}."
+        )
+    maker, way = getattr(datasets, kind), _way(getattr(datasets, kind)) or ""
+    downloads = data_dir / ".torchvision"
+    parts = {}
+    for split in _SPLITS:
+        chosen: dict[str, Any] = {"train": split == "train"} if way == "train" else {"split": split}
+        try:
+            parts[split] = maker(str(downloads), download=True, **chosen)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"torchvision:{kind}: the {split} part cannot be had: {clean(error, 300)}"
+            ) from None
+    sizes = {image.size for part in parts.values() for image, _ in part}
+    counts = {split: len(part) for split, part in parts.items()}
+    if len(sizes) == 1:
+        arrays = {}
+        for split, part in parts.items():
+            rows = [
+                (np.asarray(image.convert("L" if image.mode in "1L" else "RGB")), label)
+                for image, label in part
+            ]
+            arrays[f"x_{split}"] = np.stack([pixels for pixels, _ in rows])
+            arrays[f"y_{split}"] = np.asarray([label for _, label in rows], dtype=np.int64)
+        path = data_dir / f".{name}.part.npz"
+        try:
+            np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+            path.replace(data_dir / f"{name}.npz")
+        finally:
+            path.unlink(missing_ok=True)
+        return _said(f"npz:{name}", counts, data_dir)
+    part_folder = data_dir / f".{name}.part"
+    shutil.rmtree(part_folder, ignore_errors=True)
+    try:
+        for split, part in parts.items():
+            for number, (image, label) in enumerate(part):
+                where = (
+                    part_folder / split / _class_folder(int(label), getattr(part, "classes", None), data_dir)
+                )
+                where.mkdir(parents=True, exist_ok=True)
+                image.save(where / f"{number:08d}.png")
+        part_folder.replace(data_dir / name)
+    finally:
+        shutil.rmtree(part_folder, ignore_errors=True)
+    return _said(f"imagefolder:{name}", counts, data_dir)
+
+
+def _way(maker: Any) -> str | None:
+    """Return how a class of torchvision is asked for its parts: "train", "split", or None where it cannot be."""
+    if not inspect.isclass(maker):
+        return None
+    parameters = inspect.signature(maker.__init__).parameters
+    if "download" not in parameters or "root" not in parameters:
+        return None
+    return next((way for way in ("train", "split") if way in parameters), None)
+
+
+def _said(label: str, counts: Mapping[str, int], data_dir: Path) -> str:
+    return f"{label}: {counts['train']:,} training and {counts['test']:,} test images, ready in {data_dir}"
