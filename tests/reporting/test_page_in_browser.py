@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -135,3 +137,25 @@ def test_a_page_is_one_small_file_without_addresses(out):
         content = (out / name).read_bytes()
         assert len(content) < 8 << 20
         assert b"<link" not in content.split(b"<script")[0] and b"connect-src" not in content
+
+
+def test_a_page_of_many_long_runs_stays_small(tmp_path, monkeypatch):
+    """The numbers of a page have a budget: 6 MB of bundles leave 2 MB for them."""
+    from bench.reporting.page import charts, runs
+
+    results = Results(tmp_path)
+    results.experiment("two", EXPERIMENT)
+    for seed in range(3):
+        results.trial("two", "DoReFa-Net", [float(40 + epoch % 7) for epoch in range(90)], seed=seed)
+    monkeypatch.setattr(charts, "POINTS", 30)
+    monkeypatch.setattr(runs, "POINTS", 30)
+    root = results.write()
+    assert write_report(None, Selection(), root, tmp_path / "out", ["html"]) == 0
+    held = re.search(r'id="data">(.*?)</script>', (tmp_path / "out/two/index.html").read_text(), re.S)
+    assert held is not None
+    data = json.loads(held[1])
+    curves = [run["curve"] for cell in data["cells"] for run in cell["runs"]]
+    assert all(len(epochs) <= 10 and epochs[-1] == 90 for epochs, _ in curves)
+    plot = data["plots"]["convergence-0"]
+    assert "the last of every 3 epochs" in plot["layout"]["title"]["text"]
+    assert all(trace["x"][-1] == 90 or trace.get("fill") for trace in plot["traces"])

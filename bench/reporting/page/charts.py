@@ -23,7 +23,7 @@ _MARKERS = {
     "D": "diamond",
     "v": "triangle-down",
 }
-POINTS = 100_000  # of all curves of a page; above, curves are thinned to evenly spaced epochs
+POINTS = 16_000  # of all curves of a page; above, curves are thinned to evenly spaced epochs
 
 
 def curves(panel: Panel, epochs: Mapping[str, pd.DataFrame], look: Mapping[str, Look], share: int) -> Plot:
@@ -33,12 +33,15 @@ def curves(panel: Panel, epochs: Mapping[str, pd.DataFrame], look: Mapping[str, 
     Solid: the deployed network, with the 95 % interval of its mean. Dashed: the expanded network.
     """
     traces: list[Plot] = []
+    widest = 1
     for cell in panel.cells:
         data = curve_data([cell], epochs)
         if data.empty:
             continue
         how = look[cell.label]
-        shown = data.iloc[:: -(-len(data) // share)] if len(data) > share else data
+        step = -(-len(data) // share)
+        widest = max(widest, step)
+        shown = data.iloc[(len(data) - 1) % step :: step]
         tested = shown[shown["test_acc"].notna()]
         band = tested[tested["test_acc_low"].notna()]
         if len(band):
@@ -55,10 +58,8 @@ def curves(panel: Panel, epochs: Mapping[str, pd.DataFrame], look: Mapping[str, 
             line = {"color": how.color, "width": 1.2, "dash": "dash"}
             more = {"line": line, "showlegend": False, "name": f"{cell.label}, expanded"}
             traces.append({**_line(cell, expanded["epoch"], _rounded(expanded["test_acc_expanded"])), **more})
-    return {
-        "traces": traces,
-        "layout": _layout(panel.title, "epoch", "test accuracy, %", hovermode="x unified"),
-    }
+    title = panel.title + (f" (drawn: the last of every {widest} epochs)" if widest > 1 else "")
+    return {"traces": traces, "layout": _layout(title, "epoch", "test accuracy, %", hovermode="x unified")}
 
 
 def operations(cells: Iterable[Cell], look: Mapping[str, Look], title: str = "") -> Plot | None:

@@ -64,6 +64,7 @@ _COLUMNS = (
     ("Budget", "epochs × training images of an epoch"),
     ("Deployed, as trained", "with the factor forced to 0; with the branch as it stood at that epoch"),
 )
+RUNS = 600  # rows of the table of all runs; above, the page leaves it to runs.csv and to the opened rows
 _CURVES = (
     "Solid: deployed, mean over seeds; band: its 95 % interval. Dashed: expanded, while the branch is on. "
     "A click in the legend hides an arm, a double click shows it alone."
@@ -119,7 +120,7 @@ def page(report: Report, drawings: Sequence[Drawing] = ()) -> str:
         unfinished=[(c, t) for c in report.cells for t in c.trials if t["status"] != "done"],
         columns=_COLUMNS,
         provenance=list(_provenance(report)),
-        runs=by_name["runs"],
+        runs=by_name["runs"] if len(by_name["runs"].cells) <= RUNS else None,
         run_positions=positions(by_name["runs"], at),
         file=report.records.text.splitlines(),
     )

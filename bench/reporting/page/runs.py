@@ -29,16 +29,16 @@ COLUMNS = (
     ("Record and log", "l"),
     ("Remarks", "l"),
 )
-CURVE_NUMBERS = 400_000  # epochs of single runs that a page holds; above, the runs of a row have no curves
+POINTS = 40_000  # of the curves of single runs of a page; above, they are thinned to evenly spaced epochs
 
 
 def details(cells: Sequence[Cell], epochs: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
     """Return for each cell its title, its flags and its runs; ``epochs`` maps a trial's id to its epochs."""
-    drawn = sum(len(frame) for frame in epochs.values()) <= CURVE_NUMBERS
-    return [_cell(cell, epochs, drawn) for cell in cells]
+    share = max(8, POINTS // max(1, sum(len(cell.trials) for cell in cells)))
+    return [_cell(cell, epochs, share) for cell in cells]
 
 
-def _cell(cell: Cell, epochs: Mapping[str, pd.DataFrame], drawn: bool) -> dict[str, Any]:
+def _cell(cell: Cell, epochs: Mapping[str, pd.DataFrame], share: int) -> dict[str, Any]:
     partners = {t["seed"]: t for t in cell.pairing.against.trials} if cell.pairing is not None else {}
     title = f"{cell.label}, {budget(cell)}: {with_interval(cell.numbers.accuracy)} %"
     if cell.pairing is not None:
@@ -48,8 +48,8 @@ def _cell(cell: Cell, epochs: Mapping[str, pd.DataFrame], drawn: bool) -> dict[s
         lines = epochs.get(trial["id"])
         values = _values(trial, partners.get(trial["seed"]), lines, cell.facts.epochs)
         run: dict[str, Any] = {"values": values}
-        if drawn and lines is not None:
-            run["curve"] = _curve(lines)
+        if lines is not None:
+            run["curve"] = _curve(lines, share)
         runs.append(run)
     return {"title": title, "notes": list(cell.flags), "runs": runs}
 
@@ -82,6 +82,9 @@ def _last(lines: pd.DataFrame | None, column: str) -> str:
     return f"{known[-1]:.3g}" if known else ""
 
 
-def _curve(lines: pd.DataFrame) -> list[list[Any]]:
+def _curve(lines: pd.DataFrame, share: int) -> list[list[Any]]:
+    """Return epochs and accuracies of a run, at most ``share`` of them, the last one among them."""
     tested = lines.dropna(subset=["test_acc"])
+    step = -(-len(tested) // share) if len(tested) else 1
+    tested = tested.iloc[(len(tested) - 1) % step :: step] if len(tested) else tested
     return [[int(e) for e in tested["epoch"]], [round(float(a), 2) for a in tested["test_acc"]]]
