@@ -12,7 +12,7 @@ help:
 	@echo "make test          install, run every test"
 	@echo "make soak          kills, full disks, fuzz, random networks, all networks of torchvision and timm: hours"
 	@echo "make check         ruff, format, types, imports between rooms"
-	@echo "make paper_tables  rebuild the committed tables and curves from results/, and the numbers that pages quote"
+	@echo "make paper_tables  rebuild the tables, figures and pages of results/, and the numbers that pages quote"
 	@echo "make fidelity      hold the released presets against the release's numbers, and write docs/fidelity.md"
 	@echo "make docs          build the documentation site into build/docs; a broken link is an error"
 	@echo "make clean         remove .venv and caches (runs/ stays)"

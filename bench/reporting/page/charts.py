@@ -52,7 +52,11 @@ def curves(panel: Panel, epochs: Mapping[str, pd.DataFrame], look: Mapping[str, 
                 {**_line(cell, [*there, *back], edge), **fill, "showlegend": False, "hoverinfo": "skip"}
             )
         line = {"color": how.color, "width": 2, "dash": _DASHES[how.line]}
-        traces.append({**_line(cell, tested["epoch"], _rounded(tested["test_acc"])), "line": line})
+        mean = {**_line(cell, tested["epoch"], _rounded(tested["test_acc"])), "line": line}
+        if len(band) == len(tested):
+            mean["customdata"] = _rounded(tested["test_acc_high"] - tested["test_acc"])
+            mean["hovertemplate"] = "%{y:.2f} ± %{customdata:.2f}"
+        traces.append(mean)
         expanded = shown[shown["test_acc_expanded"].notna()]
         if len(expanded):
             line = {"color": how.color, "width": 1.2, "dash": "dash"}

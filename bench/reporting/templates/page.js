@@ -8,7 +8,7 @@ function themed(layout) {
   const box = ink.getPropertyValue("--box").trim();
   const themedLayout = {
     ...layout, font: { color: text, size: 12 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    hoverlabel: { bgcolor: box, font: { color: text } }, modebar: { bgcolor: "rgba(0,0,0,0)", color: text },
+    hoverlabel: { namelength: -1, bgcolor: box, font: { color: text } }, modebar: { bgcolor: "rgba(0,0,0,0)", color: text },
   };
   for (const key of Object.keys(layout).filter((name) => /^[xy]axis/.test(name)))
     themedLayout[key] = { gridcolor: line, zerolinecolor: line, automargin: true, ...layout[key] };
@@ -81,9 +81,10 @@ URL.revokeObjectURL(address);
 for (const element of document.querySelectorAll("table.rich")) {
   const rows = element.tBodies[0].rows.length;
   const table = new DataTable(element, {
+    language: { searchBuilder: { button: { 0: "Filter", _: "Filter (%d)" }, title: { 0: "Rows that meet", _: "Rows that meet (%d)" } } },
     order: [], autoWidth: false, paging: rows > 60, pageLength: 50,
     layout: {
-      topStart: rows > 3 ? { buttons: [{ extend: "searchBuilder", text: "Filter" }] } : null,
+      topStart: rows > 3 ? { buttons: ["searchBuilder"] } : null,
       topEnd: rows > 3 ? "search" : null,
       bottomStart: rows > 3 ? "info" : null, bottomEnd: rows > 60 ? "paging" : null,
     },
