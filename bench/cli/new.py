@@ -11,7 +11,7 @@ from pathlib import Path
 from bench import registry
 from bench.cli import OK
 from bench.errors import InputError
-from bench.experiments.catalog import label
+from bench.experiments.catalog import facts, label
 from bench.experiments.expand import load_experiment
 from bench.experiments.options import as_table
 from bench.experiments.toml_files import experiment_name
@@ -76,13 +76,14 @@ def new_command(args: argparse.Namespace) -> int:
     if path.exists():
         raise InputError(f"{clean(path)}: exists already; give another name")
     dataset = args.dataset or _asked("data set", "digits", "datasets")
-    network = args.network or _asked("network", _network_for(dataset), "networks")
+    data_dir = resolve_data_dir(args.data)
+    network = args.network or _asked("network", _network_for(dataset, data_dir), "networks")
     quantizer = args.quantizer or _asked("quantizer", "dorefa", "quantizers")
     text = file_text(path, dataset, network, quantizer, args.bits, args.width, args.epochs)
     with path.open("x", encoding="utf-8") as file:
         file.write(text)
     try:
-        experiment = load_experiment(path, data_dir=resolve_data_dir(args.data))
+        experiment = load_experiment(path, data_dir=data_dir)
     except BaseException:
         path.unlink()
         raise
@@ -110,18 +111,18 @@ def file_text(
     for group, name in (("datasets", dataset), ("networks", network), ("quantizers", quantizer)):
         tables[group] = as_table(group, name)
         registry.get(group, tables[group]["kind"], f"--{group.rstrip('s')}")
-    facts = registry.get("datasets", tables["datasets"]["kind"]).facts
+    known = registry.get("datasets", tables["datasets"]["kind"]).facts
     precisions = registry.get("quantizers", tables["quantizers"]["kind"]).facts
-    small = (facts.get("image_size") or _SMALL + 1) <= _SMALL
+    small = (known.get("image_size") or _SMALL + 1) <= _SMALL
     total = epochs or (20 if small else 60)
     return _FILE.format(
         show=command("show", path),
         run=command("run", path),
         title=json.dumps(f"{label(tables['datasets'])}: does the full-precision companion help?"),
         dataset=json.dumps(dataset),
-        network=json.dumps(network),
+        network=_network_toml(network),
         width=width or (0.125 if dataset == "digits" else 0.25),
-        recipe=json.dumps(facts["default_recipe"]),
+        recipe=json.dumps(known["default_recipe"]),
         epochs=total,
         quantizer=json.dumps(quantizer),
         bits=json.dumps(bits or f"{min(precisions['w_bits'])}/{min(precisions['a_bits'])}"),
@@ -129,11 +130,22 @@ def file_text(
     )
 
 
-def _network_for(dataset: str) -> str:
-    """Return the network that a starting file has where none was chosen."""
-    kind = dataset.partition(":")[0]
-    size = registry.get("datasets", kind, "--dataset").facts.get("image_size")
+def _network_for(dataset: str, data_dir: Path) -> str:
+    """Return the network that a starting file has where none was chosen: a small one for small images."""
+    table = as_table("datasets", dataset)
+    registry.get("datasets", table["kind"], "--dataset")
+    size = facts(table, data_dir).image_size
     return "svhn_convnet" if (size or _SMALL + 1) <= _SMALL else "resnet18"
+
+
+def _network_toml(network: str) -> str:
+    """Return the network as the file has it: with the size that images get, where that can be chosen."""
+    size = (
+        registry.get("networks", as_table("networks", network)["kind"])
+        .options.get("input_size", {})
+        .get("default")
+    )
+    return json.dumps(network) if size is None else f'{{ kind = "{network}", input_size = {size} }}  # pixels'
 
 
 def _asked(what: str, default: str, group: str) -> str:

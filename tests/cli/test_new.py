@@ -6,6 +6,7 @@ import os
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bench import registry
@@ -109,8 +110,17 @@ def test_new_asks_on_a_terminal(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("builtins.input", lambda question: next(answers))
     assert main(["new", "my.toml"]) == 0
     written = tomllib.loads((tmp_path / "my.toml").read_text())
-    assert written["defaults"]["dataset"] == "npz:mine" and written["defaults"]["network"] == "resnet18"
+    assert written["defaults"]["dataset"] == "npz:mine"
+    assert written["defaults"]["network"] == {"kind": "resnet18", "input_size": 224}
     assert written["arms"][1]["quantizer"] == "bnn"
+
+
+def test_small_images_of_ones_own_get_the_small_network(tmp_path):
+    images, labels = np.zeros((128, 8, 8), np.uint8), np.arange(128) % 2
+    (tmp_path / "data").mkdir()
+    np.savez(tmp_path / "data/mine.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    assert main(["new", "my.toml", "--dataset", "npz:mine"]) == 0
+    assert tomllib.loads((tmp_path / "my.toml").read_text())["defaults"]["network"] == "svhn_convnet"
 
 
 def test_a_starting_file_keeps_to_a_line_of_a_terminal():
