@@ -109,6 +109,7 @@ def run(
     address: str | None = None,
     no_ray: bool = False,
     jobs: int | None = None,
+    log: str | None = None,
     max_minutes: float | None = None,
     fresh: bool = False,
     accept_other_hardware: bool = False,
@@ -142,6 +143,7 @@ def run(
         address=address,
         no_ray=no_ray,
         jobs=jobs,
+        log=log,
         max_minutes=max_minutes,
         fresh=fresh,
         accept_other_hardware=accept_other_hardware,
@@ -188,7 +190,7 @@ def recorded(folder: Place, experiment: Place | None = None) -> list[str]:
 
 
 def report(
-    results: Place = "runs",
+    results: Place | Sequence[Place] = "runs",
     *experiments: Place,
     profile: str | None = None,
     overrides: Overrides = (),
@@ -200,21 +202,22 @@ def report(
     """Write tables, figures and the page of recorded experiments and return the folder that they are in.
 
     Args:
-        results: The results folder.
+        results: The results folder, or several that make one report.
         *experiments: Experiment files or names; every recorded experiment by default.
         profile: Only what was run with this profile.
         overrides: Only trials with these values.
         only: Only these arms and their baselines.
         seeds: N for the seeds 0 to N-1.
-        out: The folder to write to (``report`` inside the results folder).
+        out: The folder to write to (``report`` inside the first results folder).
         formats: Some of md, tex, csv, png, pdf, html, parquet (all but parquet).
 
     Raises:
         InputError: There is nothing to report, or an input is wrong.
     """
-    folder = Path(out) if out is not None else Path(results) / "report"
+    folders = [Path(results)] if isinstance(results, str | PathLike) else [Path(each) for each in results]
+    folder = Path(out) if out is not None else folders[0] / "report"
     shown = Shown(profile, _override_texts(overrides), tuple(only), seeds)
-    write_report([Path(file) for file in experiments] or None, shown, Path(results), folder, formats)
+    write_report([Path(file) for file in experiments] or None, shown, folders, folder, formats)
     return folder
 
 

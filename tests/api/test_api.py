@@ -141,7 +141,9 @@ def test_parquet_holds_the_same(tmp_path):
     paths = found.to_parquet(tmp_path / "new")
     pd.testing.assert_frame_equal(pd.read_parquet(paths[0]), found.trials)
     pd.testing.assert_frame_equal(pd.read_parquet(paths[1]), found.epochs)
-    folder = bench.report(RESULTS, "digits", out=tmp_path / "report", formats=["parquet"])
+    folder = bench.report(
+        [RESULTS, tmp_path / "none"], "digits", out=tmp_path / "report", formats=["parquet"]
+    )
     assert {p.name for p in (folder / "digits").iterdir()} == {
         "trials.parquet",
         "epochs.parquet",
