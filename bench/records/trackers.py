@@ -1,8 +1,8 @@
 """Records sent to an experiment tracker through the tracker's own writer: TensorBoard, W&B, MLflow, Aim.
 
-What is sent is what ``epochs.jsonl`` and ``summary.json`` say, so a run that is followed and a run that is sent
-afterwards look the same. ``sent.json`` in the tracker's folder remembers how many epochs of each trial were sent:
-sending again adds what is new.
+What is sent is what ``epochs.jsonl`` and ``summary.json`` say, so a run that is followed and a run that is
+sent afterwards look the same. ``sent.json`` in the tracker's folder remembers how many epochs of each trial
+were sent: sending again adds what is new.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Sent:
 
 
 def send(store: Store, names: Sequence[str], tracker: str, out: Path) -> tuple[int, int]:
-    """Send what is new of the recorded trials of some experiments; return the numbers of trials and of epochs.
+    """Send what is new of the recorded trials of some experiments; return the numbers of trials and of
+    epochs.
 
     Args:
         store: The records.
@@ -68,7 +69,8 @@ def send(store: Store, names: Sequence[str], tracker: str, out: Path) -> tuple[i
 
 @contextlib.contextmanager
 def following(store: Store, name: str, tracker: str | None, out: Path) -> Iterator[None]:
-    """Send what is recorded of an experiment while the block runs, and the rest at its end; None sends nothing.
+    """Send what is recorded of an experiment while the block runs, and the rest at its end; None sends
+    nothing.
 
     A fault of the tracker never ends the training: the first one is raised when the block has ended.
     """
@@ -142,7 +144,7 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-# -- the trackers: each imports its package when something is sent ---------------------------------------------
+# -- the trackers: each imports its package when something is sent ----------------------------------------
 
 
 def _tensorboard(sent: Sent, out: Path) -> None:

@@ -206,10 +206,7 @@ def _settings(groups: Sequence[Runs], facts: Sequence[Facts]) -> list[str]:
     for i, (runs, fact) in enumerate(zip(groups, facts, strict=True)):
         axes = {key: value for key, value in runs.grid.items() if key not in _HAVE_COLUMNS}
         settings.append(
-            ", ".join(
-                f"{key.split('.')[-1]} {label('factors', value) if isinstance(value, Mapping) else plain(value)}"
-                for key, value in sorted(axes.items())
-            )
+            ", ".join(f"{key.split('.')[-1]} {_said(value)}" for key, value in sorted(axes.items()))
         )
         place = (runs.arm, runs.role, fact.dataset, fact.network, fact.width, fact.bits, fact.epochs)
         alike.setdefault((*place, fact.batch_size, settings[i]), []).append(i)
@@ -223,6 +220,11 @@ def _settings(groups: Sequence[Runs], facts: Sequence[Facts]) -> list[str]:
             extra = ", ".join(f"{key} {plain(f.get(key))}" for key in varying[:4])
             settings[i] = ", ".join(filter(None, [settings[i], extra]))
     return settings
+
+
+def _said(value: Any) -> str:
+    """Return the value of a grid axis for people; a table is a factor."""
+    return label("factors", value) if isinstance(value, Mapping) else plain(value)
 
 
 # -- numbers -------------------------------------------------------------------------------------------------

@@ -69,7 +69,9 @@ def judge(
 
 
 def verdicts(judged: Iterable[Judged]) -> dict[PairKey, str]:
-    """Return the verdict of each pair of cells, by their identities; the first declaration of a pair counts."""
+    """Return the verdict of each pair of cells, by their identities; the first declaration of a pair
+    counts.
+    """
     found: dict[PairKey, str] = {}
     for entry in judged:
         if entry.cell is not None and entry.pairing is not None:

@@ -16,7 +16,9 @@ from bench.text import clean
 
 
 def published_table(records: Records, cells: Sequence[Cell]) -> Table:
-    """One row a published value that a cell can be held against; cells that have none say ``not available``."""
+    """One row a published value that a cell can be held against; cells that have none say ``not
+    available``.
+    """
     entries: list[tuple[Cell, Comparison | None]] = []
     for cell in cells:
         if cell.arm is not None:
@@ -63,10 +65,11 @@ def published_table(records: Records, cells: Sequence[Cell]) -> Table:
             }
         )
     notes = [
-        f"reproduced: the 95 % interval of our mean lies within {st.MARGIN:g} point of the published value; not reproduced: "
-        "it lies farther off; inconclusive: neither, or no interval, or far from a value that is only quoted; not "
-        "comparable: another budget, data or network. Published rows are never averaged. Kinds: original (the method's "
-        "authors), rerun (by another paper), reproduction (a repository's own), quoted (copied)."
+        f"reproduced: the 95 % interval of our mean lies within {st.MARGIN:g} point of the published "
+        "value; not reproduced: it lies farther off; inconclusive: neither, or no interval, or far from "
+        "a value that is only quoted; not comparable: another budget, data or network. Published rows "
+        "are never averaged. Kinds: original (the method's authors), rerun (by another paper), "
+        "reproduction (a repository's own), quoted (copied)."
     ]
     frame = pd.DataFrame(data, dtype=object)
     rows = [cell for cell, _ in entries]
@@ -135,11 +138,12 @@ def convergence_table(records: Records, rows: Sequence[Convergence]) -> Table | 
             entry[f"{key}_reached"] = len(value.times)
         data.append({**entry, **ends("mean_curve", row.mean_curve), **ends("dip", row.dip)})
     notes = [
-        "Threshold: the largest multiple of 5 % not above the mean final accuracy of the arm's baseline (its own, where it "
-        "has none). Times are medians over seeds, with how many runs reached it; '> 40' or 'not reached': fewer than half "
-        "did within the budget. Deployed: the factor forced to 0; held from: at or above it to the end; as trained: with "
-        "the branch. Seconds are those of training on the device of the accuracy table. Dip: expanded accuracy at the "
-        "last epoch with the branch minus the lowest deployed accuracy after it; recovery: epochs until back there."
+        "Threshold: the largest multiple of 5 % not above the mean final accuracy of the arm's baseline "
+        "(its own, where it has none). Times are medians over seeds, with how many runs reached it; '> "
+        "40' or 'not reached': fewer than half did within the budget. Deployed: the factor forced to 0; "
+        "held from: at or above it to the end; as trained: with the branch. Seconds are those of "
+        "training on the device of the accuracy table. Dip: expanded accuracy at the last epoch with "
+        "the branch minus the lowest deployed accuracy after it; recovery: epochs until back there."
     ]
     frame = pd.DataFrame(data, dtype=object)
     return Table("convergence", f"{records.title}: convergence", columns, frame, notes, cells)

@@ -38,8 +38,9 @@ _PLAIN = [name for name in TRIAL_COLUMNS if name not in _NESTED]
 def trial_frame(experiments: Iterable[Records]) -> pd.DataFrame:
     """Return a row for each trial that each experiment wants, whatever became of it.
 
-    Columns: ``experiment``; those of ``bench.reporting.trial_rows.TRIAL_COLUMNS`` (``accuracy`` is the final test
-    accuracy of the deployed network, in percent; ``status`` and ``reason`` say why it may be absent);
+    Columns: ``experiment``; those of ``bench.reporting.trial_rows.TRIAL_COLUMNS`` (``accuracy`` is the
+    final test accuracy of the deployed network, in percent; ``status`` and ``reason`` say why it may be
+    absent);
     ``grid.AXIS`` for the point of the grid; ``config.FIELD`` for the complete configuration.
     """
     rows = []

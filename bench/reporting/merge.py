@@ -1,7 +1,8 @@
 """Records of one experiment from several results folders, of several machines perhaps, as one.
 
-A trial is recognised by its identity. Of a trial that several folders have, the finished record counts; where two
-finished records differ in accuracy, the one of the first folder counts and the difference is told with its size.
+A trial is recognised by its identity. Of a trial that several folders have, the finished record counts;
+where two finished records differ in accuracy, the one of the first folder counts and the difference is told
+with its size.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ def merge(parts: Sequence[Records]) -> Records:
         notes.append(f"{plural(len(equal), 'trial')} recorded in several folders with the same accuracy.")
     if apart:
         notes.append(
-            f"{plural(len(apart), 'trial')} recorded in several folders with different accuracies; the first counts: "
-            + "; ".join(apart.values())
+            f"{plural(len(apart), 'trial')} recorded in several folders with different accuracies; the first "
+            "counts: " + "; ".join(apart.values())
         )
     return replace(
         first,
@@ -76,7 +77,9 @@ def _key(row: Mapping[str, Any]) -> str:
 
 
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Return how far the accuracies of two finished records of a trial are apart, ``""`` where they are equal."""
+    """Return how far the accuracies of two finished records of a trial are apart, ``""`` where they are
+    equal.
+    """
     for column in ("accuracy", "expanded"):
         a, b = one[column], other[column]
         if a is not None and b is not None and not pd.isna(a) and not pd.isna(b) and abs(a - b) > 1e-9:

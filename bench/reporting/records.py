@@ -119,7 +119,9 @@ def read_experiment(
 
 
 def _place_in_experiment(line: Line, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns of a row that come from the index: arm, baseline, role, profile, seed, grid point."""
+    """Return the columns of a row that come from the index: arm, baseline, role, profile, seed, grid
+    point.
+    """
     grid = dict(line.get("grid") or {})
     seed = grid.get("seed", config.get("seed", 0))
     arm = line.get("arm")

@@ -160,16 +160,16 @@ def accuracy_table(records: Records, cells: Sequence[Cell], known: Mapping[PairK
         Column("Flags", ["; ".join(cell.flags) for cell in cells], note=True),
     ]
     notes = [
-        "Mean over n seeds of the last epoch's accuracy, the factor at 0, ± half the 95 % t-interval; gains "
-        "are paired by seed, with their 95 % t-interval. Published values stand beside ours for "
+        "Mean over n seeds of the last epoch's accuracy, the factor at 0, ± half the 95 % t-interval; "
+        "gains are paired by seed, with their 95 % t-interval. Published values stand beside ours for "
         "orientation; verdicts are in the table of published values. The ids of the runs are in the CSV "
         "file.",
         *records.notes,
     ]
     if records.tuning:
         notes.append(
-            f"{plural(records.tuning, 'trial')} that chose the configurations never saw the test images and stand in no "
-            "table; tuning.jsonl beside the records says what was chosen from what."
+            f"{plural(records.tuning, 'trial')} that chose the configurations never saw the test images "
+            "and stand in no table; tuning.jsonl beside the records says what was chosen from what."
         )
     data = _accuracy_data(records, cells, known)
     return Table("accuracy", f"{records.title}: accuracy", columns, data, notes, cells)
@@ -252,9 +252,10 @@ def gains_table(records: Records, cells: Sequence[Cell], known: Mapping[PairKey,
         for cell, pairing in entries
     ]
     notes = [
-        "Gains are paired by seed, with their 95 % t-interval, uncorrected. A gain without a declared claim is "
-        "exploratory: it has an interval and no verdict. Ratio of the seeds' spread: standard deviation over seeds, the "
-        "arm's over its baseline's, with the 95 % interval of Pitman and Morgan; below 1 the arm depends less on the seed."
+        "Gains are paired by seed, with their 95 % t-interval, uncorrected. A gain without a declared "
+        "claim is exploratory: it has an interval and no verdict. Ratio of the seeds' spread: standard "
+        "deviation over seeds, the arm's over its baseline's, with the 95 % interval of Pitman and "
+        "Morgan; below 1 the arm depends less on the seed."
     ]
     frame = pd.DataFrame(data, dtype=object)
     return Table("gains", f"{records.title}: gains over the baseline", columns, frame, notes, gained)
@@ -320,11 +321,11 @@ def claims_table(records: Records, judged: Sequence[Judged]) -> Table | None:
     ]
     notes = [
         f"{plural(len(judged), 'claim')} declared in the experiment file before the runs. p, exact: "
-        "sign-flip test of the paired differences; smallest: the smallest p that so many pairs can give, "
-        "so few pairs claim nothing. Holm's correction runs over the declared claims alone, once for "
-        "differences and once for equivalence within the margin (two one-sided t-tests); each kind of "
-        "statement is wrong in at most 5 % of such tables. better, worse: the corrected exact test is at "
-        "most 0.05 and the interval excludes 0. A pair of arms is tested on all its seeds.",
+        "sign-flip test of the paired differences; smallest: the smallest p that so many pairs can "
+        "give, so few pairs claim nothing. Holm's correction runs over the declared claims alone, once "
+        "for differences and once for equivalence within the margin (two one-sided t-tests); each kind "
+        "of statement is wrong in at most 5 % of such tables. better, worse: the corrected exact test "
+        "is at most 0.05 and the interval excludes 0. A pair of arms is tested on all its seeds.",
         *(f"{entry.claim.arm} over {entry.claim.over}: {entry.verdict}." for entry in absent),
     ]
     frame = pd.DataFrame(data, dtype=object)

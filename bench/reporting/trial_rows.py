@@ -131,7 +131,9 @@ def _take_trial(row: dict[str, Any], trial: Mapping[str, Any], id: str) -> None:
 
 
 def _checked(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a recorded configuration, completed, whose fields that tables are made of have the right types."""
+    """Return a recorded configuration, completed, whose fields that tables are made of have the right
+    types.
+    """
     for key in ("dataset", "network", "quantizer", "strategy"):
         if not isinstance(config.get(key), dict) or not isinstance(config[key].get("kind"), str):
             raise _Wrong(f"trial.json: config.{key}: expected a table with a kind")

@@ -1,4 +1,6 @@
-"""What a search tried and chose (``tuning.jsonl``), arm by arm: curves over the learning rate, expected best."""
+"""What a search tried and chose (``tuning.jsonl``), arm by arm: curves over the learning rate, expected
+best.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,9 @@ WITHIN = 1.0  # points below the best that a configuration may be to count as cl
 class Tried:
     """A configuration that was tried.
 
-    ``accuracies`` are the held-out accuracies in percent, one a tuning seed; None for a run that diverged or is
-    missing. ``score`` is their mean where the configuration was trained to the end with every seed, else None.
+    ``accuracies`` are the held-out accuracies in percent, one a tuning seed; None for a run that diverged
+    or is missing. ``score`` is their mean where the configuration was trained to the end with every seed,
+    else None.
     """
 
     configuration: Mapping[str, Any]
@@ -72,11 +75,11 @@ class Searched:
         return [(r, values) for r, values in found if r is not None and values]
 
     def width(self) -> tuple[float, float] | None:
-        """Return the smallest and the largest learning rate within ``WITHIN`` points of the best, None without
-        any.
+        """Return the smallest and the largest learning rate within ``WITHIN`` points of the best, None
+        without any.
 
-        Rates between them that are worse are not left out: the range is that of the tried rates on both sides of
-        the best whose scores are all within ``WITHIN`` points.
+        Rates between them that are worse are not left out: the range is that of the tried rates on both
+        sides of the best whose scores are all within ``WITHIN`` points.
         """
         curve = self.curve()
         if not curve:
@@ -96,7 +99,9 @@ class Searched:
 
 
 def searches(lines: Iterable[Mapping[str, Any]]) -> list[Searched]:
-    """Return the searches of an experiment from the lines of its ``tuning.jsonl``; damaged lines are left out."""
+    """Return the searches of an experiment from the lines of its ``tuning.jsonl``; damaged lines are left
+    out.
+    """
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for line in lines:
         if isinstance(line.get("arm"), str) and isinstance(line.get("configuration"), Mapping):

@@ -47,13 +47,15 @@ def tuning_table(records: Records, searches: Sequence[Searched]) -> Table | None
         ""
         if all(search.random for search in searches)
         else (
-            " The configurations were not drawn at random, so this is a description of them, not an expectation."
+            " The configurations were not drawn at random, so this is a description of them, not an "
+            "expectation."
         )
     )
     notes = [
-        "Each configuration was trained without the held-out images and measured on them alone; the test images "
-        f"were not evaluated. Rates within {WITHIN:g} point: the learning rates around the best whose best mean "
-        f"held-out accuracy is at most {WITHIN:g} point below it, and the largest over the smallest. Expected best "
+        "Each configuration was trained without the held-out images and measured on them alone; the "
+        f"test images were not evaluated. Rates within {WITHIN:g} point: the learning rates around the "
+        f"best whose best mean held-out accuracy is at most {WITHIN:g} point below it, and the largest "
+        "over the smallest. Expected best "
         "after k configurations: Dodge et al. 2019, 1909.03004." + told
     ]
     frame = pd.DataFrame(data, dtype=object)

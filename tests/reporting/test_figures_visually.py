@@ -1,4 +1,6 @@
-"""Every figure of the committed records, rendered: no text on another, none cut, no point outside its axes."""
+"""Every figure of the committed records, rendered: no text on another, none cut, no point outside its
+axes.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,8 @@ def _texts(figure: Figure) -> list[tuple[str, Bbox]]:
 
 
 def _unused_tick(figure: Figure, text: Text) -> bool:
-    """Return whether a text is the label of a tick that is not drawn: outside the limits, or of an axis turned
-    off.
+    """Return whether a text is the label of a tick that is not drawn: outside the limits, or of an axis
+    turned off.
     """
     for axes in figure.findobj(lambda artist: hasattr(artist, "xaxis")):
         for axis in (axes.xaxis, axes.yaxis):

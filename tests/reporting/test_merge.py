@@ -1,4 +1,6 @@
-"""Several results folders as one report: duplicates, differences with their size, parts that complete each other."""
+"""Several results folders as one report: duplicates, differences with their size, parts that complete
+each other.
+"""
 
 from __future__ import annotations
 

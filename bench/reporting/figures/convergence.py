@@ -52,9 +52,9 @@ def convergence_figure(
 
     As wide as a paper's column for one panel, as its page for several or if ``wide``.
 
-    Solid: the deployed network, mean over seeds with the 95 % interval of the mean. Dashed: the expanded network
-    while its branch is on. Dotted: single runs that diverged. Triangle: a published value, at the last epoch. None
-    where there is nothing to draw.
+    Solid: the deployed network, mean over seeds with the 95 % interval of the mean. Dashed: the expanded
+    network while its branch is on. Dotted: single runs that diverged. Triangle: a published value, at the
+    last epoch. None where there is nothing to draw.
     """
     data: list[_Drawn] = [[(cell, _curve(cell, epochs)) for cell in panel.cells] for panel in drawn]
     curves = [curve for column in data for _, curve in column if curve is not None]
@@ -72,7 +72,8 @@ def convergence_figure(
         axes = figure.subplots(
             len(heights), len(drawn), height_ratios=heights, sharex="col", sharey="row", squeeze=False
         )
-        figure.get_layout_engine().set(h_pad=0.03, w_pad=0.03, hspace=0.02)  # type: ignore[union-attr, call-arg]
+        engine: Any = figure.get_layout_engine()
+        engine.set(h_pad=0.03, w_pad=0.03, hspace=0.02)
         if title:
             figure.suptitle(headline, fontsize=8)
         shown = _Shown()

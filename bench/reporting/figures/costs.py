@@ -37,9 +37,9 @@ def cost_figure(
 ) -> Figure | None:
     """Return accuracy against each of ``costs`` (keys of ``COSTS``), a panel each; None without any point.
 
-    A point is a cell: the mean over seeds with its 95 % interval. The grey line is the front: no other cell has a
-    higher accuracy at the same or a lower cost. Networks whose branch was never removed are left out: they do not
-    ship.
+    A point is a cell: the mean over seeds with its 95 % interval. The grey line is the front: no other cell
+    has a higher accuracy at the same or a lower cost. Networks whose branch was never removed are left out:
+    they do not ship.
     """
     shown = [c for c in cells if c.arm is not None and not c.kept and c.numbers.accuracy.mean is not None]
     found = [cost for cost in costs if len({c.mean_of(cost) for c in shown} - {None}) > 1]

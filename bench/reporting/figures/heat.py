@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from bench.experiments.labels import plain
 from bench.reporting.cells import Cell
@@ -76,7 +77,7 @@ def _values(cells: Sequence[Cell], axis: str) -> list[str]:
     return list(dict.fromkeys(map(plain, values)))
 
 
-def _draw(axis: Axes, axes: tuple[str, str], group: Sequence[Cell], low: float, high: float):  # type: ignore[no-untyped-def]
+def _draw(axis: Axes, axes: tuple[str, str], group: Sequence[Cell], low: float, high: float) -> AxesImage:
     rows, columns = _values(group, axes[0]), _values(group, axes[1])
     image = np.full((len(rows), len(columns)), np.nan)
     for cell in group:

@@ -29,8 +29,8 @@ from bench.reporting.tuned import WITHIN, Searched
 
 
 def tuning_figure(searches: Sequence[Searched], title: str = "") -> Figure | None:
-    """Return held-out accuracy against the learning rate (all seeds, the chosen one marked) beside the expected
-    best after k configurations; None where no configuration was measured.
+    """Return held-out accuracy against the learning rate (all seeds, the chosen one marked) beside the
+    expected best after k configurations; None where no configuration was measured.
 
     The thick line below the points is the range of rates within a point of the best.
     """

@@ -35,8 +35,8 @@ def width_figure(cells: Sequence[Cell], look: Mapping[str, Look], title: str = "
     """Return accuracy by width, a panel for each quantizer, bits and budget: ours beside the published
     values.
 
-    Filled: ours (mean, 95 % interval), at its width. Hollow: published. A cross at the bottom: no finished run.
-    None for one width.
+    Filled: ours (mean, 95 % interval), at its width. Hollow: published. A cross at the bottom: no finished
+    run. None for one width.
     """
     groups = _absorb_unknown(_groups(cells))
     widths = sorted({cell.facts.width or 0.0 for group in groups.values() for cell in group})

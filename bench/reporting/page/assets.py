@@ -44,7 +44,9 @@ def render(template: str, data: Any, **values: Any) -> str:
 
 
 def sort_key(text: str, column: Column) -> str:
-    """Return what a column of numbers is sorted by: the number that a cell begins with, else one below all."""
+    """Return what a column of numbers is sorted by: the number that a cell begins with, else one below
+    all.
+    """
     if column.align != "r":
         return text
     found = _NUMBER.match(text)

@@ -42,8 +42,8 @@ _COLUMNS = (
     (
         "Test accuracy",
         "of the network that would ship, at the last epoch, on the whole test set: the branch removed "
-        "(factor 0), fp32. Mean over seeds ± half the 95 % interval (Student's t). One run, or runs that "
-        "are all the same, have no interval",
+        "(factor 0), fp32. Mean over seeds ± half the 95 % interval (Student's t). One run, or runs "
+        "that are all the same, have no interval",
     ),
     (
         "Never removed",
@@ -70,8 +70,8 @@ _CURVES = (
     "A click in the legend hides an arm, a double click shows it alone."
 )
 _RATES = (
-    "Lines: the best mean over the tuning seeds at each rate; dots: single seeds; star: the chosen configuration. "
-    "Second figure: the expected best after k configurations."
+    "Lines: the best mean over the tuning seeds at each rate; dots: single seeds; star: the chosen "
+    "configuration. Second figure: the expected best after k configurations."
 )
 
 
@@ -154,9 +154,8 @@ def _what(report: Report) -> str:
     sets = ", ".join(dict.fromkeys(c.facts.dataset for c in cells if c.facts.dataset))
     networks = ", ".join(dict.fromkeys(c.facts.network for c in cells if c.facts.network))
     return (
-        f"Data: {sets or 'unknown'}; network: {networks or 'unknown'}. "
-        "Measured is the test accuracy of the network that would ship, after the last epoch, with any "
-        "training-only branch removed."
+        f"Data: {sets or 'unknown'}; network: {networks or 'unknown'}. Measured is the test accuracy of "
+        "the network that would ship, after the last epoch, with any training-only branch removed."
     )
 
 
