@@ -13,8 +13,10 @@ from bench import registry
 from bench.cli.main import main
 from bench.cli.new import file_text
 from bench.errors import InputError
+from bench.experiments import shipped
 from bench.experiments.expand import load_experiment
 from bench.experiments.shipped import locate, shipped_experiments
+from bench.reporting import targets
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +123,16 @@ def test_small_images_of_ones_own_get_the_small_network(tmp_path):
     np.savez(tmp_path / "data/mine.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
     assert main(["new", "my.toml", "--dataset", "npz:mine"]) == 0
     assert tomllib.loads((tmp_path / "my.toml").read_text())["defaults"]["network"] == "svhn_convnet"
+
+
+def test_what_lies_at_the_top_of_the_repository_is_looked_for_where_the_wheel_has_it():
+    root = Path(shipped.__file__).parents[2]
+    wheel = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    for top, inside in wheel["sources"].items():
+        assert (root / top).is_dir() and not (root / inside).exists() and top in wheel["only-include"]
+    assert root / wheel["sources"]["experiments"] == shipped._INSTALLED
+    published = Path(targets.__file__).parent / "published"
+    assert root / wheel["sources"]["paper_tables/published"] == published
 
 
 def test_a_starting_file_keeps_to_a_line_of_a_terminal():

@@ -122,6 +122,19 @@ def test_remarks_say_what_is_slow_and_why(tmp_path):
     assert "bf16" in machine.remarks(old)[0]
 
 
+def test_a_gpu_is_measured_in_every_mode_and_bf16_in_the_fastest(monkeypatch):
+    monkeypatch.setattr(checks, "modes", lambda device: ["eager", "compiled", "captured", "packed"])
+    monkeypatch.setattr(checks, "dtypes", lambda device: ["fp32", "bf16"])
+    monkeypatch.setattr(checks, "roofline", lambda device, dtype: {})
+    monkeypatch.setattr(
+        checks, "measure", lambda *a: iter([{"mode": a[2], "dtype": a[3], "cases": len(a[7])}])
+    )
+    monkeypatch.setattr(checks, "measure_packed", lambda *a: iter([{"mode": "packed", "dtype": a[2]}]))
+    found = [(row["mode"], row["dtype"]) for row in checks.throughput("cuda:0")]
+    fp32 = [(mode, "fp32") for mode in ("eager", "compiled", "captured", "packed")]
+    assert found == [*fp32, ("captured", "bf16")]
+
+
 def test_what_is_measured_stands_in_the_document(tmp_path, monkeypatch, capsys):
     row = {"network": "svhn_convnet", "width": 0.25, "mode": "eager", "dtype": "fp32", "quantizer": "dorefa"}
     row |= {
