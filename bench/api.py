@@ -158,9 +158,11 @@ def run(
 def results(folder: Place = "runs", experiment: Place | None = None) -> Results:
     """Return what is recorded in a results folder as DataFrames.
 
-    ``trials`` has a row for every trial that the experiments want, whatever became of it (``status``): the arm,
+    ``trials`` has a row for every trial that the experiments want, whatever became of it (``status``): the
+    arm,
     its baseline, ``seed``, ``accuracy`` (final test accuracy of the deployed network, percent), ``selected``,
-    ``best``, ``wall_seconds``, ``model_bits``, ``grid.AXIS`` and ``config.FIELD`` among others. ``epochs`` has a
+    ``best``, ``wall_seconds``, ``model_bits``, ``grid.AXIS`` and ``config.FIELD`` among others. ``epochs``
+    has a
     row for every epoch of every trial; ``trials.merge(epochs, on="id")`` joins the two.
 
     Args:
@@ -241,7 +243,8 @@ def network(
         quantizer: A name of ``bench list quantizers``, or a table with options.
         bits: Bits of weights and activations, "W/A" or "W/A/G".
         num_classes: The length of the logits.
-        strategy: With "progressive", "anneal" a table: the network is the expanded one, at the factor of step 0.
+        strategy: With "progressive", "anneal" a table: the network is the expanded one, at the factor of
+            step 0.
         width: The multiplier on every channel count.
         seed: The seed of the initial weights.
         device: Where the network lies.

@@ -1,4 +1,6 @@
-"""``bench doctor``: what this machine has, what will be slow on it, and whether what is promised holds on it."""
+"""``bench doctor``: what this machine has, what will be slow on it, and whether what is promised holds on
+it.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +92,9 @@ def _write(
     checks: list[dict[str, Any]],
     rows: list[dict[str, Any]],
 ) -> None:
-    """Write what was found, in the schema of ``bench speed --json`` with machine, remarks and checks beside."""
+    """Write what was found, in the schema of ``bench speed --json`` with machine, remarks and checks
+    beside.
+    """
     from bench.training.provenance import provenance
 
     source = provenance(None)

@@ -54,7 +54,9 @@ def download(url: str, path: Path, md5: str) -> None:
 
 
 def _arrive(url: str, part: Path, report: Report) -> None:
-    """Append to ``part`` until the whole file is there; raise the last error after ``TRIES`` vain connections."""
+    """Append to ``part`` until the whole file is there; raise the last error after ``TRIES`` vain
+    connections.
+    """
     vain = 0
     while True:
         before = part.stat().st_size if part.is_file() else 0

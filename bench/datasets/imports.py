@@ -1,8 +1,10 @@
 """Images as others keep them, made into a data set of the user's own (``bench data import``).
 
-- a folder of Parquet files with images, as Hugging Face's ``datasets`` writes them -> ``imagefolder:NAME``; the
+- a folder of Parquet files with images, as Hugging Face's ``datasets`` writes them -> ``imagefolder:NAME``;
+the
   encoded images are taken as they are;
-- ``torchvision:CLASS``, a data set of torchvision by the name of its class -> ``npz:NAME`` where all images have
+- ``torchvision:CLASS``, a data set of torchvision by the name of its class -> ``npz:NAME`` where all images
+have
   one size, else ``imagefolder:NAME`` as PNG files.
 
 What was imported is an ordinary data set with a checksum of its own: the original is not needed again.
@@ -84,7 +86,9 @@ def _from_parquet(folder: Path, name: str, data_dir: Path, label: str | None) ->
 
 
 def _split_files(folder: Path) -> dict[str, list[Path]]:
-    """Return the Parquet files of the training and test images, by their names: ``train-00000-of-00001.parquet``."""
+    """Return the Parquet files of the training and test images, by their names:
+    ``train-00000-of-00001.parquet``.
+    """
     if not folder.is_dir():
         raise InputError(
             f"{clean(folder)}: there is no such folder; expected one of Parquet files, or torchvision:CLASS"
@@ -237,7 +241,9 @@ def _from_torchvision(kind: str, name: str, data_dir: Path) -> str:
 
 
 def _way(maker: Any) -> str | None:
-    """Return how a class of torchvision is asked for its parts: "train", "split", or None where it cannot be."""
+    """Return how a class of torchvision is asked for its parts: "train", "split", or None where it cannot
+    be.
+    """
     if not inspect.isclass(maker):
         return None
     parameters = inspect.signature(maker.__init__).parameters

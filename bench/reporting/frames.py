@@ -69,7 +69,8 @@ def trial_frame(experiments: Iterable[Records]) -> pd.DataFrame:
 def epoch_frame(experiments: Iterable[Records]) -> pd.DataFrame:
     """Return a row for each epoch of each trial, once: ``id`` and the fields of ``epochs.jsonl``, as numbers.
 
-    Accuracies are in percent; what does not apply is NaN. ``trials.merge(epochs, on="id")`` adds arm and seed.
+    Accuracies are in percent; what does not apply is NaN. ``trials.merge(epochs, on="id")`` adds arm and
+    seed.
     """
     frames = [records.epochs for records in experiments if len(records.epochs)]
     frame = pd.concat(frames) if frames else pd.DataFrame(columns=["id", *EPOCH_COLUMNS])
