@@ -68,6 +68,25 @@ def judge(
     ]
 
 
+def names(judged: Sequence[Judged]) -> list[str]:
+    """Return what each claim compares, with the facts in which the claims of one report differ."""
+    facts = [_facts(entry) for entry in judged]
+    varying = [i for i in range(5) if len({fact[i] for fact in facts if fact[i]}) > 1]
+    return [
+        ", ".join(filter(None, [f"{entry.claim.arm} over {entry.claim.over}", *(fact[i] for i in varying)]))
+        for entry, fact in zip(judged, facts, strict=True)
+    ]
+
+
+def _facts(entry: Judged) -> tuple[str, str, str, str, str]:
+    if entry.cell is None:
+        return entry.claim.at, "", "", "", ""
+    facts = entry.cell.facts
+    width = "" if facts.width is None else f"width {facts.width:g}"
+    bits = f"W/A {entry.cell.bits_label}" if entry.cell.bits_label else ""
+    return entry.claim.at, facts.dataset, facts.network, width, bits
+
+
 def verdicts(judged: Iterable[Judged]) -> dict[PairKey, str]:
     """Return the verdict of each pair of cells, by their identities; the first declaration of a pair
     counts.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.reporting.assembly import make_cells
-from bench.reporting.claims import judge
+from bench.reporting.claims import judge, names
 from bench.reporting.formats import to_csv, to_markdown
 from bench.reporting.records import read_experiment
 from bench.reporting.report import make_report
@@ -187,3 +187,15 @@ def test_unreadable_claims_make_everything_exploratory_and_are_told(tmp_path):
     tables = _tables(results.write())
     assert "claims" not in tables and _rows(tables["gains"])[0]["claim"] == "exploratory"
     assert any("there is no arm 'Plane'" in note for note in tables["accuracy"].notes)
+
+
+def test_claims_of_one_pair_are_named_by_what_they_differ_in(tmp_path):
+    results = Results(tmp_path)
+    claim = '[[claims]]\narm = "S"\nover = "P"\nat = "equal epochs"\n'
+    results.experiment("two", f'title = "T"\n[[arms]]\nname = "P"\n[[arms]]\nname = "S"\n{claim}')
+    for width in (0.5, 1.0):
+        for seed in (0, 1):
+            results.trial("two", "P", [10.0, 50.0 + seed], seed=seed, width=width)
+            results.trial("two", "S", [10.0, 60.0], baseline="P", seed=seed, width=width)
+    report = make_report(read_experiment(results.write(), "two"))
+    assert names(report.judged) == ["S over P, width 0.5", "S over P, width 1"]

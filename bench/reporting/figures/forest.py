@@ -9,7 +9,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from bench.reporting.cells import Cell
-from bench.reporting.claims import Judged
+from bench.reporting.claims import Judged, names
 from bench.reporting.figures.style import PAGE, PALETTE, Drawn, headline_of, room, style, wrapped
 from bench.reporting.statistics import Interval
 from bench.text import signed
@@ -31,11 +31,11 @@ def claim_rows(judged: Sequence[Judged], place: str = "") -> list[Row]:
     """Return the declared claims that have a gain; ``place`` stands before each label."""
     return [
         Row(
-            ": ".join(filter(None, [place, f"{entry.claim.arm} over {entry.claim.over}"])),
+            ": ".join(filter(None, [place, name])),
             entry.pairing.gain.interval,
             entry.verdict.partition(":")[0],
         )
-        for entry in judged
+        for name, entry in zip(names(judged), judged, strict=True)
         if entry.pairing is not None and entry.pairing.gain.interval.mean is not None
     ]
 

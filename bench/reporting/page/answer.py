@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from bench.reporting.cells import Cell
-from bench.reporting.claims import Judged
+from bench.reporting.claims import Judged, names
 from bench.reporting.report import Report
 from bench.reporting.tables import gain_text
 from bench.text import clean, plural
@@ -38,7 +38,8 @@ def answer(report: Report) -> list[str]:
 
 def _found(report: Report) -> str:
     if report.judged:
-        return "; ".join(map(_claim, report.judged)) + "."
+        named = zip(names(report.judged), report.judged, strict=True)
+        return "; ".join(_claim(name, entry) for name, entry in named) + "."
     gains = [cell for cell in report.cells if cell.pairing is not None and cell.pairing.gain.interval.n]
     if not gains:
         return "No gain can be told yet."
@@ -67,13 +68,11 @@ def _beside(cell: Cell) -> Iterator[str]:
         yield f"W/A {cell.bits_label}"
 
 
-def _claim(judged: Judged) -> str:
-    claim = judged.claim
-    names = f"{claim.arm} over {claim.over} at {claim.at}"
+def _claim(name: str, judged: Judged) -> str:
     if judged.pairing is None:
-        return f"{names}: {judged.verdict}"
+        return f"{name}: {judged.verdict}"
     n = judged.pairing.gain.interval.n
-    return f"{names}: {judged.verdict}, {gain_text(judged.pairing)} points, {plural(n, 'pair')}"
+    return f"{name}: {judged.verdict}, {gain_text(judged.pairing)} points, {plural(n, 'pair')}"
 
 
 def _standing(report: Report) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from bench.reporting.cells import Cell
-from bench.reporting.claims import Judged
+from bench.reporting.claims import Judged, names
 from bench.reporting.figures.series import Look, Panel, curve_data
 from bench.reporting.tables import gain_text
 from bench.reporting.tuned import Searched
@@ -68,7 +68,8 @@ def curves(panel: Panel, epochs: Mapping[str, pd.DataFrame], look: Mapping[str, 
 
 def operations(cells: Iterable[Cell], look: Mapping[str, Look], title: str = "") -> Plot | None:
     """Return accuracy against the training operations of every arm, None without any; size says nothing."""
-    traces = []
+    traces: list[Plot] = []
+    told: set[str] = set()
     for cell in cells:
         cost, accuracy = cell.mean_of("train_flops"), cell.numbers.accuracy
         if cell.arm is None or not cost or accuracy.mean is None:
@@ -88,50 +89,48 @@ def operations(cells: Iterable[Cell], look: Mapping[str, Look], title: str = "")
                     "size": 9,
                 },
                 "name": name,
+                "legendgroup": name,
+                "showlegend": name not in told,
                 "hovertemplate": f"%{{y:.2f}} ± {accuracy.half or 0:.2f} %<br>%{{x:.3s}} operations, "
                 f"{cell.facts.epochs} epochs, width {cell.facts.width or 1:g}",
             }
         )
+        told.add(name)
     if not traces:
         return None
     layout = _layout(title, "training operations", "test accuracy, %")
-    layout["xaxis"] |= {"type": "log", "exponentformat": "power"}
+    layout["xaxis"] |= {"type": "log", "exponentformat": "power", "nticks": 8}
     return {"traces": traces, "layout": layout}
 
 
 def claims(judged: Sequence[Judged]) -> Plot | None:
     """Return the declared claims with their intervals, one row each; None without any pair."""
-    shown = [
-        entry
-        for entry in judged
-        if entry.pairing is not None and entry.pairing.gain.interval.mean is not None
-    ]
-    if not shown:
-        return None
-    names, means, low, high, texts = [], [], [], [], []
-    for entry in shown:
-        assert entry.pairing is not None
-        interval = entry.pairing.gain.interval
-        mean = interval.mean or 0.0
-        names.append(f"{entry.claim.arm}<br>over {entry.claim.over}".replace("<br>", " "))
+    means, low, high, texts, rows = [], [], [], [], []
+    for name, entry in zip(names(judged), judged, strict=True):
+        if entry.pairing is None or entry.pairing.gain.interval.mean is None:
+            continue
+        interval, mean = entry.pairing.gain.interval, entry.pairing.gain.interval.mean
         means.append(mean)
         low.append(mean - (interval.low if interval.low is not None else mean))
         high.append((interval.high if interval.high is not None else mean) - mean)
         texts.append(f"{entry.verdict}: {gain_text(entry.pairing)}, n = {interval.n}")
+        rows.append(f"{name}: {entry.verdict.partition(':')[0]}")
+    if not rows:
+        return None
     trace = {
         "type": "scatter",
         "mode": "markers",
         "x": means,
-        "y": list(range(len(shown))),
+        "y": list(range(len(rows))),
         "error_x": {"type": "data", "symmetric": False, "array": high, "arrayminus": low},
         "marker": {"size": 9, "color": "#0072B2"},
         "text": texts,
         "hovertemplate": "%{text}<extra></extra>",
     }
     layout = _layout("", "gain, points (95 % interval)", "")
-    rows = [f"{name}: {text.partition(':')[0]}" for name, text in zip(names, texts, strict=True)]
-    layout["yaxis"] |= {"tickvals": list(range(len(shown))), "ticktext": rows, "autorange": "reversed"}
-    layout |= {"height": 90 + 42 * len(shown), "showlegend": False}
+    layout["xaxis"] |= {"rangemode": "tozero"}
+    layout["yaxis"] |= {"tickvals": list(range(len(rows))), "ticktext": rows, "autorange": "reversed"}
+    layout |= {"height": 90 + 42 * len(rows), "showlegend": False}
     return {"traces": [trace], "layout": layout}
 
 
