@@ -120,6 +120,7 @@ VALUES: dict[str, tuple[str, Callable[[Mapping[str, str]], str]]] = {
     "recovery": ("convergence", lambda row: _reached(row, "recovery_epochs")),
     "epochs_to": ("convergence", lambda row: _reached(row, "epochs_held")),
     "threshold": ("convergence", lambda row: _number(row["threshold"], "g")),
+    "at_epoch": ("curves", lambda row: _number(row["test_acc"])),
 }
 _WHERE = (
     ("Arm", lambda row: row["arm"]),
