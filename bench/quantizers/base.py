@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from bench.quantizers.deployed import ActivationMap, Levels, codes_of
 from bench.randomness import Clock, Draws
 
 # What stochastic maps draw from before their layer gives them a stream of their own.
@@ -86,6 +88,34 @@ class Quantizer(nn.Module):
         """
         return y
 
+    def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor | None:
+        """Return the values that the elements of ``weight(w, statistics)`` take, None for full precision.
+
+        ``w`` float32. Shape (levels, ...): each row broadcasts to the shape of ``w``. See ``Levels``.
+        """
+        return None
+
+    @torch.no_grad()
+    def levels(self, w: Tensor, statistics: Tensor | None = None) -> Levels | None:
+        """Return the quantized weights as codes and values, None for full precision.
+
+        ``levels(w).weight()`` equals ``weight(w)`` in each bit of each number; zeros of either sign are equal.
+        Raises ``ValueError`` where ``weight`` returns a value that ``level_values`` does not name.
+        """
+        w = w.detach().float()
+        values = self.level_values(w, statistics)
+        if values is None:
+            return None
+        return Levels(codes_of(self.weight(w, statistics), values), values)
+
+    def bound_map(self) -> ActivationMap:
+        """Return the deployed form of ``bound``."""
+        return ActivationMap("identity")
+
+    def activation_map(self) -> ActivationMap:
+        """Return the deployed form of ``activation`` in evaluation."""
+        return self.bound_map()
+
     def after_step_(self, w: Tensor) -> None:
         """Do in place what the method does to the stored weights after an update; nothing by default."""
 
@@ -129,6 +159,14 @@ class FullPrecisionWeights(Quantizer):
     def activation(self, x: Tensor) -> Tensor:
         """Return the other quantizer's activations, any shape."""
         return self.quantizer.activation(x)
+
+    def bound_map(self) -> ActivationMap:
+        """Return the deployed form of the other quantizer's bounding map."""
+        return self.quantizer.bound_map()
+
+    def activation_map(self) -> ActivationMap:
+        """Return the deployed form of the other quantizer's activations."""
+        return self.quantizer.activation_map()
 
     def gradient(self, y: Tensor) -> Tensor:
         """Return ``y`` with the other quantizer's gradient."""

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from bench.quantizers.base import Quantizer
+from bench.quantizers.deployed import ActivationMap
 from bench.quantizers.functional import bipolar, clip, compute_dtype, pass_inside, sign_window
 
 ENTRIES = [
@@ -82,6 +83,18 @@ class BNN(Quantizer):
         if self.stochastic and self.training:
             return stochastic_sign(x, self.stream.uniform(x))
         return sign_window(x)
+
+    def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
+        """Return -1 and +1."""
+        return w.new_tensor([-1.0, 1.0]).reshape(2, *[1] * w.dim())
+
+    def bound_map(self) -> ActivationMap:
+        """Return clip(x, -1, 1)."""
+        return ActivationMap("clip", -1.0, 1.0)
+
+    def activation_map(self) -> ActivationMap:
+        """Return sign(x)."""
+        return ActivationMap("sign")
 
     @torch.no_grad()
     def after_step_(self, w: Tensor) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from bench.quantizers.base import Quantizer
+from bench.quantizers.deployed import ActivationMap
 from bench.quantizers.functional import bipolar, clip, compute_dtype, level_, round_unit, steps, ternary
 
 ENTRIES = [
@@ -194,6 +195,27 @@ class DoReFa(Quantizer):
             return tanh_weight(w, self.w_bits, statistics)
         scale = self._scale(w, statistics)
         return binary_weight(w, scale, zero_to_zero=self.zero_to_zero)
+
+    def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor | None:
+        """Return -E and E at 1 bit (and 0 where a zero weight stays 0), (2 i - n) / n for k bits."""
+        if self.w_bits == 32:
+            return None
+        if self.w_bits > 1:
+            n = steps(self.w_bits)
+            codes = torch.arange(-n, n + 1, 2, dtype=torch.float32, device=w.device)
+            return level_(codes, n).reshape(-1, *[1] * w.dim())
+        scale = self._scale(w, statistics)
+        scale = scale if scale.dim() else scale.reshape([1] * w.dim())
+        zeros = self.zero_to_zero and bool((w == 0).any())
+        return torch.stack([-scale, torch.zeros_like(scale), scale] if zeros else [-scale, scale])
+
+    def bound_map(self) -> ActivationMap:
+        """Return clip(x, 0, 1)."""
+        return ActivationMap("clip", 0.0, 1.0)
+
+    def activation_map(self) -> ActivationMap:
+        """Return round_k(clip(x, 0, 1))."""
+        return self.bound_map() if self.a_bits == 32 else ActivationMap("round", bits=self.a_bits)
 
     def stored_scales(self, w: Tensor) -> int:
         """Return 1 or, per channel, the number of output channels at 1 bit (E); 0 above."""

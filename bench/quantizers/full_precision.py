@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bench.quantizers.base import Quantizer
+from bench.quantizers.deployed import ActivationMap
 
 ENTRIES = [
     {
@@ -32,3 +33,7 @@ class FullPrecision(Quantizer):
     def bound(self, x: Tensor) -> Tensor:
         """Return max(x, 0)."""
         return torch.relu(x)
+
+    def bound_map(self) -> ActivationMap:
+        """Return max(x, 0)."""
+        return ActivationMap("relu")

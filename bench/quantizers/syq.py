@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from bench.quantizers.base import Quantizer
+from bench.quantizers.deployed import ActivationMap
 from bench.quantizers.functional import bipolar, clip, compute_dtype, round_unit, ternary
 
 OPTIONS = {
@@ -220,6 +221,27 @@ class SYQ(Quantizer):
         """Return the binary or ternary weights times their scale, same shape and dtype."""
         scale, threshold = self._given(w, statistics)
         return symmetric_weight(w, scale, threshold, below=self.below, zero_to_zero=self.zero_to_zero)
+
+    def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
+        """Return -s and s, with 0 where weights are zeroed, with -1 and 1 where they stay unscaled."""
+        scale = self._given(w, statistics)[0].detach()
+        one, zero = torch.ones_like(scale), torch.zeros_like(scale)
+        rows = [-scale, scale]
+        if self.below == "unscaled":
+            rows = [-scale, -one, one, scale]
+        if self.below == "zero" or (self.zero_to_zero and bool((w == 0).any())):
+            rows.insert(len(rows) // 2, zero)
+        return torch.stack(rows)
+
+    def bound_map(self) -> ActivationMap:
+        """Return clip(x, 0, 1)."""
+        return ActivationMap("clip", 0.0, 1.0)
+
+    def activation_map(self) -> ActivationMap:
+        """Return floor(n clip(x, 0, 1) + 1/2) / n."""
+        if self.a_bits == 32:
+            return self.bound_map()
+        return ActivationMap("round", bits=self.a_bits, half_up=True)
 
     def bound(self, x: Tensor) -> Tensor:
         """Return clip(x, 0, 1)."""

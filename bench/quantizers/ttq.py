@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from bench.quantizers.base import Quantizer
+from bench.quantizers.deployed import ActivationMap
 from bench.quantizers.functional import clip, compute_dtype, round_unit, ternary
 
 ENTRIES = [
@@ -116,6 +117,23 @@ class TTQ(Quantizer):
         assert self.positive is not None and self.negative is not None
         maximum = self.statistics(w) if statistics is None else statistics.detach()
         return ternary_weight(w, self.positive, self.negative, maximum * self.threshold)
+
+    def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
+        """Return -Wn, 0 and Wp."""
+        if self.positive is None:
+            self.create_scales(w.shape, w.device)
+        assert self.positive is not None and self.negative is not None
+        positive, negative = self.positive.detach(), self.negative.detach()
+        values = torch.stack([-negative, torch.zeros_like(positive), positive])
+        return values.reshape(3, *[1] * w.dim())
+
+    def bound_map(self) -> ActivationMap:
+        """Return clip(x, 0, 1), or max(x, 0) at 32 bits."""
+        return ActivationMap("relu") if self.a_bits == 32 else ActivationMap("clip", 0.0, 1.0)
+
+    def activation_map(self) -> ActivationMap:
+        """Return round_k(clip(x, 0, 1)), or max(x, 0) at 32 bits."""
+        return self.bound_map() if self.a_bits == 32 else ActivationMap("round", bits=self.a_bits)
 
     def bound(self, x: Tensor) -> Tensor:
         """Return clip(x, 0, 1), or max(x, 0) at 32 bits."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from bench.quantizers.base import Quantizer
+from bench.quantizers.deployed import ActivationMap
 from bench.quantizers.dorefa import mean_magnitude
 from bench.quantizers.functional import bipolar, clip, compute_dtype, pass_inside, sign_window
 
@@ -101,6 +102,19 @@ class XNOR(Quantizer):
     def stored_scales(self, w: Tensor) -> int:
         """Return the number of filters: each has its alpha."""
         return w.shape[0]
+
+    def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
+        """Return -alpha and +alpha, (2, out, 1, ...)."""
+        alpha = self.statistics(w) if statistics is None else statistics
+        return torch.stack([-alpha, alpha]).reshape(2, *alpha.shape or [1] * w.dim())
+
+    def bound_map(self) -> ActivationMap:
+        """Return clip(x, -1, 1), or max(x, 0) at 32 bits."""
+        return ActivationMap("relu") if self.a_bits == 32 else ActivationMap("clip", -1.0, 1.0)
+
+    def activation_map(self) -> ActivationMap:
+        """Return sign(x), or max(x, 0) at 32 bits."""
+        return self.bound_map() if self.a_bits == 32 else ActivationMap("sign")
 
     def bound(self, x: Tensor) -> Tensor:
         """Return clip(x, -1, 1), or max(x, 0) at 32 bits."""
