@@ -6,6 +6,7 @@
     found = bench.results("runs")                             # found.trials, found.epochs
     bench.plot.convergence("runs", "digits")                  # a matplotlib figure
     bench.network("resnet20", "dorefa", "1/2")                # an nn.Module
+    bench.load("481117b5", "results")                         # the network that a finished trial ships
 
 Names in ``__all__`` are kept. They are loaded when they are first used: ``import bench`` imports no torch.
 """
@@ -19,7 +20,7 @@ from bench.errors import InputError
 
 if TYPE_CHECKING:
     from bench import plot
-    from bench.api import Results, load_experiment, network, report, results, run
+    from bench.api import Results, load, load_experiment, network, report, results, run
     from bench.quantizers import make_quantizer
 
 __version__ = "0.1.0"
@@ -28,6 +29,7 @@ __all__ = [
     "InputError",
     "Results",
     "__version__",
+    "load",
     "load_experiment",
     "make_quantizer",
     "network",
@@ -38,7 +40,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("Results", "load_experiment", "network", "report", "results", "run"), "bench.api"),
+    **dict.fromkeys(("Results", "load", "load_experiment", "network", "report", "results", "run"), "bench.api"),
     "make_quantizer": "bench.quantizers",
 }
 

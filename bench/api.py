@@ -31,6 +31,8 @@ from bench.reporting.write import write_report
 from bench.text import command
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from bench.networks import Network
 
 Place = str | PathLike[str]
@@ -269,6 +271,36 @@ def network(
         except ValidationError as error:
             raise InputError("\n".join(field_problems(error))) from None
         return make_network(config, num_classes, Clock(seed, device), make_strategy(config, 1))
+
+
+def load(
+    trial: Place, results: Place = "runs", data: Place | None = None, *, allow_code: Sequence[str] = ()
+) -> nn.Module:
+    """Return the low-precision network of a finished trial: a plain module that maps images to logits.
+
+    Nothing of training is in it. The logits equal those of the trained network, bit for bit. Images are float32
+    (B, 3, S, S) as the trial's recipe prepares them; S is the module's attribute ``input_size``.
+
+    Args:
+        trial: A trial's id, the beginning of the id, or its folder; or a file that ``bench export`` wrote in
+            the format safetensors or packed.
+        results: The folder of the records.
+        data: The folder of the data sets, as for ``bench run``.
+        allow_code: Modules of your own that the network may be imported from.
+
+    Raises:
+        InputError: There is no such trial or file, the trial is not finished, or the file is damaged.
+    """
+    with granted(from_command_line(allow_code)):
+        if Path(trial).suffix == ".safetensors":
+            from bench.export.files import read_file
+
+            return read_file(Path(trial))
+        from bench.records.store import Store
+        from bench.training.deploy import prepare
+
+        store = Store(Path(results))
+        return prepare(store, store.find(str(trial)), resolve_data_dir(data)).plain
 
 
 def _override_texts(overrides: Overrides) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ LISTS = ("quantizers", "strategies", "networks", "datasets", "schedules", "recip
 TRACKERS = ("tensorboard", "wandb", "mlflow", "aim")
 SHELLS = ("bash", "zsh", "tcsh")
 SPEED_MODES = ("eager", "compiled", "captured", "packed")
+EXPORTS = ("safetensors", "packed", "onnx", "qonnx", "pt2")
 FORMATS = ("md", "tex", "csv", "png", "pdf", "html", "parquet")
 
 
@@ -182,6 +183,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     commands = _Commands(parser)
     _reading_commands(commands)
     _running_commands(commands)
+    _export_command(commands)
     _machine_commands(commands)
     return parser, dict(commands.added.choices)
 
@@ -364,6 +366,29 @@ def _running_commands(commands: _Commands) -> None:
     command.add_argument("trial", metavar="TRIAL", help="its id, the beginning of the id, or its folder")
     group = _places(command)
     group.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N (what the record says)")
+    _code(command)
+
+
+def _export_command(commands: _Commands) -> None:
+    """Add the command that writes the network that ships."""
+    command = commands.add(
+        "export",
+        "write the network of a finished trial to a file, and check the file on the test images",
+        "481117b5af5ba5d0 --format packed",
+        "481117b5af5ba5d0 --format onnx --out digits.onnx",
+    )
+    command.add_argument("trial", metavar="TRIAL", help="its id, the beginning of the id, or its folder")
+    command.add_argument(
+        "--format", choices=EXPORTS, default="safetensors", metavar="|".join(EXPORTS), help="(safetensors)"
+    )
+    group = _places(command)
+    group.add_argument("--out", metavar="PATH", type=_path, help="the file (network.* in the trial's folder)")
+    group.add_argument("--force", action="store_true", help="replace the file where it exists")
+    group = command.add_argument_group("what else is written")
+    group.add_argument("--latent", action="store_true", help="the full-precision weights that training updates")
+    group.add_argument(
+        "--images", metavar="FILE.npz", type=_path, help="the test images as the network reads them, and logits"
+    )
     _code(command)
 
 

@@ -384,6 +384,14 @@ class Store:
         """Return the lines of ``resumes.jsonl``."""
         return _read_lines(self.folder(id) / "resumes.jsonl")
 
+    def append_export(self, id: str, line: dict[str, Any]) -> None:
+        """Append one line to ``exports.jsonl``: a file of the deployed network, and how it was checked."""
+        _append(self.folder(id) / "exports.jsonl", line)
+
+    def exports(self, id: str) -> list[dict[str, Any]]:
+        """Return the lines of ``exports.jsonl``."""
+        return _read_lines(self.folder(id) / "exports.jsonl")
+
     def summary(self, id: str) -> dict[str, Any] | None:
         """Return ``summary.json``, None where there is none; raises ``Damaged`` or ``Newer``."""
         path = self.folder(id) / "summary.json"

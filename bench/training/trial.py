@@ -239,10 +239,10 @@ def _weights_path(store: Store, trial_id: str) -> Path:
 
 
 def _needed_weights(store: Store, needs: Mapping[str, str], device: str) -> dict[str, dict[str, Any]]:
-    return {role: _final_weights(store, needed, role, device) for role, needed in needs.items()}
+    return {role: final_weights(store, needed, role, device) for role, needed in needs.items()}
 
 
-def _final_weights(store: Store, trial_id: str, role: str, device: str) -> dict[str, Any]:
+def final_weights(store: Store, trial_id: str, role: str, device: str) -> dict[str, Any]:
     """Return the final weights of a finished trial; raises ``InputError`` where they are not there."""
     state = checkpoint.load(_weights_path(store, trial_id), device)
     if state is None:

@@ -1,0 +1,65 @@
+"""``bench export``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bench.cli import OK
+from bench.errors import InputError
+from bench.folders import resolve_data_dir
+from bench.progress import say
+from bench.records.store import Store
+
+
+def export_command(args: argparse.Namespace) -> int:
+    """Write a finished trial's network to a file and check the file on the test images; return the exit status."""
+    import io
+
+    import numpy as np
+    import torch
+
+    from bench.records.store import write_atomic
+    from bench.training import deploy
+
+    store = Store(args.results)
+    id = store.find(args.trial)
+    path: Path = args.out or store.folder(id) / f"network{deploy.SUFFIXES[args.format]}"
+    if path.exists() and not args.force:
+        raise InputError(f"{path}: exists; give another name with --out, or --force to replace it")
+    torch.set_num_threads(1)
+    deployment = deploy.prepare(store, id, resolve_data_dir(args.data))
+    if args.images is not None:
+        buffer = io.BytesIO()
+        np.savez(buffer, **deploy.test_arrays(deployment))
+        write_atomic(args.images, buffer.getvalue())
+        say(f"{args.images}: the test images as the network reads them, labels and logits")
+    about = deploy.write(deployment, args.format, path, latent=args.latent)
+    say(f"{path}: {about['file_bytes']} bytes")
+    if about.get("plain_weights"):
+        say(f"weights without a node of QONNX, since none has their levels: {', '.join(about['plain_weights'])}")
+    if deployment.test is None:
+        store.append_export(id, about)
+        say("not checked: the data set is not here (--data)")
+        return OK
+    checked = deploy.check(deployment, args.format, path)
+    passed = checked.passed(args.format)
+    store.append_export(id, {**about, **vars(checked), "passed": passed})
+    say(_verdict(checked, passed))
+    return OK if passed else 1
+
+
+def _verdict(checked: object, passed: bool) -> str:
+    from bench.training.deploy import Checked
+
+    assert isinstance(checked, Checked)
+    if checked.equal_logits:
+        same = "all logits equal the trained network's, bit for bit"
+    elif checked.equal_predictions:
+        same = f"all predictions are the trained network's, logits within {checked.difference:.1e}"
+    else:
+        same = f"predictions differ from the trained network's, logits by up to {checked.difference:.1e}"
+    text = f"read again: {checked.correct} of {checked.seen} test images right ({checked.accuracy:.2f} %); {same}"
+    if checked.recorded is not None and checked.accuracy != checked.recorded:
+        text += f"\nthe record says {checked.recorded:.2f} %: it was measured on another machine or version"
+    return text if passed else f"{text}\nthe file is not the trained network"

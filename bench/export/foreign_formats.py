@@ -1,0 +1,231 @@
+"""Files that other programs run: ONNX in standard operators, QONNX, and torch.export's pt2.
+
+The writers take a plain network (``bench.export.plain``) and read images (B, 3, S, S) float32 called "images";
+the logits (B, classes) are called "logits". The batch size is free.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+
+from bench.errors import InputError
+from bench.export.modules import Activation
+from bench.export.plain import inference_layers
+from bench.quantizers.deployed import ActivationMap, Levels
+from bench.records.store import write_atomic
+from bench.text import clean
+
+OPSET = 18
+QONNX = "qonnx.custom_op.general"
+Runner = Callable[[Tensor], Tensor]
+
+
+def write_onnx(path: Path, plain: fx.GraphModule) -> None:
+    """Write ``plain`` to ``path`` in standard operators, the low-precision weights as float32 numbers.
+
+    Raises ``InputError`` where onnx or onnxscript is not installed.
+    """
+    _needs("onnx", "onnxscript")
+    _export_onnx(path, plain, plain.input_size)  # type: ignore[arg-type]
+
+
+def write_qonnx(path: Path, plain: fx.GraphModule) -> list[str]:
+    """Write ``plain`` with QONNX's nodes Quant and BipolarQuant before weights and behind activations.
+
+    Returns the layers whose weights have no such form (two scales a layer, unscaled levels): their weights are
+    float32 numbers without a node. Raises ``InputError`` as ``write_onnx`` does.
+    """
+    _needs("onnx", "onnxscript")
+    marked = copy.deepcopy(plain)
+    for name, module in list(marked.named_modules()):
+        if isinstance(module, Activation) and module.map.values is not None:
+            parent, _, own = name.rpartition(".")
+            setattr(marked.get_submodule(parent), own, _QonnxActivation(module))
+    without = []
+    for name, layer in inference_layers(marked):
+        if (levels := layer.levels) is None:
+            continue
+        node = _QonnxWeight.of(levels)
+        if node is None:
+            without.append(name)
+        else:
+            parametrize.register_parametrization(layer, "weight", node, unsafe=True)
+    _export_onnx(path, marked, plain.input_size)  # type: ignore[arg-type]
+    return without
+
+
+def write_pt2(path: Path, plain: fx.GraphModule) -> None:
+    """Write ``plain`` to ``path`` as ``torch.export`` saves it."""
+    images = _example(plain.input_size)  # type: ignore[arg-type]
+    with torch.no_grad(), _quiet():
+        program = torch.export.export(plain, (images,), dynamic_shapes={"images": {0: torch.export.Dim.DYNAMIC}})
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def run_onnx(path: Path) -> Runner:
+    """Return the network in an ONNX file as a function of images; onnxruntime computes, on one thread."""
+    _needs("onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of onnxruntime: one class an error
+        raise InputError(f"{path}: onnxruntime cannot read it ({clean(error, 200)})") from None
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["logits"], {"images": images.cpu().contiguous().numpy()})[0])
+
+    return run
+
+
+def run_qonnx(path: Path) -> Runner:
+    """Return the network in a QONNX file as a function of images; qonnx' own executor computes."""
+    _needs("qonnx")
+    from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.core.onnx_exec import execute_onnx
+    from qonnx.transformation.infer_shapes import InferShapes
+
+    def run(images: Tensor) -> Tensor:
+        model = ModelWrapper(str(path))
+        model.set_tensor_shape("images", list(images.shape))  # the executor wants shapes without variables
+        model = model.transform(InferShapes())
+        return torch.from_numpy(execute_onnx(model, {"images": images.cpu().contiguous().numpy()})["logits"])
+
+    return run
+
+
+def run_pt2(path: Path) -> Runner:
+    """Return the network in a pt2 file as a function of images."""
+    try:
+        return torch.export.load(path).module()
+    except Exception as error:  # whatever torch makes of bytes that are no program
+        raise InputError(f"{path}: torch.export cannot read it ({clean(error, 200)})") from None
+
+
+class _QonnxActivation(nn.Module):
+    """An activation map as a node of QONNX; the bounding comes before it in standard operators."""
+
+    def __init__(self, like: Activation) -> None:
+        super().__init__()
+        form = "clip" if like.map.form == "round" else "identity"
+        self.before = Activation(ActivationMap(form), like.magnitude_first)
+        self.map = like.map
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x)
+        if self.map.form == "sign":
+            return _bipolar(x, torch.ones(1))
+        n = (1 << self.map.bits) - 1
+        mode = "HALF_UP" if self.map.half_up else "ROUND"
+        return _quant(x, torch.tensor(1.0 / n), 0.0, self.map.bits, signed=0, narrow=0, mode=mode)
+
+
+class _QonnxWeight(nn.Module):
+    """Quantized weights as a node of QONNX that reads them."""
+
+    def __init__(self, scale: Tensor, zero_point: float, bits: int, ternary: bool) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.zero_point, self.bits, self.ternary = zero_point, bits, ternary
+
+    @classmethod
+    def of(cls, levels: Levels) -> _QonnxWeight | None:
+        """Return the node for ``levels``; None where they are not even steps of one scale about 0."""
+        values = levels.values
+        count = len(values)
+        if not torch.equal(values, -values.flip(0)):
+            return None
+        scale = values[-1] * 2.0 / (count - 1)
+        steps = torch.arange(count).reshape(-1, *[1] * (values.dim() - 1)) - (count - 1) / 2
+        if not torch.allclose(values, steps * scale, rtol=1e-6, atol=0.0) or bool((scale <= 0).any()):
+            return None
+        if count == 2:
+            return cls(values[-1].clone(), 0.0, 1, False)
+        return cls(scale, 0.0 if count == 3 else (count - 1) / 2, levels.bits, count == 3)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if self.bits == 1:
+            return _bipolar(weight, self.scale)
+        ternary = int(self.ternary)
+        return _quant(weight, self.scale, self.zero_point, self.bits, signed=ternary, narrow=ternary, mode="ROUND")
+
+
+def _bipolar(x: Tensor, scale: Tensor) -> Tensor:
+    return torch.onnx.ops.symbolic(
+        f"{QONNX}::BipolarQuant", (x, scale), dtype=torch.float32, shape=x.shape, version=1
+    )
+
+
+def _quant(
+    x: Tensor, scale: Tensor, zero_point: float, bits: int, *, signed: int, narrow: int, mode: str
+) -> Tensor:
+    return torch.onnx.ops.symbolic(
+        f"{QONNX}::Quant",
+        (x, scale, torch.tensor(zero_point), torch.tensor(float(bits))),
+        {"signed": signed, "narrow": narrow, "rounding_mode": mode},
+        dtype=torch.float32,
+        shape=x.shape,
+        version=1,
+    )
+
+
+def _export_onnx(path: Path, module: nn.Module, size: int) -> None:
+    with torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            module,
+            (_example(size),),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes={"images": {0: torch.export.Dim.DYNAMIC}},
+            opset_version=OPSET,
+            verbose=False,
+        )
+    assert program is not None
+    write_atomic(path, program.model_proto.SerializeToString())
+
+
+def _example(size: int) -> Tensor:
+    return torch.zeros(2, 3, size, size)
+
+
+def _needs(*packages: str) -> None:
+    """Raise ``InputError`` unless ``packages`` can be imported."""
+    for package in packages:
+        try:
+            import_module(package)
+        except ImportError:
+            raise InputError(
+                f"{package} is not installed; this format needs it: pip install 'progressive-bench[export]'"
+            ) from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[Any]:
+    """Keep the exporter's warnings about its own insides off the terminal."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,249 @@
+"""The network that a finished trial ships: built from its record, written to a file, and checked against it.
+
+The check is of the file, not of the network that was written: the file is read again, by the program that will
+run it, and answers every test image.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from bench import datasets
+from bench.devices import cpu_name
+from bench.errors import InputError
+from bench.experiments import catalog, permission
+from bench.experiments.config import TrialConfig
+from bench.export import foreign_formats as foreign
+from bench.export.files import read_file, write_file
+from bench.export.plain import latent_weights, plain_network
+from bench.networks import Network, build
+from bench.randomness import Clock
+from bench.records.store import Store
+from bench.training import setup
+from bench.training.evaluate import EVALUATION_BATCH, reestimate_batch_norm
+from bench.training.trial import final_weights
+
+SUFFIXES = {
+    "safetensors": ".safetensors",
+    "packed": ".packed.safetensors",
+    "onnx": ".onnx",
+    "qonnx": ".qonnx.onnx",
+    "pt2": ".pt2",
+}
+TOLERANCE = 1e-3  # of the formats that other programs run: logits may differ by this part of their spread
+_ROUNDS = 30  # measurements of the latency
+Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A finished trial's network, ready to be written.
+
+    ``network`` is the trained one, stripped, in evaluation mode; ``plain`` what ships; ``test`` iterates over
+    the test images, None where the data is not here; ``recorded`` is the accuracy in the record, in percent.
+    """
+
+    id: str
+    config: TrialConfig
+    classes: int
+    network: Network
+    plain: fx.GraphModule
+    test: Batches | None
+    recorded: float | None
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a written file answered on all test images, beside the trained network.
+
+    ``correct``, ``seen``       counts of the file
+    ``accuracy``                their ratio in percent
+    ``recorded``                the accuracy in the trial's record, in percent
+    ``equal_logits``            whether all logits equal the trained network's, bit for bit
+    ``equal_predictions``       whether all predictions do
+    ``difference``, ``spread``  the largest difference of a logit, and the standard deviation of all logits
+    ``latency_ms``              median time of one image, on one thread; ``latency_spread_ms``: half the
+                                distance of the quartiles
+    ``processor``               where it was measured
+    """
+
+    correct: int
+    seen: int
+    accuracy: float
+    recorded: float | None
+    equal_logits: bool
+    equal_predictions: bool
+    difference: float
+    spread: float
+    latency_ms: float
+    latency_spread_ms: float
+    processor: str
+
+    def passed(self, format: str) -> bool:
+        """Return whether the file is the network: equal logits, or for other programs' formats near ones."""
+        if format in ("safetensors", "packed", "pt2"):
+            return self.equal_logits
+        return self.equal_predictions and self.difference <= TOLERANCE * self.spread
+
+
+def prepare(store: Store, id: str, data_dir: Path) -> Deployment:
+    """Return the network of the finished trial ``id``, on the CPU.
+
+    With ``eval_bn`` its batch norm is re-estimated as the evaluation did, which needs the training images.
+    Raises ``InputError`` where the trial is not finished, its weights or needed data are absent, or its network
+    is code that the command line does not allow.
+    """
+    record, summary = store.read_trial(id), store.summary(id)
+    if record is None or summary is None or summary["status"] != "done":
+        status = "missing" if record is None else store.inspect(id).status
+        raise InputError(f"{store.folder(id)}: the trial is {status}; only finished ones can be exported")
+    where = store.folder(id) / "trial.json"
+    try:
+        config = TrialConfig.model_validate(record.get("config"))
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{where}: not a configuration of this version ({reason})") from None
+    permission.sealed(config.network, f"{where}: network")
+    weights = final_weights(store, id, "trial", "cpu")
+    here = catalog.checksum(config.dataset, data_dir) is not None
+    data = None
+    if here:
+        images = datasets.load(config.dataset, data_dir)
+        data = setup.make_batches(config, images, Clock(config.seed))
+    facts = catalog.facts(config.dataset, data_dir)
+    classes = data.num_classes if data is not None else facts.num_classes
+    if classes is None:
+        raise InputError(f"{data_dir}: the data set {catalog.label(config.dataset)} is not here: how many classes?")
+    network = _load(config, classes, weights, str(store.folder(id) / "weights.pt"))
+    if config.eval_bn:
+        if data is None:
+            raise InputError(f"{data_dir}: eval_bn = {config.eval_bn} needs the training images, which are not here")
+        trained = setup.make_network(config, classes, Clock(config.seed))
+        trained.load_state_dict(network.state_dict(), strict=False)
+        reestimate_batch_norm(trained, data.estimation_batches(config.eval_bn, config.batch_size))
+        network.load_state_dict(trained.state_dict(), strict=False)
+    test = None if data is None else lambda: data.test_batches(EVALUATION_BATCH)
+    plain = plain_network(network)
+    return Deployment(id, config, classes, network, plain, test, summary.get("final_test_acc"))
+
+
+def write(deployment: Deployment, format: str, path: Path, *, latent: bool = False) -> dict[str, Any]:
+    """Write the network as ``format`` (a key of ``SUFFIXES``) to ``path``; return what the record keeps of it."""
+    plain, about = deployment.plain, {"format": format, "file": path.name}
+    if format in ("safetensors", "packed"):
+        written = write_file(
+            path,
+            copy.deepcopy(plain),
+            deployment.config,
+            deployment.classes,
+            packed=format == "packed",
+            latent=latent_weights(deployment.network) if latent else None,
+        )
+        about |= asdict(written)
+    else:
+        if latent:
+            raise InputError(f"--latent: a {format} file has no place for them; use safetensors")
+        if format == "qonnx":
+            about["plain_weights"] = foreign.write_qonnx(path, plain)
+        else:
+            {"onnx": foreign.write_onnx, "pt2": foreign.write_pt2}[format](path, plain)
+        about["file_bytes"] = path.stat().st_size
+    about["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return about
+
+
+def runner(format: str, path: Path) -> foreign.Runner:
+    """Return the network in a file as a function of images, run by the program that the format is for."""
+    readers: dict[str, Callable[[Path], foreign.Runner]] = {
+        "onnx": foreign.run_onnx,
+        "qonnx": foreign.run_qonnx,
+        "pt2": foreign.run_pt2,
+    }
+    return readers.get(format, read_file)(path)
+
+
+@torch.no_grad()
+def check(deployment: Deployment, format: str, path: Path) -> Checked:
+    """Read ``path`` again and compare it with the trained network on all test images."""
+    if deployment.test is None:
+        raise ValueError("the test images are not here")
+    run = runner(format, path)
+    correct = seen = 0
+    wanted, found = [], []
+    image = None
+    for images, labels in deployment.test():
+        wanted.append(deployment.network(images))
+        found.append(run(images))
+        best = found[-1].topk(1, dim=1).indices[:, 0]
+        correct, seen = correct + int((best == labels).sum()), seen + len(labels)
+        image = images[:1] if image is None else image
+    if image is None:
+        raise InputError("the test set is empty: nothing to check the file against")
+    one, other = torch.cat(wanted), torch.cat(found)
+    latency = _latency(run, image)
+    return Checked(
+        correct=correct,
+        seen=seen,
+        accuracy=100.0 * correct / seen,
+        recorded=deployment.recorded,
+        equal_logits=torch.equal(one, other),
+        equal_predictions=torch.equal(one.topk(1).indices, other.topk(1).indices),
+        difference=float((one - other).abs().max()),
+        spread=float(one.std()),
+        latency_ms=statistics.median(latency),
+        latency_spread_ms=(latency[3 * _ROUNDS // 4] - latency[_ROUNDS // 4]) / 2,
+        processor=cpu_name(),
+    )
+
+
+def test_arrays(deployment: Deployment) -> dict[str, Any]:
+    """Return the test set as the network reads it: ``images`` (N, 3, S, S) float32, ``labels``, ``logits``."""
+    if deployment.test is None:
+        raise InputError("--images: the data set is not here")
+    batches = list(deployment.test())
+    with torch.no_grad():
+        logits = torch.cat([deployment.plain(images) for images, _ in batches])
+    images, labels = (torch.cat([batch[i] for batch in batches]).contiguous().numpy() for i in range(2))
+    return {"images": images, "labels": labels, "logits": logits.numpy()}
+
+
+def _load(config: TrialConfig, classes: int, weights: dict[str, Tensor], where: str) -> Network:
+    """Return the stripped network with its final weights, as the evaluation has it."""
+    with torch.random.fork_rng(devices=[]):
+        network = build(config, num_classes=classes, clock=Clock(config.seed))
+    constants = {n: t for n, t in weights.items() if n.endswith("fixed_statistics")}  # of joint statistics
+    try:
+        network.load_state_dict({n: t for n, t in weights.items() if n not in constants})
+        for name, tensor in constants.items():
+            network.get_submodule(name.rpartition(".")[0]).fixed_statistics = tensor
+    except (RuntimeError, AttributeError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise InputError(f"{where}: weights of another network ({reason})") from None
+    return network.to(memory_format=torch.channels_last).eval()
+
+
+def _latency(run: foreign.Runner, image: Tensor) -> list[float]:
+    """Return the sorted milliseconds of ``_ROUNDS`` runs on one image, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(3):
+            run(image)
+        found = []
+        for _ in range(_ROUNDS):
+            start = time.perf_counter()
+            run(image)
+            found.append(1000.0 * (time.perf_counter() - start))
+    finally:
+        torch.set_num_threads(threads)
+    return sorted(found)
