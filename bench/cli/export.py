@@ -10,6 +10,7 @@ from bench.errors import InputError
 from bench.folders import resolve_data_dir
 from bench.progress import say
 from bench.records.store import Store
+from bench.text import plural
 
 
 def export_command(args: argparse.Namespace) -> int:
@@ -37,7 +38,9 @@ def export_command(args: argparse.Namespace) -> int:
     about = deploy.write(deployment, args.format, path, latent=args.latent)
     say(f"{path}: {about['file_bytes']} bytes")
     if about.get("plain_weights"):
-        say(f"weights without a node of QONNX, since none has their levels: {', '.join(about['plain_weights'])}")
+        say(
+            f"weights without a node of QONNX, since none has their levels: {', '.join(about['plain_weights'])}"
+        )
     if deployment.test is None:
         store.append_export(id, about)
         say("not checked: the data set is not here (--data)")
@@ -55,11 +58,22 @@ def _verdict(checked: object, passed: bool) -> str:
     assert isinstance(checked, Checked)
     if checked.equal_logits:
         same = "all logits equal the trained network's, bit for bit"
-    elif checked.equal_predictions:
-        same = f"all predictions are the trained network's, logits within {checked.difference:.1e}"
+    elif checked.other_predictions:
+        same = f"{plural(checked.other_predictions, 'prediction')} differ from the trained network's"
     else:
-        same = f"predictions differ from the trained network's, logits by up to {checked.difference:.1e}"
+        same = "all predictions are the trained network's"
+    if not checked.equal_logits:
+        same += f"; logits are off by at most {checked.difference:.1e}"
+    if checked.moved:
+        same += (
+            f", except those of {plural(checked.moved, 'image')} with an activation that lies on a threshold "
+            "but for rounding"
+        )
     text = f"read again: {checked.correct} of {checked.seen} test images right ({checked.accuracy:.2f} %); {same}"
     if checked.recorded is not None and checked.accuracy != checked.recorded:
-        text += f"\nthe record says {checked.recorded:.2f} %: it was measured on another machine or version"
-    return text if passed else f"{text}\nthe file is not the trained network"
+        text += f"\nthe record says {checked.recorded:.2f} %"
+    return (
+        text
+        if passed
+        else f"{text}\nthe file is not the trained network: {checked.wrong} images are off without a cause"
+    )

@@ -385,9 +385,14 @@ def _export_command(commands: _Commands) -> None:
     group.add_argument("--out", metavar="PATH", type=_path, help="the file (network.* in the trial's folder)")
     group.add_argument("--force", action="store_true", help="replace the file where it exists")
     group = command.add_argument_group("what else is written")
-    group.add_argument("--latent", action="store_true", help="the full-precision weights that training updates")
     group.add_argument(
-        "--images", metavar="FILE.npz", type=_path, help="the test images as the network reads them, and logits"
+        "--latent", action="store_true", help="the full-precision weights that training updates"
+    )
+    group.add_argument(
+        "--images",
+        metavar="FILE.npz",
+        type=_path,
+        help="the test images as the network reads them, and logits",
     )
     _code(command)
 

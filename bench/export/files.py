@@ -93,7 +93,11 @@ def write_file(
             continue
         del tensors[f"{name}.weight"]
         shape = list(levels.codes.shape)
-        layers[name] = {"shape": shape, "levels": len(levels.values), "values_shape": list(layer.values_shape)}
+        layers[name] = {
+            "shape": shape,
+            "levels": len(levels.values),
+            "values_shape": list(layer.values_shape),
+        }
         codes = levels.codes.cpu().contiguous()
         tensors[f"{name}.codes"] = pack(codes, levels.bits) if packed else codes
         tensors[f"{name}.values"] = levels.values.flatten(1).cpu().contiguous()

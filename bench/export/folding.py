@@ -81,7 +81,8 @@ def thresholds_of(norm: nn.Module, map: ActivationMap) -> Thresholds | None:
     values = torch.tensor(map.values)
     channels: int = norm.num_features  # type: ignore[assignment]
     ones = torch.ones(channels)
-    directions = ones if norm.weight is None else torch.where(norm.weight.cpu() < 0, -1.0, 1.0)
+    weight: Tensor | None = norm.weight  # type: ignore[assignment]
+    directions = ones if weight is None else torch.where(weight.cpu() < 0, -1.0, 1.0)
 
     def code(y: Tensor) -> Tensor:
         """Return the codes of ``y`` (n, C) as a batch of the rank that ``norm`` reads."""

@@ -70,7 +70,9 @@ def write_pt2(path: Path, plain: fx.GraphModule) -> None:
     """Write ``plain`` to ``path`` as ``torch.export`` saves it."""
     images = _example(plain.input_size)  # type: ignore[arg-type]
     with torch.no_grad(), _quiet():
-        program = torch.export.export(plain, (images,), dynamic_shapes={"images": {0: torch.export.Dim.DYNAMIC}})
+        program = torch.export.export(
+            plain, (images,), dynamic_shapes={"images": {0: torch.export.Dim.DYNAMIC}}
+        )
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
     write_atomic(path, buffer.getvalue())
@@ -140,6 +142,8 @@ class _QonnxActivation(nn.Module):
 class _QonnxWeight(nn.Module):
     """Quantized weights as a node of QONNX that reads them."""
 
+    scale: Tensor
+
     def __init__(self, scale: Tensor, zero_point: float, bits: int, ternary: bool) -> None:
         super().__init__()
         self.register_buffer("scale", scale)
@@ -164,7 +168,9 @@ class _QonnxWeight(nn.Module):
         if self.bits == 1:
             return _bipolar(weight, self.scale)
         ternary = int(self.ternary)
-        return _quant(weight, self.scale, self.zero_point, self.bits, signed=ternary, narrow=ternary, mode="ROUND")
+        return _quant(
+            weight, self.scale, self.zero_point, self.bits, signed=ternary, narrow=ternary, mode="ROUND"
+        )
 
 
 def _bipolar(x: Tensor, scale: Tensor) -> Tensor:

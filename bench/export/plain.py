@@ -47,7 +47,7 @@ def plain_network(network: Network) -> fx.GraphModule:
     _remove_helpers(stripped, {node.target for node in graph.nodes})
     plain = fx.GraphModule(stripped, graph, class_name=type(network).__name__)
     plain.delete_all_unused_submodules()
-    plain.input_size = network.input_size
+    plain.input_size = network.input_size  # type: ignore[assignment]
     for parameter in plain.parameters():
         parameter.requires_grad_(False)
     return plain.eval()
@@ -96,7 +96,8 @@ def _layer(layer: LowPrecisionLayer, name: str) -> InferenceConv2d | InferenceLi
     made = kind(layer, activation, scale)  # type: ignore[arg-type]
     made.take(weight if levels is None else levels.weight(), levels, layer.bias)  # type: ignore[arg-type]
     made.bound = bound
-    made.carried = lambda y, side: bound(y)  # what a shortcut around the layer carries, while traced
+    # what a shortcut around the layer carries, while traced
+    made.carried = lambda y, side: bound(y)  # type: ignore[assignment]
     return made
 
 
@@ -104,7 +105,8 @@ def _activation(layer: Any, name: str, *, bound: bool) -> Activation:
     """Return the deployed form of a layer's activation map, or of its bounding map alone."""
     quantizer = layer.quantizer
     made = Activation(
-        quantizer.bound_map() if bound else quantizer.activation_map(), getattr(layer, "magnitude_first", False)
+        quantizer.bound_map() if bound else quantizer.activation_map(),
+        getattr(layer, "magnitude_first", False),
     )
     own = layer.bounded if bound else layer.activate
     grid = torch.linspace(-2.0, 2.0, 4097)

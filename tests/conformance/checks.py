@@ -21,6 +21,7 @@ from bench.experiments.options import complete, keywords
 from bench.experiments.resolve import with_teachers
 from bench.experiments.roles import joint_roles, needed_roles, role_names, step_cost
 from bench.experiments.toml_files import Problems
+from bench.export.modules import Activation
 from bench.layers.branch import Branch
 from bench.layers.low_precision import strip
 from bench.networks import build, costs, describe_layers, initialize
@@ -175,6 +176,51 @@ def check_declared_bits(kind: str) -> None:
             )
             scales = alone.stored_scales(weight)
             assert rows[name].bits == w_bits * weight.numel() + 32 * scales, (kind, bits, name)
+
+
+def check_levels(kind: str, oracle: QuantizerOracle) -> None:
+    """Codes and values give ``weight`` exactly, at the declared bits unless zeros stay 0; also from bfloat16."""
+    facts = registry.get("quantizers", kind).facts
+    for bits in facts["w_bits"]:
+        for options in ({}, *oracle.options):
+            for shape in SHAPES:
+                quantizer = make_quantizer(kind, bits, facts["a_bits"][0], weight_shape=shape, **options)
+                with_scales(quantizer, shape)
+                w = torch.tensor(values(shape, scale=0.7)).float()
+                levels = quantizer.levels(w)
+                if bits == 32:
+                    assert levels is None
+                    continue
+                assert levels.codes.dtype == torch.uint8 and levels.codes.shape == shape
+                assert torch.equal(levels.weight(), quantizer.weight(w))
+                unscaled = bits == 1 and options.get("eta")  # a quirk of syq: levels +-s and +-1 at one bit
+                assert levels.bits == (2 if unscaled else bits), (kind, bits, options)
+                given = quantizer.statistics(w)
+                assert torch.equal(quantizer.levels(w, given).weight(), levels.weight())
+                narrow = w.to(torch.bfloat16)
+                stored = quantizer.levels(narrow).weight().to(torch.bfloat16)
+                assert torch.equal(stored, quantizer.weight(narrow))
+                w.view(-1)[:3] = torch.tensor([0.0, -0.0, 1.0])
+                assert torch.equal(quantizer.levels(w).weight(), quantizer.weight(w))
+
+
+def check_deployed_activations(kind: str) -> None:
+    """The deployed form equals ``activation`` and ``bound`` at every bit width, on each tie and beside it."""
+    facts = registry.get("quantizers", kind).facts
+    for bits in facts["a_bits"]:
+        quantizer = make_quantizer(kind, facts["w_bits"][0], bits).eval()
+        ties = torch.tensor(quantizer_oracles.thresholds(bits) if bits < 32 else [0.5]).float()
+        x = torch.cat(
+            [torch.tensor(values(5_000, scale=0.8)).float(), torch.tensor([0.0, -0.0, 1.0, -1.0, 1e30])]
+        )
+        x = torch.cat([x, ties, *(torch.nextafter(ties, torch.tensor(to)) for to in (-9.0, 9.0))])
+        for map, own in (
+            (quantizer.activation_map(), quantizer.activation),
+            (quantizer.bound_map(), quantizer.bound),
+        ):
+            assert torch.equal(Activation(map)(x), own(x)), (kind, bits, map)
+        levels = quantizer.activation_map().values
+        assert (levels is None) == (bits == 32) and (levels is None or len(levels) == 2**bits)
 
 
 def check_quantizer_compiled(kind: str) -> None:

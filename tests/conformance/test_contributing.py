@@ -64,6 +64,8 @@ def test_quantizer(installed):
     checks.check_quantizer_activations("max_sign", row("max_sign"))
     checks.check_quantizer_compiled("max_sign")
     checks.check_declared_bits("max_sign")
+    checks.check_levels("max_sign", row("max_sign"))
+    checks.check_deployed_activations("max_sign")
 
 
 def test_strategy(installed, tmp_path):

@@ -51,6 +51,12 @@ class TestQuantizers:
     def test_declared_bits_are_stored(self, kind):
         checks.check_declared_bits(kind)
 
+    def test_levels(self, kind):
+        checks.check_levels(kind, row("quantizers", kind))
+
+    def test_deployed_activations(self, kind):
+        checks.check_deployed_activations(kind)
+
     def test_the_paper_is_named(self, kind):
         entry = registry.get("quantizers", kind)
         published = entry.arxiv or re.search(r"\((AAAI|CVPR) \d{4}\)$", entry.title)  # two are not on arXiv
