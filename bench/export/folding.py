@@ -99,7 +99,9 @@ def thresholds_of(norm: nn.Module, map: ActivationMap) -> Thresholds | None:
 def _counts(layer: InferenceConv2d | InferenceLinear) -> bool:
     """Return whether the layer reads nothing of its input but a few monotone levels."""
     activation = layer.activation
-    values = activation.map.values if isinstance(activation, Activation) else None
+    if not isinstance(activation, Activation) or activation.map.form not in _CHANGE_NOTHING:
+        return False
+    values = activation.map.values
     return (
         values is not None
         and len(values) <= MOST_LEVELS

@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 from bench.errors import InputError
 from bench.export.modules import Activation
 from bench.export.plain import inference_layers
-from bench.quantizers.deployed import ActivationMap, Levels
+from bench.quantizers.deployed import Levels
 from bench.records.store import write_atomic
 from bench.text import clean
 
@@ -50,7 +50,7 @@ def write_qonnx(path: Path, plain: fx.GraphModule) -> list[str]:
     _needs("onnx", "onnxscript")
     marked = copy.deepcopy(plain)
     for name, module in list(marked.named_modules()):
-        if isinstance(module, Activation) and module.map.values is not None:
+        if isinstance(module, Activation) and module.map.quantizes and module.map.form != "table":
             parent, _, own = name.rpartition(".")
             setattr(marked.get_submodule(parent), own, _QonnxActivation(module))
     without = []
@@ -122,21 +122,26 @@ def run_pt2(path: Path) -> Runner:
 
 
 class _QonnxActivation(nn.Module):
-    """An activation map as a node of QONNX; the bounding comes before it in standard operators."""
+    """An activation map as a node of QONNX; what comes before the rounding stays in standard operators."""
 
     def __init__(self, like: Activation) -> None:
         super().__init__()
-        form = "clip" if like.map.form == "round" else "identity"
-        self.before = Activation(ActivationMap(form), like.magnitude_first)
-        self.map = like.map
+        self.like = like
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.before(x)
-        if self.map.form == "sign":
-            return _bipolar(x, torch.ones(1))
-        n = (1 << self.map.bits) - 1
-        mode = "HALF_UP" if self.map.half_up else "ROUND"
-        return _quant(x, torch.tensor(1.0 / n), 0.0, self.map.bits, signed=0, narrow=0, mode=mode)
+        like, map = self.like, self.like.map
+        if like.magnitude_first:
+            x = torch.clamp(torch.abs(x), max=1.0)
+        n, one = float((1 << map.bits) - 1), torch.ones(())
+        mode = "HALF_UP" if map.half_up else "ROUND"
+        if map.form in ("sign", "rsign"):
+            return _bipolar(x if map.form == "sign" else like.before_sign(x), torch.ones(1))
+        if map.form == "fixed":
+            return _quant(x, one / (1 << (map.bits - 1)), 0.0, map.bits, signed=1, narrow=0, mode=mode)
+        if map.form == "round":
+            return _quant(torch.clamp(x, 0.0, 1.0), one / n, 0.0, map.bits, signed=0, narrow=0, mode=mode)
+        scale = like.scale if map.form == "steps" else like.scale / n
+        return _quant(x, scale, 0.0, map.bits, signed=0, narrow=0, mode=mode)
 
 
 class _QonnxWeight(nn.Module):

@@ -6,6 +6,8 @@ standard operations that every exporter knows.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,35 +16,78 @@ from bench.quantizers.deployed import ActivationMap, Levels, look_up
 
 
 class Activation(nn.Module):
-    """An activation map of the deployed network, any shape, float32; see ``ActivationMap`` for the forms.
+    """An activation map of the deployed network, float32; see ``ActivationMap`` for the forms.
 
-    ``magnitude_first``: the map reads min(1, \\|x\\|).
+    ``magnitude_first``: the map reads min(1, \\|x\\|). Learned numbers are buffers.
     """
+
+    scale: Tensor
+    shift_in: Tensor
+    slope: Tensor
+    shift_out: Tensor
+    threshold: Tensor
 
     def __init__(self, map: ActivationMap, magnitude_first: bool = False) -> None:
         super().__init__()
-        self.map = map
+        self.map = replace(map, tensors={})
         self.magnitude_first = magnitude_first
+        for name, tensor in map.tensors.items():
+            self.register_buffer(name, tensor.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the activations of ``x``, same shape."""
+        """Return the activations of ``x``, same shape: any shape, (B, channels, ...) for values a channel."""
         if self.magnitude_first:
             x = torch.clamp(torch.abs(x), max=1.0)
         map = self.map
-        if map.form == "relu":
-            return torch.relu(x)
-        if map.form == "clip":
-            return torch.clamp(x, map.low, map.high)
-        if map.form == "sign":
-            return torch.where(x >= 0.0, 1.0, -1.0)
-        if map.form == "round":
-            n = (1 << map.bits) - 1
-            x = torch.clamp(x, 0.0, 1.0) * n
-            return (torch.floor(x + 0.5) if map.half_up else torch.round(x)) / n
-        return x
+        match map.form:
+            case "relu":
+                return torch.relu(x)
+            case "clip":
+                return torch.clamp(x, map.low, map.high)
+            case "sign":
+                return torch.where(x >= 0.0, 1.0, -1.0)
+            case "round":
+                return self._rounded(torch.clamp(x, 0.0, 1.0))
+            case "scaled_round":
+                x = torch.clamp(x / self.scale, 0.0, 1.0)
+                return (x if map.bits == 32 else self._rounded(x)) * self.scale
+            case "steps":
+                return torch.round(torch.clamp(x / self.scale, map.low, map.high)) * self.scale
+            case "fixed":
+                half = 1 << (map.bits - 1)
+                return torch.clamp(torch.round(x * half), -half, half - 1) / half
+            case "table":
+                found = torch.full_like(x, map.levels[0])
+                for threshold, level in zip(map.thresholds, map.levels[1:], strict=True):
+                    found = torch.where(x >= threshold, level, found)
+                return found
+            case "rprelu":
+                return self._rprelu(x)
+            case "rsign":
+                return torch.where(self.before_sign(x) >= 0.0, 1.0, -1.0)
+            case _:
+                return x
+
+    def _rounded(self, x: Tensor) -> Tensor:
+        n = (1 << self.map.bits) - 1
+        x = x * n
+        return (torch.floor(x + 0.5) if self.map.half_up else torch.round(x)) / n
+
+    def before_sign(self, x: Tensor) -> Tensor:
+        """Return the number whose sign "rsign" takes."""
+        return self._rprelu(x) + _along(self.threshold, x)
+
+    def _rprelu(self, x: Tensor) -> Tensor:
+        z = x + _along(self.shift_in, x)
+        return torch.where(z > 0, z, z * _along(self.slope, x)) + _along(self.shift_out, x)
 
     def extra_repr(self) -> str:
         return f"{self.map}, magnitude_first={self.magnitude_first}"
+
+
+def _along(values: Tensor, x: Tensor) -> Tensor:
+    """Return a value a channel, shaped to meet dimension 1 of ``x``; one value as it is."""
+    return values if values.numel() == 1 else values.reshape(-1, *[1] * (x.dim() - 2))
 
 
 class Thresholds(nn.Module):

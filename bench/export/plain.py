@@ -83,7 +83,7 @@ def _layer(layer: LowPrecisionLayer, name: str) -> InferenceConv2d | InferenceLi
     quantizer, statistics = layer.quantizer, layer.fixed_statistics
     weight = layer.low_precision_weight(with_extra=False)
     try:
-        levels = quantizer.levels(layer.weight, statistics)
+        levels = quantizer.weight_levels(layer.weight, statistics)
     except ValueError as error:
         raise InputError(f"{name}: {error}") from None
     if levels is None and not torch.equal(weight, layer.weight):
@@ -109,8 +109,9 @@ def _activation(layer: Any, name: str, *, bound: bool) -> Activation:
         getattr(layer, "magnitude_first", False),
     )
     own = layer.bounded if bound else layer.activate
-    grid = torch.linspace(-2.0, 2.0, 4097)
-    probe = torch.cat([grid, torch.tensor(_PROBE)]).to(layer.weight.device)
+    channels = max([1, *(tensor.numel() for tensor in made.buffers())])
+    grid = torch.cat([torch.linspace(-2.0, 2.0, 4097), torch.tensor(_PROBE)])
+    probe = grid.to(layer.weight.device)[:, None].expand(-1, channels)
     if not torch.equal(made(probe), own(probe)):
         method = "bound_map" if bound else "activation_map"
         raise InputError(

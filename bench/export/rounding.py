@@ -31,7 +31,7 @@ def threshold_distance(plain: nn.Module, images: Tensor) -> Tensor:
 
         return hook
 
-    activations = [m for m in plain.modules() if isinstance(m, Activation) and m.map.values is not None]
+    activations = [m for m in plain.modules() if isinstance(m, Activation) and m.map.quantizes]
     handles = [activation.register_forward_hook(watch(activation)) for activation in activations]
     try:
         plain(images)
@@ -42,11 +42,26 @@ def threshold_distance(plain: nn.Module, images: Tensor) -> Tensor:
 
 
 def _distance(activation: Activation, x: Tensor) -> Tensor:
+    """Return the distance of each of ``x`` from the nearest threshold, in steps between levels."""
+    map = activation.map
     if activation.magnitude_first:
         x = x.abs()
-    if activation.map.form == "sign":
+    if map.form == "sign":
         return x.abs()
-    n = (1 << activation.map.bits) - 1
-    y = x * n
-    threshold = (y.floor() + 0.5).clamp(0.5, n - 0.5)
-    return (y - threshold).abs()
+    if map.form == "rsign":
+        return activation.before_sign(x).abs()
+    if map.form == "table":
+        thresholds = torch.tensor(map.thresholds, device=x.device)
+        place = torch.bucketize(x.contiguous(), thresholds)
+        low, high = (thresholds[(place - i).clamp(0, len(thresholds) - 1)] for i in (1, 0))
+        return torch.minimum((x - low).abs(), (x - high).abs())
+    n = float((1 << map.bits) - 1)
+    y, lowest, highest = x * n, 0.0, n
+    if map.form == "scaled_round":
+        y = x / activation.scale * n
+    if map.form == "steps":
+        y, lowest, highest = x / activation.scale, map.low, map.high
+    if map.form == "fixed":
+        half = float(1 << (map.bits - 1))
+        y, lowest, highest = x * half, -half, half - 1
+    return (y - (y.floor() + 0.5).clamp(lowest + 0.5, highest - 0.5)).abs()

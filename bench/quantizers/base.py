@@ -96,10 +96,10 @@ class Quantizer(nn.Module):
         return None
 
     @torch.no_grad()
-    def levels(self, w: Tensor, statistics: Tensor | None = None) -> Levels | None:
+    def weight_levels(self, w: Tensor, statistics: Tensor | None = None) -> Levels | None:
         """Return the quantized weights as codes and values, None for full precision.
 
-        ``levels(w).weight()`` equals ``weight(w)`` in each bit of each number; zeros of either sign are equal.
+        ``weight_levels(w).weight()`` equals ``weight(w)`` in each bit of each number; zeros of either sign are equal.
         Raises ``ValueError`` where ``weight`` returns a value that ``level_values`` does not name.
         """
         w = w.detach().float()

@@ -58,6 +58,10 @@ class BinaryConnect(WeightsOnly):
             return with_slope(w, bipolar(noise.sub_(real)).neg_(), 1.0)
         return with_slope(w, bipolar(real), 1.0)
 
+    def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
+        """Return -1 and 1."""
+        return w.new_tensor([-1.0, 1.0]).reshape(2, *[1] * w.dim())
+
     @torch.no_grad()
     def after_step_(self, w: Tensor) -> None:
         """Clip the stored weights to [-1, 1]."""

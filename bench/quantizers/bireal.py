@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from bench.quantizers.base import Quantizer
+from bench.quantizers.deployed import ActivationMap, two_levels
 from bench.quantizers.dorefa import mean_magnitude
 from bench.quantizers.functional import bipolar, clip, compute_dtype, inside, with_slope
 
@@ -68,6 +69,22 @@ class BiReal(Quantizer):
     def stored_scales(self, w: Tensor) -> int:
         """Return the number of filters at 1 bit: each has its alpha."""
         return w.shape[0] if self.w_bits == 1 else 0
+
+    def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor | None:
+        """Return -alpha and alpha, (2, out, 1, ...)."""
+        if self.w_bits == 32:
+            return None
+        alpha = self.statistics(w) if statistics is None else statistics
+        assert alpha is not None
+        return two_levels(alpha, w)
+
+    def bound_map(self) -> ActivationMap:
+        """Return clip(x, -1, 1)."""
+        return ActivationMap("clip", -1.0, 1.0)
+
+    def activation_map(self) -> ActivationMap:
+        """Return sign(x); clip(x, -1, 1) at 32 bits."""
+        return self.bound_map() if self.a_bits == 32 else ActivationMap("sign")
 
     def bound(self, x: Tensor) -> Tensor:
         """Return clip(x, -1, 1), any shape."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from bench.quantizers.deployed import two_levels
 from bench.quantizers.dorefa import mean_magnitude
 from bench.quantizers.weights_only import WeightsOnly
 from bench.quantizers.xnor import filter_weight
@@ -39,6 +40,11 @@ class BWN(WeightsOnly):
     def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
         """Return alpha sign(w), same shape and dtype."""
         return filter_weight(w, self.statistics(w) if statistics is None else statistics)
+
+    def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
+        """Return -alpha and alpha, (2, out, 1, ...)."""
+        alpha = self.statistics(w) if statistics is None else statistics
+        return two_levels(alpha, w)
 
     def stored_scales(self, w: Tensor) -> int:
         """Return the number of filters: each has its alpha."""

@@ -5,7 +5,8 @@ Both are data, not code: a file can hold them, and an inference module needs not
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -64,11 +65,25 @@ def codes_of(weight: Tensor, values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ActivationMap:
-    """The map of activations in the deployed network, in one of five forms.
+    """The map of activations in the deployed network.
 
-    ``form``     "identity" x; "relu" max(x, 0); "clip" min(max(x, low), high); "sign" +1 where x >= 0, else
-                 -1; "round" round(n clip(x, 0, 1)) / n with n = 2^``bits`` - 1
-    ``half_up``  of "round": ties go up, floor(n x + 1/2); else to the even number
+    ``form`` says which:
+
+        identity      x
+        relu          max(x, 0)
+        clip          min(max(x, ``low``), ``high``)
+        sign          +1 where x >= 0, else -1
+        round         round(n clip(x, 0, 1)) / n with n = 2^``bits`` - 1
+        scaled_round  a times "round" of x / a; at 32 bits a clip(x / a, 0, 1)
+        steps         s round(clip(x / s, ``low``, ``high``))
+        fixed         clip(round(h x), -h, h - 1) / h with h = 2^(``bits`` - 1)
+        table         the level whose number is the count of ``thresholds`` t with x >= t
+        rprelu        z + b with z = x + c where x + c > 0, else r (x + c); a value a channel
+        rsign         +1 where "rprelu" + t >= 0, else -1
+
+    Ties go to the even code, or up with ``half_up`` (floor(n x + 1/2)). ``tensors`` are the learned numbers by
+    name: "scale" (a, s; of shape ()), "shift_in", "slope", "shift_out", "threshold" (c, r, b, t; (channels,) or
+    (1,)).
     """
 
     form: str
@@ -76,13 +91,40 @@ class ActivationMap:
     high: float = 1.0
     bits: int = 32
     half_up: bool = False
+    thresholds: tuple[float, ...] = ()
+    levels: tuple[float, ...] = ()
+    tensors: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether activations take a few values alone."""
+        if self.form == "scaled_round":
+            return self.bits < 32
+        return self.form in ("sign", "round", "steps", "fixed", "table", "rsign")
 
     @property
     def values(self) -> list[float] | None:
         """The values that activations take, in rising order; None for the forms that do not quantize."""
-        if self.form == "sign":
-            return [-1.0, 1.0]
-        if self.form != "round":
+        if not self.quantizes:
             return None
-        n = (1 << self.bits) - 1
-        return [float(torch.tensor(i / n, dtype=torch.float32)) for i in range(n + 1)]
+        if self.form in ("sign", "rsign"):
+            return [-1.0, 1.0]
+        if self.form == "table":
+            return list(self.levels)
+        if self.form == "steps":
+            return (torch.arange(self.low, self.high + 1.0) * self.tensors["scale"].cpu()).tolist()
+        half, n = float(1 << (self.bits - 1)), float((1 << self.bits) - 1)
+        if self.form == "fixed":
+            return (torch.arange(-half, half) / half).tolist()
+        found = torch.arange(0.0, n + 1.0) / n
+        return (found * self.tensors["scale"].cpu() if self.form == "scaled_round" else found).tolist()
+
+
+def next_above(number: float) -> float:
+    """Return the smallest float32 above ``number``: x > ``number`` says the same as x >= it."""
+    return float(torch.nextafter(torch.tensor(number), torch.tensor(torch.inf)))
+
+
+def two_levels(scale: Tensor, w: Tensor) -> Tensor:
+    """Return the table of -``scale`` and ``scale``, which broadcasts to ``w``."""
+    return torch.stack([-scale, scale]).reshape(2, *scale.shape or [1] * w.dim())

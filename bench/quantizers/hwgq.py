@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.quantizers.bwn import BWN
+from bench.quantizers.deployed import ActivationMap, next_above
 from bench.quantizers.functional import compute_dtype, inside, to_levels, with_slope
 
 ENTRIES = [
@@ -77,6 +78,19 @@ class HWGQ(BWN):
             middles = (levels[1:-1] + levels[2:]) / 2.0
             self.register_buffer("levels", levels, persistent=False)
             self.register_buffer("thresholds", torch.cat([torch.zeros(1), middles]), persistent=False)
+
+    def bound_map(self) -> ActivationMap:
+        """Return the clipped ReLU; ReLU at 32 bits."""
+        if self.a_bits == 32:
+            return ActivationMap("relu")
+        return ActivationMap("clip", 0.0, float(self.levels[-1]))
+
+    def activation_map(self) -> ActivationMap:
+        """Return the table of the levels; ReLU at 32 bits."""
+        if self.a_bits == 32:
+            return self.bound_map()
+        above = tuple(next_above(threshold) for threshold in self.thresholds.tolist())
+        return ActivationMap("table", bits=self.a_bits, thresholds=above, levels=tuple(self.levels.tolist()))
 
     def bound(self, x: Tensor) -> Tensor:
         """Return the clipped ReLU, any shape; ReLU at 32 bits."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bench.quantizers.base import Quantizer
+from bench.quantizers.deployed import ActivationMap, two_levels
 from bench.quantizers.functional import bipolar, clip, compute_dtype, with_slope
 
 ENTRIES = [
@@ -70,6 +71,18 @@ class IRNet(Quantizer):
     def stored_scales(self, w: Tensor) -> int:
         """Return the number of filters: each has its power of two."""
         return w.shape[0]
+
+    def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
+        """Return -2^s and 2^s, (2, out, 1, ...)."""
+        return two_levels((self.statistics(w) if statistics is None else statistics)[2].detach(), w)
+
+    def bound_map(self) -> ActivationMap:
+        """Return clip(x, -1, 1)."""
+        return ActivationMap("clip", -1.0, 1.0)
+
+    def activation_map(self) -> ActivationMap:
+        """Return sign(x); clip(x, -1, 1) at 32 bits."""
+        return self.bound_map() if self.a_bits == 32 else ActivationMap("sign")
 
     def bound(self, x: Tensor) -> Tensor:
         """Return clip(x, -1, 1), any shape."""

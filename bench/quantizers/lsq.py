@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from bench.quantizers.base import Quantizer
+from bench.quantizers.deployed import ActivationMap
 from bench.quantizers.functional import compute_dtype
 
 ENTRIES = [
@@ -127,6 +128,29 @@ class LSQ(Quantizer):
         assert self.weight_step is not None
         half = 2 ** (self.w_bits - 1)
         return learned_step(w, self.weight_step, -half, half - 1, w.numel())
+
+    def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor | None:
+        """Return the multiples of the step from -2^(k-1) to 2^(k-1) - 1; None at 32 bits."""
+        if self.w_bits == 32:
+            return None
+        if self.weight_step is None:
+            self.create_scales(w.shape, w.device)
+        assert self.weight_step is not None
+        half = 2 ** (self.w_bits - 1)
+        codes = torch.arange(-half, half, dtype=torch.float32, device=w.device)
+        step = self.weight_step.detach().clamp_min(SMALLEST_STEP)
+        return (codes * step).reshape(-1, *[1] * w.dim())
+
+    def bound_map(self) -> ActivationMap:
+        """Return max(x, 0)."""
+        return ActivationMap("relu")
+
+    def activation_map(self) -> ActivationMap:
+        """Return the multiples of the step of the input; max(x, 0) at 32 bits."""
+        if self.input_step is None:
+            return self.bound_map()
+        step = self.input_step.detach().clamp_min(SMALLEST_STEP)
+        return ActivationMap("steps", 0.0, 2.0**self.a_bits - 1, self.a_bits, tensors={"scale": step})
 
     def bound(self, x: Tensor) -> Tensor:
         """Return max(x, 0), any shape."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from bench.quantizers.deployed import ActivationMap
 from bench.quantizers.dorefa import DoReFa
 from bench.quantizers.functional import compute_dtype, level_, steps
 
@@ -89,6 +91,15 @@ class PACT(DoReFa):
         super().__init__(*args, **kwargs)
         self.decay = decay
         self.alpha = nn.Parameter(torch.full((), alpha))
+
+    def bound_map(self) -> ActivationMap:
+        """Return clip(x, 0, alpha)."""
+        alpha = self.alpha.detach().clamp_min(SMALLEST_ALPHA)
+        return ActivationMap("scaled_round", tensors={"scale": alpha})
+
+    def activation_map(self) -> ActivationMap:
+        """Return the clipped and rounded activations."""
+        return replace(self.bound_map(), bits=self.a_bits)
 
     def bound(self, x: Tensor) -> Tensor:
         """Return clip(x, 0, alpha), any shape."""

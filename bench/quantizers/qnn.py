@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.quantizers.base import Quantizer
+from bench.quantizers.deployed import ActivationMap, next_above
 from bench.quantizers.functional import bipolar, clip, compute_dtype, inside, to_levels, with_slope
 
 ENTRIES = [
@@ -54,6 +55,28 @@ class QNN(Quantizer):
         """Return the quantized weights, same shape and dtype."""
         return self._windowed(w, self.w_bits)
 
+    def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
+        """Return the 2^k levels of the weights."""
+        return w.new_tensor(self._table(self.w_bits)[1]).reshape(-1, *[1] * w.dim())
+
+    def bound_map(self) -> ActivationMap:
+        """Return clip(x, -1, 1)."""
+        return ActivationMap("clip", -1.0, 1.0)
+
+    def activation_map(self) -> ActivationMap:
+        """Return the quantized activations; clip(x, -1, 1) at 32 bits."""
+        if self.a_bits == 32:
+            return self.bound_map()
+        return ActivationMap("sign") if self.a_bits == 1 else self._deployed()
+
+    def _deployed(self) -> ActivationMap:
+        return ActivationMap("fixed", bits=self.a_bits)
+
+    def _table(self, bits: int) -> tuple[list[float], list[float]]:
+        """Return (thresholds, levels) of ``ActivationMap``'s "table"; thresholds only where they are needed."""
+        half = 1 << (bits - 1)
+        return [], [-1.0, 1.0] if bits == 1 else [code / half for code in range(-half, half)]
+
     def bound(self, x: Tensor) -> Tensor:
         """Return clip(x, -1, 1), any shape."""
         return clip(x, -1.0, 1.0)
@@ -95,6 +118,16 @@ class LogQNN(QNN):
             middles = torch.exp2(exponents[1:] - 0.5).float()
             self.register_buffer(f"thresholds_{bits}", middles, persistent=False)
             self.register_buffer(f"levels_{bits}", torch.exp2(exponents).float(), persistent=False)
+
+    def _deployed(self) -> ActivationMap:
+        thresholds, levels = self._table(self.a_bits)
+        return ActivationMap("table", bits=self.a_bits, thresholds=tuple(thresholds), levels=tuple(levels))
+
+    def _table(self, bits: int) -> tuple[list[float], list[float]]:
+        thresholds, levels = (getattr(self, f"{name}_{bits}").tolist() for name in ("thresholds", "levels"))
+        falling = [-level for level in reversed(levels)]
+        below = [-threshold for threshold in reversed(thresholds)]  # |x| = threshold has the lower level
+        return [*below, 0.0, *map(next_above, thresholds)], [*falling, *levels]
 
     def _levels(self, real: Tensor, bits: int) -> Tensor:
         thresholds, levels = getattr(self, f"thresholds_{bits}"), getattr(self, f"levels_{bits}")

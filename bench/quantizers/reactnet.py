@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.quantizers.bireal import BiReal, approximate_sign
+from bench.quantizers.deployed import ActivationMap
 from bench.quantizers.functional import compute_dtype
 
 ENTRIES = [
@@ -76,6 +77,18 @@ class ReActNet(BiReal):
         z = x.to(compute_dtype(x)) + self._along_channels(self.shift_in, x)
         bent = torch.where(z > 0, z, z * self._along_channels(self.slope, x))
         return bent + self._along_channels(self.shift_out, x)
+
+    def bound_map(self) -> ActivationMap:
+        """Return RPReLU."""
+        names = ("shift_in", "slope", "shift_out")
+        return ActivationMap("rprelu", tensors=self._tensors(names))
+
+    def activation_map(self) -> ActivationMap:
+        """Return RSign of RPReLU."""
+        return ActivationMap("rsign", tensors=self._tensors(("shift_in", "slope", "shift_out", "threshold")))
+
+    def _tensors(self, names: tuple[str, ...]) -> dict[str, Tensor]:
+        return {name: getattr(self, name).detach() for name in names}
 
     def bound(self, x: Tensor) -> Tensor:
         """Return RPReLU(x), (B, channels, ...), or any shape where one set of parameters serves the layer."""

@@ -60,6 +60,11 @@ class TWN(WeightsOnly):
         threshold, scale = (self.statistics(w) if statistics is None else statistics).detach()
         return with_slope(w, ternary(w.detach(), threshold).mul_(scale), 1.0)
 
+    def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
+        """Return -s, 0 and s."""
+        _, scale = (self.statistics(w) if statistics is None else statistics).detach()
+        return torch.stack([-scale, torch.zeros_like(scale), scale]).reshape(3, *[1] * w.dim())
+
     def stored_scales(self, w: Tensor) -> int:
         """Return 1: the scale of the layer."""
         return 1

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bench.quantizers.base import Quantizer
+from bench.quantizers.deployed import ActivationMap
 from bench.quantizers.functional import clip, round_unit
 
 
@@ -16,6 +17,14 @@ class WeightsOnly(Quantizer):
                  puts beside such weights.
     bound:       clip(x, 0, 1); ReLU at 32 bits
     """
+
+    def bound_map(self) -> ActivationMap:
+        """Return clip(x, 0, 1), or max(x, 0) at 32 bits."""
+        return ActivationMap("relu") if self.a_bits == 32 else ActivationMap("clip", 0.0, 1.0)
+
+    def activation_map(self) -> ActivationMap:
+        """Return round_k(clip(x, 0, 1)), or max(x, 0) at 32 bits."""
+        return self.bound_map() if self.a_bits == 32 else ActivationMap("round", bits=self.a_bits)
 
     def bound(self, x: Tensor) -> Tensor:
         """Return clip(x, 0, 1), or max(x, 0) at 32 bits; any shape."""

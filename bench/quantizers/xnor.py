@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from bench.quantizers.base import Quantizer
-from bench.quantizers.deployed import ActivationMap
+from bench.quantizers.deployed import ActivationMap, two_levels
 from bench.quantizers.dorefa import mean_magnitude
 from bench.quantizers.functional import bipolar, clip, compute_dtype, pass_inside, sign_window
 
@@ -106,7 +106,7 @@ class XNOR(Quantizer):
     def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
         """Return -alpha and +alpha, (2, out, 1, ...)."""
         alpha = self.statistics(w) if statistics is None else statistics
-        return torch.stack([-alpha, alpha]).reshape(2, *alpha.shape or [1] * w.dim())
+        return two_levels(alpha, w)
 
     def bound_map(self) -> ActivationMap:
         """Return clip(x, -1, 1), or max(x, 0) at 32 bits."""

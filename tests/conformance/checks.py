@@ -187,7 +187,7 @@ def check_levels(kind: str, oracle: QuantizerOracle) -> None:
                 quantizer = make_quantizer(kind, bits, facts["a_bits"][0], weight_shape=shape, **options)
                 with_scales(quantizer, shape)
                 w = torch.tensor(values(shape, scale=0.7)).float()
-                levels = quantizer.levels(w)
+                levels = quantizer.weight_levels(w)
                 if bits == 32:
                     assert levels is None
                     continue
@@ -196,12 +196,12 @@ def check_levels(kind: str, oracle: QuantizerOracle) -> None:
                 unscaled = bits == 1 and options.get("eta")  # a quirk of syq: levels +-s and +-1 at one bit
                 assert levels.bits == (2 if unscaled else bits), (kind, bits, options)
                 given = quantizer.statistics(w)
-                assert torch.equal(quantizer.levels(w, given).weight(), levels.weight())
+                assert torch.equal(quantizer.weight_levels(w, given).weight(), levels.weight())
                 narrow = w.to(torch.bfloat16)
-                stored = quantizer.levels(narrow).weight().to(torch.bfloat16)
+                stored = quantizer.weight_levels(narrow).weight().to(torch.bfloat16)
                 assert torch.equal(stored, quantizer.weight(narrow))
                 w.view(-1)[:3] = torch.tensor([0.0, -0.0, 1.0])
-                assert torch.equal(quantizer.levels(w).weight(), quantizer.weight(w))
+                assert torch.equal(quantizer.weight_levels(w).weight(), quantizer.weight(w))
 
 
 def check_deployed_activations(kind: str) -> None:

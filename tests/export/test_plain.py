@@ -1,0 +1,237 @@
+"""The plain network and its files have the logits of the trained network, bit for bit, whatever was trained.
+
+A few combinations by default; ``BENCH_EXPORT_PRODUCT=1`` takes every network with every quantizer, merge and
+precision, as ``make soak`` does.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import registry
+from bench.errors import InputError
+from bench.export.files import latent_of, read_file, write_file
+from bench.export.modules import Activation, InferenceConv2d, InferenceLinear, Thresholds
+from bench.export.plain import inference_layers, latent_weights, plain_network
+from bench.foreign import Grant, granted
+from bench.layers.low_precision import strip
+from bench.networks import build, costs
+from bench.quantizers.deployed import ActivationMap
+from bench.randomness import Clock
+from tests.configs import make_config
+from tests.export.networks_for_export import STRATEGIES, trained
+
+QUANTIZERS = {
+    "binaryconnect": ["1/32", "1/2"],
+    "bireal": ["1/1", "1/32"],
+    "bwn": ["1/2"],
+    "hwgq": ["1/2"],
+    "irnet": ["1/1"],
+    "lsq": ["2/2", "4/4"],
+    "pact": ["2/2", "4/32"],
+    "qnn": ["1/1", "2/2"],
+    "qnn_log": ["2/3"],
+    "reactnet": ["1/1"],
+    "twn": ["2/2"],
+    "full_precision": ["32/32"],
+    "bnn": ["1/1"],
+    "xnor": ["1/1", "1/32"],
+    "ttq": ["2/2", "2/32"],
+    "dorefa": ["1/1", "1/2", "2/2", "8/8", "32/2"],
+    "dorefa_released": ["1/2"],
+    "dorefa_channelwise": ["1/2"],
+    "dorefa_channelwise_released": ["1/2"],
+    "syq": ["1/2", "2/8"],
+    "syq_released": ["1/2"],
+    "syq_four_levels": ["2/2"],
+}
+NETWORKS = {
+    "svhn_convnet": {"network": "svhn_convnet"},
+    "svhn_convnet_abs": {"network": {"kind": "svhn_convnet", "activation": "abs"}},
+    "bnn_convnet": {"network": "bnn_convnet"},
+    "resnet20_post": {"network": {"kind": "resnet20", "block": "post", "shortcut": "B"}},
+    "resnet20": {"network": "resnet20", "width": 0.25},
+    "torchvision": {"network": {"kind": "torchvision", "name": "resnet18", "input_size": 32}, "width": 1.0},
+    "mobilenet_v2": {"network": {"kind": "mobilenet_v2", "input_size": 32}, "width": 0.25},
+    "own": {"network": {"kind": "python:network_of_a_user.tiny", "input_size": 16}, "width": 1.0},
+}
+FEW = [
+    ("svhn_convnet", "dorefa", "1/2", "sum", "fp32"),
+    ("svhn_convnet", "xnor", "1/1", "concat", "fp32"),
+    ("svhn_convnet_abs", "syq", "2/8", "difference", "fp32"),
+    ("svhn_convnet", "dorefa_released", "1/2", "joint", "fp32"),
+    ("svhn_convnet", "ttq", "2/2", "preactivation", "bf16"),
+    ("bnn_convnet", "bnn", "1/1", "sum", "fp32"),
+    ("resnet20_post", "dorefa", "2/2", "sum", "fp32"),
+    ("resnet20", "syq_four_levels", "2/2", "plain", "fp32"),
+    ("torchvision", "dorefa", "1/1", "sum", "fp32"),
+    ("own", "dorefa", "1/2", "sum", "fp32"),
+    ("svhn_convnet", "reactnet", "1/1", "sum", "fp32"),
+    ("torchvision", "lsq", "2/2", "concat", "fp32"),
+    ("svhn_convnet", "pact", "2/2", "plain", "fp32"),
+    ("svhn_convnet", "hwgq", "1/2", "plain", "bf16"),
+    ("svhn_convnet", "qnn_log", "2/3", "sum", "fp32"),
+]
+ALL = [
+    (network, kind, bits, merge, precision)
+    for network, (kind, widths), merge, precision in itertools.product(
+        NETWORKS, QUANTIZERS.items(), STRATEGIES, ("fp32", "bf16")
+    )
+    for bits in widths
+    if not (network == "svhn_convnet_abs" and kind in ("bnn", "xnor"))
+]
+CASES = ALL if os.environ.get("BENCH_EXPORT_PRODUCT") else FEW
+OWN = """
+from torch import nn
+
+
+def tiny(num_classes):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, bias=True),
+        nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, num_classes),
+    )
+"""
+
+
+@pytest.fixture
+def user_code(tmp_path):
+    (tmp_path / "network_of_a_user.py").write_text(OWN)
+    with granted(Grant(("network_of_a_user",), str(tmp_path))):
+        yield
+
+
+def test_every_quantizer_is_here():
+    assert set(QUANTIZERS) == {n for n, entry in registry.entries("quantizers").items() if not entry.package}
+
+
+@pytest.mark.parametrize(("network", "kind", "bits", "merge", "precision"), CASES)
+def test_logits_and_parameters(network, kind, bits, merge, precision, tmp_path, user_code):
+    changes = {"quantizer": kind, "bits": bits, "precision": precision, **NETWORKS[network]}
+    try:
+        net, images, config = trained(merge, **changes)
+    except InputError as error:
+        if CASES is FEW:
+            raise
+        pytest.skip(f"cannot be trained: {error}")
+    with torch.no_grad():
+        wanted = net(images)
+        plain = plain_network(net)
+        assert torch.equal(plain(images), wanted) and wanted.std() > 0
+        assert torch.equal(net(images), wanted), "the trained network was changed"
+        _check_nothing_of_training(plain)
+        never_expanded = build(config, num_classes=10, clock=Clock(0))
+        counts = {n: p.numel() for n, p in never_expanded.named_parameters() if ".quantizer." not in n}
+        assert {
+            n: p.numel() for n, p in plain.named_parameters()
+        } == counts  # learned scales are in the levels
+        for packed in (False, True):
+            file = tmp_path / f"{packed}.safetensors"
+            write_file(file, plain_network(net), config, 10, packed=packed)
+            assert torch.equal(read_file(file)(images), wanted), f"packed: {packed}"
+
+
+def _check_nothing_of_training(plain):
+    for module in plain.modules():
+        if module is not plain and isinstance(module, InferenceConv2d | InferenceLinear | Activation):
+            continue
+        assert not type(module).__module__.startswith(
+            ("bench.layers", "bench.strategies", "bench.quantizers")
+        )
+    assert not any(p.requires_grad for p in plain.parameters()) and not plain.training
+    for name, layer in inference_layers(plain):
+        levels = layer.levels
+        if levels is not None:
+            assert torch.equal(levels.weight(), layer.weight), name
+
+
+def test_packed_weights_take_their_bits(tmp_path):
+    for kind, bits, a_byte in (("dorefa", "1/1", 8), ("ttq", "2/2", 4), ("dorefa", "3/3", 8 / 3)):
+        net, _, config = trained(quantizer=kind, bits=bits)
+        written = write_file(tmp_path / "x.safetensors", plain_network(net), config, 10, packed=True)
+        weights = sum(layer.weight.numel() for _, layer in net.low_precision_layers())
+        exact = costs(strip(net)).model_bits / 8
+        assert weights / a_byte < written.tensor_bytes < exact + 1000
+        assert written.file_bytes - written.tensor_bytes < 6000
+
+
+def test_latent_weights_on_request(tmp_path):
+    net, _, config = trained("sum")
+    file = tmp_path / "x.safetensors"
+    write_file(file, plain_network(net), config, 10, packed=False, latent=latent_weights(strip(net)))
+    stored = latent_of(file)
+    assert stored.keys() == {name for name, _ in net.low_precision_layers()}
+    assert all(torch.equal(stored[name], layer.weight) for name, layer in net.low_precision_layers())
+    write_file(file, plain_network(net), config, 10, packed=False)
+    assert latent_of(file) == {}
+
+
+class TestThresholds:
+    """Batch norm and activation as thresholds equal the two for every number, near the thresholds above all."""
+
+    @pytest.mark.parametrize(
+        "map",
+        [
+            ActivationMap("sign"),
+            ActivationMap("round", bits=1),
+            ActivationMap("round", bits=2),
+            ActivationMap("round", bits=2, half_up=True),
+        ],
+    )
+    def test_equal(self, map):
+        from bench.export.folding import thresholds_of
+
+        generator = torch.Generator().manual_seed(0)
+        norm = torch.nn.BatchNorm2d(64).eval()
+        with torch.no_grad():
+            norm.weight.copy_(torch.randn(64, generator=generator))
+            norm.weight[:2] = torch.tensor([0.0, -1.0])  # a constant channel, a falling one
+            norm.bias.copy_(torch.randn(64, generator=generator))
+            norm.running_mean.copy_(torch.randn(64, generator=generator))
+            norm.running_var.copy_(torch.rand(64, generator=generator) * 4 + 0.01)
+            made = thresholds_of(norm, map)
+            assert isinstance(made, Thresholds)
+            x = 3 * torch.randn(16, 64, 9, 9, generator=generator)
+            edge = (
+                (made.thresholds.clamp(-1e30, 1e30) * made.directions[:, None])
+                .T[:, :, None, None]
+                .expand(-1, 64, 9, 9)
+            )
+            for y in (x, x.to(memory_format=torch.channels_last), edge.contiguous(), -edge):
+                assert torch.equal(made(y), Activation(map)(norm(y)))
+
+    def test_a_batch_norm_that_a_shortcut_reads_stays(self):
+        net, _, _ = trained(network={"kind": "resnet20", "block": "post"}, width=0.25, bits="1/1")
+        from bench.export.folding import fold_
+
+        plain = plain_network(net)
+        folded = fold_(plain)
+        assert folded and all(name.endswith("bn1") for name in folded)  # bn2 and bn0 feed the shortcut
+
+
+def test_a_quantizer_without_a_deployed_form_is_refused():
+    net, _, _ = trained()
+    layer = net.low_precision_layers()[0][1]
+    layer.quantizer.activation_map = lambda: ActivationMap("sign")
+    with pytest.raises(InputError, match=r"conv1: activation_map of the quantizer DoReFa is not what"):
+        plain_network(net)
+
+
+def test_of_a_file_only_the_network_of_its_configuration_is_built(tmp_path, user_code):
+    changes = {"quantizer": "dorefa", "bits": "1/1", **NETWORKS["own"]}
+    net, _, config = trained(**changes)
+    write_file(tmp_path / "x.safetensors", plain_network(net), config, 10, packed=True)
+    with granted(Grant()), pytest.raises(InputError, match="--allow-code network_of_a_user"):
+        read_file(Path(tmp_path / "x.safetensors"))
+
+
+def test_make_config_is_the_file_s_configuration(tmp_path):
+    net, _, config = trained()
+    write_file(tmp_path / "x.safetensors", plain_network(net), config, 10, packed=True)
+    assert config == make_config(strategy="plain")
+    assert read_file(tmp_path / "x.safetensors").input_size == 40
