@@ -40,7 +40,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("Results", "load", "load_experiment", "network", "report", "results", "run"), "bench.api"),
+    **dict.fromkeys(
+        ("Results", "load", "load_experiment", "network", "report", "results", "run"), "bench.api"
+    ),
     "make_quantizer": "bench.quantizers",
 }
 

@@ -379,7 +379,11 @@ def _export_command(commands: _Commands) -> None:
     )
     command.add_argument("trial", metavar="TRIAL", help="its id, the beginning of the id, or its folder")
     command.add_argument(
-        "--format", choices=EXPORTS, default="safetensors", metavar="|".join(EXPORTS), help="(safetensors)"
+        "--format",
+        choices=EXPORTS,
+        default="safetensors",
+        metavar="F",
+        help=f"{', '.join(EXPORTS)} (safetensors)",
     )
     group = _places(command)
     group.add_argument("--out", metavar="PATH", type=_path, help="the file (network.* in the trial's folder)")

@@ -50,7 +50,11 @@ def write_qonnx(path: Path, plain: fx.GraphModule) -> list[str]:
     _needs("onnx", "onnxscript")
     marked = copy.deepcopy(plain)
     for name, module in list(marked.named_modules()):
-        if isinstance(module, Activation) and module.map.quantizes and module.map.form != "table":
+        if (
+            isinstance(module, Activation)
+            and module.map.quantizes
+            and module.map.form not in ("table", "residual")
+        ):
             parent, _, own = name.rpartition(".")
             setattr(marked.get_submodule(parent), own, _QonnxActivation(module))
     without = []

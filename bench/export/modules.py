@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from bench.quantizers.deployed import ActivationMap, Levels, look_up
 
+_LARGEST = 2.0**106  # of what is binarized several times, so that means of magnitudes are finite
+
 
 class Activation(nn.Module):
     """An activation map of the deployed network, float32; see ``ActivationMap`` for the forms.
@@ -26,6 +28,8 @@ class Activation(nn.Module):
     slope: Tensor
     shift_out: Tensor
     threshold: Tensor
+    thresholds: Tensor
+    levels: Tensor
 
     def __init__(self, map: ActivationMap, magnitude_first: bool = False) -> None:
         super().__init__()
@@ -57,10 +61,14 @@ class Activation(nn.Module):
                 half = 1 << (map.bits - 1)
                 return torch.clamp(torch.round(x * half), -half, half - 1) / half
             case "table":
-                found = torch.full_like(x, map.levels[0])
-                for threshold, level in zip(map.thresholds, map.levels[1:], strict=True):
-                    found = torch.where(x >= threshold, level, found)
+                found = self.levels[0].expand_as(x)
+                for i in range(len(self.thresholds)):
+                    found = torch.where(x >= self.thresholds[i], self.levels[i + 1], found)
                 return found
+            case "prelu":
+                return self._prelu(x)
+            case "residual":
+                return self._residual(self._prelu(x))
             case "rprelu":
                 return self._rprelu(x)
             case "rsign":
@@ -75,17 +83,29 @@ class Activation(nn.Module):
 
     def before_sign(self, x: Tensor) -> Tensor:
         """Return the number whose sign "rsign" takes."""
-        return self._rprelu(x) + _along(self.threshold, x)
+        return self._rprelu(x) + channelwise(self.threshold, x)
 
     def _rprelu(self, x: Tensor) -> Tensor:
-        z = x + _along(self.shift_in, x)
-        return torch.where(z > 0, z, z * _along(self.slope, x)) + _along(self.shift_out, x)
+        return self._prelu(x + channelwise(self.shift_in, x)) + channelwise(self.shift_out, x)
+
+    def _prelu(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, x * channelwise(self.slope, x))
+
+    def _residual(self, z: Tensor) -> Tensor:
+        if self.map.bits == 1:
+            return torch.where(z >= 0.0, 1.0, -1.0)
+        left, total = torch.clamp(z, -_LARGEST, _LARGEST), torch.zeros_like(z)
+        axes = tuple(range(1, z.dim()))
+        for _ in range(self.map.bits):
+            part = left.abs().mean(axes, keepdim=True) * torch.where(left >= 0.0, 1.0, -1.0)
+            left, total = left - part, total + part
+        return total
 
     def extra_repr(self) -> str:
         return f"{self.map}, magnitude_first={self.magnitude_first}"
 
 
-def _along(values: Tensor, x: Tensor) -> Tensor:
+def channelwise(values: Tensor, x: Tensor) -> Tensor:
     """Return a value a channel, shaped to meet dimension 1 of ``x``; one value as it is."""
     return values if values.numel() == 1 else values.reshape(-1, *[1] * (x.dim() - 2))
 

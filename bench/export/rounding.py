@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from bench.export.modules import Activation
+from bench.export.modules import Activation, channelwise
 
 NEAR = 5e-6  # of the step between two levels: the rounding of float32 sums of a few thousand terms
 
@@ -46,12 +46,14 @@ def _distance(activation: Activation, x: Tensor) -> Tensor:
     map = activation.map
     if activation.magnitude_first:
         x = x.abs()
+    if map.form == "residual":
+        return _residual_distance(activation, x)
     if map.form == "sign":
         return x.abs()
     if map.form == "rsign":
         return activation.before_sign(x).abs()
     if map.form == "table":
-        thresholds = torch.tensor(map.thresholds, device=x.device)
+        thresholds = activation.thresholds
         place = torch.bucketize(x.contiguous(), thresholds)
         low, high = (thresholds[(place - i).clamp(0, len(thresholds) - 1)] for i in (1, 0))
         return torch.minimum((x - low).abs(), (x - high).abs())
@@ -65,3 +67,15 @@ def _distance(activation: Activation, x: Tensor) -> Tensor:
         half = float(1 << (map.bits - 1))
         y, lowest, highest = x * half, -half, half - 1
     return (y - (y.floor() + 0.5).clamp(lowest + 0.5, highest - 0.5)).abs()
+
+
+def _residual_distance(activation: Activation, x: Tensor) -> Tensor:
+    """Return the distance of the nearest of the signs that "residual" adds up."""
+    left = torch.where(x > 0, x, x * channelwise(activation.slope, x))
+    nearest = left.abs()
+    for _ in range(activation.map.bits - 1):
+        left = left - left.abs().mean(tuple(range(1, x.dim())), keepdim=True) * torch.where(
+            left >= 0.0, 1.0, -1.0
+        )
+        nearest = torch.minimum(nearest, left.abs())
+    return nearest

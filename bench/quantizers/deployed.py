@@ -77,13 +77,16 @@ class ActivationMap:
         scaled_round  a times "round" of x / a; at 32 bits a clip(x / a, 0, 1)
         steps         s round(clip(x / s, ``low``, ``high``))
         fixed         clip(round(h x), -h, h - 1) / h with h = 2^(``bits`` - 1)
-        table         the level whose number is the count of ``thresholds`` t with x >= t
-        rprelu        z + b with z = x + c where x + c > 0, else r (x + c); a value a channel
+        table         the level whose number is the count of thresholds t with x >= t
+        prelu         x where x > 0, else r x; a value a channel
+        rprelu        "prelu" of x + c, plus b; values a channel
         rsign         +1 where "rprelu" + t >= 0, else -1
+        residual      of "prelu" the sum of ``bits`` scaled signs, each of what the ones before leave, scaled by
+                      the mean magnitude of the sample; one sign alone is not scaled
 
     Ties go to the even code, or up with ``half_up`` (floor(n x + 1/2)). ``tensors`` are the learned numbers by
-    name: "scale" (a, s; of shape ()), "shift_in", "slope", "shift_out", "threshold" (c, r, b, t; (channels,) or
-    (1,)).
+    name: "scale" (a, s; of shape ()), "thresholds" and "levels" of a table, "shift_in", "slope", "shift_out",
+    "threshold" (c, r, b, t; (channels,) or (1,)).
     """
 
     form: str
@@ -91,8 +94,6 @@ class ActivationMap:
     high: float = 1.0
     bits: int = 32
     half_up: bool = False
-    thresholds: tuple[float, ...] = ()
-    levels: tuple[float, ...] = ()
     tensors: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -100,17 +101,17 @@ class ActivationMap:
         """Whether activations take a few values alone."""
         if self.form == "scaled_round":
             return self.bits < 32
-        return self.form in ("sign", "round", "steps", "fixed", "table", "rsign")
+        return self.form in ("sign", "round", "steps", "fixed", "table", "rsign", "residual")
 
     @property
     def values(self) -> list[float] | None:
-        """The values that activations take, in rising order; None for the forms that do not quantize."""
-        if not self.quantizes:
+        """The values that activations take, in rising order; None where they do not quantize, or vary by sample."""
+        if not self.quantizes or (self.form == "residual" and self.bits > 1):
             return None
-        if self.form in ("sign", "rsign"):
+        if self.form in ("sign", "rsign", "residual"):
             return [-1.0, 1.0]
         if self.form == "table":
-            return list(self.levels)
+            return self.tensors["levels"].tolist()
         if self.form == "steps":
             return (torch.arange(self.low, self.high + 1.0) * self.tensors["scale"].cpu()).tolist()
         half, n = float(1 << (self.bits - 1)), float((1 << self.bits) - 1)
@@ -120,9 +121,14 @@ class ActivationMap:
         return (found * self.tensors["scale"].cpu() if self.form == "scaled_round" else found).tolist()
 
 
-def next_above(number: float) -> float:
-    """Return the smallest float32 above ``number``: x > ``number`` says the same as x >= it."""
-    return float(torch.nextafter(torch.tensor(number), torch.tensor(torch.inf)))
+def level_table(thresholds: Tensor, levels: Tensor) -> ActivationMap:
+    """Return the "table" of ``functional.to_levels``: its level i holds above threshold i - 1, not at it."""
+    above = torch.where(
+        torch.isinf(thresholds),
+        thresholds,
+        torch.nextafter(thresholds, torch.full_like(thresholds, torch.inf)),
+    ).detach()
+    return ActivationMap("table", tensors={"thresholds": above, "levels": levels.detach()})
 
 
 def two_levels(scale: Tensor, w: Tensor) -> Tensor:

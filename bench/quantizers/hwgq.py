@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.quantizers.bwn import BWN
-from bench.quantizers.deployed import ActivationMap, next_above
+from bench.quantizers.deployed import ActivationMap, level_table
 from bench.quantizers.functional import compute_dtype, inside, to_levels, with_slope
 
 ENTRIES = [
@@ -89,8 +89,7 @@ class HWGQ(BWN):
         """Return the table of the levels; ReLU at 32 bits."""
         if self.a_bits == 32:
             return self.bound_map()
-        above = tuple(next_above(threshold) for threshold in self.thresholds.tolist())
-        return ActivationMap("table", bits=self.a_bits, thresholds=above, levels=tuple(self.levels.tolist()))
+        return level_table(self.thresholds, self.levels)
 
     def bound(self, x: Tensor) -> Tensor:
         """Return the clipped ReLU, any shape; ReLU at 32 bits."""

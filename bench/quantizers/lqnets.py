@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.quantizers.base import Quantizer
+from bench.quantizers.deployed import ActivationMap, level_table
 from bench.quantizers.functional import compute_dtype, to_levels, with_slope
 
 ENTRIES = [
@@ -148,6 +149,29 @@ class LQNets(Quantizer):
         return (w.shape[0] * self.w_bits if self.w_bits < 32 else 0) + (
             self.a_bits if self.a_bits < 32 else 0
         )
+
+    def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor | None:
+        """Return the levels of each filter, (2^k, out, 1, ...), rising; None at 32 bits."""
+        if self.w_bits == 32:
+            return None
+        if self.weight_basis is None:
+            self.create_scales(w.shape, w.device)
+        filters = w.detach().flatten(1).to(torch.float32).contiguous()
+        levels = self._places(filters)[1].T
+        return levels.reshape(*levels.shape, *[1] * (w.dim() - 1))
+
+    def bound_map(self) -> ActivationMap:
+        """Return max(x, 0)."""
+        return ActivationMap("relu")
+
+    def activation_map(self) -> ActivationMap:
+        """Return the table of the input's levels; max(x, 0) at 32 bits."""
+        if self.a_bits == 32:
+            return self.bound_map()
+        levels, _ = torch.sort(self.input_codes @ self.input_basis)
+        thresholds = (levels[1:] + levels[:-1]) / 2.0
+        thresholds = torch.where(thresholds < 0.0, -torch.inf, thresholds)  # the input is rectified first
+        return level_table(thresholds, levels)
 
     def bound(self, x: Tensor) -> Tensor:
         """Return max(x, 0), any shape."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.quantizers.base import Quantizer
-from bench.quantizers.deployed import ActivationMap, next_above
+from bench.quantizers.deployed import ActivationMap
 from bench.quantizers.functional import bipolar, clip, compute_dtype, inside, to_levels, with_slope
 
 ENTRIES = [
@@ -57,7 +57,7 @@ class QNN(Quantizer):
 
     def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
         """Return the 2^k levels of the weights."""
-        return w.new_tensor(self._table(self.w_bits)[1]).reshape(-1, *[1] * w.dim())
+        return w.new_tensor(self._table(self.w_bits)).reshape(-1, *[1] * w.dim())
 
     def bound_map(self) -> ActivationMap:
         """Return clip(x, -1, 1)."""
@@ -72,10 +72,10 @@ class QNN(Quantizer):
     def _deployed(self) -> ActivationMap:
         return ActivationMap("fixed", bits=self.a_bits)
 
-    def _table(self, bits: int) -> tuple[list[float], list[float]]:
-        """Return (thresholds, levels) of ``ActivationMap``'s "table"; thresholds only where they are needed."""
+    def _table(self, bits: int) -> list[float]:
+        """Return the levels of so many bits, rising."""
         half = 1 << (bits - 1)
-        return [], [-1.0, 1.0] if bits == 1 else [code / half for code in range(-half, half)]
+        return [-1.0, 1.0] if bits == 1 else [code / half for code in range(-half, half)]
 
     def bound(self, x: Tensor) -> Tensor:
         """Return clip(x, -1, 1), any shape."""
@@ -120,14 +120,18 @@ class LogQNN(QNN):
             self.register_buffer(f"levels_{bits}", torch.exp2(exponents).float(), persistent=False)
 
     def _deployed(self) -> ActivationMap:
-        thresholds, levels = self._table(self.a_bits)
-        return ActivationMap("table", bits=self.a_bits, thresholds=tuple(thresholds), levels=tuple(levels))
+        thresholds, levels = self._both_signs(self.a_bits)
+        return ActivationMap("table", tensors={"thresholds": thresholds, "levels": levels})
 
-    def _table(self, bits: int) -> tuple[list[float], list[float]]:
-        thresholds, levels = (getattr(self, f"{name}_{bits}").tolist() for name in ("thresholds", "levels"))
-        falling = [-level for level in reversed(levels)]
-        below = [-threshold for threshold in reversed(thresholds)]  # |x| = threshold has the lower level
-        return [*below, 0.0, *map(next_above, thresholds)], [*falling, *levels]
+    def _table(self, bits: int) -> list[float]:
+        return self._both_signs(bits)[1].tolist()
+
+    def _both_signs(self, bits: int) -> tuple[Tensor, Tensor]:
+        """Return (thresholds, levels) of both signs; where |x| is at a threshold the lower magnitude holds."""
+        thresholds, levels = getattr(self, f"thresholds_{bits}"), getattr(self, f"levels_{bits}")
+        above = torch.nextafter(thresholds, torch.full_like(thresholds, torch.inf))
+        rising = torch.cat([-thresholds.flip(0), torch.zeros_like(levels[:1]), above])
+        return rising, torch.cat([-levels.flip(0), levels])
 
     def _levels(self, real: Tensor, bits: int) -> Tensor:
         thresholds, levels = getattr(self, f"thresholds_{bits}"), getattr(self, f"levels_{bits}")

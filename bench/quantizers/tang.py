@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.quantizers.base import Quantizer
+from bench.quantizers.deployed import ActivationMap
 from bench.quantizers.functional import bipolar, compute_dtype, inside, sign_window, with_slope
 
 ENTRIES = [
@@ -86,6 +87,18 @@ class Tang(Quantizer):
     def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
         """Return sign(w), same shape and dtype."""
         return sign_window(w)
+
+    def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
+        """Return -1 and 1."""
+        return w.new_tensor([-1.0, 1.0]).reshape(2, *[1] * w.dim())
+
+    def bound_map(self) -> ActivationMap:
+        """Return PReLU."""
+        return ActivationMap("prelu", tensors={"slope": self.slope.detach()})
+
+    def activation_map(self) -> ActivationMap:
+        """Return the sum of signs of PReLU."""
+        return ActivationMap("residual", bits=self.a_bits, tensors={"slope": self.slope.detach()})
 
     def _prelu(self, x: Tensor) -> Tensor:
         real = x.to(compute_dtype(x))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.quantizers.base import Quantizer
+from bench.quantizers.deployed import ActivationMap, level_table
 from bench.quantizers.functional import bipolar, to_levels, with_slope
 
 ENTRIES = [
@@ -114,6 +115,20 @@ class WEQ(Quantizer):
     def stored_scales(self, w: Tensor) -> int:
         """Return the number of clusters: each has its level."""
         return 2 ** (self.w_bits - 1)
+
+    def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
+        """Return the levels of both signs, rising."""
+        found = self.statistics(w) if statistics is None else statistics
+        levels = found[2 ** (self.w_bits - 1) - 1 :]
+        return torch.cat([-levels.flip(0), levels]).reshape(-1, *[1] * w.dim())
+
+    def bound_map(self) -> ActivationMap:
+        """Return max(x, 0)."""
+        return ActivationMap("relu")
+
+    def activation_map(self) -> ActivationMap:
+        """Return the table of the powers of two; max(x, 0) at 32 bits."""
+        return self.bound_map() if self.a_bits == 32 else level_table(self.thresholds, self.levels)
 
     def bound(self, x: Tensor) -> Tensor:
         """Return max(x, 0), any shape."""
