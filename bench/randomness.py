@@ -146,7 +146,7 @@ class Clock:
 
     @property
     def progress(self) -> Tensor:
-        """The share of the training that is done, step / total_steps: float32 of shape (), 0 before training."""
+        """The share of the training that is done, step / total_steps: float32 of shape ()."""
         return self.step.to(torch.float32) / max(self.total_steps, 1)
 
     def give_layers_factors(self, layers: Callable[[int], Mapping[str, float]]) -> None:
@@ -187,5 +187,5 @@ class Draws:
         return to_uniform(sample_bits(key, samples, x.shape[1:]))
 
     def uniform_weights(self, w: Tensor) -> Tensor:
-        """Return float32 numbers in [0, 1) of the shape of ``w``, the same for all samples and workers of a step."""
+        """Return float32 numbers in [0, 1) of the shape of ``w``: one draw for all samples of a step."""
         return uniform(combine(self._key, self.clock.step), w.shape, w.device)

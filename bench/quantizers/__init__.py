@@ -35,8 +35,8 @@ def make_quantizer(
     """Return the quantizer called ``kind``; see ``bench list quantizers`` for names, bits and options.
 
     ``weight_shape``: shape of the weights it will serve; learned scales are then created at once.
-    ``channels``: of the activations; learned parameters of the activations are then one a channel, else one a layer.
-    Raises ``InputError`` for a name, bit width or option that does not exist.
+    ``channels``: of the activations; learned parameters of the activations are then one a channel, else one
+    a layer. Raises ``InputError`` for a name, bit width or option that does not exist.
     """
     entry = registry.get("quantizers", kind, "quantizer")
     chosen = complete("quantizers", {"kind": kind, **options}, "quantizer")

@@ -19,11 +19,12 @@ class Quantizer(nn.Module):
     """The base class; a quantizer serves one weight tensor and the activations that meet it.
 
     ``w_bits``, ``a_bits``, ``g_bits``: 1 to 8, or 32 for full precision. ``weight_shape``: shape of the
-    weight, (out, in, kh, kw) or (out, in). Quantizers with learned scales need it, or create their parameters
-    at the first call of ``weight`` (eager only, and before the optimizer is made). ``draws``: the random
-    numbers of stochastic maps, set by the layer; None: one fixed stream, the same each step.
-    ``running``: names of the buffers, vectors, that training moves with the activations; workers average them.
-    ``scales_input``: True where the convolution's output is to be multiplied by ``input_scale`` of its input.
+    weight, (out, in, kh, kw) or (out, in). Quantizers with learned scales need it, or create their
+    parameters at the first call of ``weight`` (eager only, and before the optimizer is made). ``draws``:
+    the random numbers of stochastic maps, set by the layer; None: one fixed stream, the same each step.
+    ``running``: names of the buffers, vectors, that training moves with the activations; workers average
+    them. ``scales_input``: True where the convolution's output is to be multiplied by ``input_scale`` of
+    its input.
     """
 
     scales_input = False
@@ -42,10 +43,10 @@ class Quantizer(nn.Module):
         """Create the learned scales for weights of this shape; there are none by default."""
 
     def create_input_parameters(self, channels: int, device: Any = None) -> None:
-        """Create learned parameters of the activations for an input of so many channels; there are none by default.
+        """Create learned parameters of the activations for that many channels; none by default.
 
-        A quantizer with parameters a channel has one set for all channels until this is called. One value a layer
-        needs no call: it is created with the quantizer.
+        A quantizer with parameters a channel has one set for all channels until this is called. One value a
+        layer needs no call: it is created with the quantizer.
         """
 
     def start_(self, w: Tensor) -> None:
@@ -122,13 +123,14 @@ class Quantizer(nn.Module):
     def add_penalty_(self, *weights: Tensor) -> None:
         """Add the gradient of the method's penalty, a term of the loss, to the gradients; nothing by default.
 
-        Called once a step, between the backward pass and the update. ``weights`` are the stored ones that the
-        quantizer serves: none where the layer's weights are full precision. A tensor without a gradient is left alone.
+        Called once a step, between the backward pass and the update. ``weights`` are the stored ones that
+        the quantizer serves: none where the layer's weights are full precision. A tensor without a gradient
+        is left alone.
         """
 
     @property
     def progress(self) -> Tensor:
-        """The share of the training that is done, float32 of shape (), from 0; 0 before the layer gives a stream."""
+        """The share of the training that is done: float32 of shape (), 0 without a stream."""
         return self.stream.clock.progress
 
     @property

@@ -34,15 +34,16 @@ ENTRIES = [
 class BinaryConnect(WeightsOnly):
     """BinaryConnect (arXiv 1511.00363).
 
-    weight:      sign(w), sign(0) = +1 (eq. 1). With ``stochastic``, while training, +1 with the probability of the hard
-                 sigmoid clip((w + 1) / 2, 0, 1) and -1 otherwise (eq. 2 and 3). The gradient passes straight: the stored
-                 weights get dL/dq (Algorithm 1).
+    weight:      sign(w), sign(0) = +1 (eq. 1). With ``stochastic``, while training, +1 with the probability
+                 of the hard sigmoid clip((w + 1) / 2, 0, 1) and -1 otherwise (eq. 2 and 3). The gradient
+                 passes straight: the stored weights get dL/dq (Algorithm 1).
     after_step_: clips the stored weights to [-1, 1] (section 2.4)
 
-    One draw serves a whole training step, all its samples and workers. In evaluation the weights are sign(w): the paper
-    does so for the deterministic variant, and evaluates the stochastic one with its real weights (section 2.6), which
-    would not be a low-precision network. The paper's scaling of learning rates by the initialisation's coefficients
-    (section 2.5) is a matter of the recipe and is left out. The activations are full precision; see ``WeightsOnly``.
+    One draw serves a whole training step, all its samples and workers. In evaluation the weights are
+    sign(w): the paper does so for the deterministic variant, and evaluates the stochastic one with its real
+    weights (section 2.6), which would not be a low-precision network. The paper's scaling of learning rates
+    by the initialisation's coefficients (section 2.5) is a matter of the recipe and is left out. The
+    activations are full precision; see ``WeightsOnly``.
     """
 
     def __init__(self, *args: Any, stochastic: bool = False, **kwargs: Any) -> None:

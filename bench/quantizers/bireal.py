@@ -1,4 +1,4 @@
-"""Bi-Real Net: a closer derivative of the sign, and weight gradients that know magnitudes (arXiv 1808.00278)."""
+"""Bi-Real Net: a closer derivative of the sign, weights with a magnitude (arXiv 1808.00278)."""
 
 from __future__ import annotations
 
@@ -43,14 +43,13 @@ class BiReal(Quantizer):
     bound:       clip(x, -1, 1)
 
     The forward maps and gradients are those of the authors' PyTorch code, compared formula by formula
-    (github.com/liuzechun/Bi-Real-net, pytorch_implementation/BiReal18_34/birealnet.py, commit 27cf653), but that a
-    weight or activation of exactly 0 is +1 here and 0 there. The paper takes one alpha for the layer. The deployed
-    network may leave alpha out: the batch norm behind the convolution absorbs it.
+    (github.com/liuzechun/Bi-Real-net, pytorch_implementation/BiReal18_34/birealnet.py, commit 27cf653), but
+    that a weight or activation of exactly 0 is +1 here and 0 there. The paper takes one alpha for the
+    layer. The deployed network may leave alpha out: the batch norm behind the convolution absorbs it.
 
     The paper's network is ``resnet18`` with ``block = "post"``, ``shortcut_per = "convolution"`` and
-    ``shortcut = "D"``. Its start is a network trained with 32/32 bits of this quantizer, whose activations are
-    clipped instead of rectified; an arm begins from it with ``start``.
-    Statistic: alpha.
+    ``shortcut = "D"``. Its start is a network trained with 32/32 bits of this quantizer, whose activations
+    are clipped instead of rectified; an arm begins from it with ``start``. Statistic: alpha.
     """
 
     def statistics(self, w: Tensor) -> Tensor | None:

@@ -50,8 +50,8 @@ class _StochasticSign(Function):
 def stochastic_sign(x: Tensor, uniform: Tensor) -> Tensor:
     """Return +1 with probability clip((x + 1) / 2, 0, 1), else -1 (eq. 2 and 3); any shape.
 
-    ``uniform``: numbers in [0, 1), u < probability gives +1. The expectation is hard tanh of x, and so is the gradient:
-    1[|x| <= 1].
+    ``uniform``: numbers in [0, 1), u < probability gives +1. The expectation is hard tanh of x, and so is
+    the gradient: 1[|x| <= 1].
     """
     return _StochasticSign.apply(x, uniform)
 
@@ -59,10 +59,12 @@ def stochastic_sign(x: Tensor, uniform: Tensor) -> Tensor:
 class BNN(Quantizer):
     """Binarized Neural Networks (arXiv 1602.02830).
 
-    weight:      sign(w), sign(0) = +1 (eq. 1); gradient 1[|w| <= 1] (eq. 4). ``after_step_`` clips the stored weights
-                 to [-1, 1] (Algorithm 1), after which the gradient passes everywhere, as the paper writes it.
-    activation:  sign(x), gradient 1[|x| <= 1]; with ``stochastic`` drawn while training (``stochastic_sign``) and
-                 deterministic in evaluation, the one use that the paper makes of it
+    weight:      sign(w), sign(0) = +1 (eq. 1); gradient 1[|w| <= 1] (eq. 4). ``after_step_`` clips the
+                 stored weights to [-1, 1] (Algorithm 1), after which the gradient passes everywhere, as the
+                 paper writes it.
+    activation:  sign(x), gradient 1[|x| <= 1]; with ``stochastic`` drawn while training
+                 (``stochastic_sign``) and deterministic in evaluation, the one use that the paper makes of
+                 it
     bound:       hard tanh, clip(x, -1, 1)
     """
 

@@ -27,7 +27,8 @@ ENTRIES = [
 class BWN(WeightsOnly):
     """Binary-Weight-Networks (arXiv 1603.05279, section 3.1).
 
-    weight:  alpha sign(w), alpha = mean |w| of the filter (eq. 6), sign(0) = +1; gradient in ``xnor.filter_weight``
+    weight:  alpha sign(w), alpha = mean |w| of the filter (eq. 6), sign(0) = +1; gradient in
+             ``xnor.filter_weight``
 
     At 32-bit activations it is the quantizer ``xnor``; below, the activations are those of ``WeightsOnly``.
     Statistic: alpha.

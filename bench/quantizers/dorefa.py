@@ -1,9 +1,10 @@
-"""DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth Gradients (arXiv 1606.06160).
+"""DoReFa-Net: low bitwidth weights, activations and gradients (arXiv 1606.06160).
 
-Four variants, named by origin. ``dorefa`` is the paper's text. ``dorefa_released`` maps a zero weight to 0 at 1 bit, as
-EXP-Net's TensorFlow code does. ``dorefa_channelwise`` takes the 1-bit scale per output channel instead of per layer, which
-is what the authors of EXP-Net plot as "XNOR"; ``dorefa_channelwise_released`` maps a zero weight to 0 there as well.
-``bench.quantizers.differences()`` tabulates the variants.
+Four variants, named by origin. ``dorefa`` is the paper's text. ``dorefa_released`` maps a zero weight to 0
+at 1 bit, as EXP-Net's TensorFlow code does. ``dorefa_channelwise`` takes the 1-bit scale per output channel
+instead of per layer, which is what the authors of EXP-Net plot as "XNOR"; ``dorefa_channelwise_released``
+maps a zero weight to 0 there as well. ``bench/quantizers/dorefa_variants.py`` has those of public
+libraries, ``docs/variants.md`` tabulates all.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ class _ScaledSign(Function):
 def binary_weight(w: Tensor, scale: Tensor, *, zero_to_zero: bool = False) -> Tensor:
     """Return scale * sign(w), section 2.2 (eq. 7 and 8); the gradient passes straight, dL/dw = dL/dq.
 
-    ``w``: any shape; ``scale``: broadcast to it, a constant of the gradient. sign(0) is +1, or 0 with ``zero_to_zero``.
+    ``w``: any shape; ``scale``: broadcast to it, a constant of the gradient. sign(0) is +1, or 0 with
+    ``zero_to_zero``.
     """
     return _ScaledSign.apply(w, scale, zero_to_zero)
 
@@ -127,10 +129,10 @@ class _TanhRound(Function):
 def tanh_weight(w: Tensor, bits: int, maximum: Tensor | None = None) -> Tensor:
     """Return 2 round_k(tanh(w) / (2 m) + 1/2) - 1 with m = max |tanh w|, eq. (9); k = ``bits`` from 1 to 8.
 
-    Levels (2 i - n) / n, i = 0..n, n = 2^k - 1. The gradient passes straight through the rounding, and flows through
-    tanh and through the maximum, in equal shares where several weights reach it (as TensorFlow and PyTorch define the
-    gradient of a maximum). With ``maximum`` given, of shape (), it is used instead and receives its own gradient.
-    All-zero weights count as m = 1.
+    Levels (2 i - n) / n, i = 0..n, n = 2^k - 1. The gradient passes straight through the rounding, and
+    flows through tanh and through the maximum, in equal shares where several weights reach it (as
+    TensorFlow and PyTorch define the gradient of a maximum). With ``maximum`` given, of shape (), it is
+    used instead and receives its own gradient. All-zero weights count as m = 1.
     """
     return _TanhRound.apply(w, maximum, steps(bits))
 
@@ -147,10 +149,10 @@ class _RoundGradient(Function):
 
 
 def quantize_gradient(grad: Tensor, n: int, uniform: Tensor) -> Tensor:
-    """Return 2 m (round_k(clip(g / (2 m) + 1/2 + N)) - 1/2), eq. (12), with m = max |g| of each sample (dimension 0).
+    """Return 2 m (round_k(clip(g / (2 m) + 1/2 + N)) - 1/2), eq. (12); m = max |g| of a sample (dimension 0).
 
-    ``uniform``: numbers in [0, 1) of the shape of ``grad``, for the noise N = (uniform - 1/2) / n, n = 2^k - 1. The
-    levels are m (2 i - n) / n. A sample whose gradient is all zero keeps it.
+    ``uniform``: numbers in [0, 1) of the shape of ``grad``, for the noise N = (uniform - 1/2) / n, n = 2^k
+    - 1. The levels are m (2 i - n) / n. A sample whose gradient is all zero keeps it.
     """
     m = grad.to(compute_dtype(grad)).abs()
     m = m.amax(dim=tuple(range(1, grad.dim())), keepdim=True) if grad.dim() > 1 else m

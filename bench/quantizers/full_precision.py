@@ -25,9 +25,9 @@ ENTRIES = [
 class FullPrecision(Quantizer):
     """weight(w) = w, activation(x) = max(x, 0), gradient(y) = y.
 
-    The activation is ReLU, not the clip(x, 0, 1) that the [0, 1] quantizers leave at 32 bits: the maintainer of
-    DoReFa-Net's training script made that choice for its full-precision runs, and a network in full precision has no
-    reason to saturate at 1. Gradient of ReLU at 0: 0.
+    The activation is ReLU, not the clip(x, 0, 1) that the [0, 1] quantizers leave at 32 bits: the
+    maintainer of DoReFa-Net's training script made that choice for its full-precision runs, and a network
+    in full precision has no reason to saturate at 1. Gradient of ReLU at 0: 0.
     """
 
     def bound(self, x: Tensor) -> Tensor:

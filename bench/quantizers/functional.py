@@ -188,7 +188,8 @@ class _WithSlope(Function):
 def with_slope(x: Tensor, value: Tensor, slope: Tensor | float) -> Tensor:
     """Return ``value`` in the dtype of ``x``, with dL/dx = slope dL/dvalue.
 
-    ``value`` and ``slope`` are constants of the gradient; ``value`` has the shape of ``x``, ``slope`` is broadcast to it.
+    ``value`` and ``slope`` are constants of the gradient; ``value`` has the shape of ``x``, ``slope`` is
+    broadcast to it.
     """
     if not isinstance(slope, Tensor):
         slope = torch.full((), slope, device=x.device)
@@ -196,13 +197,14 @@ def with_slope(x: Tensor, value: Tensor, slope: Tensor | float) -> Tensor:
 
 
 def to_levels(x: Tensor, thresholds: Tensor, levels: Tensor) -> Tensor:
-    """Return levels[i] for thresholds[i - 1] < x <= thresholds[i]: exact, in the dtype of ``levels``, without gradient.
+    """Return levels[i] where thresholds[i - 1] < x <= thresholds[i], without gradient.
 
-    ``x``: any shape; ``thresholds`` (m,) rises, ``levels`` (m + 1,). A NaN gets the highest level.
+    The levels are exact, in their own dtype. ``x``: any shape; ``thresholds`` (m,) rises, ``levels`` (m +
+    1,). A NaN gets the highest level.
     """
     return levels[torch.bucketize(x.detach().to(levels.dtype).contiguous(), thresholds)]
 
 
 def inside(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
-    """Return 1 where low <= x <= high and 0 elsewhere, in the compute dtype; any shape, bounds of any value."""
+    """Return 1 where low <= x <= high and 0 elsewhere, in the compute dtype; any shape and bounds."""
     return ((x >= low) & (x <= high)).to(compute_dtype(x))

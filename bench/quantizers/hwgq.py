@@ -31,7 +31,7 @@ ENTRIES = [
     }
 ]
 
-# Minimisers of E (q(x) - x)^2 over a standard normal x > 0, by Lloyd's iteration to 1e-10; k bits have 2^k - 1
+# Minimisers of E (q(x) - x)^2 over a standard normal x > 0, by Lloyd's iteration to 1e-10. k bits have 2^k - 1
 # positive levels. A test finds them again. The released network has 0.538 at 2 bits.
 UNIFORM_STEPS = {1: 0.7978845608, 2: 0.5388119234, 3: 0.3217289091, 4: 0.1842433428}
 FREE_LEVELS = {
@@ -56,10 +56,10 @@ def half_gaussian_levels(bits: int, uniform: bool) -> tuple[float, ...]:
 class HWGQ(BWN):
     """Half-wave Gaussian quantization (arXiv 1702.00953).
 
-    activation:  0 where x <= 0, else the nearest of the positive levels (eq. 9); so a small positive x becomes the
-                 lowest positive level. The levels minimise the squared error over the positive half of a standard
-                 normal variable (eq. 10), equally spaced by default. Gradient: that of the clipped ReLU,
-                 1[0 < x <= highest level] (eq. 14 and section 4.2.1).
+    activation:  0 where x <= 0, else the nearest of the positive levels (eq. 9); so a small positive x
+                 becomes the lowest positive level. The levels minimise the squared error over the positive
+                 half of a standard normal variable (eq. 10), equally spaced by default. Gradient: that of
+                 the clipped ReLU, 1[0 < x <= highest level] (eq. 14 and section 4.2.1).
     bound:       the clipped ReLU, min(max(x, 0), highest level); ReLU at 32 bits
     weight:      BWN's, alpha sign(w)
 

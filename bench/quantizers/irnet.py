@@ -1,4 +1,4 @@
-"""IR-Net: balanced, standardised binary weights and a derivative that sharpens during training (arXiv 1909.10788)."""
+"""IR-Net: standardised binary weights, a derivative that sharpens during training (arXiv 1909.10788)."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ ENTRIES = [
 def decaying_sign(x: Tensor, progress: Tensor) -> Tensor:
     """Return sign(x), sign(0) = +1, with the gradient of the error decay estimator; any shape.
 
-    The gradient is k t (1 - tanh(t x)^2) with t = 0.1 * 10^(2 p), k = max(1/t, 1) and p = ``progress``, of shape (),
-    from 0 to 1 (eq. 11 and 12): at first about that of the identity, at the end nearly that of the sign.
+    The gradient is k t (1 - tanh(t x)^2) with t = 0.1 * 10^(2 p), k = max(1/t, 1) and p = ``progress``, of
+    shape (), from 0 to 1 (eq. 11 and 12): at first about that of the identity, at the end nearly that of
+    the sign.
     """
     real = x.detach().to(compute_dtype(x))
     t = 0.1 * 10.0 ** (2.0 * progress)
@@ -39,16 +40,17 @@ def decaying_sign(x: Tensor, progress: Tensor) -> Tensor:
 class IRNet(Quantizer):
     """IR-Net (arXiv 1909.10788).
 
-    weight:      Libra-PB: 2^s sign(v), v = (w - mean) / deviation, each of the filter, s = round(log2(mean |v|)), an
-                 integer of the filter (eq. 6 to 8). The deviation has n - 1 in its denominator. Gradient: that of
-                 ``decaying_sign`` at v, through v's mean and deviation; s is a constant.
+    weight:      Libra-PB: 2^s sign(v), v = (w - mean) / deviation, each of the filter, s = round(log2(mean
+                 |v|)), an integer of the filter (eq. 6 to 8). The deviation has n - 1 in its denominator.
+                 Gradient: that of ``decaying_sign`` at v, through v's mean and deviation; s is a constant.
     activation:  sign(x), see ``decaying_sign``; at 32 bits clip(x, -1, 1)
     bound:       clip(x, -1, 1)
 
     The progress p is (step / steps of the whole trial); the authors' code, compared formula by formula
-    (github.com/htqin/IR-Net, CIFAR-10/ResNet20/1w1a, commit 831282f), moves t once an epoch and has sign(0) = 0. A
-    filter of equal weights becomes 0, and its deviation counts as 1. The paper's CIFAR networks have a shortcut
-    around each convolution. Statistic: (mean, deviation, 2^s), the first two with their gradients.
+    (github.com/htqin/IR-Net, CIFAR-10/ResNet20/1w1a, commit 831282f), moves t once an epoch and has sign(0)
+    = 0. A filter of equal weights becomes 0, and its deviation counts as 1. The paper's CIFAR networks have
+    a shortcut around each convolution. Statistic: (mean, deviation, 2^s), the first two with their
+    gradients.
     """
 
     def statistics(self, w: Tensor) -> Tensor:

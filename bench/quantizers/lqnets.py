@@ -59,21 +59,22 @@ def fitted_basis(digits: Tensor, x: Tensor, basis: Tensor) -> Tensor:
 class LQNets(Quantizer):
     """LQ-Nets (arXiv 1807.10029).
 
-    weight:      the nearest of the levels sum_i b_i v_i, b_i = +-1 (eq. 3), v the basis of the filter, k numbers.
-                 At a tie, 0 at 1 bit for instance, the lower level. The gradient passes straight.
-    activation:  of the ReLU, the nearest of the levels sum_i b_i v_i, b_i = 0 or 1, v one basis for the layer;
-                 gradient 1[0 < x <= highest level]
+    weight:      the nearest of the levels sum_i b_i v_i, b_i = +-1 (eq. 3), v the basis of the filter, k
+                 numbers. At a tie, 0 at 1 bit for instance, the lower level. The gradient passes straight.
+    activation:  of the ReLU, the nearest of the levels sum_i b_i v_i, b_i = 0 or 1, v one basis for the
+                 layer; gradient 1[0 < x <= highest level]
     bound:       ReLU
 
-    The bases are buffers, not parameters: each training step moves them by 1 - ``moving`` towards the least-squares
-    fit to the numbers that the present levels quantize (Algorithm 1 with one iteration, ``fitted_basis``). The
-    weights' basis moves after the update, the activations' in the forward pass, once for each part of a batch that
-    is taken in parts; several workers average theirs.
+    The bases are buffers, not parameters: each training step moves them by 1 - ``moving`` towards the
+    least-squares fit to the numbers that the present levels quantize (Algorithm 1 with one iteration,
+    ``fitted_basis``). The weights' basis moves after the update, the activations' in the forward pass, once
+    for each part of a batch that is taken in parts; several workers average theirs.
 
     The maps and the fit are those of the authors' TensorFlow code, compared formula by formula
-    (github.com/microsoft/LQ-Nets, learned_quantization.py, commit 86b9b75), but for two points. That code has the
-    0.0001 in the fit of the weights alone, and cannot invert where some digit is never used. It starts the weights'
-    basis from the deviation of He's initialisation; here ``start_`` takes the deviation of the layer's weights.
+    (github.com/microsoft/LQ-Nets, learned_quantization.py, commit 86b9b75), but for two points. That code
+    has the 0.0001 in the fit of the weights alone, and cannot invert where some digit is never used. It
+    starts the weights' basis from the deviation of He's initialisation; here ``start_`` takes the deviation
+    of the layer's weights.
     """
 
     weight_basis: Tensor | None
@@ -118,7 +119,7 @@ class LQNets(Quantizer):
             self.weight_basis.copy_(deviation * QUARTILE / 2 ** (self.w_bits - 1) * powers)
 
     def _places(self, filters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return for (out, n) weights: place of each in its filter's levels, these in order, and their codes' order."""
+        """Return the place of each weight (out, n) in its filter's sorted levels, these, and their order."""
         assert self.weight_basis is not None
         levels, order = torch.sort(self.weight_basis @ self.weight_codes.T, dim=1)
         thresholds = (levels[:, 1:] + levels[:, :-1]) / 2.0

@@ -65,13 +65,15 @@ class _LearnedStep(Function):
 
 
 def learned_step(v: Tensor, step: Tensor, low: int, high: int, count: int) -> Tensor:
-    """Return round(clip(v / s, low, high)) s (eq. 1 and 2); any shape; ``step`` s of shape (); ties go to even.
+    """Return round(clip(v / s, low, high)) s (eq. 1 and 2), any shape; ties go to even.
 
-    A step of less than 2^-20 is taken as 2^-20, so that its gradient can raise it again.
+    ``step``: s, of shape (). A step of less than 2^-20 is taken as 2^-20, so that its gradient can raise it
+    again.
 
-    Gradients: dL/dv = dL/dq where low < v/s < high, else 0 (eq. 5). dL/ds is g times the sum of dL/dq r, with r =
-    round(v/s) - v/s inside, low where v/s <= low and high where v/s >= high (eq. 3), and g = 1 / sqrt(count high)
-    (section 2.2), ``count`` the number of weights, or of one sample's activations, that share the step.
+    Gradients: dL/dv = dL/dq where low < v/s < high, else 0 (eq. 5). dL/ds is g times the sum of dL/dq r,
+    with r = round(v/s) - v/s inside, low where v/s <= low and high where v/s >= high (eq. 3), and g = 1 /
+    sqrt(count high) (section 2.2), ``count`` the number of weights, or of one sample's activations, that
+    share the step.
     """
     return _LearnedStep.apply(v, step, low, high, 1.0 / math.sqrt(count * high))
 
@@ -85,9 +87,10 @@ class LSQ(Quantizer):
                  2 m / sqrt(2^k - 1), m = ``activation_mean``
     bound:       ReLU
 
-    The paper takes m from the first batch. Here m is an option, so that a trial's start depends on no batch. Its default
-    is about the mean of a rectified standard normal variable, 1 / sqrt(2 pi), since batch norm stands before most inputs.
-    The number of activations in g is that of one sample. Both steps are parameters of shape ().
+    The paper takes m from the first batch. Here m is an option, so that a trial's start depends on no
+    batch. Its default is about the mean of a rectified standard normal variable, 1 / sqrt(2 pi), since
+    batch norm stands before most inputs. The number of activations in g is that of one sample. Both steps
+    are parameters of shape ().
     """
 
     def __init__(

@@ -64,11 +64,11 @@ class _ClipRound(Function):
 
 
 def clip_round(x: Tensor, alpha: Tensor, bits: int) -> Tensor:
-    """Return round(n y / alpha) alpha / n with y = clip(x, 0, alpha) and n = 2^bits - 1 (eq. 1 and 2); any shape.
+    """Return round(n y / alpha) alpha / n, y = clip(x, 0, alpha), n = 2^bits - 1 (eq. 1 and 2); any shape.
 
-    ``alpha`` of shape (), taken as 2^-10 where it is less; at 32 bits y alone. Ties go to even. Gradients (eq. 3):
-    dL/dx = dL/dy where 0 <= x < alpha, else 0; dL/dalpha = the sum of dL/dy over x >= alpha. Both pass straight through
-    the rounding.
+    ``alpha`` of shape (), taken as 2^-10 where it is less; at 32 bits y alone. Ties go to even. Gradients
+    (eq. 3): dL/dx = dL/dy where 0 <= x < alpha, else 0; dL/dalpha = the sum of dL/dy over x >= alpha. Both
+    pass straight through the rounding.
     """
     return _ClipRound.apply(x, alpha, bits)
 
@@ -76,12 +76,12 @@ def clip_round(x: Tensor, alpha: Tensor, bits: int) -> Tensor:
 class PACT(DoReFa):
     """PACT (arXiv 1805.06085): activations with a learned clipping level beside DoReFa-Net's weights.
 
-    activation:  ``clip_round``; levels i alpha / n. alpha is a parameter of shape (), one for each layer that reads
-                 activations, the classifier included.
+    activation:  ``clip_round``; levels i alpha / n. alpha is a parameter of shape (), one for each layer
+                 that reads activations, the classifier included.
     bound:       clip(x, 0, alpha)
-    penalty:     d alpha^2 / 2, that is L2 regularisation of alpha. The paper takes the coefficient of the weights' decay;
-                 the default is that of its ResNet-20 for CIFAR-10. A recipe with ``weight_decay_on = "all"`` decays alpha
-                 in addition.
+    penalty:     d alpha^2 / 2, that is L2 regularisation of alpha. The paper takes the coefficient of the
+                 weights' decay; the default is that of its ResNet-20 for CIFAR-10. A recipe with
+                 ``weight_decay_on = "all"`` decays alpha in addition.
     weight:      DoReFa-Net's, at every bit width
 
     alpha starts at 8, as in Distiller, the library of Intel (``act_clip_init_val``).

@@ -40,15 +40,16 @@ ENTRIES = [
 class QNN(Quantizer):
     """Quantized Neural Networks with equal steps (arXiv 1609.07061, section 5, LinearQuant).
 
-    weight, activation, k > 1 bits:  clip(round(2^(k-1) x), -2^(k-1), 2^(k-1) - 1) / 2^(k-1), round half to even
+    weight, activation, k > 1 bits:  clip(round(2^(k-1) x), -2^(k-1), 2^(k-1) - 1) / 2^(k-1), round half to
+                                     even
     weight, activation, 1 bit:       sign(x), sign(0) = +1, as Binarized Neural Networks'
     gradient:                        that of hard tanh, 1[|x| <= 1]
     bound:                           clip(x, -1, 1)
     after_step_:                     clips the stored weights to [-1, 1]
 
-    The paper prints LinearQuant as a rounding in steps of a power of two, clipped to the ends of a range that it
-    leaves open. Here the range is [-1, 1), so that k bits have 2^k levels and the range is hard tanh's. The quantized
-    gradients of the paper's later experiments are left out.
+    The paper prints LinearQuant as a rounding in steps of a power of two, clipped to the ends of a range
+    that it leaves open. Here the range is [-1, 1), so that k bits have 2^k levels and the range is hard
+    tanh's. The quantized gradients of the paper's later experiments are left out.
     """
 
     def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
@@ -105,8 +106,8 @@ class QNN(Quantizer):
 class LogQNN(QNN):
     """Quantized Neural Networks with powers of two (arXiv 1609.07061, section 5, LogQuant).
 
-    weight, activation:  sign(x) 2^e, e = round(log2 |x|) clipped to [1 - 2^(k-1), 0]; sign(0) = +1. So k bits have
-                         2^k levels and none of them is 0.
+    weight, activation:  sign(x) 2^e, e = round(log2 |x|) clipped to [1 - 2^(k-1), 0]; sign(0) = +1. So k
+                         bits have 2^k levels and none of them is 0.
 
     Everything else is as in ``QNN``.
     """

@@ -37,15 +37,16 @@ class ReActNet(BiReal):
 
     bound:       RPReLU (eq. 4): z + b with z = x + a where x + a > 0, else s (x + a). a (``shift_in``), s
                  (``slope``) and b (``shift_out``) are parameters, one for each channel of the input.
-    activation:  RSign (eq. 3) of RPReLU: sign(bound(x) + t), t (``threshold``) one for each channel; the gradient
-                 of the sign is that of ``bireal.approximate_sign``
+    activation:  RSign (eq. 3) of RPReLU: sign(bound(x) + t), t (``threshold``) one for each channel; the
+                 gradient of the sign is that of ``bireal.approximate_sign``
     weight:      Bi-Real's
 
-    The formulas are those of the authors' PyTorch code, compared line by line (github.com/liuzechun/ReActNet,
-    resnet/2_step2/birealnet.py, commit 341f5ef), sign(0) aside: all shifts are added, all start at 0, slopes at
-    0.25. In the authors' network RPReLU stands behind each sum and the shortcut carries its output, while RSign
-    stands in front of the convolution: that is ``resnet18`` with ``block = "react"``. In a chain of layers without
-    shortcuts the two follow each other. The distributional loss of the paper is a strategy's matter.
+    The formulas are those of the authors' PyTorch code, compared line by line
+    (github.com/liuzechun/ReActNet, resnet/2_step2/birealnet.py, commit 341f5ef), sign(0) aside: all shifts
+    are added, all start at 0, slopes at 0.25. In the authors' network RPReLU stands behind each sum and the
+    shortcut carries its output, while RSign stands in front of the convolution: that is ``resnet18`` with
+    ``block = "react"``. In a chain of layers without shortcuts the two follow each other. The
+    distributional loss of the paper is a strategy's matter.
     """
 
     shift_in: nn.Parameter

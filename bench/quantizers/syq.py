@@ -142,12 +142,11 @@ def symmetric_weight(
 ) -> Tensor:
     """Return scale * sign(w) where |w| > threshold, and below the threshold what ``below`` says.
 
-    ``below``: "zero" (ternary), "scaled" (binary with eta = 0), or "unscaled" (binary with eta > 0: sign(w) without the
-    scale, a quirk of the release). sign(0) is +1, or 0 with ``zero_to_zero``.
-    ``w`` has any shape, ``scale`` is broadcast to it, ``threshold`` has the shape ().
-    The gradients are the same for each ``below``. dL/dw is scale dL/dq where |w| > threshold, and dL/dq elsewhere, the
-    zeroed weights included. dL/dscale is the sum over its group of dL/dq sign(w) where |w| > threshold. The threshold is a
-    constant.
+    ``below``: "zero" (ternary), "scaled" (binary with eta = 0), or "unscaled" (binary with eta > 0: sign(w)
+    without the scale, a quirk of the release). sign(0) is +1, or 0 with ``zero_to_zero``. ``w`` has any
+    shape, ``scale`` is broadcast to it, ``threshold`` has the shape (). The gradients are the same for each
+    ``below``. dL/dw is scale dL/dq where |w| > threshold, and dL/dq elsewhere, the zeroed weights included.
+    dL/dscale is the sum over its group of dL/dq sign(w) where |w| > threshold. The threshold is a constant.
     """
     return _Symmetric.apply(w, scale, threshold, below, zero_to_zero)
 
@@ -160,11 +159,11 @@ class SYQ(Quantizer):
     activation:      floor(n clip(x, 0, 1) + 1/2) / n, round half up, n = 2^k - 1; gradient 1[0 <= x <= 1]
     bound:           clip(x, 0, 1)
 
-    s is learned (``scale``, a parameter): one for each kernel position shared by all channels (``pixel``), one for each row
-    of the kernel, or one for the layer. Linear layers have one. s starts at the option ``scale``, or with
-    ``scale_from_weights`` at the mean |w| of the group. The gradients are those of ``symmetric_weight``. At eta = 0 a weight
-    of exactly 0 is not above the threshold, so it takes no part in the gradient of s, as in the release.
-    Statistic: max |w|.
+    s is learned (``scale``, a parameter): one for each kernel position shared by all channels (``pixel``),
+    one for each row of the kernel, or one for the layer. Linear layers have one. s starts at the option
+    ``scale``, or with ``scale_from_weights`` at the mean |w| of the group. The gradients are those of
+    ``symmetric_weight``. At eta = 0 a weight of exactly 0 is not above the threshold, so it takes no part
+    in the gradient of s, as in the release. Statistic: max |w|.
     """
 
     zero_to_zero = False
@@ -259,8 +258,8 @@ class SYQReleased(SYQ):
     activation:  as ``SYQ``, but rectified first, so that the gradient at x = 0 is 0
     bound:       clip(max(x, 0), 0, 1)
 
-    One difference to the release remains: a ternary weight that equals the threshold in its last digit is 0 here, and +-1
-    without a scale there.
+    One difference to the release remains: a ternary weight that equals the threshold in its last digit is 0
+    here, and +-1 without a scale there.
     """
 
     zero_to_zero = True
@@ -275,10 +274,10 @@ class SYQReleased(SYQ):
 
 
 class SYQFourLevels(SYQReleased):
-    """The 2/x call that EXP-Net's SVHN file holds in a comment: "ternary" SYQ as the function computes by default.
+    """The 2/x call that EXP-Net's SVHN file holds in a comment: "ternary" SYQ by the function's defaults.
 
-    weight:  s sign(w) where |w| > eta max |w|, else sign(w) without the scale, so that the levels are +-s and +-1;
-             sign(0) = 0. The gradients are those of ``symmetric_weight``.
+    weight:  s sign(w) where |w| > eta max |w|, else sign(w) without the scale, so that the levels are +-s
+             and +-1; sign(0) = 0. The gradients are those of ``symmetric_weight``.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Compact binary networks after Tang, Hua and Wang (AAAI 2017): PReLU, bipolar weights, several binarizations."""
+"""Compact binary networks (AAAI 2017): PReLU, bipolar weights, several binarizations."""
 
 from __future__ import annotations
 
@@ -41,10 +41,11 @@ LARGEST = 2.0**106  # of what is binarized several times, so that means of magni
 
 
 def residual_signs(x: Tensor, count: int) -> Tensor:
-    """Return the sum of ``count`` scaled signs, each of what the ones before leave; (B, ...), without gradient.
+    """Return the sum of ``count`` scaled signs, each of what the ones before leave; no gradient.
 
-    r_0 = x, r_i = r_(i-1) - m_i sign(r_(i-1)), m_i the mean |r_(i-1)| of the sample (of all numbers of a vector);
-    returned is the sum of m_i sign(r_(i-1)), of x clipped to +-2^106. One sign alone is not scaled.
+    r_0 = x, r_i = r_(i-1) - m_i sign(r_(i-1)), m_i the mean |r_(i-1)| of the sample (of all numbers of a
+    vector); returned is the sum of m_i sign(r_(i-1)), of x clipped to +-2^106. One sign alone is not
+    scaled.
     """
     if count == 1:
         return bipolar(x)
@@ -60,17 +61,18 @@ class Tang(Quantizer):
     """Tang et al. 2017, "How to train a compact binary neural network with high accuracy?".
 
     weight:       sign(w) without a scale, sign(0) = +1, gradient 1[|w| <= 1]
-    penalty:      d sum(1 - w^2), which pushes the weights to +1 and -1 (instead of L2 decay, which pulls to 0)
+    penalty:      d sum(1 - w^2), which pushes the weights to +1 and -1 (instead of L2 decay, which pulls to
+                  0)
     after_step_:  clips the stored weights to [-1, 1], where the penalty is least
     bound:        PReLU, its slope a parameter for each channel of the input
-    activation:   ``residual_signs`` of the bound, k of them for k bits; gradient 1[|z| <= 1] for one, and straight
-                  through for more, whose sum approximates the identity
+    activation:   ``residual_signs`` of the bound, k of them for k bits; gradient 1[|z| <= 1] for one, and
+                  straight through for more, whose sum approximates the identity
 
-    PReLU stands where the suite's networks have their activation, behind the batch norm; in the paper it stands
-    behind the convolution, where its slope absorbs the scale of the weights, and batch norm and sign follow. The last
-    layer is full precision here; the paper binarizes it and puts one learned scale behind it. The low learning rate
-    that the paper asks for is the recipe's. Written from the description of the method; no code of the authors is
-    public.
+    PReLU stands where the suite's networks have their activation, behind the batch norm; in the paper it
+    stands behind the convolution, where its slope absorbs the scale of the weights, and batch norm and sign
+    follow. The last layer is full precision here; the paper binarizes it and puts one learned scale behind
+    it. The low learning rate that the paper asks for is the recipe's. Written from the description of the
+    method; no code of the authors is public.
     """
 
     slope: nn.Parameter

@@ -61,11 +61,13 @@ class _Ternary(Function):
 
 
 def ternary_weight(w: Tensor, positive: Tensor, negative: Tensor, threshold: Tensor) -> Tensor:
-    """Return Wp where w > threshold, -Wn where w < -threshold, else 0 (eq. 6); any shape, scales and threshold ().
+    """Return Wp where w > threshold, -Wn where w < -threshold, else 0 (eq. 6); any shape.
 
-    Gradients: dL/dw = Wp dL/dq, Wn dL/dq and dL/dq in these three cases (eq. 8); dL/dWp = sum of dL/dq over the
-    first, dL/dWn = - sum of dL/dq over the second. Eq. (7) prints no minus for Wn; it is the derivative of the
-    forward map and what the authors' code computes. The threshold is a constant.
+    The scales and the threshold have the shape ().
+
+    Gradients: dL/dw = Wp dL/dq, Wn dL/dq and dL/dq in these three cases (eq. 8); dL/dWp = sum of dL/dq over
+    the first, dL/dWn = - sum of dL/dq over the second. Eq. (7) prints no minus for Wn; it is the derivative
+    of the forward map and what the authors' code computes. The threshold is a constant.
     """
     return _Ternary.apply(w, positive, negative, threshold)
 
@@ -73,14 +75,15 @@ def ternary_weight(w: Tensor, positive: Tensor, negative: Tensor, threshold: Ten
 class TTQ(Quantizer):
     """Trained Ternary Quantization (arXiv 1612.01064).
 
-    weight:      {-Wn, 0, Wp} with the threshold 0.05 max |w| of the layer (eq. 6, 9); gradients in ``ternary_weight``
-    activation:  the paper's are full precision: ReLU at 32 bits. Below, round_k(clip(x, 0, 1)) as DoReFa-Net's, which
-                 the released EXP-Net files put beside it.
+    weight:      {-Wn, 0, Wp} with the threshold 0.05 max |w| of the layer (eq. 6, 9); gradients in
+                 ``ternary_weight``
+    activation:  the paper's are full precision: ReLU at 32 bits. Below, round_k(clip(x, 0, 1)) as
+                 DoReFa-Net's, which the released EXP-Net files put beside it.
     bound:       clip(x, 0, 1); ReLU at 32 bits
 
-    ``positive`` and ``negative`` are parameters of shape (), not constrained. The paper first divides the stored
-    weights by their largest magnitude; that changes no assignment, since the threshold scales with it.
-    Statistic: max |w|.
+    ``positive`` and ``negative`` are parameters of shape (), not constrained. The paper first divides the
+    stored weights by their largest magnitude; that changes no assignment, since the threshold scales with
+    it. Statistic: max |w|.
     """
 
     def __init__(

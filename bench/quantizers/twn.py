@@ -35,9 +35,10 @@ ENTRIES = [
 class TWN(WeightsOnly):
     """Ternary Weight Networks (arXiv 1605.04711).
 
-    weight:  s t with t = sign(w) where |w| > d, else 0 (eq. 3); d = 0.7 mean |w| of the layer (eq. 6); s is the mean of
-             |w| over the weights with |w| > d (eq. 5). Levels -s, 0, s. The gradient passes straight: the stored
-             weights get dL/dq, as in BinaryConnect (section 2.3). d and s are constants of the gradient.
+    weight:  s t with t = sign(w) where |w| > d, else 0 (eq. 3); d = 0.7 mean |w| of the layer (eq. 6); s is
+             the mean of |w| over the weights with |w| > d (eq. 5). Levels -s, 0, s. The gradient passes
+             straight: the stored weights get dL/dq, as in BinaryConnect (section 2.3). d and s are
+             constants of the gradient.
 
     All weights zero: every level is 0. The activations of the paper are full precision; see ``WeightsOnly``.
     Statistic: (d, s).

@@ -13,8 +13,8 @@ from bench.quantizers.functional import clip, round_unit
 class WeightsOnly(Quantizer):
     """The base class of methods whose papers leave the activations in full precision.
 
-    activation:  ReLU at 32 bits, as the papers have it. Below, round_k(clip(x, 0, 1)) as DoReFa-Net's, which the suite
-                 puts beside such weights.
+    activation:  ReLU at 32 bits, as the papers have it. Below, round_k(clip(x, 0, 1)) as DoReFa-Net's,
+                 which the suite puts beside such weights.
     bound:       clip(x, 0, 1); ReLU at 32 bits
     """
 

@@ -1,4 +1,4 @@
-"""Weighted-entropy quantization: clusters of weights that matter alike, logarithmic activations (CVPR 2017)."""
+"""Weighted-entropy quantization: clusters of weights, logarithmic activations (CVPR 2017)."""
 
 from __future__ import annotations
 
@@ -32,23 +32,24 @@ ENTRIES = [
     }
 ]
 
-# Highest level and distance of levels, as exponents of 2 in sixteenths, that maximise the weighted entropy of a
-# rectified standard normal variable. A test finds them again. One bit has one positive level.
+# Highest level and distance of levels, as exponents of 2 in sixteenths: those that maximise the weighted entropy
+# of a rectified standard normal variable. A test finds them again. One bit has one positive level.
 LOGARITHMIC = {1: (5, 16), 2: (16, 12), 3: (19, 6), 4: (21, 3), 5: (25, 2)}
 
 
 def weighted_entropy(importance: Tensor, count: Tensor, total: int) -> Tensor:
-    """Return -I P log P of clusters: ``importance`` the sum over each, ``count`` its size, P = count / total."""
+    """Return -I P log P; ``importance``: the sum over a cluster, ``count``: its size, P = count / total."""
     share = count.clamp_min(1.0) / total
     return -(importance / total) * share.log()
 
 
 def clusters(w: Tensor, count: int, sweeps: int) -> tuple[Tensor, Tensor]:
-    """Return (thresholds (count - 1,), levels (count,)) of |w|, float32: clusters of the greatest weighted entropy.
+    """Return thresholds (count - 1,) and levels (count,) of |w|, float32, of the best clusters.
 
-    The importance of a weight is w^2. The clusters are runs of the sorted importances, at first of equal size. Each
-    sweep moves one boundary after the other to where -sum I P log P is greatest while its neighbours stay, I the mean
-    importance of a cluster and P its share of the weights. A level is the root of the mean importance.
+    The best ones have the greatest weighted entropy. The importance of a weight is w^2. The clusters are
+    runs of the sorted importances, at first of equal size. Each sweep moves one boundary after the other to
+    where -sum I P log P is greatest while its neighbours stay, I the mean importance of a cluster and P its
+    share of the weights. A level is the root of the mean importance.
     """
     importance = w.detach().flatten().to(torch.float64).square().sort().values
     total = importance.numel()
@@ -72,18 +73,19 @@ def clusters(w: Tensor, count: int, sweeps: int) -> tuple[Tensor, Tensor]:
 class WEQ(Quantizer):
     """Weighted-entropy quantization (Park, Ahn, Yoo: CVPR 2017).
 
-    weight:      sign(w) r with r the level of the cluster that |w| falls into, see ``clusters``; 2^(k-1) clusters, so
-                 k bits have 2^k levels; sign(0) = +1. The gradient passes straight.
-    activation:  0, or the nearest of 2^k - 1 powers of two on a logarithmic scale, with a fixed distance of the
-                 exponents in sixteenths; below half a distance under the lowest power: 0. Gradient: that of ReLU.
+    weight:      sign(w) r with r the level of the cluster that |w| falls into, see ``clusters``; 2^(k-1)
+                 clusters, so k bits have 2^k levels; sign(0) = +1. The gradient passes straight.
+    activation:  0, or the nearest of 2^k - 1 powers of two on a logarithmic scale, with a fixed distance of
+                 the exponents in sixteenths; below half a distance under the lowest power: 0. Gradient:
+                 that of ReLU.
     bound:       ReLU
 
-    Differences to the paper: it clusters positive and negative weights each for itself, and searches until the
-    entropy no longer grows; here both signs have one set of clusters, found by ``sweeps`` passes at each use. It
-    searches highest level and distance of the activations on samples of each layer; here they are those of a
-    rectified standard normal variable (``LOGARITHMIC``), since batch norm stands before most inputs. Written from the
-    description of the method; no code of the authors is public.
-    Statistic: thresholds, then levels.
+    Differences to the paper: it clusters positive and negative weights each for itself, and searches until
+    the entropy no longer grows; here both signs have one set of clusters, found by ``sweeps`` passes at
+    each use. It searches highest level and distance of the activations on samples of each layer; here they
+    are those of a rectified standard normal variable (``LOGARITHMIC``), since batch norm stands before most
+    inputs. Written from the description of the method; no code of the authors is public. Statistic:
+    thresholds, then levels.
     """
 
     thresholds: Tensor

@@ -51,8 +51,8 @@ class _FilterSign(Function):
 def filter_weight(w: Tensor, alpha: Tensor) -> Tensor:
     """Return alpha sign(w), eq. (6); ``w`` (out, in, ...), ``alpha`` (out, 1, ...) or (); sign(0) = +1.
 
-    Gradient, section 3.1: dL/dw = dL/dq (1/n + alpha 1[|w| <= 1]) with n the number of weights of a filter. (The
-    paper keeps of d alpha / d w the element's own share alone.)
+    Gradient, section 3.1: dL/dw = dL/dq (1/n + alpha 1[|w| <= 1]) with n the number of weights of a filter.
+    (The paper keeps of d alpha / d w the element's own share alone.)
     """
     return _FilterSign.apply(w, alpha)
 
@@ -65,7 +65,8 @@ def box_magnitude(
 ) -> Tensor:
     """Return K: the mean over channels of |x|, averaged over each window (section 3.2); zero padding counts.
 
-    ``x`` (B, C, H, W) -> float32 (B, 1, H', W') of the convolution's output size; (B, F) -> (B, 1), the mean magnitude.
+    ``x`` (B, C, H, W) -> float32 (B, 1, H', W') of the convolution's output size; (B, F) -> (B, 1), the
+    mean magnitude.
     """
     magnitude = x.detach().abs().mean(dim=1, keepdim=True, dtype=compute_dtype(x))
     if x.dim() == 2:
@@ -76,15 +77,18 @@ def box_magnitude(
 class XNOR(Quantizer):
     """XNOR-Net as its paper has it, and its Binary-Weight-Network at 32-bit activations (arXiv 1603.05279).
 
-    weight:       alpha sign(w), alpha = mean |w| of the filter; levels +-alpha; gradient in ``filter_weight``
-    activation:   sign(x), gradient 1[|x| <= 1]; at 32 bits ReLU, as the paper's Binary-Weight-Networks have it
-    input_scale:  K = box-filtered channel mean of |x|, which multiplies the convolution's output (1-bit activations;
-                  off with ``input_scale=False``, as in the authors' released code). x is the tensor before its sign.
+    weight:       alpha sign(w), alpha = mean |w| of the filter; levels +-alpha; gradient in
+                  ``filter_weight``
+    activation:   sign(x), gradient 1[|x| <= 1]; at 32 bits ReLU, as the paper's Binary-Weight-Networks have
+                  it
+    input_scale:  K = box-filtered channel mean of |x|, which multiplies the convolution's output (1-bit
+                  activations; off with ``input_scale=False``, as in the authors' released code). x is the
+                  tensor before its sign.
     bound:        clip(x, -1, 1); ReLU at 32 bits
 
-    The paper gives no gradient through K: it is a constant here. Its blocks are BN, sign, convolution, pool. Nothing
-    is done to the stored weights; the authors' code also centres and clips them, which the paper does not mention.
-    Statistic: alpha.
+    The paper gives no gradient through K: it is a constant here. Its blocks are BN, sign, convolution,
+    pool. Nothing is done to the stored weights; the authors' code also centres and clips them, which the
+    paper does not mention. Statistic: alpha.
     """
 
     def __init__(self, *args, input_scale: bool = True, **kwargs) -> None:

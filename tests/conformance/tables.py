@@ -157,6 +157,32 @@ def _tang_ties(x, bits, scales):
     return oracle.residual_signs(x, x, bits, scales["slope"])[3] < 1e-5
 
 
+def _dorefa_pytorch(w, g, bits, options, scales):
+    if bits == 1:
+        return (*oracle.mean_sign(w, g, zero_to_zero=True), {})
+    t = np.tanh(w)
+    return oracle.tanh_round(w, g, bits)[0] * np.abs(t).max(), g * (1 - t**2), {}
+
+
+def _dorefa_pytorch_activation(x, g, bits):
+    y, dx = _unit(x, g, bits)
+    return ((x > 0).astype(float) if bits == 1 else y), dx
+
+
+def _all_tanh_ties(w, bits):
+    return _dorefa_ties(w, bits) if bits > 1 else np.zeros(w.shape, bool)
+
+
+def _tenth(x, g, bits):
+    y, dx = oracle.unit_activation(x * 0.1, g, bits, oracle.round_half_up)
+    return y, dx * 0.1
+
+
+def _tenth_ties(x, bits):
+    r = np.clip(x * 0.1, 0, 1) * (2**bits - 1)
+    return np.abs(r - np.floor(r) - 0.5) <= 8 * ULP * np.maximum(r, 1)
+
+
 def _without_scales(formula):
     return lambda w, g, bits, options, scales: (*formula(w, g), {})
 
@@ -202,10 +228,19 @@ QUANTIZERS: dict[str, QuantizerOracle] = {
     ),
     "bwn": QuantizerOracle(_without_scales(oracle.filter_sign), _unit_or_relu),
     "dorefa": QuantizerOracle(_dorefa, _unit, ties=_dorefa_ties),
+    "dorefa_bitorch": QuantizerOracle(
+        lambda w, g, bits, options, scales: (oracle.tanh_round(w, g, bits)[0], g, {}),
+        lambda x, g, bits: (oracle.unit_activation(x, g, bits)[0], g),
+        ties=_all_tanh_ties,
+    ),
     "dorefa_channelwise": QuantizerOracle(partial(_dorefa, per_channel=True), _unit),
     "dorefa_channelwise_released": QuantizerOracle(
         partial(_dorefa, per_channel=True, zero_to_zero=True), _unit
     ),
+    "dorefa_micronet": QuantizerOracle(
+        _dorefa, _tenth, ties=_dorefa_ties, activation_ties=_tenth_ties, exact=False
+    ),
+    "dorefa_pytorch": QuantizerOracle(_dorefa_pytorch, _dorefa_pytorch_activation, ties=_all_tanh_ties),
     "dorefa_released": QuantizerOracle(partial(_dorefa, zero_to_zero=True), _unit, ties=_dorefa_ties),
     "full_precision": QuantizerOracle(
         lambda w, g, bits, options, scales: (w, g, {}), lambda x, g, bits: _relu(x, g)

@@ -223,7 +223,7 @@ def logarithmic(x, g, bits):
 
 
 def residual_signs(x, g, count, slope):
-    """PReLU, then signs of residuals; the last value is how close a residual comes to 0, relative to its error."""
+    """PReLU, then signs of residuals; the last value: how close a residual is to 0, in units of its error."""
     z = np.where(x > 0, x, slope * x)
     if count == 1:
         y, near, dz = sign(z), np.abs(z), g * (np.abs(z) <= 1)

@@ -421,28 +421,42 @@ def test_make_quantizer_refuses_what_does_not_exist():
 
 
 def test_table_of_differences():
-    rows = {row["quantizer"]: row for row in differences()}
+    rows = {(row["quantizer"], row["bits"]): row for row in differences()}
+    one = {kind: row for (kind, bits), row in rows.items() if bits == "1"}
     # mean |w| of the eight weights is 3.6 / 8; of the channels 1.1 / 4 and 2.5 / 4
-    assert rows["dorefa"]["levels_1"] == "-0.45 0.45" and rows["dorefa"]["zero"] == "0.45"
-    assert rows["dorefa_released"]["levels_1"] == "-0.45 0 0.45" and rows["dorefa_released"]["zero"] == "0"
-    assert rows["dorefa_channelwise"]["scale"] == rows["xnor"]["scale"] == "0.275 0.625"
-    assert rows["dorefa_channelwise"]["zero"] == "0.275"
-    assert rows["bnn"]["levels_1"] == "-1 1" and rows["bnn"]["scale"] == "-"
-    assert rows["dorefa"]["levels_2"] == rows["dorefa_released"]["levels_2"] == "-1 -0.3333 0.3333 1"
-    assert {
-        row["levels_2"] for kind, row in rows.items() if kind in ("dorefa_channelwise", "xnor", "bnn")
-    } == {"-"}
+    assert one["dorefa"]["levels"] == "-0.45 0.45" and one["dorefa"]["zero"] == "0.45"
+    for kind in ("dorefa_released", "dorefa_pytorch"):
+        assert one[kind]["levels"] == "-0.45 0 0.45" and one[kind]["zero"] == "0"
+    assert one["dorefa_bitorch"]["levels"] == "-1 1" and one["dorefa_bitorch"]["zero"] == "-1"
+    assert "dorefa_micronet" not in one
+    assert one["dorefa_channelwise"]["scale"] == one["xnor"]["scale"] == "0.275 0.625"
+    assert one["dorefa_channelwise"]["zero"] == "0.275"
+    assert one["bnn"]["levels"] == "-1 1" and one["bnn"]["scale"] == "-"
+    for kind in ("dorefa", "dorefa_released", "dorefa_bitorch", "dorefa_micronet"):
+        assert rows[kind, "2"]["levels"] == "-1 -0.3333 0.3333 1"
+    m = np.tanh(1.2)
+    assert rows["dorefa_pytorch", "2"]["levels"] == f"{-m:.4g} {-m / 3:.4g} {m / 3:.4g} {m:.4g}"
+    assert not {("dorefa_channelwise", "2"), ("xnor", "2"), ("bnn", "2")} & rows.keys()
     # straight through; 1/n + alpha 1[|w| <= 1] = 1/4 at w = 1.2; hard tanh
-    assert [rows[k]["gradient_1"] for k in ("dorefa", "dorefa_channelwise", "xnor", "bnn")] == [
-        "1",
-        "1",
-        "0.25",
-        "0",
-    ]
+    for kind, largest in {"dorefa": 1, "dorefa_channelwise": 1, "xnor": 0.25, "bnn": 0}.items():
+        assert float(one[kind]["gradient"].split(",")[0]) == largest
     t = np.tanh([-0.8, 0, 0.1, 0.2, 0.4, 1.2, -0.3, 0.6])
-    m = t.max()
-    assert float(rows["dorefa"]["gradient_2"]) == pytest.approx(
-        (1 - m**2) * (1 / m - t.sum() / m**2), abs=1e-4
+    of_dorefa, of_pytorch, of_bitorch = (
+        float(rows[kind, "2"]["gradient"].split(",")[0])
+        for kind in ("dorefa", "dorefa_pytorch", "dorefa_bitorch")
     )
-    assert rows["dorefa"]["activation_levels"] == "0 1" and rows["bnn"]["activation_levels"] == "-1 1"
-    assert rows["dorefa"]["activation_threshold"] == "0.5" and rows["bnn"]["activation_threshold"] == "0"
+    assert of_dorefa == pytest.approx((1 - m**2) * (1 / m - t.sum() / m**2), abs=1e-4)
+    assert of_pytorch == pytest.approx(1 - m**2, abs=1e-4) and of_bitorch == 1
+    assert one["dorefa"]["activation_levels"] == "0 1" and one["bnn"]["activation_levels"] == "-1 1"
+    assert one["dorefa"]["activation_threshold"] == "0.5" and one["bnn"]["activation_threshold"] == "0"
+    assert one["dorefa"]["activation_values"] == "0 0 0 1 1", "half to even"
+    assert one["dorefa_pytorch"]["activation_values"] == "0 0 1 1 1"
+    assert one["dorefa"]["activation_gradient"] == "0 1 1 1 0"
+    assert one["dorefa_bitorch"]["activation_gradient"] == "1 1 1 1 1"
+    assert rows["dorefa_micronet", "2"]["activation_threshold"] == "8.33"
+
+
+def test_the_page_of_variants_is_current():
+    from docs.tools.variants import PAGE, page
+
+    assert PAGE.read_text(encoding="utf-8") == page(), "run python -m docs.tools.variants"

@@ -1,4 +1,4 @@
-"""Every quantizer trains in a small network, and no merge makes the network jump when the branch is removed."""
+"""Every quantizer trains in a small network, and a removed branch leaves no jump."""
 
 from __future__ import annotations
 
