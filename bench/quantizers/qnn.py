@@ -49,7 +49,9 @@ class QNN(Quantizer):
 
     The paper prints LinearQuant as a rounding in steps of a power of two, clipped to the ends of a range
     that it leaves open. Here the range is [-1, 1), so that k bits have 2^k levels and the range is hard
-    tanh's. The quantized gradients of the paper's later experiments are left out.
+    tanh's. Weights of less than 2^-k become 0 at k > 1 bits, so small initial weights are all 0; the
+    paper's networks have 1-bit weights beside 2-bit activations. The quantized gradients of the paper's
+    later experiments are left out.
     """
 
     def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
