@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bench.quantizers.deployed import ActivationMap, level_table
 from bench.quantizers.dorefa import DoReFa, DoReFaReleased
 from bench.quantizers.functional import compute_dtype, inside, level_, round_unit, steps, with_slope
 
@@ -32,17 +33,6 @@ ENTRIES = [
         "options": {},
         "w_bits": [1, 2, 3, 4, 5, 6, 7, 8],
         "a_bits": [1, 2, 3, 4, 5, 6, 7, 8],
-        "g_bits": [32],
-    },
-    {
-        "name": "dorefa_micronet",
-        "factory": "DoReFaMicronet",
-        "help": "dorefa as micronet has it: activations are a tenth of x, rounded half up; from 2 bits",
-        "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth Gradients",
-        "arxiv": "1606.06160",
-        "options": {},
-        "w_bits": [2, 3, 4, 5, 6, 7, 8, 32],
-        "a_bits": [2, 3, 4, 5, 6, 7, 8],
         "g_bits": [32],
     },
 ]
@@ -75,6 +65,19 @@ class DoReFaPyTorch(DoReFaReleased):
         t, m, levels = _tanh_levels(w, steps(self.w_bits), statistics)
         return with_slope(w, levels * m, 1.0 - t.square())
 
+    def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor | None:
+        """Return -E, 0 and E at 1 bit, m (2 i - n) / n for k bits."""
+        values = super().level_values(w, statistics)
+        if values is None or self.w_bits == 1:
+            return values
+        return values * _tanh_levels(w, steps(self.w_bits), statistics)[1]
+
+    def activation_map(self) -> ActivationMap:
+        """Return the table of 0 and 1 at 1 bit, round_k(clip(x, 0, 1)) above."""
+        if self.a_bits > 1:
+            return super().activation_map()
+        return level_table(torch.zeros(1), torch.tensor([0.0, 1.0]))
+
     def stored_scales(self, w: Tensor) -> int:
         """Return 1: E at 1 bit, m above; 0 at 32 bits."""
         return 0 if self.w_bits == 32 else 1
@@ -104,6 +107,12 @@ class DoReFaBITorch(DoReFa):
         """Return the quantized weights, same shape and dtype."""
         return with_slope(w, _tanh_levels(w, steps(self.w_bits), statistics)[2], 1.0)
 
+    def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor | None:
+        """Return (2 i - n) / n."""
+        n = steps(self.w_bits)
+        codes = torch.arange(-n, n + 1, 2, dtype=torch.float32, device=w.device)
+        return level_(codes, n).reshape(-1, *[1] * w.dim())
+
     def stored_scales(self, w: Tensor) -> int:
         """Return 0: the levels are those of [-1, 1]."""
         return 0
@@ -111,21 +120,3 @@ class DoReFaBITorch(DoReFa):
     def activation(self, x: Tensor) -> Tensor:
         """Return round_k(clip(x, 0, 1)), any shape."""
         return with_slope(x, round_unit(x.detach(), self.a_bits), 1.0)
-
-
-class DoReFaMicronet(DoReFa):
-    """DoReFa-Net of github.com/666DZY666/micronet (compression/quantization/wqaq/dorefa, commit 096d991).
-
-    weight:      as ``dorefa``'s, from 2 bits. That code rounds half up: a difference at ties alone, and at
-                 0, the one tie that occurs, both give the upper level.
-    activation:  floor(n clip(x / 10, 0, 1) + 1/2) / n; gradient 1/10 where 0 <= x <= 10
-    bound:       clip(x / 10, 0, 1)
-    """
-
-    def bound(self, x: Tensor) -> Tensor:
-        """Return clip(x / 10, 0, 1), any shape."""
-        return super().bound(x * 0.1)
-
-    def activation(self, x: Tensor) -> Tensor:
-        """Return the quantized activations, any shape."""
-        return round_unit((x.to(compute_dtype(x)) * 0.1), self.a_bits, half_up=True).to(x.dtype)

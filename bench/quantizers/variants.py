@@ -16,7 +16,6 @@ KINDS = (
     "dorefa_released",
     "dorefa_pytorch",
     "dorefa_bitorch",
-    "dorefa_micronet",
     "dorefa_channelwise",
     "dorefa_channelwise_released",
     "xnor",
@@ -56,7 +55,7 @@ def _weights(quantizer: Quantizer) -> dict[str, str]:
 
 
 def _activations(quantizer: Quantizer) -> dict[str, str]:
-    probe = torch.linspace(-2.0, 12.0, 14001)
+    probe = torch.linspace(-2.0, 2.0, 4001)
     values = quantizer.activation(probe)
     at, gradient = _map_and_gradient(quantizer.activation, torch.tensor(PROBES))
     return {

@@ -25,7 +25,12 @@ READ = (
     ("Distiller", "distiller/quantization/clipped_linear.py", "", "`dorefa` without gradient quantization"),
     ("pytorch_DoReFaNet", "utils/quant_dorefa.py", "402818b", "`dorefa_pytorch`"),
     ("BITorch", "bitorch/quantizations/dorefa.py", "d6c14d5", "`dorefa_bitorch`"),
-    ("micronet", "compression/quantization/wqaq/dorefa/quantize.py", "096d991", "`dorefa_micronet`"),
+    (
+        "micronet",
+        "compression/quantization/wqaq/dorefa/quantize.py",
+        "096d991",
+        "from 2 bits `dorefa` of inputs divided by 10, half up",
+    ),
     (
         "NNI",
         ".../quantization/dorefa_quantizer.py",

@@ -173,16 +173,6 @@ def _all_tanh_ties(w, bits):
     return _dorefa_ties(w, bits) if bits > 1 else np.zeros(w.shape, bool)
 
 
-def _tenth(x, g, bits):
-    y, dx = oracle.unit_activation(x * 0.1, g, bits, oracle.round_half_up)
-    return y, dx * 0.1
-
-
-def _tenth_ties(x, bits):
-    r = np.clip(x * 0.1, 0, 1) * (2**bits - 1)
-    return np.abs(r - np.floor(r) - 0.5) <= 8 * ULP * np.maximum(r, 1)
-
-
 def _without_scales(formula):
     return lambda w, g, bits, options, scales: (*formula(w, g), {})
 
@@ -236,9 +226,6 @@ QUANTIZERS: dict[str, QuantizerOracle] = {
     "dorefa_channelwise": QuantizerOracle(partial(_dorefa, per_channel=True), _unit),
     "dorefa_channelwise_released": QuantizerOracle(
         partial(_dorefa, per_channel=True, zero_to_zero=True), _unit
-    ),
-    "dorefa_micronet": QuantizerOracle(
-        _dorefa, _tenth, ties=_dorefa_ties, activation_ties=_tenth_ties, exact=False
     ),
     "dorefa_pytorch": QuantizerOracle(_dorefa_pytorch, _dorefa_pytorch_activation, ties=_all_tanh_ties),
     "dorefa_released": QuantizerOracle(partial(_dorefa, zero_to_zero=True), _unit, ties=_dorefa_ties),

@@ -428,11 +428,10 @@ def test_table_of_differences():
     for kind in ("dorefa_released", "dorefa_pytorch"):
         assert one[kind]["levels"] == "-0.45 0 0.45" and one[kind]["zero"] == "0"
     assert one["dorefa_bitorch"]["levels"] == "-1 1" and one["dorefa_bitorch"]["zero"] == "-1"
-    assert "dorefa_micronet" not in one
     assert one["dorefa_channelwise"]["scale"] == one["xnor"]["scale"] == "0.275 0.625"
     assert one["dorefa_channelwise"]["zero"] == "0.275"
     assert one["bnn"]["levels"] == "-1 1" and one["bnn"]["scale"] == "-"
-    for kind in ("dorefa", "dorefa_released", "dorefa_bitorch", "dorefa_micronet"):
+    for kind in ("dorefa", "dorefa_released", "dorefa_bitorch"):
         assert rows[kind, "2"]["levels"] == "-1 -0.3333 0.3333 1"
     m = np.tanh(1.2)
     assert rows["dorefa_pytorch", "2"]["levels"] == f"{-m:.4g} {-m / 3:.4g} {m / 3:.4g} {m:.4g}"
@@ -453,7 +452,6 @@ def test_table_of_differences():
     assert one["dorefa_pytorch"]["activation_values"] == "0 0 1 1 1"
     assert one["dorefa"]["activation_gradient"] == "0 1 1 1 0"
     assert one["dorefa_bitorch"]["activation_gradient"] == "1 1 1 1 1"
-    assert rows["dorefa_micronet", "2"]["activation_threshold"] == "8.33"
 
 
 def test_the_page_of_variants_is_current():

@@ -21,8 +21,6 @@ OPTIONS = {"pact": {"alpha": 2.0}}  # its default start clips nothing that batch
 
 def bits_of(kind: str) -> str:
     """The fewest bits of weights, and 2 bits of activations where the quantizer takes them."""
-    if kind == "dorefa_micronet":  # a tenth of x is below the first threshold of fewer bits
-        return "8/8"
     facts = registry.get("quantizers", kind).facts
     return f"{facts['w_bits'][0]}/{2 if 2 in facts['a_bits'] else facts['a_bits'][0]}"
 
