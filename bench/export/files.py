@@ -21,7 +21,7 @@ from torch import Tensor, fx
 
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
-from bench.export.folding import fold_, put_thresholds_
+from bench.export.folding import fold_, foldable, put_thresholds_
 from bench.export.modules import Thresholds
 from bench.export.plain import inference_layers, plain_network
 from bench.networks import build
@@ -192,7 +192,10 @@ def _fill_(
 ) -> None:
     """Put the tensors of a file into a network of its configuration; raises where they do not fit."""
     left = {name: tensor for name, tensor in tensors.items() if not name.endswith(".latent")}
+    can_fold = foldable(plain)
     for name, readers in folded.items():
+        if can_fold.get(name) != readers:
+            raise ValueError(f"{name}: its thresholds are not those of {', '.join(readers)[:80]}")
         made = Thresholds(*(left[f"{name}.{part}"] for part in _THRESHOLDS))
         put_thresholds_(plain, name, readers, made)
     quantized = dict(inference_layers(plain))

@@ -1,0 +1,172 @@
+"""``bench export`` and ``bench.load``: files of a finished trial, run by other programs, damaged, and refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import bench
+from bench.cli.main import main
+from bench.errors import InputError
+from bench.export.files import checksum, pack, read_file, unpack
+from bench.records.store import Store
+from bench.training.deploy import TOLERANCE, prepare
+from bench.training.trial import run_trial
+from tests.configs import make_config
+from tests.export.networks_for_export import STRATEGIES
+
+ID = "0123456789abcdef"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def python_blocks(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Return a store with one finished trial: EXP-Net of a 1/2-bit network, six epochs on the digits."""
+    folder = tmp_path_factory.mktemp("export")
+    config = make_config(strategy=STRATEGIES["sum"], bits="1/2", epochs=6, train_size=None)
+    assert run_trial(config, ID, {}, Store(folder), folder) == "done"
+    return folder
+
+
+def export(results: Path, *words: object) -> int:
+    return main(["export", ID[:6], "--results", str(results), *map(str, words)])
+
+
+@pytest.mark.parametrize("format", ["safetensors", "packed", "pt2"])
+def test_equal_logits_and_the_recorded_accuracy(results, tmp_path, format, capsys):
+    file = tmp_path / f"network.{format}.safetensors"
+    assert export(results, "--format", format, "--out", file) == 0
+    assert "all logits equal the trained network's, bit for bit" in capsys.readouterr().out
+    line = Store(results).exports(ID)[-1]
+    assert line["equal_logits"] and line["passed"] and line["accuracy"] == line["recorded"]
+    assert line["file_bytes"] == file.stat().st_size and line["seen"] == 602 and line["format"] == format
+    if format != "pt2":
+        trial, stored = bench.load(ID, results), bench.load(file)
+        images = next(prepare(Store(results), ID, tmp_path).test())[0]
+        assert torch.equal(trial(images), stored(images))
+
+
+def test_an_existing_file_stays_without_force(results, tmp_path, capsys):
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(b"mine")
+    assert export(results, "--out", file) == 2 and file.read_bytes() == b"mine"
+    assert "--force" in capsys.readouterr().err
+    assert export(results, "--out", file, "--force", "--latent") == 0 and len(file.read_bytes()) > 100_000
+
+
+def test_a_trial_without_an_end_is_refused(tmp_path, capsys):
+    store = Store(tmp_path)
+    store.write_trial(ID, {"config": make_config().dump()})
+    assert export(tmp_path) == 2
+    assert "only finished ones can be exported" in capsys.readouterr().err
+
+
+def test_the_page_s_ten_lines_run_without_this_package(results, tmp_path):
+    pytest.importorskip("onnxruntime", reason="needs progressive-bench[export]")
+    pytest.importorskip("onnxscript", reason="needs progressive-bench[export]")
+    file, images = tmp_path / "digits.onnx", tmp_path / "digits.npz"
+    assert export(results, "--format", "onnx", "--out", file, "--images", images) == 0
+    script = python_blocks("export.md")[0]
+    assert len(script.splitlines()) <= 10
+    script += (
+        "import sys\nassert not {'bench', 'torch'} & sys.modules.keys()\nnp.save('logits.npy', logits)\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    line = Store(results).exports(ID)[-1]
+    assert found.stdout.strip() == f"{line['accuracy']:.2f} %" and line["wrong"] == 0
+    ours, theirs = np.load(images)["logits"], np.load(tmp_path / "logits.npy")
+    near = np.abs(ours - theirs).max(1) <= TOLERANCE * ours.std()
+    assert (~near).sum() == line["moved"] and (ours.argmax(1) == theirs.argmax(1))[near].all()
+
+
+def test_qonnx_own_executor(results, tmp_path):
+    pytest.importorskip("qonnx", reason="needs progressive-bench[export]")
+    file = tmp_path / "digits.qonnx.onnx"
+    assert export(results, "--format", "qonnx", "--out", file) == 0
+    import onnx
+
+    kinds = [node.op_type for node in onnx.load(file).graph.node]
+    assert kinds.count("BipolarQuant") == 6 and kinds.count("Quant") == 6
+
+
+class TestDamage:
+    """One message, and nothing of the file is used."""
+
+    @pytest.fixture
+    def file(self, results, tmp_path):
+        assert export(results, "--format", "packed", "--out", tmp_path / "x.safetensors") == 0
+        return tmp_path / "x.safetensors"
+
+    def refused(self, file: Path, message: str) -> None:
+        with pytest.raises(InputError, match=message) as caught:
+            bench.load(file)
+        assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+    def test_truncated(self, file):
+        whole = file.read_bytes()
+        for length in (0, 4, 100, len(whole) // 2, len(whole) - 1):
+            file.write_bytes(whole[:length])
+            self.refused(file, "truncated or damaged")
+
+    def test_any_changed_byte(self, file):
+        whole = file.read_bytes()
+        for place in range(9, len(whole), len(whole) // 40):
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            self.refused(file, "damaged|newer|no network|none that was ever")
+
+    def test_a_newer_version(self, file):
+        file.write_bytes(file.read_bytes().replace(b'"version":"1"', b'"version":"2"'))
+        self.refused(file, "format version '2' was written by a newer version; this one reads 1")
+
+    def test_other_files(self, file):
+        save_file({"x": torch.zeros(1)}, file)
+        self.refused(file, "no network that `bench export` wrote")
+        file.write_bytes(pickle.dumps(print))
+        self.refused(file, "truncated or damaged")
+        file.unlink()
+        self.refused(file, "no such file")
+
+    def test_tensors_of_another_network_with_a_right_checksum(self, file):
+        with safe_open(file, framework="pt") as stored:
+            metadata = stored.metadata()
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        config = json.loads(metadata["config"])
+        for change in ({"width": 0.25}, {"bits": "1/8"}, {"network": {"kind": "resnet20"}}):
+            other = {**metadata, "config": json.dumps({**config, **change})}
+            save_file(tensors, file, {**other, "sha256": checksum(other, tensors)})
+            self.refused(file, "does not fit the network|not one of this version")
+
+
+def test_plain_numpy_reads_the_packed_weights(results, tmp_path, monkeypatch):
+    assert export(results, "--format", "packed", "--out", tmp_path / "network.packed.safetensors") == 0
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, object] = {}
+    exec(python_blocks("packed-format.md")[0], found)
+    layer = read_file(tmp_path / "network.packed.safetensors").get_submodule(str(found["name"]))
+    np.testing.assert_array_equal(found["weight"], layer.weight.numpy())
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_packing(bits):
+    codes = torch.randint(0, 2**bits, (37,), dtype=torch.uint8, generator=torch.Generator().manual_seed(bits))
+    data = pack(codes, bits)
+    whole = sum(int(code) << (i * bits) for i, code in enumerate(codes))  # the definition, as one integer
+    assert data.numpy().tobytes() == whole.to_bytes(-(-37 * bits // 8), "little")
+    assert torch.equal(unpack(data, bits, 37), codes)
