@@ -122,6 +122,8 @@ class Clock:
     ``total_steps``   steps of the whole trial, 0 before the training loop says so
     ``shares``  layer -> 0-d float32 tensor, the layer's own factor over ``factor``, for layers that have one
     ``layers``  gives each layer's own factor at a step, by name; None: every layer has ``factor``
+    ``stage``   the number of the strategy's stage, 0 where it has none
+    ``stages``  gives the stage of a step; None: it is always 0
 
     ``set`` writes in place, so that compiled and captured code sees the new values without being traced
     again.
@@ -136,11 +138,15 @@ class Clock:
         self.samples: Tensor | None = None
         self.shares: dict[str, Tensor] = {}
         self.layers: Callable[[int], Mapping[str, float]] | None = None
+        self.stage = 0
+        self.stages: Callable[[int], int] | None = None
 
     def set(self, step: int, factor: float) -> None:
         """Move to ``step`` with the given factor; the largest one where layers have factors of their own."""
         self.step.fill_(step)
         self.set_factor(factor)
+        if self.stages is not None:
+            self.stage = self.stages(step)
         for layer, own in self.layers(step).items() if self.layers is not None and factor else ():
             self.shares[layer].fill_(own / factor)
 

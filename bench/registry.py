@@ -72,7 +72,8 @@ FACTS: dict[str, dict[str, str]] = {
         "open": "True: the entry takes options that it does not declare",
     },
     "strategies": {
-        "step_cost": "what a step costs with the factor above 0, over one without; see bench/experiments/roles.py"
+        "step_cost": "what a step costs with the factor above 0 (in a strategy without a factor: always), "
+        "over a step of plain training; see bench/experiments/roles.py"
     },
     "datasets": {
         "num_classes": "number of classes",
@@ -121,6 +122,10 @@ class OptionDeclaration(BaseModel):
         dict[Literal["joint", "frozen"], float],
         Field(description="of a teacher: what a step of the trial pays for it, in its own training steps"),
     ] = {}
+    copies: Annotated[
+        str | None,
+        Field(description="of a teacher: the option that says how many of these networks there are"),
+    ] = None
     hashed: Annotated[bool, Field(description="part of a trial's identity")] = True
     shown: Annotated[bool, Field(description="part of a label")] = True
 
@@ -264,8 +269,10 @@ def _option_problems(entry: EntryDeclaration) -> Iterator[str]:
             for other in condition:
                 if other not in entry.options:
                     yield f"options.{name}.{key}: there is no option {other}.{nearest(other, entry.options)}"
-        if spec.type != "teacher" and (spec.joint_with or spec.cost):
-            yield f"options.{name}: joint_with and cost have a meaning only with type 'teacher'"
+        if spec.type != "teacher" and (spec.joint_with or spec.cost or spec.copies):
+            yield f"options.{name}: joint_with, cost and copies have a meaning only with type 'teacher'"
+        if spec.copies is not None and spec.copies not in entry.options:
+            yield f"options.{name}.copies: there is no option {spec.copies}.{nearest(spec.copies, entry.options)}"
         numbers = any(bound is not None for bound in (spec.min, spec.max, spec.above, spec.below))
         if numbers and spec.type not in ("float", "floats", "int"):
             yield f"options.{name}: bounds have a meaning only for numbers, not with type '{spec.type}'"

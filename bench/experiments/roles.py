@@ -1,10 +1,12 @@
 """The further networks of a strategy and what its steps cost, as the strategy's registry entry declares them.
 
-An option of the type ``"teacher"`` is a role: another network, by its configuration. Under the values of other options
-in ``joint_with`` the network is trained within the trial; else it is a trial of its own, finished before. ``"cost"``
-says what a step of the trial pays for the network, in training steps of it: ``{"joint": 1.0, "frozen": 0.33}``.
-The fact ``"step_cost"`` of the entry lists ``{"only_with": {option: [values]}, "factor": number}``: the first that
-holds is the cost of a step with the factor above 0, over the cost of a step without. No torch is imported.
+An option of the type ``"teacher"`` is a role: another network, by its configuration. Under the values of
+other options in ``joint_with`` the network is trained within the trial; else it is a trial of its own,
+finished before. ``"cost"`` says what a step of the trial pays for the network, in training steps of it:
+``{"joint": 1.0, "frozen": 0.33}``; ``"copies"`` names the option that says how many such networks there are.
+The fact ``"step_cost"`` of the entry lists ``{"only_with": {option: [values]}, "factor": number}``: the
+first that holds is the cost of a step, in a strategy with a factor of a step with the factor above 0, over
+the cost of a step of plain training. No torch is imported.
 """
 
 from __future__ import annotations
@@ -19,7 +21,11 @@ from bench.experiments.options import applies, holds
 
 @dataclass(frozen=True)
 class Role:
-    """A further network of a strategy: ``joint`` if it is trained within the trial, ``cost`` in its training steps."""
+    """A further network of a strategy: ``joint`` if it is trained within the trial, ``cost`` in its training
+    steps.
+
+    Where there are several copies of the network, ``cost`` is that of all of them.
+    """
 
     name: str
     joint: bool
@@ -41,6 +47,7 @@ def roles(strategy: Mapping[str, Any]) -> tuple[Role, ...]:
         if applies(spec, strategy):
             joint = "joint_with" in spec and holds(spec["joint_with"], strategy)
             cost = spec.get("cost", {}).get("joint" if joint else "frozen", 0.0)
+            cost *= strategy[spec["copies"]] if spec.get("copies") else 1
             found.append(Role(name, joint, cost))
     return tuple(found)
 
@@ -56,7 +63,9 @@ def joint_roles(strategy: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def step_cost(strategy: Mapping[str, Any]) -> float:
-    """Return what a step costs while the factor is above 0, over a step without the strategy; 1 without a factor."""
+    """Return what a step costs (while the factor is above 0, where there is one) over a step of plain
+    training.
+    """
     for case in registry.get("strategies", strategy["kind"]).facts.get("step_cost", ()):
         if holds(case.get("only_with", {}), strategy):
             return case["factor"]

@@ -1,8 +1,9 @@
 """The control without a branch: weights and activations move gradually from full to low precision.
 
-Weights ``(1 - f) Q(w) + f w`` and activations ``(1 - f) q(x) + f bound(x)`` under the same factor f(t) as the progressive
-strategy. If this does as well, the gradual start matters and the extra convolution does not. Our own control; the idea
-of interpolating towards the quantized value is also that of *Alpha-Blending* (Liu and Mattina, arXiv 1903.01061).
+Weights ``(1 - f) Q(w) + f w`` and activations ``(1 - f) q(x) + f bound(x)`` under the same factor f(t) as
+the progressive strategy. If this does as well, the gradual start matters and the extra convolution does not.
+Our own control; the idea of interpolating towards the quantized value is also that of *Alpha-Blending* (Liu
+and Mattina, arXiv 1903.01061).
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
 """Apprentice: knowledge distillation from a full-precision teacher.
 
-Source: Mishra and Marr, *Apprentice: Using Knowledge Distillation Techniques To Improve Low-Precision Network Accuracy*,
-arXiv 1711.05852, equation 1:  ``alpha H(y, p_T) + beta H(y, p_A) + gamma H(z_T, p_A)`` with alpha = 1, beta = gamma = 0.5.
+Source: Mishra and Marr, *Apprentice: Using Knowledge Distillation Techniques To Improve Low-Precision
+Network Accuracy*, arXiv 1711.05852, equation 1:  ``alpha H(y, p_T) + beta H(y, p_A) + gamma H(z_T, p_A)``
+with alpha = 1, beta = gamma = 0.5.
 
-Scheme A trains teacher and apprentice jointly from scratch; B takes a trained, frozen teacher (the alpha term is then
-constant and left out); C is B from the weights of the full-precision apprentice, fine-tuned (give it a smaller learning
-rate). The paper uses the teacher's logits z_T without softening: temperature 1 here, where ``H(z_T, p_A)`` is read as the
-cross entropy between softmax(z_T / T) and softmax(z_A / T), times T^2 as in Hinton et al. (1503.02531).
-``soft_loss = "mse"`` compares the logits themselves (Ba and Caruana, 1312.6184). Not stated in the paper and chosen here:
-in scheme A no gradient flows from the gamma term into the teacher.
+Scheme A trains teacher and apprentice jointly from scratch; B takes a trained, frozen teacher (the alpha
+term is then constant and left out); C is B from the weights of the full-precision apprentice, fine-tuned
+(give it a smaller learning rate). The paper uses the teacher's logits z_T without softening: temperature 1
+here, where ``H(z_T, p_A)`` is read as the cross entropy between softmax(z_T / T) and softmax(z_A / T), times
+T^2 as in Hinton et al. (1503.02531). ``soft_loss = "mse"`` compares the logits themselves (Ba and Caruana,
+1312.6184). Not stated in the paper and chosen here: in scheme A no gradient flows from the gamma term into
+the teacher.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from torch import Tensor
 from bench.experiments.config import TrialConfig
 from bench.experiments.roles import joint_roles, needed_roles
 from bench.strategies.base import Loss, Strategy
+from bench.strategies.distances import soft_cross_entropy
 
 if TYPE_CHECKING:
     from bench.networks import Network
@@ -84,15 +87,6 @@ ENTRIES = [
 ]
 
 
-def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Return ``T^2 H(softmax(teacher / T), softmax(student / T))``, the mean over the batch.
-
-    Both logits are (B, classes); the result is a 0-d tensor. The factor T^2 keeps the gradient's size (1503.02531, sec. 2).
-    """
-    target = torch.softmax(teacher / temperature, dim=1)
-    return -(target * torch.log_softmax(student / temperature, dim=1)).sum(1).mean() * temperature**2
-
-
 class Apprentice(Strategy):
     """Schemes A, B and C of the paper."""
 
@@ -131,8 +125,8 @@ class Apprentice(Strategy):
     def largest_loss(self, largest: float) -> float:
         """Return the weighted sum of the terms' largest values.
 
-        With logits of size L = ``largest``, the soft cross entropy at temperature T is at most T^2 (L / T) = T L, and
-        the squared distance of two networks' logits at most (2 L)^2.
+        With logits of size L = ``largest``, the soft cross entropy at temperature T is at most T^2 (L / T) =
+        T L, and the squared distance of two networks' logits at most (2 L)^2.
         """
         options = self.options
         soft = (
@@ -145,7 +139,9 @@ class Apprentice(Strategy):
 
 
 def _load_start(network: Network, weights: Mapping[str, Tensor]) -> None:
-    """Copy the full-precision weights into ``network``; what a quantizer learns besides them keeps its own start."""
+    """Copy the full-precision weights into ``network``; what a quantizer learns besides them keeps its own
+    start.
+    """
     missing, unexpected = network.load_state_dict(weights, strict=False)
     absent = [name for name in missing if "quantizer" not in name]
     if absent or unexpected:

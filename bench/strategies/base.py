@@ -1,7 +1,8 @@
 """What a strategy is: the questions that the training loop asks, with the answers of plain training.
 
-A strategy says which expansion the network gets (``branch`` or ``blend``), what the factor is at a step, which further
-networks take part, and what is minimised. The training loop asks; it knows no strategy by name.
+A strategy says which expansion the network gets (``branch`` or ``blend``), what the factor is at a step,
+which further networks take part, and what is minimised. The training loop asks; it knows no strategy by
+name.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from bench.schedules import factor_value
 
 if TYPE_CHECKING:
     from bench.networks import Network
+    from bench.strategies.taps import Helper
 
 Loss = Callable[
     [Tensor, Tensor], Tensor
@@ -58,12 +60,26 @@ class Strategy:
     ) -> None:
         """Get ready before the first step; also called before a checkpoint is restored.
 
-        ``build(config)`` returns another, initialised network on the device; ``weights`` maps the roles of the trials
-        that this one needs ("teacher", "start") to their final state dicts.
+        ``build(config)`` returns another, initialised network on the device; ``weights`` maps the roles of
+        the trials that this one needs ("teacher", "start") to their final state dicts.
         """
 
-    def trained(self) -> dict[str, Network]:
-        """Return the further networks that are trained and checkpointed with the trial's own, by name."""
+    def stage(self, step: int) -> int:
+        """Return the number of the stage that ``step`` lies in; the layers read it from the clock.
+
+        What a step computes may depend on it beside the factor: a recorded step is recorded anew at each
+        stage.
+        """
+        return 0
+
+    def before_step(self, network: Network, step: int) -> None:
+        """Do what the method does to the stored state before ``step``; called once for each step, in order."""
+
+    def trained(self) -> Mapping[str, Network | Helper]:
+        """Return what is trained and checkpointed with the trial's network, by name.
+
+        Further networks, and modules that are no networks (``bench.strategies.taps.Helper``).
+        """
         return {}
 
     def forward_only(self) -> list[Network]:
@@ -75,7 +91,9 @@ class Strategy:
         return loss(logits, labels)
 
     def largest_loss(self, largest: float) -> float:
-        """Return the largest value of ``loss`` (a mean over an epoch), given the largest of the recipe's own loss."""
+        """Return the largest value of ``loss`` (a mean over an epoch), given the largest of the recipe's own
+        loss.
+        """
         return largest
 
 

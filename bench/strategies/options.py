@@ -1,4 +1,6 @@
-"""Options that several strategies share. The registry reads the literal; ``"bn_reestimate": "shared"`` refers to it."""
+"""Options that several strategies share. The registry reads the literal; ``"bn_reestimate": "shared"``
+refers to it.
+"""
 
 OPTIONS = {
     "bn_reestimate": {

@@ -1,7 +1,8 @@
 """Progressive learning (EXP-Net): a full-precision branch beside every low-precision convolution, faded out.
 
-Source: *Progressive Learning of Low-Precision Networks*, arXiv 1905.11781. Merges are as in the authors' figure and in
-their released scripts (see ``bench/layers``). The factor f(t) multiplies the output of the branch and ends at exactly 0.
+Source: *Progressive Learning of Low-Precision Networks*, arXiv 1905.11781. Merges are as in the authors'
+figure and in their released scripts (see ``bench/layers``). The factor f(t) multiplies the output of the
+branch and ends at exactly 0.
 """
 
 from __future__ import annotations
@@ -91,9 +92,11 @@ ENTRIES = [
 
 
 class Progressive(Faded):
-    """The expanded network; f(t) from the ``factor`` schedule, and for layers in ``layer_factors`` from their own.
+    """The expanded network; f(t) from the ``factor`` schedule, and for layers in ``layer_factors`` from
+    their own.
 
-    The branches are removed when the last factor is 0. A layer whose own factor is 0 before that adds zeros until then.
+    The branches are removed when the last factor is 0. A layer whose own factor is 0 before that adds zeros
+    until then.
     """
 
     def layer_factors(self, step: int) -> dict[str, float]:
@@ -110,7 +113,9 @@ class Progressive(Faded):
     def prepare(
         self, network: Network, build: Callable[[TrialConfig], Network], weights: Mapping[str, Any]
     ) -> None:
-        """Give the layers named in ``layer_factors`` their factors; raises ``InputError`` for layers without a branch."""
+        """Give the layers named in ``layer_factors`` their factors; raises ``InputError`` for layers without
+        a branch.
+        """
         if self.options["layer_factors"] is None:
             return
         branches = {name: m for name, m in low_precision_modules(network) if m.branch is not None}

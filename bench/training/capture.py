@@ -15,7 +15,7 @@ step; so everything else is tested on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -63,11 +63,11 @@ class Recording:
 
     def __init__(self, work: Callable[..., None], written: Callable[[], Written]) -> None:
         self.work, self.written = work, written
-        self.stage: bool | None = None
+        self.stage: Hashable = None
         self.inputs: tuple[Tensor, ...] = ()
         self.replay: Callable[[], None] | None = None
 
-    def step(self, inputs: tuple[Tensor, ...], stage: bool) -> None:
+    def step(self, inputs: tuple[Tensor, ...], stage: Hashable) -> None:
         """Do the step on ``inputs``: tensors whose shapes, dtypes and devices are the same at every step."""
         if self.replay is None or stage != self.stage:
             self.record(inputs, stage)
@@ -76,7 +76,7 @@ class Recording:
         assert self.replay is not None
         self.replay()
 
-    def record(self, inputs: tuple[Tensor, ...], stage: bool) -> None:
+    def record(self, inputs: tuple[Tensor, ...], stage: Hashable) -> None:
         """Record the step as it is in ``stage``, which the caller has set up.
 
         Weights and moments stay what they were.

@@ -27,6 +27,7 @@ from bench.networks import Network, costs
 from bench.randomness import Clock
 from bench.schedules import learning_rate_value
 from bench.strategies import Strategy
+from bench.strategies.taps import Helper
 from bench.training.capture import Recording, Written
 from bench.training.distributed import SOLO, Team, averaged, keeping_gradients, settle_statistics
 from bench.training.divergence import largest_loss, named_state, not_finite, some
@@ -99,6 +100,7 @@ class Run:
         self.steps_per_epoch = data.steps_per_epoch
         self.total_steps = config.epochs * self.steps_per_epoch
         clock.total_steps = self.total_steps
+        clock.stages = strategy.stage
         self.trained = strategy.trained()
         networks: list[nn.Module] = [network, *self.trained.values()]
         self.optimizer = make_optimizer(
@@ -149,6 +151,7 @@ class Run:
         """Do the step ``self.step`` and move on to the next."""
         config, step = self.config, self.step
         factor = self.strategy.factor(step)
+        self.strategy.before_step(self.network, step)
         if self.strategy.bn_reestimate and self.strategy.removal(step):
             self.clock.set(step, 0.0)
             self._reestimate(self.network, self.strategy.bn_reestimate)
@@ -162,7 +165,7 @@ class Run:
         if self.recording is None:
             self.update(*self.data.inputs(step))
         else:
-            self.recording.step(self.data.inputs(step), self.clock.active)
+            self.recording.step(self.data.inputs(step), self._stage())
         self.step += 1
 
     def update(self, *inputs: Tensor) -> None:
@@ -181,6 +184,10 @@ class Run:
             network.after_step_()
         settle_statistics(networks, self.team)
 
+    def _stage(self) -> tuple[bool, int]:
+        """Return what a recorded step depends on beside tensors: whether the factor is above 0, and the stage."""
+        return self.clock.active, self.clock.stage
+
     def written(self) -> Written:
         """Return copies of all that ``update`` writes."""
         return Written([self.network, *self.trained.values()], self.optimizer, [self.loss_sum, self.correct])
@@ -194,7 +201,7 @@ class Run:
         for step in (self.total_steps - 1, 0):
             self.optimizer.state.clear()  # the last stage makes no moments of a branch
             self.clock.set(step, self.strategy.factor(step))
-            self.recording.record(self.data.inputs(step), self.clock.active)
+            self.recording.record(self.data.inputs(step), self._stage())
 
     def seconds_per_step(self) -> float:
         """Measure one step, after one that does not count, and undo both."""
@@ -393,7 +400,7 @@ class Run:
         """
         cost = costs(self.network)
         per_image = float(cost.train_flops_per_image if branch_on else cost.train_flops_per_image_plain)
-        per_image += sum(costs(network).train_flops_per_image for network in self.trained.values())
+        per_image += sum(map(_train_flops, self.trained.values()))
         # a forward pass is a third of a step
         per_image += sum(
             costs(network).train_flops_per_image / 3.0 for network in self.strategy.forward_only()
@@ -442,3 +449,8 @@ class Run:
         self.training_seconds = state["training_seconds"]
         self.wall_seconds = state["wall_seconds"]
         self._mark = time.perf_counter()
+
+
+def _train_flops(module: Network | Helper) -> float:
+    """Return the operations that a step needs for one image: of a further network, or of a strategy's helper."""
+    return 6.0 * module.macs if isinstance(module, Helper) else costs(module).train_flops_per_image

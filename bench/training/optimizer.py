@@ -51,7 +51,8 @@ def make_optimizer(
     float64 on the CPU.
     """
     decayed = decayed_parameters(modules, config.weight_decay_on)
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    unique = dict.fromkeys(p for module in modules for p in module.parameters())  # networks may share some
+    parameters = [p for p in unique if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if id(p) in decayed], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},

@@ -20,6 +20,7 @@ from bench.networks import Network, build, initialize
 from bench.networks.initialization import start_scales_
 from bench.randomness import Clock
 from bench.strategies import Strategy, make_strategy
+from bench.strategies.taps import Helper
 from bench.training.distributed import SOLO, Team, batch_norm_for
 from bench.training.loop import Run
 from bench.training.memory import recompute_activations
@@ -97,6 +98,11 @@ def make_run(
     if start is not None:
         start.put_into(network)
     strategy.prepare(network, make, weights)
+    for helper in strategy.trained().values():
+        if isinstance(helper, Helper):  # a network comes complete from ``make``
+            initialize(helper, config.seed, config.initialization)
+            batch_norm_for(helper, config, team)
+            helper.to(clock.step.device).to(memory_format=torch.channels_last)
     start_scales_(network)  # learned scales may begin as a measure of the weights
     return Run(config, data, network, strategy, clock, mode=mode, team=team)
 

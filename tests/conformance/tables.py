@@ -358,6 +358,9 @@ STRATEGIES: dict[str, list[StrategyCase]] = {
         StrategyCase({"scheme": "B"}, needed=("teacher",)),
         StrategyCase({"scheme": "C"}, needed=("teacher", "start")),
     ],
+    "auxiliary": [StrategyCase(), StrategyCase({"layers": ["conv2", "linear"], "weight": 0.5})],
+    "distillation": [StrategyCase(needed=("teacher",))],
+    "mutual": [StrategyCase({"peers": 2}, joint=("peer",))],
     "plain": [StrategyCase()],
     "progressive": [StrategyCase({"factor": FACTOR, "merge": merge}) for merge in MERGES],
 }

@@ -43,9 +43,11 @@ def progressive(merge: str = "sum", **options) -> dict:
     return {"kind": "progressive", "merge": merge, "factor": ON, **options}
 
 
+FULL = config(quantizer="full_precision", bits="32/32", augmentation="crop_flip").dump()
+
+
 def apprentice(scheme: str) -> dict:
-    teacher = config(quantizer="full_precision", bits="32/32", augmentation="crop_flip").dump()
-    return {"kind": "apprentice", "scheme": scheme, "teacher": teacher}
+    return {"kind": "apprentice", "scheme": scheme, "teacher": FULL}
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,8 @@ CASES = {
     "joint teacher": {"strategy": apprentice("A")},
     "frozen teacher": {"strategy": apprentice("B"), "micro_batches": 2},
     "bf16": {"precision": "bf16", "strategy": progressive()},
+    "auxiliary module": {"strategy": {"kind": "auxiliary"}},
+    "peers": {"strategy": {"kind": "mutual", "peers": 2, "peer": FULL}},
 }
 
 
@@ -122,6 +126,21 @@ def test_a_process_may_compile_more_networks_than_the_compiler_expects(arrays, m
         steps(make_run(config(epochs=2, seed=seed), arrays, "cpu", "compiled"), 1)
 
 
+@pytest.mark.parametrize("case", ["auxiliary module", "peers"])
+def test_a_step_is_one_graph(case, arrays, monkeypatch):
+    """What a strategy reads within the network breaks no graph; gradients are summed in an order of the compiler's."""
+    short = config(epochs=2, **CASES[case])
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **named: compiler(f, backend="eager", **named))
+    torch._dynamo.reset()
+    eager, one_graph = (steps(make_run(short, arrays, "cpu", mode), 1) for mode in ("eager", "compiled"))
+    assert torch.equal(eager.loss_sum, one_graph.loss_sum)
+    for one, other in zip(
+        *(run.optimizer.param_groups[0]["params"] for run in (eager, one_graph)), strict=True
+    ):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)
+
+
 def test_each_stage_is_recorded_once_and_a_removed_branch_is_left_alone(arrays, uncompiled, monkeypatch):
     run = make_run(config(epochs=4, strategy=progressive()), arrays, "cpu", "captured")
     recorded, record = [], run.recording.record
@@ -131,9 +150,9 @@ def test_each_stage_is_recorded_once_and_a_removed_branch_is_left_alone(arrays, 
     branch = run.network.conv1.branch.weight
     steps(run, 8)
     before, moment = branch.detach().clone(), run.optimizer.state[branch]["exp_avg"].clone()
-    assert recorded == [True]
+    assert recorded == [(True, 0)]
     steps(run, 8)
-    assert recorded == [True, False]
+    assert recorded == [(True, 0), (False, 0)]
     assert branch.grad is None
     assert torch.equal(branch, before) and torch.equal(run.optimizer.state[branch]["exp_avg"], moment)
     assert run.optimizer.state[branch]["step"] == 8

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bench.experiments.config import TrialConfig
-from bench.strategies.apprentice import soft_cross_entropy
+from bench.strategies.distances import soft_cross_entropy
 from bench.training.evaluate import Accuracy, evaluate, reestimate_batch_norm
 from bench.training.losses import make_loss, squared_hinge
 from bench.training.optimizer import adam_epsilon, decayed_parameters, make_optimizer, set_step

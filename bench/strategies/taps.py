@@ -1,0 +1,130 @@
+"""Reading what flows between the layers of a network, and modules that a strategy trains beside it.
+
+A tap stands at the input of a layer that reads activations: a low-precision layer or the classifier. It
+gives the main path's tensor before the activation: in a chain what the layer before wrote, batch norm and
+pooling included, in a residual network the sum that a block hands on (behind the next batch norm in the
+pre-activation order).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.errors import InputError, nearest
+from bench.layers.activation_input import ActivationInput
+
+if TYPE_CHECKING:
+    from bench.networks import Network
+
+Shape = tuple[int, ...]
+
+
+def readers(network: nn.Module) -> dict[str, ActivationInput]:
+    """Return the layers that a tap can stand at, by name, in the order of their modules."""
+    return {name: m for name, m in network.named_modules() if isinstance(m, ActivationInput)}
+
+
+def block_inputs(network: nn.Module) -> list[str]:
+    """Return the names of the layers that read a block's input, in order.
+
+    Where a module of the network holds several layers (a residual block), these are its first one; layers
+    that the network holds itself (of a chain, the classifier) are a block each.
+    """
+    found: dict[str, str] = {}
+    for name in readers(network):
+        parent = name.rpartition(".")[0]
+        found.setdefault(parent or name, name)
+    return list(found.values())
+
+
+class Taps:
+    """Keeps what the named layers of ``network`` read in a training step, (B, C, H, W) or (B, C) each.
+
+    ``layers``: names of layers; raises ``InputError`` naming ``where`` for names that the network does not
+    have. Nothing is kept in evaluation and without gradients. A step that goes through the network several
+    times keeps what came last.
+    """
+
+    def __init__(self, network: Network, layers: Iterable[str], where: str) -> None:
+        known = readers(network)
+        self.layers = {name: known.get(name) for name in layers}
+        unknown = [f"'{name}'{nearest(name, known)}" for name, layer in self.layers.items() if layer is None]
+        if unknown:
+            raise InputError(
+                f"{where}: no layer that reads activations is called {', '.join(unknown)}. "
+                f"Layers: {', '.join(known)}."
+            )
+        self._network = network
+        self._kept: dict[str, Tensor] = {}
+        for name, layer in self.layers.items():
+            assert layer is not None
+            layer.register_forward_pre_hook(self._hook(name))
+
+    def _hook(self, name: str) -> Any:
+        kept = self._kept
+
+        def keep(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if layer.training and torch.is_grad_enabled():
+                kept[name] = inputs[0]
+
+        return keep
+
+    def take(self) -> list[Tensor]:
+        """Return what the layers read in the forward pass that has just ended, in the order of the names."""
+        values = [self._kept[name] for name in self.layers]
+        self._kept.clear()
+        return values
+
+    @torch.no_grad()
+    def shapes(self) -> list[Shape]:
+        """Return the shapes of what the layers read for one image, without the batch: (C, H, W) or (C,)."""
+        network, found = self._network, dict[str, Shape]()
+        modes = [(module, module.training) for module in network.modules()]
+
+        def watch(name: str) -> Any:
+            return lambda _layer, inputs: found.__setitem__(name, tuple(inputs[0].shape[1:]))
+
+        handles = [
+            layer.register_forward_pre_hook(watch(name)) for name, layer in self.layers.items() if layer
+        ]
+        try:
+            network.eval()
+            weight, size = next(network.parameters()), network.input_size
+            network(torch.zeros(1, 3, size, size, device=weight.device, dtype=weight.dtype))
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module, mode in modes:
+                module.training = mode
+        return [found[name] for name in self.layers]
+
+
+class Helper(nn.Module):
+    """A full-precision module that a strategy trains beside the network and that is not deployed.
+
+    The training loop treats it like a further network. ``macs``: multiply-accumulates of one image, which
+    count in the cost of a step.
+    """
+
+    macs: int = 0
+
+    def after_step_(self) -> None:
+        """Do nothing: no weight of a helper is quantized."""
+
+    def add_penalty_(self) -> None:
+        """Do nothing: no quantizer has a penalty here."""
+
+
+def pointwise(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+    """Return a 1x1 convolution without bias and batch norm: (B, in, H, W) -> (B, out, H', W')."""
+    conv = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
+
+
+def with_positions(x: Tensor) -> Tensor:
+    """Return ``x`` as (B, C, H, W); what a linear layer wrote, (B, C), has one position."""
+    return x[:, :, None, None] if x.dim() == 2 else x
