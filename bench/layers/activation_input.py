@@ -25,6 +25,7 @@ class ActivationInput(nn.Module):
     merge: str | None
     magnitude_first: bool
     weight_extra: nn.Parameter | None
+    interims: tuple[Quantizer, ...] = ()  # in a strategy of stages: what quantizes in each stage but the last
 
     def set_up_input(
         self, quantizer: Quantizer, clock: Clock, merge: str | None, blend: str | None, magnitude_first: bool
@@ -36,9 +37,14 @@ class ActivationInput(nn.Module):
         self.blend_activations = blend in ("both", "activations")
         self.magnitude_first = magnitude_first
 
+    @property
+    def acting(self) -> Quantizer:
+        """The quantizer in use: that of the stage while the factor is above 0, else the layer's own."""
+        return self.interims[self.clock.stage] if self.interims and self.clock.active else self.quantizer
+
     def bounded(self, y: Tensor) -> Tensor:
         """Return the bounding map of ``y``, any shape; of min(1, |y|) with ``magnitude_first``."""
-        return self.quantizer.bound(_magnitude(y) if self.magnitude_first else y)
+        return self.acting.bound(_magnitude(y) if self.magnitude_first else y)
 
     def activate(self, y: Tensor) -> Tensor:
         """Return the low-precision activations of ``y``, any shape.
@@ -47,7 +53,7 @@ class ActivationInput(nn.Module):
         """
         if self.magnitude_first:
             y = _magnitude(y)
-        x = self.quantizer.activation(y)
+        x = self.acting.activation(y)
         if self.blend_activations and self.clock.active:
             x = x + self.clock.factor * (self.quantizer.bound(y) - x)
         return x

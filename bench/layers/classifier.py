@@ -67,8 +67,9 @@ class Classifier(ActivationInput, nn.Linear):
         self.quantizer.add_penalty_()
 
     def strip_(self) -> None:
-        """Remove the extra weights."""
+        """Remove the extra weights and what a strategy of stages gave."""
         self.weight_extra = None
+        self.interims = ()
         self.merge = None
 
 

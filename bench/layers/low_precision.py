@@ -30,6 +30,7 @@ from bench.layers.activation_input import ActivationInput, Pair
 from bench.layers.branch import BranchConv2d, BranchLinear
 from bench.layers.classifier import Classifier
 from bench.layers.dropout import Dropout
+from bench.layers.partition import Partition
 from bench.quantizers import Quantizer
 from bench.randomness import Clock
 
@@ -47,6 +48,7 @@ class LowPrecisionLayer(ActivationInput):
     quantizer_extra: Quantizer | None
     fixed_statistics: Tensor | None
     dropout: Dropout | None
+    partition: Partition | None  # of the weights, while a strategy quantizes one part after the other
 
     def setup(
         self,
@@ -83,6 +85,7 @@ class LowPrecisionLayer(ActivationInput):
         self.branch = None
         self.extra_out = 0  # channels that its branch appends to the next layer's input
         self.quantizer_extra = None
+        self.partition = None
         self.register_parameter("weight_extra", None)
         self.register_buffer("fixed_statistics", None)
         # A gradient quantizer and an input scale act on the low-precision convolution alone. With either of
@@ -126,7 +129,7 @@ class LowPrecisionLayer(ActivationInput):
 
     def low_precision_weight(self, with_extra: bool) -> Tensor:
         """Return the quantized main weights, and where asked the extra weights behind them."""
-        weight, extra, quantizer = self.weight, self.weight_extra, self.quantizer
+        weight, extra, quantizer = self.weight, self.weight_extra, self.acting
         if extra is None:
             low = quantizer.weight(weight, self.fixed_statistics)
         elif not self.joint:
@@ -140,6 +143,8 @@ class LowPrecisionLayer(ActivationInput):
             low = quantizer.weight(weight, self.joint_statistics())
         if self.blend_weights and self.clock.active:
             low = low + self.clock.factor * (weight - low)
+        if self.partition is not None and self.clock.active:
+            low = self.partition.mixed(weight, low)
         return low
 
     def joint_statistics(self) -> Tensor | None:
@@ -155,8 +160,8 @@ class LowPrecisionLayer(ActivationInput):
         weight = self.low_precision_weight(with_extra=side is not None and self.merge == "concat")
         if branch is not None and self.one_convolution:
             return self.operate(x, weight + clock.factor_of(self.name) * branch.centred()), None
-        main = self.quantizer.gradient(self.operate(x, weight))
-        if self.quantizer.scales_input:
+        main = self.acting.gradient(self.operate(x, weight))
+        if self.acting.scales_input:
             main = main * self.input_scale(y)
         if branch is None:
             return main, None
@@ -173,7 +178,9 @@ class LowPrecisionLayer(ActivationInput):
         return scale.to(like.dtype)
 
     def after_step_(self) -> None:
-        """Do what the quantizer does to the stored weights after an update."""
+        """Do what the quantizer does to the stored weights after an update; put back those that are frozen."""
+        if self.partition is not None:
+            self.partition.restore_(self.weight)
         if type(self.quantizer).after_step_ is Quantizer.after_step_:
             return
         self.quantizer.after_step_(self.weight)
@@ -191,11 +198,14 @@ class LowPrecisionLayer(ActivationInput):
             self.quantizer_extra.add_penalty_(self.weight_extra)
 
     def strip_(self) -> None:
-        """Remove branch and extra weights; a joint statistic stays as the constant ``fixed_statistics``."""
+        """Remove branch, extra weights and all that a strategy gave; a joint statistic stays as the constant
+        ``fixed_statistics``.
+        """
         if self.weight_extra is not None and self.joint:
             statistics = self.joint_statistics()
             self.fixed_statistics = None if statistics is None else statistics.detach().clone()
-        self.branch = self.weight_extra = self.quantizer_extra = self.merge = None
+        self.branch = self.weight_extra = self.quantizer_extra = self.merge = self.partition = None
+        self.interims = ()
         self.one_convolution = False
         self.extra_out = 0
 

@@ -100,8 +100,9 @@ class Quantizer(nn.Module):
     def weight_levels(self, w: Tensor, statistics: Tensor | None = None) -> Levels | None:
         """Return the quantized weights as codes and values, None for full precision.
 
-        ``weight_levels(w).weight()`` equals ``weight(w)`` in each bit of each number; zeros of either sign are equal.
-        Raises ``ValueError`` where ``weight`` returns a value that ``level_values`` does not name.
+        ``weight_levels(w).weight()`` equals ``weight(w)`` in each bit of each number; zeros of either sign
+        are equal. Raises ``ValueError`` where ``weight`` returns a value that ``level_values`` does not
+        name.
         """
         w = w.detach().float()
         values = self.level_values(w, statistics)
@@ -177,6 +178,44 @@ class FullPrecisionWeights(Quantizer):
     def add_penalty_(self, *weights: Tensor) -> None:
         """Add the other quantizer's penalty on its activations' parameters."""
         self.quantizer.add_penalty_()
+
+    def input_scale(self, *arguments: Any) -> Tensor:
+        """Return the other quantizer's input scale, where it has one (``scales_input``)."""
+        return self.quantizer.input_scale(*arguments)  # type: ignore[operator]
+
+
+class Interim(Quantizer):
+    """A quantizer at other bit widths for a stage of training.
+
+    32 bits of weights are the stored weights, 32 bits of activations the bounded ones without an input
+    scale, also where ``quantizer`` itself has no such bit width. At all other widths the maps are those of
+    ``quantizer``, whose learned scales are shared.
+    """
+
+    def __init__(self, quantizer: Quantizer, w_bits: int, a_bits: int) -> None:
+        super().__init__(w_bits, a_bits, quantizer.g_bits)
+        self.quantizer = quantizer
+        self.scales_input = quantizer.scales_input and a_bits < 32
+
+    def statistics(self, w: Tensor) -> Tensor | None:
+        """Return what the other quantizer measures of ``w``."""
+        return self.quantizer.statistics(w)
+
+    def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
+        """Return the other quantizer's weights, or ``w`` at 32 bits."""
+        return w if self.w_bits == 32 else self.quantizer.weight(w, statistics)
+
+    def bound(self, x: Tensor) -> Tensor:
+        """Return the other quantizer's bounding map, any shape."""
+        return self.quantizer.bound(x)
+
+    def activation(self, x: Tensor) -> Tensor:
+        """Return the other quantizer's activations, or the bounded ones at 32 bits, any shape."""
+        return self.quantizer.bound(x) if self.a_bits == 32 else self.quantizer.activation(x)
+
+    def gradient(self, y: Tensor) -> Tensor:
+        """Return ``y`` with the other quantizer's gradient."""
+        return self.quantizer.gradient(y)
 
     def input_scale(self, *arguments: Any) -> Tensor:
         """Return the other quantizer's input scale, where it has one (``scales_input``)."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -24,3 +25,11 @@ def times_passed(spec: Mapping[str, Any], step: int, total_steps: int, steps_per
 def progress_after_warmup(step: int, total_steps: int, warmup: float) -> float:
     """Return the share of the steps after the warm-up (``warmup`` steps) that are over, 1 at most."""
     return min(1.0, (step - warmup) / (total_steps - warmup))
+
+
+def shares_passed(shares: Iterable[float], step: int, total_steps: int) -> int:
+    """Return how many of the ``shares`` of all steps have come at ``step``.
+
+    A share that is a whole number of steps but for rounding errors is that number.
+    """
+    return sum(step >= math.ceil(share * total_steps - 1e-6) for share in shares)

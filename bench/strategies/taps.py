@@ -51,17 +51,17 @@ class Taps:
 
     def __init__(self, network: Network, layers: Iterable[str], where: str) -> None:
         known = readers(network)
-        self.layers = {name: known.get(name) for name in layers}
-        unknown = [f"'{name}'{nearest(name, known)}" for name, layer in self.layers.items() if layer is None]
+        layers = list(layers)
+        unknown = [f"'{name}'{nearest(name, known)}" for name in layers if name not in known]
         if unknown:
             raise InputError(
                 f"{where}: no layer that reads activations is called {', '.join(unknown)}. "
                 f"Layers: {', '.join(known)}."
             )
+        self.layers = {name: known[name] for name in layers}
         self._network = network
         self._kept: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
-            assert layer is not None
             layer.register_forward_pre_hook(self._hook(name))
 
     def _hook(self, name: str) -> Any:
@@ -78,6 +78,10 @@ class Taps:
         values = [self._kept[name] for name in self.layers]
         self._kept.clear()
         return values
+
+    def read(self) -> list[tuple[ActivationInput, Tensor]]:
+        """Return what ``take`` returns, each tensor with the layer that read it."""
+        return list(zip(self.layers.values(), self.take(), strict=True))
 
     @torch.no_grad()
     def shapes(self) -> list[Shape]:

@@ -233,6 +233,9 @@ QUANTIZERS: dict[str, QuantizerOracle] = {
         lambda w, g, bits, options, scales: (w, g, {}), lambda x, g, bits: _relu(x, g)
     ),
     "hwgq": QuantizerOracle(_without_scales(oracle.filter_sign), _hwgq_activation),
+    "inq": QuantizerOracle(
+        lambda w, g, bits, options, scales: (oracle.powers_of_two(w, bits), g, {}), _unit_or_relu
+    ),
     "irnet": QuantizerOracle(
         _without_scales(oracle.libra),
         _hard_tanh_or(lambda x, g: oracle.decaying_sign(x, g, 0.0)),
@@ -360,9 +363,16 @@ STRATEGIES: dict[str, list[StrategyCase]] = {
     ],
     "auxiliary": [StrategyCase(), StrategyCase({"layers": ["conv2", "linear"], "weight": 0.5})],
     "distillation": [StrategyCase(needed=("teacher",))],
+    "incremental": [StrategyCase(), StrategyCase({"portions": [0.3, 1.0], "begin": 0.0, "until": 0.5})],
     "mutual": [StrategyCase({"peers": 2}, joint=("peer",))],
     "plain": [StrategyCase()],
     "progressive": [StrategyCase({"factor": FACTOR, "merge": merge}) for merge in MERGES],
+    "staged": [
+        StrategyCase({"stages": ["1/32"]}),
+        StrategyCase({"stages": ["32/32", "8/8", "4/4"], "bn_reestimate": 2}),
+        StrategyCase({"guided": True}, joint=("twin",)),
+        StrategyCase({"stages": ["2/32", "1/32", "1/4"], "guided": True, "guidance": 0.1}, joint=("twin",)),
+    ],
 }
 
 

@@ -235,3 +235,17 @@ def residual_signs(x, g, count, slope):
             removed += mean
             y, left = y + mean * sign(left), left - mean * sign(left)
     return y, dz * np.where(x > 0, 1.0, slope), (dz * np.minimum(x, 0.0)).sum(), near
+
+
+def powers_of_two(w, bits):
+    """Equations 2 and 4 of INQ: 2^(bits - 2) powers and 0."""
+    largest = np.abs(w).max()
+    if largest == 0:
+        return np.zeros_like(w)
+    n1 = int(np.floor(np.log2(4 * largest / 3)))
+    n2 = n1 + 1 - 2 ** (bits - 1) // 2
+    levels = [0.0, *(2.0**n for n in range(n2, n1 + 1))]
+    result = np.zeros_like(w)
+    for a, b in itertools.pairwise(levels):
+        result = np.where(((a + b) / 2 <= np.abs(w)) & (np.abs(w) < 3 * b / 2), b * np.sign(w), result)
+    return result

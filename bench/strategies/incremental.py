@@ -1,0 +1,110 @@
+"""Incremental quantization: the largest weights are quantized and frozen, portion by portion.
+
+Source: Zhou, Yao, Guo, Xu and Chen, *Incremental Network Quantization: Towards Lossless CNNs with
+Low-Precision Weights*, ICLR 2017, arXiv 1702.03044. Of each layer the largest weights by magnitude are
+quantized and never changed again; the free ones stay in full precision and are trained to make up for it.
+The accumulated portions are 50, 75, 87.5 and 100 percent (the paper's for ResNet-18 and VGG-16).
+
+The paper's powers of two are the quantizer ``inq``; this strategy is the partition alone and takes any
+quantizer. Two small parts fit what is there better than one: the levels are checked like those of every
+quantizer, and the partition can be compared with other ways to the same levels. Before the share ``begin``
+of all steps nothing is quantized; with ``begin = 0`` and the field ``start`` training begins from a trained
+network, as in the paper. The last portion is frozen at the share ``until``; behind it batch norms and
+full-precision layers are trained alone. The factor is the free share of the weights.
+
+Differences: frozen weights keep their stored value and are quantized at each step, so that the scale of a
+layer is that of all its weights in training and when deployed (with ``inq`` it is fixed by the largest
+weight, which is frozen first). Activations are quantized from the first step on, where the trial's bits say
+so; the paper leaves them in full precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from bench.errors import InputError
+from bench.experiments.config import TrialConfig
+from bench.layers.low_precision import LowPrecisionLayer
+from bench.layers.partition import Partition
+from bench.schedules.times import shares_passed
+from bench.strategies.base import Strategy
+
+if TYPE_CHECKING:
+    from bench.networks import Network
+
+ENTRIES = [
+    {
+        "name": "incremental",
+        "factory": "Incremental",
+        "help": "INQ: the largest weights are quantized and frozen, portion by portion",
+        "title": "Incremental Network Quantization: Towards Lossless CNNs with Low-Precision Weights",
+        "arxiv": "1702.03044",
+        "options": {
+            "portions": {
+                "type": "floats",
+                "default": [0.5, 0.75, 0.875, 1.0],
+                "above": 0,
+                "max": 1,
+                "help": "shares of the weights that are frozen, one after the other; the last is 1",
+            },
+            "begin": {
+                "type": "float",
+                "default": 0.25,
+                "min": 0,
+                "below": 1,
+                "help": "share of all steps before the first portion is frozen",
+            },
+            "until": {
+                "type": "float",
+                "default": 0.75,
+                "above": 0,
+                "below": 1,
+                "help": "share of all steps before the last portion is frozen",
+            },
+            "bn_reestimate": "shared",
+        },
+    }
+]
+
+
+class Incremental(Strategy):
+    """The partition of each low-precision layer's weights, and the steps at which portions are frozen."""
+
+    def __init__(self, config: TrialConfig, steps_per_epoch: int) -> None:
+        super().__init__(config, steps_per_epoch)
+        self.bn_reestimate = self.options["bn_reestimate"]
+        portions, begin, until = (self.options[name] for name in ("portions", "begin", "until"))
+        if portions != sorted(set(portions)) or portions[-1] != 1.0:
+            raise InputError(f"strategy.portions: {portions}: expected rising shares, the last of them 1")
+        if begin >= until:
+            raise InputError(f"strategy.until: {until} must be above begin, {begin}")
+        gap = (until - begin) / max(len(portions) - 1, 1)
+        self.times = [*(begin + number * gap for number in range(len(portions) - 1)), until]
+
+    def portion(self, step: int) -> float:
+        """Return the share of the weights that is frozen at ``step``: portion i from begin + i (until -
+        begin) / (n - 1).
+        """
+        return [0.0, *self.options["portions"]][shares_passed(self.times, step, self.total_steps)]
+
+    def factor(self, step: int) -> float:
+        """Return the share of the weights that is still free."""
+        return 1.0 - self.portion(step)
+
+    def prepare(
+        self, network: Network, build: Callable[[TrialConfig], Network], weights: Mapping[str, Any]
+    ) -> None:
+        for layer in self._layers(network):
+            layer.partition = Partition(layer.weight)
+
+    def before_step(self, network: Network, step: int) -> None:
+        portion = self.portion(step)
+        if portion > (self.portion(step - 1) if step else 0.0):
+            for layer in self._layers(network):
+                assert layer.partition is not None
+                layer.partition.freeze_(layer.weight, portion)
+
+    @staticmethod
+    def _layers(network: Network) -> list[LowPrecisionLayer]:
+        return [layer for _, layer in network.low_precision_layers() if layer.quantizer.w_bits < 32]

@@ -1,0 +1,196 @@
+"""Precision that falls in stages, alone or guided by a full-precision twin.
+
+Source: Zhuang, Shen, Tan, Liu and Reid, *Towards Effective Low-bitwidth Convolutional Neural Networks*, CVPR
+2018, arXiv 1711.00205. Its three methods are
+
+    two-step      weights first, then activations as well: ``stages = ["1/32"]`` for a network of 1/1 bits
+    progressive   bit widths that fall, 32 -> 16 -> 8 -> 4 -> 2: ``stages = ["32/32", "8/8", "4/4"]`` for 2/2
+    guided        a full-precision twin is trained beside the network, each drawn to the other's feature maps
+
+and any of them together. Each of n stages takes 1/n of the first ``until`` of all steps; then the bit widths
+are the trial's own. So every arm has the same number of steps, where the paper trains each stage to its end;
+the learning rate goes on as the recipe says. The factor is the share of stages still to come, 0 in the last
+one: while it is above 0, "expanded" accuracies are of the network at the stage's bit widths, deployed ones
+of the trial's own.
+
+Guided, what is minimised is ``L(network) + L(twin) + lambda R``, R half the mean squared difference of the
+activations that the layers in ``layers`` read, quantized in the network and bounded in the twin; the
+gradient of R reaches both, as in the paper. The paper sums where this takes the mean, so that lambda does
+not depend on the sizes.
+
+16 bits are not a width of the suite's quantizers: rounding to 65,536 levels is no more than float32 training
+noise. A width between 32 and the trial's own needs a quantizer without learned scales, since a scale learned
+for one width has no meaning at another. A stage of 32 and own widths alone takes every quantizer.
+
+``stages = ["32/32"]`` alone is delayed quantization (brevitas' ``quant_delay_steps``): full precision up to
+a step, and the trial's own bit widths behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bench import registry
+from bench.errors import InputError
+from bench.experiments.config import TrialConfig, parse_bits, short_bits
+from bench.experiments.options import keywords
+from bench.layers.activation_input import ActivationInput
+from bench.quantizers import FullPrecisionWeights, Interim, Quantizer, make_quantizer
+from bench.schedules.times import shares_passed
+from bench.strategies.base import Loss, Strategy
+from bench.strategies.distances import half_squared_distance
+from bench.strategies.taps import Taps, block_inputs, readers
+
+if TYPE_CHECKING:
+    from bench.networks import Network
+
+ENTRIES = [
+    {
+        "name": "staged",
+        "factory": "Staged",
+        "help": "Zhuang et al.: weights first, then activations; or falling bit widths; a twin may guide",
+        "title": "Towards Effective Low-bitwidth Convolutional Neural Networks",
+        "arxiv": "1711.00205",
+        "options": {
+            "stages": {
+                "type": "names",
+                "default": None,
+                "nullable": True,
+                "help": 'bit widths "W/A" of the stages before the trial\'s own, in order; null: none',
+            },
+            "until": {
+                "type": "float",
+                "default": 0.5,
+                "above": 0,
+                "below": 1,
+                "help": "share of all steps that the stages take together",
+            },
+            "guided": {
+                "type": "bool",
+                "default": False,
+                "help": "train a full-precision twin as well",
+            },
+            "twin": {
+                "type": "teacher",
+                "default": {},
+                "joint_with": {"guided": [True]},
+                "only_with": {"guided": [True]},
+                "cost": {"joint": 1.0},
+                "help": "the fields in which the twin differs from the arm's own network in full precision",
+            },
+            "guidance": {
+                "type": "float",
+                "default": 1.0,
+                "min": 0,
+                "only_with": {"guided": [True]},
+                "help": "lambda of the distance between the feature maps of both",
+            },
+            "layers": {
+                "type": "names",
+                "default": None,
+                "nullable": True,
+                "only_with": {"guided": [True]},
+                "help": "layers whose input is compared; null: the classifier and the last block before it",
+            },
+            "bn_reestimate": "shared",
+        },
+    }
+]
+
+
+class Staged(Strategy):
+    """The network at the bit widths of its stages, and where ``guided`` its twin."""
+
+    def __init__(self, config: TrialConfig, steps_per_epoch: int) -> None:
+        super().__init__(config, steps_per_epoch)
+        self.bn_reestimate = self.options["bn_reestimate"]
+        self.guided = self.options["guided"]
+        self.widths = [_widths(text, config) for text in self.options["stages"] or ()]
+        if not self.widths and not self.guided:
+            raise InputError("strategy: stages or guided = true is needed; without both it is plain training")
+
+    def stage(self, step: int) -> int:
+        count, until = len(self.widths), self.options["until"]
+        return shares_passed(
+            (until * number / count for number in range(1, count + 1)), step, self.total_steps
+        )
+
+    def factor(self, step: int) -> float:
+        """Return the share of stages that are still to come, 1 in the first and 0 in the last."""
+        count = len(self.widths)
+        return (count - self.stage(step)) / count if count else 0.0
+
+    def prepare(
+        self, network: Network, build: Callable[[TrialConfig], Network], weights: Mapping[str, Any]
+    ) -> None:
+        for layer in readers(network).values():
+            layer.interims = tuple(self._interim(layer, w, a) for w, a in self.widths)
+        if self.guided:
+            self.twin = build(TrialConfig.model_validate(self.options["twin"]))
+            layers = self.options["layers"] or block_inputs(network)[-2:]
+            self.taps = [Taps(one, layers, "strategy.layers") for one in (network, self.twin)]
+            own, other = (taps.shapes() for taps in self.taps)
+            if own != other:
+                raise InputError(f"strategy.twin: its layers read {other} where the network's read {own}")
+
+    def _interim(self, layer: ActivationInput, w_bits: int, a_bits: int) -> Quantizer:
+        """Return what quantizes weights and input of ``layer`` at these widths."""
+        own, (own_w, own_a, g_bits) = layer.quantizer, self.config.bit_widths
+        if w_bits in (32, own_w) and a_bits in (32, own_a):
+            return Interim(own, w_bits, a_bits)
+        kind = self.config.quantizer["kind"]
+        if own.state_dict():
+            raise InputError(
+                f"strategy.stages: '{w_bits}/{a_bits}': the quantizer '{kind}' learns scales, which have "
+                f"no meaning at other widths; take 32 and the trial's own {short_bits(self.config.bits)} alone"
+            )
+        made: Quantizer = make_quantizer(
+            kind,
+            own_w if w_bits == 32 else w_bits,
+            own_a if a_bits == 32 else a_bits,
+            g_bits,
+            **keywords(self.config.quantizer),
+        ).to(next(layer.parameters()).device)
+        made.draws = own.draws
+        return Interim(
+            FullPrecisionWeights(made) if isinstance(own, FullPrecisionWeights) else made, w_bits, a_bits
+        )
+
+    def trained(self) -> dict[str, Network]:
+        return {"twin": self.twin} if self.guided else {}
+
+    def loss(self, logits: Tensor, images: Tensor, labels: Tensor, loss: Loss) -> Tensor:
+        if not self.guided:
+            return loss(logits, labels)
+        answer = self.twin(images)
+        own, other = ([layer.activate(y) for layer, y in taps.read()] for taps in self.taps)
+        pairs = zip(own, other, strict=True)
+        distance = torch.stack([half_squared_distance(one, two) for one, two in pairs]).sum()
+        return loss(logits, labels) + loss(answer, labels) + self.options["guidance"] * distance
+
+    def largest_loss(self, largest: float) -> float:
+        """Return L for L = ``largest``; guided 2 L and, for each compared layer, lambda (2 L)^2 / 2."""
+        if not self.guided:
+            return largest
+        compared = len(self.options["layers"] or (0, 0))
+        return 2.0 * largest + compared * self.options["guidance"] * 0.5 * (2.0 * largest) ** 2
+
+
+def _widths(text: str, config: TrialConfig) -> tuple[int, int]:
+    """Return (weight, activation) bits of a stage; raises ``InputError`` for widths that the quantizer has
+    not.
+    """
+    w_bits, a_bits, g_bits = parse_bits(text, "strategy.stages")
+    kind = config.quantizer["kind"]
+    facts = registry.get("quantizers", kind).facts
+    for bits, name, what in ((w_bits, "w_bits", "weights"), (a_bits, "a_bits", "activations")):
+        if bits != 32 and bits not in facts[name]:
+            known = ", ".join(map(str, sorted({*facts[name], 32})))
+            raise InputError(f"strategy.stages: {text!r}: quantizer '{kind}' takes {known} bits of {what}")
+    if g_bits != 32 or (w_bits, a_bits) == config.bit_widths[:2]:
+        raise InputError(f'strategy.stages: {text!r}: expected "W/A", other than the trial\'s own bits')
+    return w_bits, a_bits

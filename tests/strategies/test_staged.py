@@ -1,0 +1,110 @@
+"""Stages of precision: the points at which they change, what is quantized in each, and the guiding twin."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bench.costs.measure import make_run, synthetic
+from bench.errors import InputError
+from bench.quantizers.functional import round_unit
+from bench.strategies import make_strategy
+from tests.configs import make_config
+from tests.strategies.toys import FULL
+
+
+def staged(**options):
+    return {"kind": "staged", **options}
+
+
+def run_of(bits="1/1", quantizer="dorefa", epochs=2, **options):
+    """Return a run of 5 steps an epoch."""
+    config = make_config(bits=bits, quantizer=quantizer, epochs=epochs, strategy=staged(**options))
+    return make_run(config, synthetic(96), "cpu")
+
+
+def test_stages_share_the_first_part_of_the_steps_and_the_last_one_has_the_rest():
+    strategy = make_strategy(
+        make_config(epochs=4, strategy=staged(stages=["8/8", "4/4", "2/2"], until=0.6)), 5
+    )  # 20 steps, of which 12 in three stages of 4
+    assert [strategy.stage(step) for step in range(20)] == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 8
+    expected = [1.0] * 4 + [2 / 3] * 4 + [1 / 3] * 4 + [0.0] * 8
+    assert [strategy.factor(step) for step in range(20)] == pytest.approx(expected)
+    assert [step for step in range(20) if strategy.removal(step)] == [12]
+
+
+def test_each_stage_quantizes_at_its_own_widths_and_evaluation_at_the_trials():
+    run = run_of("1/1", stages=["32/32", "2/4"], until=0.8)  # stages begin at the steps 0, 4 and 8
+    layer = run.network.conv2
+    y = torch.linspace(-0.5, 1.5, 21)
+    stored = layer.weight.detach()
+    unit = torch.tanh(stored) / (2 * torch.tanh(stored).abs().max()) + 0.5
+    one_bit = stored.abs().mean() * torch.where(stored >= 0, 1.0, -1.0)
+    expected = {
+        0: (stored, y.clamp(0, 1)),
+        4: (2 * round_unit(unit, 2) - 1, round_unit(y, 4)),
+        8: (one_bit, round_unit(y, 1)),
+    }
+    for step, (weight, activation) in expected.items():
+        run.clock.set(step, run.strategy.factor(step))
+        torch.testing.assert_close(layer.low_precision_weight(False), weight)
+        torch.testing.assert_close(layer.activate(y), activation)
+        run.clock.set_factor(0.0)  # deployed
+        torch.testing.assert_close(layer.low_precision_weight(False), one_bit)
+        torch.testing.assert_close(layer.activate(y), round_unit(y, 1))
+
+
+@pytest.mark.parametrize("quantizer", ["bnn", "xnor", "tang"])
+def test_weights_first_takes_quantizers_without_such_a_width(quantizer):
+    run = run_of("1/1", quantizer, stages=["1/32"])
+    layer = run.network.conv2
+    run.clock.set(0, run.strategy.factor(0))
+    assert not layer.acting.scales_input
+    y = torch.linspace(-2, 2, 32).reshape(1, 8, 2, 2)
+    assert torch.equal(layer.activate(y), layer.quantizer.bound(y))
+    assert torch.equal(layer.low_precision_weight(False), layer.quantizer.weight(layer.weight))
+    for _ in range(10):
+        run.train_step()
+    assert torch.isfinite(run.loss_sum)
+
+
+def test_guided_both_networks_are_drawn_to_each_other():
+    run = run_of("1/2", stages=["1/32"], guided=True, twin=FULL, guidance=3.0, layers=["conv3", "linear"])
+    run.clock.set(0, run.strategy.factor(0))
+    images, labels = torch.rand(4, 3, 40, 40), torch.arange(4)
+    read = {}
+    for name, network in (("own", run.network), ("twin", run.strategy.twin)):
+        for layer in ("conv3", "linear"):
+            module = network.get_submodule(layer)
+            module.register_forward_pre_hook(
+                lambda m, inputs, key=(name, layer): read.__setitem__(key, m.activate(inputs[0]))
+            )
+    logits = run.network(images)
+    nothing = lambda logits, labels: logits.sum() * 0.0  # noqa: E731
+    loss = run.strategy.loss(logits, images, labels, nothing)
+    distance = sum(
+        0.5 * (read["own", name] - read["twin", name]).square().mean() for name in ("conv3", "linear")
+    )
+    assert loss.item() == pytest.approx(3.0 * distance.item(), rel=1e-5)
+    loss.backward()
+    for network in (run.network, run.strategy.twin):
+        assert network.conv6.weight.grad.abs().sum() > 0  # read by the classifier
+        assert network.linear.weight.grad.abs().sum() == 0  # behind what is compared
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"stages": ["16/16"]}, r"'16/16'"),
+        ({"stages": ["1/1"]}, r"other than the trial's own"),
+        ({"stages": ["1/32/8"]}, r'expected "W/A"'),
+        ({}, r"stages or guided = true is needed"),
+        ({"stages": ["8/8"], "quantizer": "bnn"}, r"quantizer 'bnn' takes 1, 32 bits of weights"),
+        ({"stages": ["4/4"], "quantizer": "lsq", "bits": "2/2"}, r"the quantizer 'lsq' learns scales"),
+        ({"guided": True, "twin": {**FULL, "width": 0.25}}, r"strategy.twin: its layers read"),
+        ({"guided": True, "twin": FULL, "layers": ["conv0"]}, r"strategy.layers: .*'conv0'"),
+    ],
+)
+def test_what_cannot_be_is_said(fields, words):
+    with pytest.raises(InputError, match=words):
+        run_of(**fields)
