@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -35,6 +37,14 @@ class INQ(WeightsOnly):
     precision; see ``WeightsOnly``. Statistic: 2^n1.
     """
 
+    below: Tensor
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # the powers over the highest one: made here, since an exponential on a GPU need not be exact
+        below = [2.0**-i for i in reversed(range(1 << (self.w_bits - 2)))]
+        self.register_buffer("below", torch.tensor(below), persistent=False)
+
     def statistics(self, w: Tensor) -> Tensor:
         """Return the highest power 2^n1, of shape (), without gradient: exact, by the digits of max |w|."""
         largest = w.detach().to(compute_dtype(w)).abs().amax()
@@ -62,5 +72,4 @@ class INQ(WeightsOnly):
 
     def _powers(self, highest: Tensor) -> Tensor:
         """Return 2^n2 to 2^n1, rising, of shape (2^(k-2),)."""
-        count = 1 << (self.w_bits - 2)
-        return torch.ldexp(highest.detach(), torch.arange(1 - count, 1, device=highest.device))
+        return highest.detach() * self.below
