@@ -29,9 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.experiments.config import TrialConfig
-from bench.layers.classifier import Classifier
 from bench.strategies.base import Loss, Strategy
-from bench.strategies.taps import Helper, Shape, Taps, block_inputs, pointwise, with_positions
+from bench.strategies.taps import Helper, Shape, Taps, block_inputs, class_count, pointwise, with_positions
 
 if TYPE_CHECKING:
     from bench.networks import Network
@@ -104,8 +103,7 @@ class Auxiliary(Strategy):
     ) -> None:
         layers = self.options["layers"] or block_inputs(network)
         self.taps = Taps(network, layers, "strategy.layers")
-        classes = next(m.out_features for m in network.modules() if isinstance(m, Classifier))
-        self.module = AuxiliaryModule(self.taps.shapes(), classes)
+        self.module = AuxiliaryModule(self.taps.shapes(), class_count(network))
 
     def trained(self) -> dict[str, Helper]:
         return {"auxiliary": self.module}

@@ -142,11 +142,11 @@ class Staged(Strategy):
         own, (own_w, own_a, g_bits) = layer.quantizer, self.config.bit_widths
         if w_bits in (32, own_w) and a_bits in (32, own_a):
             return Interim(own, w_bits, a_bits)
-        kind = self.config.quantizer["kind"]
+        kind, bits = self.config.quantizer["kind"], short_bits(self.config.bits)
         if own.state_dict():
             raise InputError(
                 f"strategy.stages: '{w_bits}/{a_bits}': the quantizer '{kind}' learns scales, which have "
-                f"no meaning at other widths; take 32 and the trial's own {short_bits(self.config.bits)} alone"
+                f"no meaning at other widths; take 32 and the trial's own {bits} alone"
             )
         made: Quantizer = make_quantizer(
             kind,

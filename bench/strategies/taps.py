@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bench.errors import InputError, nearest
 from bench.layers.activation_input import ActivationInput
+from bench.layers.classifier import Classifier
 
 if TYPE_CHECKING:
     from bench.networks import Network
@@ -26,6 +27,11 @@ Shape = tuple[int, ...]
 def readers(network: nn.Module) -> dict[str, ActivationInput]:
     """Return the layers that a tap can stand at, by name, in the order of their modules."""
     return {name: m for name, m in network.named_modules() if isinstance(m, ActivationInput)}
+
+
+def class_count(network: nn.Module) -> int:
+    """Return how many classes the network's logits have."""
+    return next(m.out_features for m in network.modules() if isinstance(m, Classifier))
 
 
 def block_inputs(network: nn.Module) -> list[str]:
@@ -45,11 +51,11 @@ class Taps:
     """Keeps what the named layers of ``network`` read in a training step, (B, C, H, W) or (B, C) each.
 
     ``layers``: names of layers; raises ``InputError`` naming ``where`` for names that the network does not
-    have. Nothing is kept in evaluation and without gradients. A step that goes through the network several
-    times keeps what came last.
+    have. Nothing is kept in evaluation and without gradients; ``frozen``: of a network that is always so,
+    everything is. A step that goes through the network several times keeps what came last.
     """
 
-    def __init__(self, network: Network, layers: Iterable[str], where: str) -> None:
+    def __init__(self, network: Network, layers: Iterable[str], where: str, *, frozen: bool = False) -> None:
         known = readers(network)
         layers = list(layers)
         unknown = [f"'{name}'{nearest(name, known)}" for name in layers if name not in known]
@@ -60,15 +66,16 @@ class Taps:
             )
         self.layers = {name: known[name] for name in layers}
         self._network = network
+        self._frozen = frozen
         self._kept: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
             layer.register_forward_pre_hook(self._hook(name))
 
     def _hook(self, name: str) -> Any:
-        kept = self._kept
+        kept, frozen = self._kept, self._frozen
 
         def keep(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if layer.training and torch.is_grad_enabled():
+            if frozen or (layer.training and torch.is_grad_enabled()):
                 kept[name] = inputs[0]
 
         return keep

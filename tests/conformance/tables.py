@@ -363,10 +363,18 @@ STRATEGIES: dict[str, list[StrategyCase]] = {
     ],
     "auxiliary": [StrategyCase(), StrategyCase({"layers": ["conv2", "linear"], "weight": 0.5})],
     "distillation": [StrategyCase(needed=("teacher",))],
+    "fitnets": [
+        StrategyCase(needed=("teacher",)),
+        StrategyCase({"until": 0.5, "hint": "conv3", "guided": "conv3"}, needed=("teacher",)),
+    ],
     "incremental": [StrategyCase(), StrategyCase({"portions": [0.3, 1.0], "begin": 0.0, "until": 0.5})],
     "mutual": [StrategyCase({"peers": 2}, joint=("peer",))],
     "plain": [StrategyCase()],
     "progressive": [StrategyCase({"factor": FACTOR, "merge": merge}) for merge in MERGES],
+    "rocket": [
+        StrategyCase(joint=("booster",)),
+        StrategyCase({"shared": ["conv0", "conv1", "bn1"], "block": False}, joint=("booster",)),
+    ],
     "staged": [
         StrategyCase({"stages": ["1/32"]}),
         StrategyCase({"stages": ["32/32", "8/8", "4/4"], "bn_reestimate": 2}),

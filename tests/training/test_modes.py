@@ -100,6 +100,8 @@ CASES = {
     "bf16": {"precision": "bf16", "strategy": progressive()},
     "auxiliary module": {"strategy": {"kind": "auxiliary"}},
     "falling bit widths": {"strategy": {"kind": "staged", "stages": ["32/32", "8/8", "1/4"]}},
+    "hints": {"strategy": {"kind": "fitnets", "teacher": FULL}},
+    "booster": {"strategy": {"kind": "rocket", "booster": FULL}, "optimizer": "sgd"},
     "guided": {"strategy": {"kind": "staged", "stages": ["1/32"], "guided": True, "twin": FULL}},
     "incremental": {
         "strategy": {"kind": "incremental", "begin": 0.0},
@@ -133,7 +135,9 @@ def test_a_process_may_compile_more_networks_than_the_compiler_expects(arrays, m
         steps(make_run(config(epochs=2, seed=seed), arrays, "cpu", "compiled"), 1)
 
 
-@pytest.mark.parametrize("case", ["auxiliary module", "falling bit widths", "guided", "incremental", "peers"])
+@pytest.mark.parametrize(
+    "case", ["auxiliary module", "booster", "falling bit widths", "guided", "hints", "incremental", "peers"]
+)
 def test_a_step_is_one_graph(case, arrays, monkeypatch):
     """What a strategy reads within the network breaks no graph; gradients are summed in an order of the compiler's."""
     short = config(epochs=2, **CASES[case])

@@ -1,0 +1,120 @@
+"""Rocket launching: a full-precision booster is trained beside the network and shares its lowest layer.
+
+Source: Zhou, Fan, Cui, Bian, Zhu and Gai, *Rocket Launching: A Universal and Efficient Framework for Training
+Well-performing Light Net*, AAAI 2018, arXiv 1708.04106. What is minimised is
+
+    L(z, y) + L(b, y) + lambda ||z - b||^2
+
+with the network's logits z and the booster's logits b; the squared distance is a sum over the classes and a
+mean over the batch. The gradient block keeps the third term from changing the booster: b is a constant of
+it, so that its gradient reaches the network alone and, through the network, the shared layers. With ``block
+= false`` the term reaches both.
+
+Here the network is the light net because of its precision, not its depth: the booster is the arm's own
+network in full precision, and what both share is the first convolution, which is full precision in both.
+``shared`` names other modules; the weights of low-precision layers can be shared, too, and are then
+quantized in the network alone. Batch norms of shared modules share scale and shift; running statistics are
+each network's own. The paper leaves lambda open; 1 here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from bench.errors import InputError, nearest
+from bench.experiments.config import TrialConfig
+from bench.strategies.base import Loss, Strategy
+from bench.strategies.taps import class_count
+
+if TYPE_CHECKING:
+    from bench.networks import Network
+
+ENTRIES = [
+    {
+        "name": "rocket",
+        "factory": "Rocket",
+        "help": "rocket launching: a full-precision booster beside the network, with the same lowest layer",
+        "title": "Rocket Launching: A Universal and Efficient Framework for Training Well-performing Light Net",
+        "arxiv": "1708.04106",
+        "options": {
+            "booster": {
+                "type": "teacher",
+                "default": {},
+                "joint_with": {},
+                "cost": {"joint": 1.0},
+                "help": "fields in which the booster differs from the arm's network in full precision",
+            },
+            "weight": {
+                "type": "float",
+                "default": 1.0,
+                "min": 0,
+                "help": "lambda of the distance",
+            },
+            "block": {"type": "bool", "default": True, "help": "keep the distance from changing the booster"},
+            "shared": {
+                "type": "names",
+                "default": None,
+                "nullable": True,
+                "help": "modules whose weights both networks share; null: the first convolution",
+            },
+        },
+    }
+]
+
+
+class Rocket(Strategy):
+    """The trial's network and its booster, trained together."""
+
+    def prepare(
+        self, network: Network, build: Callable[[TrialConfig], Network], weights: Mapping[str, Any]
+    ) -> None:
+        self.booster = build(TrialConfig.model_validate(self.options["booster"]))
+        self.classes = class_count(network)
+        for name in self.options["shared"] or _first_convolution(network):
+            share(network, self.booster, name)
+
+    def trained(self) -> dict[str, Network]:
+        return {"booster": self.booster}
+
+    def loss(self, logits: Tensor, images: Tensor, labels: Tensor, loss: Loss) -> Tensor:
+        answer = self.booster(images)
+        target = answer.detach() if self.options["block"] else answer
+        distance = (logits.float() - target.float()).square().sum(1).mean()
+        return loss(logits, labels) + loss(answer, labels) + self.options["weight"] * distance
+
+    def largest_loss(self, largest: float) -> float:
+        """Return 2 L + lambda C (2 L)^2 for L = ``largest`` and C classes."""
+        return 2.0 * largest + self.options["weight"] * self.classes * (2.0 * largest) ** 2
+
+
+def share(network: nn.Module, booster: nn.Module, name: str) -> None:
+    """Let the module ``name`` of ``booster`` have the parameters of that of ``network``.
+
+    Raises ``InputError`` for a name that a network does not have and for parameters of other names or shapes.
+    """
+    for one, what in ((network, "the network"), (booster, "the booster")):
+        known = dict(one.named_modules())
+        if not name or name not in known:
+            raise InputError(f"strategy.shared: {what} has no module called '{name}'{nearest(name, known)}")
+    mine, other = network.get_submodule(name), booster.get_submodule(name)
+    shapes = [{n: tuple(p.shape) for n, p in m.named_parameters()} for m in (mine, other)]
+    if shapes[0] != shapes[1] or not shapes[0]:
+        raise InputError(
+            f"strategy.shared: '{name}' has parameters of {shapes[0]} and, in the booster, {shapes[1]}"
+        )
+    for path, parameter in mine.named_parameters():
+        module, _, last = path.rpartition(".")
+        setattr(other.get_submodule(module), last, parameter)
+
+
+def _first_convolution(network: nn.Module) -> list[str]:
+    """Return the name of the full-precision first convolution; raises ``InputError`` without one."""
+    for name, module in network.named_modules():
+        if getattr(module, "full_precision_reason", None) == "the first convolution":
+            return [name]
+    raise InputError(
+        "strategy.shared: the network has no full-precision first convolution; name what is shared"
+    )
