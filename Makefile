@@ -36,6 +36,7 @@ test: install
 soak: install
 	$(BIN)/python -m tests.robustness.soak
 	BENCH_NETWORK_CASES=1000 $(BIN)/python -m pytest -q -s tests/robustness/test_random_networks.py
+	BENCH_EXPORT_CASES=1000 $(BIN)/python -m pytest -q tests/export/test_plain.py
 	$(BIN)/python -m tests.robustness.sweep
 
 check: install

@@ -61,6 +61,7 @@ class Activation(nn.Module):
                 half = 1 << (map.bits - 1)
                 return torch.clamp(torch.round(x * half), -half, half - 1) / half
             case "table":
+                x = x.contiguous() if map.contiguous else x
                 found = self.levels[0].expand_as(x)
                 for i in range(len(self.thresholds)):
                     found = torch.where(x >= self.thresholds[i], self.levels[i + 1], found)

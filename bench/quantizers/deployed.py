@@ -84,6 +84,8 @@ class ActivationMap:
         residual      of "prelu" the sum of ``bits`` scaled signs, each of what the ones before leave, scaled by
                       the mean magnitude of the sample; one sign alone is not scaled
 
+    ``contiguous``: of a table, whether its result lies in contiguous memory whatever the memory of x, as
+    ``functional.to_levels`` leaves it: sums that read it depend on the order in their last digit.
     Ties go to the even code, or up with ``half_up`` (floor(n x + 1/2)). ``tensors`` are the learned numbers by
     name: "scale" (a, s; of shape ()), "thresholds" and "levels" of a table, "shift_in", "slope", "shift_out",
     "threshold" (c, r, b, t; (channels,) or (1,)).
@@ -94,6 +96,7 @@ class ActivationMap:
     high: float = 1.0
     bits: int = 32
     half_up: bool = False
+    contiguous: bool = False
     tensors: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -128,7 +131,7 @@ def level_table(thresholds: Tensor, levels: Tensor) -> ActivationMap:
         thresholds,
         torch.nextafter(thresholds, torch.full_like(thresholds, torch.inf)),
     ).detach()
-    return ActivationMap("table", tensors={"thresholds": above, "levels": levels.detach()})
+    return ActivationMap("table", contiguous=True, tensors={"thresholds": above, "levels": levels.detach()})
 
 
 def two_levels(scale: Tensor, w: Tensor) -> Tensor:
