@@ -37,6 +37,7 @@ _LATEX = {
     "…": r"\ldots{}",
     "−": "$-$",
     "→": r"$\rightarrow$",
+    "✓": r"$\surd$",
     "≥": r"$\geq$",
     "≤": r"$\leq$",
 }

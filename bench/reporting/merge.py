@@ -68,6 +68,7 @@ def merge(parts: Sequence[Records]) -> Records:
         claims=next((part.claims for part in parts if part.claims), ()),
         tuning=max(part.tuning for part in parts),
         searches=tuple(_searches(parts)),
+        exports=tuple({canonical(line): line for part in parts for line in part.exports}.values()),
     )
 
 

@@ -49,6 +49,7 @@ class Records:
     claims: tuple[Claim, ...] = ()
     tuning: int = 0
     searches: tuple[Line, ...] = ()  # the lines of tuning.jsonl
+    exports: tuple[Line, ...] = ()  # the lines of exports.jsonl of all trials, each with the trial's ``id``
 
 
 def experiments_in(results: Path) -> list[str]:
@@ -100,6 +101,7 @@ def read_experiment(
         for id, (_, lines_of_trial) in read.items()
         for line in lines_of_trial
     ]
+    exports, unreadable = _exports(store, [id for id in read if id is not None])
     order = dict.fromkeys([*described.arms, *(row["arm"] for row in rows if row["arm"] is not None)])
     return Records(
         name=name,
@@ -111,11 +113,24 @@ def read_experiment(
         epochs=pd.DataFrame(epochs, columns=["id", *EPOCH_COLUMNS]),
         text=described.text,
         folder=folder,
-        notes=described.notes,
+        notes=(*described.notes, *unreadable),
         claims=described.claims,
         tuning=tuning,
         searches=tuple(store.tuning(name)) if tuning else (),
+        exports=tuple(exports),
     )
+
+
+def _exports(store: Store, ids: Iterable[str]) -> tuple[list[Line], list[str]]:
+    """Return the lines of the exported files of trials, and a note for each file of lines that is damaged."""
+    found: list[Line] = []
+    notes = []
+    for id in ids:
+        try:
+            found += [{**line, "id": id} for line in store.exports(id)]
+        except InputError as error:
+            notes.append(str(error))
+    return found, notes
 
 
 def _place_in_experiment(line: Line, config: Mapping[str, Any]) -> dict[str, Any]:
