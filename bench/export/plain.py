@@ -112,7 +112,11 @@ def _activation(layer: Any, name: str, *, bound: bool) -> Activation:
     channels = max([1, *(tensor.numel() for tensor in made.buffers())])
     grid = torch.cat([torch.linspace(-2.0, 2.0, 4097), torch.tensor(_PROBE)])
     probe = grid.to(layer.weight.device)[:, None].expand(-1, channels)
-    image = torch.linspace(-2.0, 2.0, 30 * (channels if channels > 1 else 4)).reshape(2, -1, 3, 5).to(probe.device)
+    image = (
+        torch.linspace(-2.0, 2.0, 30 * (channels if channels > 1 else 4))
+        .reshape(2, -1, 3, 5)
+        .to(probe.device)
+    )
     image = image.contiguous(memory_format=torch.channels_last)
     same_memory = made(image).stride() == own(image).stride()  # sums behind depend on it in their last digit
     if not torch.equal(made(probe), own(probe)) or not same_memory:
