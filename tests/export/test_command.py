@@ -170,3 +170,28 @@ def test_packing(bits):
     whole = sum(int(code) << (i * bits) for i, code in enumerate(codes))  # the definition, as one integer
     assert data.numpy().tobytes() == whole.to_bytes(-(-37 * bits // 8), "little")
     assert torch.equal(unpack(data, bits, 37), codes)
+
+
+@pytest.mark.parametrize("dataset", ["digits", "svhn"])
+def test_a_fresh_process_reads_the_packed_file(dataset, tmp_path, request):
+    data = request.getfixturevalue("real_data") if dataset != "digits" else tmp_path
+    chosen = dataset if dataset == "digits" else {"kind": "npz", "name": "svhn_subset.npz"}
+    config = make_config(dataset=chosen, strategy=STRATEGIES["concat"], quantizer="syq", bits="2/2")
+    assert run_trial(config, ID, {}, Store(tmp_path), data) == "done"
+    words = ("--format", "packed", "--data", data, "--images", tmp_path / "test.npz")
+    assert export(tmp_path, *words, "--out", tmp_path / "x.safetensors") == 0
+    script = (
+        "import bench, numpy, torch\n"
+        "torch.set_num_threads(1)\n"
+        "test = numpy.load('test.npz')\n"
+        "images = torch.from_numpy(test['images']).contiguous(memory_format=torch.channels_last)\n"
+        "network = bench.load('x.safetensors')\n"
+        "with torch.no_grad():\n"
+        "    logits = torch.cat([network(part) for part in images.split(256)])\n"
+        "assert torch.equal(logits, torch.from_numpy(test['logits']))\n"
+    )
+    root = {"PYTHONPATH": str(DOCS.parent), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=root, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
