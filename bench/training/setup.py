@@ -98,13 +98,18 @@ def make_run(
     if start is not None:
         start.put_into(network)
     strategy.prepare(network, make, weights)
+    complete_helpers(strategy, config, clock, team)
+    start_scales_(network)  # learned scales may begin as a measure of the weights
+    return Run(config, data, network, strategy, clock, mode=mode, team=team)
+
+
+def complete_helpers(strategy: Strategy, config: TrialConfig, clock: Clock, team: Team = SOLO) -> None:
+    """Initialise, in place, what a strategy trains beside the network and is no network, as the recipe has it."""
     for helper in strategy.trained().values():
-        if isinstance(helper, Helper):  # a network comes complete from ``make``
+        if isinstance(helper, Helper):
             initialize(helper, config.seed, config.initialization)
             batch_norm_for(helper, config, team)
             helper.to(clock.step.device).to(memory_format=torch.channels_last)
-    start_scales_(network)  # learned scales may begin as a measure of the weights
-    return Run(config, data, network, strategy, clock, mode=mode, team=team)
 
 
 def untrained_weights(config: TrialConfig, num_classes: int, clock: Clock) -> dict[str, dict[str, Any]]:

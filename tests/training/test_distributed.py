@@ -27,6 +27,7 @@ from bench.strategies import make_strategy
 from bench.training.distributed import SOLO, SharedBatchNorm, Team, batch_norm_for
 from bench.training.loop import Run
 from bench.training.memory import recompute_activations
+from bench.training.setup import complete_helpers
 from tests.launch.team_helpers import FAULT, together
 from tests.robustness.disturbance import (
     DROPOUT,
@@ -39,6 +40,7 @@ from tests.robustness.disturbance import (
     unlike,
 )
 
+FULL = make_config(quantizer="full_precision", bits="32/32").dump()
 HERE = Path(__file__).parent
 
 # --- one run in float64: differences of summation order stay far below a quantizer's thresholds ------------------------
@@ -93,6 +95,9 @@ def make_run(config: TrialConfig, team: Team = SOLO, *, double: bool = True) -> 
 
     network = make(config, strategy)
     strategy.prepare(network, make, {})
+    complete_helpers(strategy, config, clock, team)
+    for module in strategy.trained().values() if double else ():
+        module.double()
     made = Run(config, Doubled(data) if double else data, network, strategy, clock, team=team)
     if double:
         made.clock.factor = made.clock.factor.double()
@@ -128,6 +133,9 @@ CASES = {
         "epochs": 1,
     },
     "apprentice A, teacher trained beside": {"bits": "8/8", "strategy": apprentice("A")},
+    "auxiliary module": {"bits": "8/8", "strategy": {"kind": "auxiliary"}},
+    "peers": {"bits": "8/8", "strategy": {"kind": "mutual", "peers": 2, "peer": FULL}},
+    "incremental": {"bits": "8/8", "quantizer": "inq", "strategy": {"kind": "incremental", "begin": 0.0}},
     "two micro-batches": {"bits": "8/8", "micro_batches": 2, "network": DROPOUT, "augmentation": "svhn"},
     "groups of 4": {"batch_norm_group": 4, "strategy": progressive("sum")},
 }
