@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,31 +14,48 @@ from bench.layers.classifier import Classifier, Meeting
 from bench.layers.low_precision import LowPrecisionLayer
 
 
+@contextlib.contextmanager
+def in_evaluation(network: nn.Module) -> Iterator[None]:
+    """Keep ``network`` in evaluation mode meanwhile; each module then has its own mode again."""
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        network.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 @torch.no_grad()
-def layer_diagnostics(network: nn.Module, images: Tensor) -> dict[str, dict[str, Any]]:
+def layer_diagnostics(
+    network: nn.Module, images: Tensor, *, detailed: bool = False
+) -> dict[str, dict[str, Any]]:
     """Return, for each low-precision layer by name, the size of its branch and whether its input varies.
 
     ``branch_ratio``: the norm of f times the branch's output over the norm of the main path where the two
     meet. None without an active branch. ``one_level``: whether all activations that the layer reads on the
-    main path have one value, which says nothing of the image. ``images`` (B, 3, S, S). The network is in
-    evaluation mode meanwhile: no running statistic and no draw changes.
+    main path have one value, which says nothing of the image. With ``detailed`` also ``saturation``, the
+    share of the layer's inputs that the bounding map changes, and ``activation_error``, the norm of q(x) -
+    bound(x) over that of bound(x). ``images`` (B, 3, S, S). The network is in evaluation mode meanwhile: no
+    running statistic and no draw changes.
     """
-    found = _Diagnosis()
+    found = _Diagnosis(detailed)
     kinds = (LowPrecisionLayer, Classifier, Meeting)
     layers = [(name, module) for name, module in network.named_modules() if isinstance(module, kinds)]
     handles = [layer.register_forward_hook(found.hook(name, layer)) for name, layer in layers]
-    modes = [(module, module.training) for module in network.modules()]
     try:
-        network.eval()
-        network(images)
+        with in_evaluation(network):
+            network(images)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes:
-            module.training = mode
     ratios = {**found.at_output, **found.at_meeting}
     return {
-        name: {"branch_ratio": _finite(ratios.get(name)), "one_level": bool(one_level)}
+        name: {
+            "branch_ratio": _finite(ratios.get(name)),
+            "one_level": bool(one_level),
+            **{key: _finite(value) for key, value in found.details.get(name, {}).items()},
+        }
         for name, one_level in found.one_level.items()
     }
 
@@ -50,7 +68,9 @@ class _Diagnosis:
     instead.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, detailed: bool) -> None:
+        self.detailed = detailed
+        self.details: dict[str, dict[str, Tensor]] = {}
         self.at_meeting: dict[str, Tensor] = {}
         self.at_output: dict[str, Tensor] = {}
         self.one_level: dict[str, Tensor] = {}
@@ -73,6 +93,12 @@ class _Diagnosis:
             if isinstance(layer, LowPrecisionLayer):
                 self.one_level[name] = low.amax() == low.amin()
                 self._look_at_branch(name, layer, y, side, output)
+                if self.detailed:
+                    bounded, read = layer.bounded(y), y.abs() if layer.magnitude_first else y
+                    self.details[name] = {
+                        "saturation": (bounded != read).double().mean(),
+                        "activation_error": _ratio(low - bounded, bounded),
+                    }
 
         return watch
 

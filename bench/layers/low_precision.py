@@ -32,6 +32,7 @@ from bench.layers.classifier import Classifier
 from bench.layers.dropout import Dropout
 from bench.layers.partition import Partition
 from bench.quantizers import Quantizer
+from bench.quantizers.deployed import Levels
 from bench.randomness import Clock
 
 
@@ -151,6 +152,13 @@ class LowPrecisionLayer(ActivationInput):
         """Return the statistic over main and extra weights; the extra ones are constants of its gradient."""
         assert self.weight_extra is not None
         return self.quantizer.statistics(torch.cat([self.weight, self.weight_extra.detach()], 1))
+
+    def weight_levels(self) -> Levels | None:
+        """Return codes and values of the quantized main weights, None in full precision."""
+        joint = self.weight_extra is not None and self.joint
+        return self.quantizer.weight_levels(
+            self.weight, self.joint_statistics() if joint else self.fixed_statistics
+        )
 
     def forward(self, y: Tensor, side: Tensor | None = None) -> Pair:
         """Map the pair ``(y, side)`` to the main output and f times the branch's output, None without one."""

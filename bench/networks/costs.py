@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bench.layers.branch import BranchConv2d, BranchLinear
 from bench.layers.classifier import Classifier
+from bench.layers.diagnostics import in_evaluation
 from bench.layers.low_precision import LowPrecisionLayer
 from bench.networks.builder import Network
 from bench.quantizers import Quantizer
@@ -185,19 +186,16 @@ def _positions(network: Network) -> dict[str, int]:
     handles = [module.register_forward_hook(watch(name)) for name, module in layers]
     clocks = {id(m.clock): m.clock for m in network.modules() if isinstance(m, LowPrecisionLayer)}.values()
     active = [clock.active for clock in clocks]
-    modes = [(module, module.training) for module in network.modules()]
     try:
         for clock in clocks:
             clock.active = False
-        network.eval()
         weight = next(network.parameters())
         size = network.input_size
-        network(torch.zeros(1, 3, size, size, device=weight.device, dtype=weight.dtype))
+        with in_evaluation(network):
+            network(torch.zeros(1, 3, size, size, device=weight.device, dtype=weight.dtype))
     finally:
         for handle in handles:
             handle.remove()
         for clock, state in zip(clocks, active, strict=True):
             clock.active = state
-        for module, mode in modes:
-            module.training = mode
     return found

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bench.errors import InputError, nearest
 from bench.layers.activation_input import ActivationInput
 from bench.layers.classifier import Classifier
+from bench.layers.diagnostics import in_evaluation
 
 if TYPE_CHECKING:
     from bench.networks import Network
@@ -94,7 +95,6 @@ class Taps:
     def shapes(self) -> list[Shape]:
         """Return the shapes of what the layers read for one image, without the batch: (C, H, W) or (C,)."""
         network, found = self._network, dict[str, Shape]()
-        modes = [(module, module.training) for module in network.modules()]
 
         def watch(name: str) -> Any:
             return lambda _layer, inputs: found.__setitem__(name, tuple(inputs[0].shape[1:]))
@@ -103,14 +103,12 @@ class Taps:
             layer.register_forward_pre_hook(watch(name)) for name, layer in self.layers.items() if layer
         ]
         try:
-            network.eval()
             weight, size = next(network.parameters()), network.input_size
-            network(torch.zeros(1, 3, size, size, device=weight.device, dtype=weight.dtype))
+            with in_evaluation(network):
+                network(torch.zeros(1, 3, size, size, device=weight.device, dtype=weight.dtype))
         finally:
             for handle in handles:
                 handle.remove()
-            for module, mode in modes:
-                module.training = mode
         return [found[name] for name in self.layers]
 
 

@@ -23,16 +23,17 @@ from bench.datasets.batch_rows import rows
 from bench.datasets.batches import Batches
 from bench.experiments.config import TrialConfig
 from bench.layers.diagnostics import layer_diagnostics
-from bench.networks import Network, costs
+from bench.networks import Network
 from bench.randomness import Clock
 from bench.schedules import learning_rate_value
 from bench.strategies import Strategy
-from bench.strategies.taps import Helper
 from bench.training.capture import Recording, Written
+from bench.training.diagnostics import Diagnostics, due, flip_rate, signs_of
 from bench.training.distributed import SOLO, Team, averaged, keeping_gradients, settle_statistics
 from bench.training.divergence import largest_loss, named_state, not_finite, some
 from bench.training.evaluate import EVALUATION_BATCH, Accuracy, evaluate, reestimate_batch_norm
 from bench.training.losses import make_loss
+from bench.training.operations import step_operations
 from bench.training.optimizer import make_optimizer, set_step
 
 CHECKPOINT_SECONDS = (
@@ -122,7 +123,8 @@ class Run:
         self.step = 0
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.signs = self._signs()
+        self.signs = signs_of(network)
+        self.diagnostics = Diagnostics(network)
         self.problem: str | None = None  # why the trial has diverged
         # a user's network may keep infinite constants, a mask for instance
         self.infinite = frozenset(not_finite(self._named_state()))
@@ -185,7 +187,9 @@ class Run:
         settle_statistics(networks, self.team)
 
     def _stage(self) -> tuple[bool, int]:
-        """Return what a recorded step depends on beside tensors: whether the factor is above 0, and the stage."""
+        """Return what a recorded step depends on beside tensors: whether the factor is above 0, and the
+        stage.
+        """
         return self.clock.active, self.clock.stage
 
     def written(self) -> Written:
@@ -276,17 +280,25 @@ class Run:
         return line
 
     def _observe(self, line: dict[str, Any], factor: float) -> None:
-        """Fill in ``branch_ratio`` of ``line`` from one batch of the images that are evaluated."""
+        """Fill in ``branch_ratio`` of ``line``, and add the epoch's row of diagnostics.
+
+        Both are of one batch of the images that are evaluated.
+        """
         if not self.team.first:  # the first worker's first batch is the first batch of the set
             return
         data = self.data
         batches = data.test_batches if self.config.evaluate_test else data.holdout_batches
         self.clock.set_factor(factor)
-        observations = layer_diagnostics(self.network, next(iter(batches(EVALUATION_BATCH)))[0])
+        images = next(iter(batches(EVALUATION_BATCH)))[0]
+        detailed = due(line["epoch"], self.config.epochs)
+        observations = layer_diagnostics(self.network, images, detailed=detailed)
         if line["epoch"] == 1:
             self.one_level = sorted(name for name, observed in observations.items() if observed["one_level"])
         ratios = [o["branch_ratio"] for o in observations.values() if o["branch_ratio"] is not None]
         line["branch_ratio"] = sum(ratios) / len(ratios) if ratios else None
+        if detailed:
+            self.clock.set_factor(0.0)
+            self.diagnostics.add(self.network, line["epoch"], factor, observations)
 
     def _measure(self, line: dict[str, Any], factor: float) -> None:
         """Fill in the accuracies of ``line``, in percent.
@@ -371,19 +383,10 @@ class Run:
         reestimate_batch_norm(network, self.data.estimation_batches(count, self.config.batch_size))
         settle_statistics([network], self.team)
 
-    def _signs(self) -> dict[str, Tensor]:
-        return {name: layer.weight.detach() >= 0 for name, layer in self.network.low_precision_layers()}
-
     def _sign_flip_rate(self) -> float | None:
-        """Return the share of low-precision weights whose sign changed since the epoch began.
-
-        None for none.
-        """
-        now = self._signs()
-        count = sum(signs.numel() for signs in now.values())
-        flips = sum((signs != self.signs[name]).sum() for name, signs in now.items())
-        self.signs = now
-        return int(flips) / count if count else None
+        """Return the share of low-precision weights whose sign changed since the epoch began, None for none."""
+        before, self.signs = self.signs, signs_of(self.network)
+        return flip_rate(before, self.signs)
 
     def _tick(self) -> None:
         now = time.perf_counter()
@@ -394,17 +397,9 @@ class Run:
     # -- cost ------------------------------------------------------------------------------------------------
 
     def step_flops(self, branch_on: bool) -> float:
-        """Return the floating-point operations of one step.
-
-        Forward, backward, and frozen teachers' forward.
-        """
-        cost = costs(self.network)
-        per_image = float(cost.train_flops_per_image if branch_on else cost.train_flops_per_image_plain)
-        per_image += sum(map(_train_flops, self.trained.values()))
-        # a forward pass is a third of a step
-        per_image += sum(
-            costs(network).train_flops_per_image / 3.0 for network in self.strategy.forward_only()
-        )
+        """Return the floating-point operations of one step, with those of further networks."""
+        networks = [self.network, *self.trained.values()]
+        per_image = step_operations(networks, self.strategy.forward_only(), branch_on)
         return self.config.batch_size * per_image
 
     def train_flops(self, steps: int) -> float:
@@ -428,6 +423,7 @@ class Run:
             "loss_sum": self.team.gathered(self.loss_sum),
             "correct": self.team.gathered(self.correct),
             "signs": self.signs,
+            "codes": self.diagnostics.codes,
             "one_level": self.one_level,
             "training_seconds": self.training_seconds,
             "wall_seconds": self.wall_seconds,
@@ -445,12 +441,8 @@ class Run:
         self.loss_sum.copy_(self.team.own(state["loss_sum"]))
         self.correct.copy_(self.team.own(state["correct"]))
         self.signs = {name: signs.to(self.device) for name, signs in state["signs"].items()}
+        self.diagnostics.codes = {name: codes.to(self.device) for name, codes in state["codes"].items()}
         self.one_level = state["one_level"]
         self.training_seconds = state["training_seconds"]
         self.wall_seconds = state["wall_seconds"]
         self._mark = time.perf_counter()
-
-
-def _train_flops(module: Network | Helper) -> float:
-    """Return the operations that a step needs for one image: of a further network, or of a strategy's helper."""
-    return 6.0 * module.macs if isinstance(module, Helper) else costs(module).train_flops_per_image

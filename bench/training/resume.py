@@ -23,6 +23,7 @@ def resume(run: Run, state: dict[str, Any], path: Path) -> None:
     optimizer's settings are those of the configuration.
     """
     expected = {"schema": checkpoint.SCHEMA, **run.state()}
+    state = {"codes": expected["codes"], **state}  # checkpoints of earlier versions have none
     flexible = ("optimizer", "one_level", "loss_sum", "correct")
     found, wanted = ({key: table[key] for key in table if key not in flexible} for table in (state, expected))
     problem = (

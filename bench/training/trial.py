@@ -97,6 +97,7 @@ def run_trial(
         state = None
     if state is not None:
         resume(run, state, store.checkpoint(trial_id))
+        run.diagnostics.load(store.diagnostics(trial_id), run.step // run.steps_per_epoch)
     if team.first and (state is not None or known):
         store.append_resume(trial_id, _resumed(run, how, changed, source))
         log.info("resumed at step %d of %d", run.step, run.total_steps)
@@ -111,6 +112,9 @@ def run_trial(
     def save(run: Run) -> None:
         state = run.state()  # of all workers
         if team.first:
+            run.diagnostics.save(
+                store.diagnostics(trial_id)
+            )  # before: what a checkpoint has behind it is there
             checkpoint.save(store.checkpoint(trial_id), state)
 
     outcome = train(run, stop=stop, save=save, record=recorder if team.first else lambda line: None)
@@ -307,6 +311,7 @@ def _finish(
 ) -> None:
     """Write the final weights and, last, the summary; remove the checkpoints."""
     run.clock.set_factor(0.0)
+    run.diagnostics.save(store.diagnostics(trial_id))
     if outcome == "done":
         checkpoint.save(_weights_path(store, trial_id), {"network": strip(run.network).state_dict()})
     store.write_summary(
