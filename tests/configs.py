@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bench.experiments import config
 from bench.experiments.config import TrialConfig
 
 TINY: dict[str, Any] = {
@@ -20,5 +21,8 @@ TINY: dict[str, Any] = {
 
 
 def make_config(**changes: Any) -> TrialConfig:
-    """Return ``TINY`` with these fields: two epochs of five steps of 16 digits, seconds on one core."""
-    return TrialConfig.model_validate({**TINY, **changes})
+    """Return ``TINY`` with these fields: two epochs of five steps of 16 digits, seconds on one core.
+
+    Raises ``InputError`` as the suite does, with a line a problem.
+    """
+    return config.make_config({**TINY, **changes})

@@ -38,11 +38,11 @@ from bench.datasets.photographs.prepare import Settings, prepare
 from bench.datasets.streamed_batches import PhotographData
 from bench.errors import InputError
 from bench.experiments import catalog
-from bench.experiments.config import make_config
 from bench.experiments.identity import identity
 from bench.randomness import combine, fold, permutation, sample_bits
 from bench.records.store import Store
 from bench.training.trial import comparable, run_trial
+from tests.configs import make_config
 
 OWN = {"kind": "imagefolder", "name": "own"}
 
@@ -92,16 +92,9 @@ def prepared(data_dir: Path, form: str = "jpeg", **keywords) -> shards.Manifest:
 
 
 def config(**fields):
+    own = {"dataset": OWN, "network": "resnet20", "epochs": 3, "batch_size": 4, "train_size": None}
     return make_config(
-        {
-            "dataset": OWN,
-            "network": "resnet20",
-            "epochs": 3,
-            "batch_size": 4,
-            "augmentation": "random_resized_crop",
-            "normalization": "divide_255",
-            **fields,
-        }
+        **{**own, "augmentation": "random_resized_crop", "normalization": "divide_255", **fields}
     )
 
 

@@ -32,13 +32,13 @@ from bench.networks.convert.rewrite import transform
 from bench.randomness import Clock
 from bench.records.store import Store
 from bench.reporting import cells
+from tests.configs import make_config
 
 MERGES = ["sum", "difference", "concat", "preactivation"]
 
 
 def config(network="vgg_small", quantizer="dorefa", bits="1/2", **fields) -> TrialConfig:
-    known = {"dataset": "digits", "network": network, "quantizer": quantizer, "bits": bits, "epochs": 1}
-    return TrialConfig.model_validate({**known, **fields})
+    return make_config(**{"network": network, "quantizer": quantizer, "bits": bits, "width": 1.0, **fields})
 
 
 def transformed(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from bench import registry
 from bench.errors import InputError
-from bench.experiments.config import TrialConfig, make_config
+from bench.experiments.config import TrialConfig
 from bench.experiments.expand import load_experiment
 from bench.experiments.options import complete
 from bench.experiments.toml_files import load_recipe
@@ -23,6 +23,7 @@ from bench.networks import build, costs, describe_layers, initialize, resnet_ima
 from bench.networks.padding import SameMaxPool2d, same_padding
 from bench.randomness import Clock
 from bench.schedules import factor_value, learning_rate_value
+from tests.configs import make_config
 from tests.networks import imagenet_oracles as oracle
 from tests.networks.network_oracles import activation_2bit, clip01
 
@@ -55,8 +56,7 @@ def label(value):
 
 
 def config(network, quantizer="dorefa", bits="1/2", width=0.08, **changes) -> TrialConfig:
-    fields = {"dataset": "digits", "network": network, "quantizer": quantizer, "bits": bits, "width": width}
-    return make_config({**fields, "epochs": 1, **changes})
+    return make_config(network=network, quantizer=quantizer, bits=bits, width=width, **changes)
 
 
 def make(network, quantizer="dorefa", bits="1/2", *, classes=10, branch=None, blend=None, **changes):

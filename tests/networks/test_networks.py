@@ -22,6 +22,7 @@ from bench.networks.chain import ChainNetwork, Spec
 from bench.networks.resnet import ResNet
 from bench.randomness import Clock
 from bench.training.evaluate import reestimate_batch_norm
+from tests.configs import make_config
 from tests.networks import network_oracles as oracle
 
 PRE = {"kind": "resnet20"}
@@ -47,15 +48,7 @@ def label(value):
 
 
 def config(network="svhn_convnet", quantizer="dorefa", bits="1/2", width=0.125, **changes) -> TrialConfig:
-    fields = {
-        "dataset": "digits",
-        "network": network,
-        "quantizer": quantizer,
-        "bits": bits,
-        "width": width,
-        "epochs": 1,
-    }
-    return TrialConfig.model_validate({**fields, **changes})
+    return make_config(network=network, quantizer=quantizer, bits=bits, width=width, **changes)
 
 
 def make(network="svhn_convnet", quantizer="dorefa", bits="1/2", *, branch=None, blend=None, **changes):

@@ -23,13 +23,13 @@ from bench.networks.convert.layers import Bound
 from bench.networks.convert.rewrite import transform
 from bench.randomness import Clock
 from bench.training import start
+from tests.configs import make_config
 
 SIZE = 12
 
 
 def config(quantizer="dorefa", bits="1/1", network="vgg_small") -> TrialConfig:
-    fields = {"dataset": "digits", "network": network, "quantizer": quantizer, "bits": bits, "epochs": 1}
-    return TrialConfig.model_validate(fields)
+    return make_config(network=network, quantizer=quantizer, bits=bits, width=1.0)
 
 
 def transformed(root, quantizer="dorefa", bits="1/1"):

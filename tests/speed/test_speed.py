@@ -20,13 +20,13 @@ from bench.experiments.config import TrialConfig
 from bench.networks import costs
 from bench.speed import cases, floor, measure, peers, timing
 from docs.tools import speed_page
+from tests.configs import make_config
 
 ROOT = Path(__file__).parents[2]
-BASE = {"dataset": "digits", "network": "svhn_convnet", "quantizer": "dorefa", "bits": "1/1", "epochs": 4}
 
 
 def config(**fields) -> TrialConfig:
-    return TrialConfig.model_validate({**BASE, **fields})
+    return make_config(**{"width": 1.0, "epochs": 4, "batch_size": 128, "train_size": None, **fields})
 
 
 def progressive(until: float = 0.5) -> dict:

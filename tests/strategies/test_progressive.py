@@ -6,28 +6,22 @@ import pytest
 import torch
 
 from bench.errors import InputError
-from bench.experiments.config import make_config
 from bench.experiments.identity import identity_document
 from bench.experiments.labels import label
 from bench.networks import build, initialize
 from bench.randomness import Clock
 from bench.schedules import factor_value
 from bench.strategies import make_strategy
+from tests.configs import make_config
 
 FIFTY, EIGHTY = ({"kind": "cosine", "until_epochs": epochs} for epochs in (5, 8))
 
 
 def config(**strategy):
     return make_config(
-        {
-            "dataset": "digits",
-            "network": {"kind": "svhn_convnet", "dropout": 0.0},
-            "quantizer": "dorefa",
-            "bits": "1/1",
-            "width": 0.125,
-            "epochs": 10,
-            "strategy": {"kind": "progressive", "merge": "sum", "factor": FIFTY, **strategy},
-        }
+        network={"kind": "svhn_convnet", "dropout": 0.0},
+        epochs=10,
+        strategy={"kind": "progressive", "merge": "sum", "factor": FIFTY, **strategy},
     )
 
 

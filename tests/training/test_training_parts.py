@@ -10,17 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from bench.experiments.config import TrialConfig
 from bench.strategies.distances import soft_cross_entropy
 from bench.training.evaluate import Accuracy, evaluate, reestimate_batch_norm
 from bench.training.losses import make_loss, squared_hinge
 from bench.training.optimizer import adam_epsilon, decayed_parameters, make_optimizer, set_step
-
-
-def config(**changes) -> TrialConfig:
-    return TrialConfig.model_validate(
-        {"dataset": "digits", "network": "svhn_convnet", "epochs": 1, **changes}
-    )
+from tests.configs import make_config
 
 
 class Toy(nn.Module):
@@ -75,7 +69,7 @@ def adam_oracle(w, grads, lr, beta1, beta2, eps, decay, tensorflow):
 
 @pytest.mark.parametrize("mode", ["pytorch", "tensorflow"])
 def test_adam_is_the_formula(mode):
-    recipe = config(epsilon=1e-3, epsilon_mode=mode, weight_decay=0.01, weight_decay_on="all")
+    recipe = make_config(epsilon=1e-3, epsilon_mode=mode, weight_decay=0.01, weight_decay_on="all")
     layer = nn.Linear(3, 1, bias=False)
     start = layer.weight.detach().double().numpy().copy()
     grads = [np.full((1, 3), 1e-3 * (i + 1)) * [[1, -2, 0.1]] for i in range(5)]
@@ -89,13 +83,13 @@ def test_adam_is_the_formula(mode):
 
 
 def test_tensorflow_epsilon_is_as_large_as_the_text_says():
-    recipe = config(epsilon=1e-5, epsilon_mode="tensorflow")
+    recipe = make_config(epsilon=1e-5, epsilon_mode="tensorflow")
     assert adam_epsilon(recipe, 0) / 1e-5 == pytest.approx(31.6, rel=1e-2)
     assert adam_epsilon(recipe, 2799) / 1e-5 == pytest.approx(1.03, abs=0.005)
 
 
 def test_sgd_with_momentum_and_coupled_decay_is_the_formula():
-    recipe = config(optimizer="sgd", momentum=0.9, weight_decay=0.1)
+    recipe = make_config(optimizer="sgd", momentum=0.9, weight_decay=0.1)
     layer = nn.Linear(2, 1, bias=False)
     w, u = layer.weight.detach().double().numpy().copy(), 0.0
     optimizer = make_optimizer(recipe, [layer])
@@ -110,7 +104,7 @@ def test_sgd_with_momentum_and_coupled_decay_is_the_formula():
 
 
 def test_a_parameter_without_gradient_is_left_alone_with_its_moments():
-    recipe = config(weight_decay=0.1)
+    recipe = make_config(weight_decay=0.1)
     layer = nn.Linear(2, 2)
     optimizer = make_optimizer(recipe, [layer])
     set_step(optimizer, recipe, 0, 0.1)
@@ -125,14 +119,14 @@ def test_squared_hinge_by_hand():
     labels = torch.tensor([0, 1])
     # targets (+1, -1), (-1, +1): terms (0.5)^2, (0.5)^2, 3^2, 1^2; mean over 4
     assert squared_hinge(logits, labels).item() == pytest.approx((0.25 + 0.25 + 9 + 1) / 4)
-    assert make_loss(config(loss="squared_hinge"))(logits, labels).item() == pytest.approx(2.625)
+    assert make_loss(make_config(loss="squared_hinge"))(logits, labels).item() == pytest.approx(2.625)
 
 
 def test_cross_entropy_with_smoothing_by_hand():
     logits = np.array([[1.0, 0.0, -1.0]])
     log_p = logits - np.log(np.exp(logits).sum())
     target = np.array([[0.9 + 0.1 / 3, 0.1 / 3, 0.1 / 3]])
-    loss = make_loss(config(label_smoothing=0.1))(
+    loss = make_loss(make_config(label_smoothing=0.1))(
         torch.tensor(logits, dtype=torch.float32), torch.tensor([0])
     )
     assert loss.item() == pytest.approx(-(target * log_p).sum(), rel=1e-6)

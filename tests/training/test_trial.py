@@ -114,7 +114,7 @@ def test_evaluate_test_false_reads_no_test_image_and_judges_the_deployed_network
     assert [line["val_acc"] for line in lines] == [line["val_acc"] for line in both.epochs(ID)]
     assert summary["final_val_acc"] == both.summary(ID)["final_val_acc"] == lines[-1]["val_acc"] is not None
     assert summary["final_test_acc"] is summary["selected_test_acc"] is summary["best_test_acc"] is None
-    with pytest.raises(ValueError, match="evaluate_test: false needs holdout above 0"):
+    with pytest.raises(InputError, match="evaluate_test: false needs holdout above 0"):
         make_config(evaluate_test=False)
 
 
