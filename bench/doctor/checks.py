@@ -10,7 +10,7 @@ the captured step is emulated (``bench.training.capture``): everything is checke
 from __future__ import annotations
 
 import hashlib
-import io
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -27,7 +27,7 @@ from bench.processes import Child
 from bench.speed.cases import PLAIN, UNIT, Case
 from bench.speed.floor import roofline
 from bench.speed.measure import dtypes, measure, measure_packed, modes
-from bench.training import execution
+from bench.training import checkpoint, execution
 from bench.training.loop import Run
 from bench.training.resume import resume
 
@@ -197,9 +197,9 @@ def _send_result(pipe: Connection, device: str, steps: int) -> None:
 def _resumed(device: str, mode: str, steps: int) -> tuple[bool, str]:
     """A run stopped with the branch on, written, read into a new run, and trained to the end."""
     whole = result(device, mode, steps)
-    file = io.BytesIO()
-    torch.save({"schema": 1, **trained(begun(device, mode, steps), steps // 3).state()}, file)
-    file.seek(0)
     other = begun(device, mode, steps)
-    resume(other, torch.load(file, weights_only=True), Path("checkpoint.pt"))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "checkpoint.pt"
+        checkpoint.save(path, trained(begun(device, mode, steps), steps // 3).state())
+        resume(other, checkpoint.read(path, device), path)
     return _same(whole == digest(trained(other)), "stopped at a third and not", steps)

@@ -980,7 +980,7 @@ def test_the_traceback_of_a_factory_is_in_the_log(own, tmp_path, capfd):
     with granted(Grant(("mynets_of_tests",), str(tmp_path))):
         fields = sealed("python:mynets_of_tests.broken")
         outcome = execute(Task("0" * 16, fields.dump(), {}, str(tmp_path / "runs"), str(tmp_path)))
-    assert outcome.status == "refused" and "raised KeyError" in outcome.reason
+    assert outcome.status == "failed" and "raised KeyError" in outcome.reason
     assert "Traceback" in Store(tmp_path / "runs").log("0" * 16).read_text()
     assert "Traceback" not in "".join(capfd.readouterr())
 

@@ -457,9 +457,24 @@ class _Page(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.tags: list[tuple[str, list[tuple[str, str | None]]]] = []
+        self.own = ""  # all texts but the bundled libraries and the suite's own script
+        self._bundle = False
+
+    @classmethod
+    def of(cls, path: Path) -> _Page:
+        page = cls()
+        page.feed(path.read_text())
+        return page
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, attrs))
+        self._bundle = tag == "style" or (tag == "script" and ("id", "data") not in attrs)
+
+    def handle_endtag(self, tag):
+        self._bundle = False
+
+    def handle_data(self, data):
+        self.own += "" if self._bundle else data
 
 
 @pytest.fixture(scope="module")
@@ -504,7 +519,8 @@ def test_nothing_acts_on_a_terminal(hostile_report):
     folder, told = hostile_report
     texts = [
         told,
-        *(path.read_text() for path in folder.iterdir() if path.suffix in (".md", ".tex", ".csv", ".html")),
+        *(path.read_text() for path in folder.iterdir() if path.suffix in (".md", ".tex", ".csv")),
+        _Page.of(folder / "index.html").own,
     ]
     for text in texts:
         odd = {c for c in text if c not in "\n\r" and (ord(c) < 32 or 127 <= ord(c) < 160)}
@@ -532,17 +548,38 @@ def test_nothing_acts_on_a_spreadsheet(hostile_report):
 
 def test_nothing_acts_on_a_browser(hostile_report):
     folder, _ = hostile_report
-    page = _Page()
-    text = (folder / "index.html").read_text()
-    page.feed(text)
+    page = _Page.of(folder / "index.html")
     known = "html head meta title style body h1 h2 p div table thead tbody tr th td figure figcaption img dl dt dd"
-    assert {tag for tag, _ in page.tags} <= {*known.split(), "details", "summary", "pre", "b"}
+    known += " details summary pre b nav a button script"
+    assert {tag for tag, _ in page.tags} <= set(known.split())
+    # the data, the two libraries and the suite's own script, whatever the records say
+    scripts = [dict(attributes) for tag, attributes in page.tags if tag == "script"]
+    own = [{"type": "application/json", "id": "data"}, {"type": "text/plain", "id": "datatables"}]
+    assert scripts == [*own, {}, {"type": "module"}]
     for tag, attributes in page.tags:
         for name, value in attributes:
-            assert not name.startswith("on") and name not in ("href", "srcset", "action", "formaction")
+            assert not name.startswith("on") and name not in ("srcset", "action", "formaction")
+            assert name != "href" or value == "../index.html"
             if name == "src":
                 assert tag == "img" and str(value).startswith("data:image/png;base64,")
-    assert "default-src 'none'" in text
+    assert "default-src 'none'" in (folder / "index.html").read_text()
+
+
+def test_plotly_shows_hostile_names_as_they_read(hostile_report):
+    folder, _ = hostile_report
+    data = json.loads(re.search(r'id="data">(.*?)</script>', (folder / "index.html").read_text())[1])
+    texts: list[str] = []
+
+    def collect(value, key=""):
+        if isinstance(value, str) and key != "hovertemplate":
+            texts.append(value)
+        for name, item in value.items() if isinstance(value, dict) else ():
+            collect(item, name)
+        for item in value if isinstance(value, list) else ():
+            collect(item, key)
+
+    collect(data["plots"])
+    assert any("&lt;script&gt;" in text for text in texts) and not any("<" in text for text in texts)
 
 
 def test_nothing_acts_on_latex_or_markdown(hostile_report):

@@ -40,7 +40,21 @@ def environment() -> jinja2.Environment:
 
 def render(template: str, data: Any, **values: Any) -> str:
     """Return a page. ``data`` is what ``page.js`` reads: ``cells`` and ``plots``."""
-    return environment().get_template(template).render(data=_json(data), **values)
+    shown = {**data, "plots": _literal(data["plots"])} if "plots" in data else data
+    return environment().get_template(template).render(data=_json(shown), **values)
+
+
+def _literal(value: Any) -> Any:
+    """Return plotly's traces and layouts with every text as it reads.
+
+    Plotly takes a few tags and links in a text. A name from a record must not become one. The templates of the readout
+    (``hovertemplate``) are ours and keep their tags.
+    """
+    if isinstance(value, str):
+        return value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    if isinstance(value, dict):
+        return {key: item if key == "hovertemplate" else _literal(item) for key, item in value.items()}
+    return [_literal(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def sort_key(text: str, column: Column) -> str:
