@@ -21,8 +21,8 @@ from bench.text import clean, command, inert, plural
 _SMALL = 40  # pixels: data sets up to this size start with the small convolutional network
 
 _FILE = """\
-# An experiment file: arms that are trained with the same recipe, on the same batches, from the same initial
-weights.
+# An experiment file: arms that are trained with the same recipe, on the same batches, from the same
+# initial weights.
 # `{show}` shows what the file expands to, `{run}` trains.
 # Every key: `bench schema`. Every name: `bench list`.
 title = {title}
@@ -46,8 +46,7 @@ name = "Plain"
 quantizer = {quantizer}
 bits = [{bits}]                 # bits of the weights / bits of the activations
 
-[[arms]]                       # EXP-Net: each low-precision convolution has a full-precision companion,
-whose output fades
+[[arms]]                       # EXP-Net: every low-precision convolution has a companion whose output fades
 name = "EXP-Net"
 baseline = "Plain"             # the gain is measured against this arm, paired by seed
 quantizer = {quantizer}
