@@ -5,11 +5,12 @@ BIN    := $(VENV)/bin
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce test check soak paper_tables fidelity docs clean
+.PHONY: help install reproduce test test_slow check soak paper_tables fidelity docs clean
 
 help:
 	@echo "make reproduce     install, train the embedded experiment, report, compare with the committed table"
-	@echo "make test          install, run every test"
+	@echo "make test          install, run the tests: minutes"
+	@echo "make test_slow     the tests with many trainings, processes or compilations: minutes more"
 	@echo "make soak          kills, full disks, fuzz, random networks, all networks of torchvision and timm: hours"
 	@echo "make check         ruff, format, types, imports between rooms"
 	@echo "make paper_tables  rebuild the tables, figures and pages of results/, and the numbers that pages quote"
@@ -31,7 +32,10 @@ reproduce: install
 	$(BIN)/python -m docs.tools.compare runs/report/digits paper_tables/digits
 
 test: install
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+
+test_slow: install
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow
 
 soak: install
 	$(BIN)/python -m tests.robustness.soak

@@ -15,6 +15,8 @@ from bench.experiments.expand import load_experiment
 from bench.records.store import Store
 from bench.training.trial import comparable
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 TINY = """
 title = "Tiny"

@@ -188,6 +188,7 @@ class TestPackages:
         with pytest.raises(ValueError, match="another version is another trial"):
             type(found[0].config).model_validate(found[0].config.dump())
 
+    @pytest.mark.slow
     def test_it_trains_in_a_process_of_its_own(self, site, file, tmp_path):
         install(site)
         command = [sys.executable, "-m", "bench", "run", str(file), "--results", str(tmp_path / "runs")]

@@ -101,6 +101,7 @@ def test_run_goes_on_and_takes_overrides(ran, capsys):
         bench.load_experiment(folder / "two.toml", overrides={"epochs": object()})
 
 
+@pytest.mark.slow
 def test_run_in_a_thread(ran):
     """A notebook may run a cell in a thread, in which Python hears no signals."""
     folder, before = ran

@@ -355,6 +355,31 @@ def test_several_shards_and_corrupt_images_leave_no_gap(tmp_path, monkeypatch):
     assert shards.problems(manifest) == []
 
 
+def test_a_preparation_killed_before_its_plan_was_written_begins_anew(tmp_path):
+    tree(tmp_path / "own")
+    folder = tmp_path / "own.shards"
+    folder.mkdir()
+    for name in (".plan.json.1-0a.tmp", ".lock"):
+        (folder / name).write_bytes(b"{")
+    made = prepared(tmp_path, "raw")
+    assert made.folder == folder and {path.name for path in folder.iterdir()} == {
+        "manifest.json",
+        *made.files,
+    }
+
+
+def test_what_killed_preparations_left_half_written_is_removed(tmp_path, monkeypatch):
+    tree(tmp_path / "own")
+    with monkeypatch.context() as patched:
+        patched.setattr("bench.datasets.photographs.prepare._remove_parts", lambda folder: None)
+        folder = prepared(tmp_path, "raw").folder
+    (folder / "manifest.json").unlink()
+    for name in (".train.index.1-0a.tmp", ".train-00000.note.1-0a.tmp", "train-00000.tmp"):
+        (folder / name).write_bytes(b"half")
+    made = prepared(tmp_path, "raw")
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", *made.files}
+
+
 SLOW = """
 import sys, time
 from pathlib import Path

@@ -74,6 +74,7 @@ def test_the_picture_of_the_rooms_shows_the_layers_of_the_project():
     assert "; ".join(figures.import_layers()) in picture, "run `python -m docs.site.figures`"
 
 
+@pytest.mark.slow
 def test_site_builds_without_a_warning(tmp_path):
     command = [
         sys.executable,

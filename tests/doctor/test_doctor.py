@@ -19,6 +19,7 @@ def found():
     return list(checks.checks("cpu", STEPS))
 
 
+@pytest.mark.slow
 def test_every_check_passes_here_and_says_what_was_compared(found):
     assert [check.status for check in found] == ["passed", "passed", "skipped", "passed", "passed"]
     assert all(f"{STEPS} steps" in check.found for check in found if check.status == "passed")
@@ -55,6 +56,7 @@ def test_a_lost_moment_is_noticed(monkeypatch):
     assert checks._resumed("cpu", "eager", STEPS)[0] is False
 
 
+@pytest.mark.slow
 def test_other_numbers_in_other_processes_are_noticed(monkeypatch):
     """This process starts from another seed than the processes beside it."""
     config = checks.config

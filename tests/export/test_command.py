@@ -46,6 +46,7 @@ def export(results: Path, *words: object) -> int:
     return main(["export", ID[:6], "--results", str(results), *map(str, words)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["safetensors", "packed", "pt2"])
 def test_equal_logits_and_the_recorded_accuracy(results, tmp_path, format, capsys):
     file = tmp_path / f"network.{format}.safetensors"
@@ -96,6 +97,7 @@ def test_the_page_s_ten_lines_run_without_this_package(results, tmp_path):
     assert (~near).sum() == line["moved"] and (ours.argmax(1) == theirs.argmax(1))[near].all()
 
 
+@pytest.mark.slow
 def test_qonnx_own_executor(results, tmp_path):
     pytest.importorskip("qonnx", reason="needs progressive-bench[export]")
     file = tmp_path / "digits.qonnx.onnx"
@@ -172,6 +174,7 @@ def test_packing(bits):
     assert torch.equal(unpack(data, bits, 37), codes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", ["digits", "svhn"])
 def test_a_fresh_process_reads_the_packed_file(dataset, tmp_path, request):
     data = request.getfixturevalue("real_data") if dataset != "digits" else tmp_path

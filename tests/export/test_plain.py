@@ -97,6 +97,7 @@ def user_code(tmp_path):
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "kind", "bits", "merge", "precision"), CASES)
 def test_logits_and_parameters(network, kind, bits, merge, precision, tmp_path, user_code):
     changes = {"quantizer": kind, "bits": bits, "precision": precision, **NETWORKS[network]}

@@ -212,6 +212,7 @@ class TestPlacement:
         assert [store.status(ids[seed]) for seed in range(4)] == ["done", "done", "failed", "done"]
         assert len(store.epochs(ids[0])) == 3
 
+    @pytest.mark.slow
     def test_with_ray_too(self, files, capsys, monkeypatch):
         pytest.importorskip("ray")
         here = Path(__file__).parent
@@ -272,6 +273,7 @@ name = "plain"
 """
 
 
+@pytest.mark.slow
 def test_a_neighbour_killed_changes_nothing_for_the_others_and_the_layout_is_recorded(tmp_path, capsys):
     (tmp_path / "real.toml").write_text(REAL)
 

@@ -364,6 +364,7 @@ class TestFullDisk:
 
 
 class TestRay:
+    @pytest.mark.slow
     def test_same_records_as_without_failures_named_stopped_by_a_signal(self, bench, tmp_path):
         pytest.importorskip("ray")
         bench.behave(s0="hang-once", s1="kill-once", s2="raise-once")

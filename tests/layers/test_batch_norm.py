@@ -77,6 +77,7 @@ def test_a_factor_multiplies_and_evaluation_is_pytorchs():
     assert torch.equal(other(contiguous), nn.BatchNorm2d(CHANNELS).train()(contiguous))
 
 
+@pytest.mark.slow
 def test_a_recipe_asks_for_it():
     fields = {
         "dataset": "digits",

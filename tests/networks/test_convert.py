@@ -607,6 +607,7 @@ def zoo(name, merge, layers=None, **fields):
     return network, clock
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "merge"), [(name, merge) for name, merges in ZOO.items() for merge in merges]
 )

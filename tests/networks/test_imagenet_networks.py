@@ -286,6 +286,7 @@ def test_width_keeps_channels_even_where_there_are_groups():
 # -- removal ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merge", MERGES)
 @pytest.mark.parametrize("network", NETWORKS, ids=label)
 def test_removal_leaves_the_low_precision_network(network, merge):
@@ -342,6 +343,7 @@ def test_linear_layers_get_a_branch_only_by_name():
     assert named.fc2.branch.weight.grad.abs().sum() > 0 and named.linear.weight_extra.grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "merge"), [(SYQ, "concat"), (REAL, "sum")], ids=label)
 def test_one_graph_for_every_factor(network, merge):
     made, clock = make(network, branch=Branch(merge))

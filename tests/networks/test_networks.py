@@ -193,6 +193,7 @@ def test_activation_abs_puts_the_magnitude_before_the_quantizer():
 # -- removal -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merge", MERGES)
 @pytest.mark.parametrize("network", NETWORKS, ids=label)
 def test_removal_leaves_the_low_precision_network(network, merge):
@@ -682,6 +683,7 @@ def small(kind, quantizer, bits, merge):
     return shaken(builder.finish(made)).train(), clock
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "quantizer", "bits", "merge"),
     [

@@ -374,6 +374,7 @@ def compare_compiled(cases, backend, tolerance):
             torch.testing.assert_close(other, eager, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [

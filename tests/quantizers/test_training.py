@@ -34,6 +34,7 @@ def small_network(kind: str, clock: Clock, branch: Branch | None = None):
     return built
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_falls_on_a_batch_that_is_seen_again_and_again(kind):
     clock = Clock(0)

@@ -78,6 +78,7 @@ def faults(figure: Figure) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", experiments_in(RESULTS))
 def test_the_figures_of_the_committed_records_are_clean(name):
     report = make_report(read_experiment(RESULTS, name))

@@ -481,6 +481,7 @@ def _page_tags(html: str) -> _Tags:
     return parser
 
 
+@pytest.mark.slow
 def test_hostile_text_is_inert_in_every_format(tmp_path, capsys):
     results = Results(tmp_path)
     arms = "\n".join(f"[[arms]]\nname = {json.dumps(name)}" for name in HOSTILE)
@@ -728,6 +729,7 @@ def test_an_experiment_of_which_nothing_ran_is_all_missing(tmp_path, profile):
     assert len({row["seed"] for row in rows}) == (1 if profile else 3)
 
 
+@pytest.mark.slow
 def test_corrupted_records_never_end_in_a_traceback(tmp_path):
     """Bytes and values changed at random: a report, or one message naming the file."""
     rng = random.Random(0)

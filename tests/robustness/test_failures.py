@@ -115,6 +115,7 @@ class TestFailing:
         assert done.stdout.startswith("failed out of memory (host)"), done.stdout + done.stderr
         assert "Traceback" in Store(tmp_path).log("0123456789abcdef").read_text()
 
+    @pytest.mark.slow
     def test_what_failed_is_tried_again_from_its_checkpoint(self, tmp_path):
         config = make_config(strategy=progressive("sum"))
         first = execute(
@@ -147,6 +148,7 @@ def id_of(file: Path, arm: str) -> str:
 
 
 class TestChanceAndDivergence:
+    @pytest.mark.slow
     def test_are_told_apart_and_flagged_in_the_tables(self, trained, tmp_path):
         file, runs = trained
         store = Store(runs)
@@ -191,6 +193,7 @@ def dead_network(config, *arguments, **named):
         return trial.run_trial(config, *arguments, **named)
 
 
+@pytest.mark.slow
 class TestVerify:
     def verify(self, trained, capsys) -> tuple[int, str]:
         _, runs = trained
@@ -294,6 +297,7 @@ class TestVerify:
         assert main(["data", "verify", "npz:mine", "--data", str(tmp_path)]) in (0, 2)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_gone_is_named_and_its_trial_goes_on(tmp_path):
     """Through the whole command: the worker kills itself inside a step; the others are done, the exit status is 1."""
     file = tmp_path / "gone.toml"

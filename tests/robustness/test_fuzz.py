@@ -27,6 +27,7 @@ from tests.robustness.fuzzing import (
 CASES = int(os.environ.get("BENCH_FUZZ_CASES", "600"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_bad_input_ends_in_success_or_in_one_message(name):
     ENDS.clear()

@@ -26,6 +26,7 @@ HERE = Path(__file__).parent
 ID = "0123456789abcdef"
 
 
+@pytest.mark.slow
 def test_a_node_lost_costs_only_what_its_trial_did_since_the_last_checkpoint(tmp_path):
     """Also where the nodes do not share the results folder, where this user may hide it from them."""
     pytest.importorskip("ray")

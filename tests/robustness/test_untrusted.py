@@ -217,6 +217,7 @@ def measured(what: str, path: Path) -> tuple[str, int, float]:
     return "\n".join(said), int(megabytes), float(seconds)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="measured with /proc")
 @pytest.mark.parametrize("kind", ["bomb", "liar", "shape"])
 def test_npz_bombs_and_absurd_shapes_take_no_memory(tmp_path, kind):
@@ -242,6 +243,7 @@ class Greedy:
         return (bytearray, (2 << 30,))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="measured with /proc")
 @pytest.mark.parametrize("kind", ["packed", "bytearray", "stride"])
 def test_checkpoint_bombs_take_no_memory(tmp_path, kind):

@@ -160,6 +160,7 @@ class TestRows:
             weights + (20 << 20), abs=4096
         )
 
+    @pytest.mark.slow
     def test_several_at_once(self, monkeypatch):
         monkeypatch.setattr(measure, "BATCH", 8)
         monkeypatch.setattr(cases, "BATCH", 8)

@@ -151,6 +151,7 @@ def cases_by_two():
     return together("tests.training.test_distributed:trained_cases")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_number_of_workers_changes_the_order_of_summation_and_nothing_else(case, cases_by_two):
     """Weights, running statistics, and hits of two workers are one's, to 1e-9 in float64 (removal is at step 3)."""

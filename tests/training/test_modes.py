@@ -112,6 +112,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_recorded_step_is_the_eager_one_bit_for_bit(case, arrays, uncompiled):
     """Everything of capturing but the CUDA graph: static inputs, warm-up undone, a recording a stage, removal."""
@@ -124,6 +125,7 @@ def test_a_recorded_step_is_the_eager_one_bit_for_bit(case, arrays, uncompiled):
     assert equal(eager.state(), captured.state())
 
 
+@pytest.mark.slow
 def test_a_process_may_compile_more_networks_than_the_compiler_expects(arrays, monkeypatch):
     """By default it keeps 8 versions of one function, and the step of every network is the same function."""
     compiler = torch.compile
@@ -135,6 +137,7 @@ def test_a_process_may_compile_more_networks_than_the_compiler_expects(arrays, m
         steps(make_run(config(epochs=2, seed=seed), arrays, "cpu", "compiled"), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case", ["auxiliary module", "booster", "falling bit widths", "guided", "hints", "incremental", "peers"]
 )

@@ -10,6 +10,7 @@ from bench.cli.main import main
 from tests.tuning.test_run import TRAIN, Bench, change
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray")
 def test_ray_tune_is_fed_by_the_search_and_makes_the_same_choices(tmp_path):
     benches = []
@@ -26,6 +27,7 @@ def test_ray_tune_is_fed_by_the_search_and_makes_the_same_choices(tmp_path):
     assert with_ray.unfolded()[1].finished
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray")
 def test_ashas_stops_are_recorded_as_depending_on_timing_and_never_run_again(tmp_path):
     bench = Bench(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from bench.cli.main import main
@@ -89,6 +90,7 @@ def held_out(standing) -> list:
     return [[tried.accuracies for tried in point.tried] for point in standing.points]
 
 
+@pytest.mark.slow
 def test_changing_the_test_labels_changes_no_choice(tmp_path):
     store, right, as_they_are = search(tmp_path / "right")
     _, wrong, changed = search(tmp_path / "wrong", shuffled=True)
@@ -101,6 +103,7 @@ def test_changing_the_test_labels_changes_no_choice(tmp_path):
         assert store.summary(id)["final_test_acc"] is None and store.summary(id)["final_val_acc"] is not None
 
 
+@pytest.mark.slow
 def test_a_trial_stopped_at_a_rung_and_continued_equals_one_never_stopped(tmp_path):
     halved, _, standing = search(tmp_path / "one", "halving")
     whole, _, _ = search(tmp_path / "one", "none")

@@ -229,6 +229,7 @@ class TestHalving:
         assert standing.finished and all(s.chosen is not None for s in standing.points)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["none", "halving"])
 def test_killed_in_the_middle_of_the_search(bench, scheduler, tmp_path):
     change(bench, "effort = 3", f'effort = 3\nscheduler = "{scheduler}"')

@@ -180,7 +180,8 @@ def _begun(folder: Path, plan: dict[str, Any]) -> bool:
     try:
         known = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        if folder.exists() and any(folder.iterdir()):
+        found = folder.iterdir() if folder.exists() else ()
+        if any(path.name != ".lock" and not _half_written(path) for path in found):
             raise InputError(f"{clean(folder)} is there and is no preparation: move it away") from None
         return False
     except (OSError, ValueError, RecursionError):
@@ -387,13 +388,15 @@ def _keep(path: Path, data: bytes, files: dict[str, tuple[int, str]]) -> None:
 
 
 def _remove_parts(folder: Path) -> None:
-    """Remove what only a preparation under way needs."""
-    for part in PARTS:
-        for kind in ("note", "tmp"):
-            for path in folder.glob(f"{part}-*.{kind}"):
-                path.unlink(missing_ok=True)
-    for name in ("plan.json", ".lock"):
-        (folder / name).unlink(missing_ok=True)
+    """Remove what only a preparation under way needs, and what killed ones left half written."""
+    obsolete = [path for path in folder.iterdir() if path.suffix == ".note" or _half_written(path)]
+    for path in (*obsolete, folder / "plan.json", folder / ".lock"):
+        path.unlink(missing_ok=True)
+
+
+def _half_written(path: Path) -> bool:
+    """Return whether the file is a temporary one, which its writer renames when it is whole."""
+    return path.suffix == ".tmp"
 
 
 def ask(text: str, yes: bool) -> bool:
