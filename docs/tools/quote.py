@@ -91,14 +91,17 @@ def _reached(row: Mapping[str, str], name: str) -> str:
     return _number(row[name], ".0f") + (f" ({count}/{n})" if count < n else "")
 
 
-def _p(row: Mapping[str, str]) -> str:
-    return (
-        "–"
-        if not row["p_holm"]
-        else f"{float(row['p_holm']):.3f}"
-        if float(row["p_holm"]) >= 0.001
-        else "< 0.001"
-    )
+def _p(row: Mapping[str, str], name: str = "p_holm") -> str:
+    if not row[name]:
+        return "–"
+    return f"{float(row[name]):.3f}" if float(row[name]) >= 0.001 else "< 0.001"
+
+
+def _spread(row: Mapping[str, str]) -> str:
+    """Return ``0.55 [0.30, 1.02]``: the seeds' spread over the baseline's, and its interval."""
+    ends = (row["spread_ratio"], row["spread_ratio_low"], row["spread_ratio_high"])
+    mean, low, high = (_number(end, ".2f") for end in ends)
+    return f"{mean} [{low}, {high}]"
 
 
 VALUES: dict[str, tuple[str, Callable[[Mapping[str, str]], str]]] = {
@@ -113,6 +116,7 @@ VALUES: dict[str, tuple[str, Callable[[Mapping[str, str]], str]]] = {
     "n": ("accuracy", lambda row: row["n"]),
     "least": ("accuracy", lambda row: _number(min(_by_seed(row), key=float))),
     "verdict": ("claims", lambda row: row["verdict"]),
+    "claimed": ("claims", _gain),
     "never_removed": ("accuracy", lambda row: _ends(row, "never_removed")),
     "spread": ("gains", lambda row: _number(row["spread_ratio"], ".2f")),
     "p": ("claims", _p),
@@ -139,6 +143,28 @@ TABLES: dict[str, tuple[str, tuple[tuple[str, Callable[[Mapping[str, str]], str]
             ("Never removed, %", VALUES["never_removed"][1]),
             ("Gain, points", _gain),
             ("Claim", lambda row: row["claim"] or "–"),
+        ),
+    ),
+    "claims": (
+        "claims",
+        (
+            ("Arm", lambda row: row["arm"]),
+            ("Over", lambda row: row["over"]),
+            ("At", lambda row: row["at"]),
+            ("Pairs", lambda row: row["pairs"]),
+            ("Gain, points", _gain),
+            ("p (Holm)", _p),
+            ("p, equivalent (Holm)", lambda row: _p(row, "p_equivalence_holm")),
+            ("Seeds' spread, ratio", _spread),
+            ("Verdict", lambda row: row["verdict"]),
+        ),
+    ),
+    "tuning": (
+        "tuning",
+        (
+            ("Arm", lambda row: row["arm"]),
+            ("Configuration", lambda row: row["configuration"]),
+            ("Held out, %", lambda row: _number(row["held_out"])),
         ),
     ),
     "removal": (
@@ -191,7 +217,7 @@ def _same(row: Mapping[str, str], key: str, value: str) -> bool:
 
 def _compute(tables: Path) -> list[list[str]]:
     """Return what all recorded runs took, by data set, network and width: each run once, whichever
-    experiments want it.
+    experiments want it. The trials that chose configurations stand in a row for each experiment.
     """
     runs = {
         row["run"]: row
@@ -204,8 +230,17 @@ def _compute(tables: Path) -> list[list[str]]:
         key = (row["dataset"], row["network"], row["width"], row["device"])
         groups.setdefault(key, []).append(float(row["wall_seconds"]) / 3600)
     body = [[*key, str(len(hours)), f"{sum(hours):.1f}"] for key, hours in sorted(groups.items())]
-    total = [hours for group in groups.values() for hours in group]
-    return [*body, ["all", "", "", "", str(len(total)), f"{sum(total):.1f}"]]
+    tried = [row for path in sorted(tables.glob("*/tuning.csv")) for row in _rows(path)]
+    searches = {
+        row["experiment"]: [r for r in tried if r["experiment"] == row["experiment"]] for row in tried
+    }
+    for name, rows in sorted(searches.items()):
+        hours = [float(row["seconds"] or 0) / 3600 for row in rows]
+        trials = sum(len(row["held_out_by_seed"].split()) for row in rows)
+        body.append([f"choosing for {name}", "", "", "", str(trials), f"{sum(hours):.1f}"])
+        groups[name,] = hours
+    trials = sum(int(row[-2]) for row in body)
+    return [*body, ["all", "", "", "", str(trials), f"{sum(map(sum, groups.values())):.1f}"]]
 
 
 # -- pages ---------------------------------------------------------------------------------------------------
@@ -229,12 +264,11 @@ def _table(name: str, experiment: str, wanted: Mapping[str, str], tables: Path, 
         raise InputError(f"{where}: no row of {experiment}/{source}.csv has {dict(wanted)}")
     cells = [[show(row) for _, show in columns] for row in rows]
     values = [{row[i] for row in cells} for i in range(len(columns))]
+    axes = dict(_WHERE[1:])  # an axis on which no row differs is said in the text
     kept = [
         i
         for i, (title, _) in enumerate(columns)
-        if title == "Arm"
-        or (i < len(_WHERE) and len(values[i]) > 1)  # an axis on which no row differs is said in the text
-        or (i >= len(_WHERE) and values[i] - {"–", "exploratory"})
+        if (len(values[i]) > 1 if title in axes else title == "Arm" or values[i] - {"–", "exploratory"})
     ]
     return _markdown([columns[i][0] for i in kept], [[row[i] for i in kept] for row in cells])
 

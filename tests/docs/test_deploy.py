@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -80,7 +82,8 @@ def test_kuberay_file_has_known_keys_and_valid_pods():
 def test_the_image_is_sound():
     text = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
     assert "ENV VENV=/usr/local" in text  # else `make test` in the image would install anew
-    hadolint = shutil.which("hadolint")
+    beside = Path(sys.executable).parent  # where pip puts it, whether or not the environment is active
+    hadolint = shutil.which("hadolint", path=f"{beside}{os.pathsep}{os.environ.get('PATH', '')}")
     if hadolint is None:
         pytest.skip("hadolint is not installed")
     subprocess.run([hadolint, DEPLOY / "Dockerfile"], check=True)

@@ -32,6 +32,14 @@ a,done,digits,convnet,0.25,CPU,3600
 b,done,digits,convnet,0.25,CPU,1800
 c,failed,digits,convnet,0.25,CPU,9999
 """
+CLAIMS = """experiment,arm,over,at,pairs,gain,gain_low,gain_high,gain_note,p_holm,p_equivalence_holm,\
+spread_ratio,spread_ratio_low,spread_ratio_high,verdict
+one,EXP,Plain,equal epochs,10,2.34,1,3.66,,0.0078125,1,0.5123,0.3,1.02,better
+"""
+TUNING = """experiment,arm,configuration,held_out,held_out_by_seed,chosen,seconds
+one,Plain,learning_rate.initial=0.001,58.7,58.7 diverged,no,3600
+one,Plain,learning_rate.initial=0.008,84.35,84.3 84.4,yes,1800
+"""
 
 
 @pytest.fixture
@@ -41,6 +49,8 @@ def tables(tmp_path: Path) -> Path:
         folder.mkdir()
         for name, text in (("accuracy", ACCURACY), ("convergence", CONVERGENCE), ("runs", RUNS)):
             (folder / f"{name}.csv").write_text(text)
+    (tmp_path / "one" / "claims.csv").write_text(CLAIMS)
+    (tmp_path / "one" / "tuning.csv").write_text(TUNING)
     quote._rows.cache_clear()
     return tmp_path
 
@@ -58,6 +68,7 @@ class TestValues:
             ("one gain; arm=Same", "0.0 [-0.2, 0.0]"),
             ("one accuracy; arm=Alone", "50.0 (n = 1)"),
             ("one dip; arm=EXP", "-1.2 ± 2.0"),
+            ("one claimed; arm=EXP; over=Plain", "+2.3 [+1.0, +3.7]"),
             ("one recovery; arm=EXP", "1"),
             ("one epochs_to; arm=Plain", "39 (2/3)"),
             ("one epochs_to; arm=EXP", "median not reached (1/3)"),
@@ -106,7 +117,19 @@ class TestTables:
     def test_compute_counts_each_finished_run_once(self, tables: Path) -> None:
         text = quote.fill("<!--table compute all --><!--/-->", tables).splitlines()
         assert text[3] == "| digits | convnet | 0.25 | CPU | 2 | 1.5 |"
-        assert text[4] == "| all |  |  |  | 2 | 1.5 |"
+        assert text[4] == "| choosing for one |  |  |  | 4 | 1.5 |"
+        assert text[5] == "| all |  |  |  | 6 | 3.0 |"
+
+    def test_claims_stand_with_both_tests(self, tables: Path) -> None:
+        text = quote.fill("<!--table claims one --><!--/-->", tables).splitlines()
+        assert text[3] == (
+            "| EXP | Plain | equal epochs | 10 | +2.3 [+1.0, +3.7] | 0.008 | 1.000 "
+            "| 0.51 [0.30, 1.02] | better |"
+        )
+
+    def test_what_was_chosen(self, tables: Path) -> None:
+        text = quote.fill("<!--table tuning one; chosen=yes --><!--/-->", tables).splitlines()
+        assert text[3:-1] == ["| Plain | learning_rate.initial=0.008 | 84.3 |"]
 
 
 class TestCommand:
