@@ -24,6 +24,7 @@ COMMANDS = {
     "report": "bench.cli.report:report_command",
     "log": "bench.cli.log:log_command",
     "verify": "bench.cli.verify:verify_command",
+    "sharpness": "bench.cli.sharpness:sharpness_command",
     "export": "bench.cli.export:export_command",
     "data": "bench.cli.data:data_command",
     "new": "bench.cli.new:new_command",

@@ -183,6 +183,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     commands = _Commands(parser)
     _reading_commands(commands)
     _running_commands(commands)
+    _sharpness_command(commands)
     _export_command(commands)
     _machine_commands(commands)
     return parser, dict(commands.added.choices)
@@ -366,6 +367,41 @@ def _running_commands(commands: _Commands) -> None:
     command.add_argument("trial", metavar="TRIAL", help="its id, the beginning of the id, or its folder")
     group = _places(command)
     group.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N (what the record says)")
+    _code(command)
+
+
+def _sharpness_command(commands: _Commands) -> None:
+    """Add the command that measures the minimum which a trial ended in."""
+    command = commands.add(
+        "sharpness",
+        "how sharp the minimum of a finished trial is, and the barrier between two trials",
+        "481117b5af5ba5d0",
+        "481117b5af5ba5d0 0d5cfb34",
+    )
+    command.add_argument(
+        "trials", nargs="+", metavar="TRIAL", help="ids, beginnings of ids or folders; the barrier needs two"
+    )
+    _places(command)
+    group = command.add_argument_group("what is measured")
+    group.add_argument(
+        "--size",
+        nargs="+",
+        type=_number(float, 0, strict=True),
+        default=[0.05, 0.1, 0.2],
+        metavar="S",
+        help="norm of the noise over that of a filter's weights (0.05 0.1 0.2)",
+    )
+    group.add_argument("--draws", type=_number(int, 2), default=10, metavar="N", help="draws of noise (10)")
+    group.add_argument(
+        "--images", type=_number(int, 1), default=1024, metavar="N", help="training images, about (1024)"
+    )
+    group.add_argument(
+        "--points", type=_number(int, 3), default=11, metavar="N", help="points between two trials (11)"
+    )
+    group.add_argument(
+        "--stored", action="store_true", help="noise on the stored weights, before they are quantized"
+    )
+    group.add_argument("--json", metavar="FILE", type=_path, help="write the numbers to a file, too")
     _code(command)
 
 

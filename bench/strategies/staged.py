@@ -43,7 +43,7 @@ from bench.quantizers import FullPrecisionWeights, Interim, Quantizer, make_quan
 from bench.schedules.times import shares_passed
 from bench.strategies.base import Loss, Strategy
 from bench.strategies.distances import half_squared_distance
-from bench.strategies.taps import Taps, block_inputs, readers
+from bench.strategies.taps import Taps, block_inputs
 
 if TYPE_CHECKING:
     from bench.networks import Network
@@ -127,8 +127,9 @@ class Staged(Strategy):
     def prepare(
         self, network: Network, build: Callable[[TrialConfig], Network], weights: Mapping[str, Any]
     ) -> None:
-        for layer in readers(network).values():
-            layer.interims = tuple(self._interim(layer, w, a) for w, a in self.widths)
+        for layer in network.modules():
+            if isinstance(layer, ActivationInput):
+                layer.interims = tuple(self._interim(layer, w, a) for w, a in self.widths)
         if self.guided:
             self.twin = build(TrialConfig.model_validate(self.options["twin"]))
             layers = self.options["layers"] or block_inputs(network)[-2:]

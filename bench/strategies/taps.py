@@ -26,8 +26,13 @@ Shape = tuple[int, ...]
 
 
 def readers(network: nn.Module) -> dict[str, ActivationInput]:
-    """Return the layers that a tap can stand at, by name, in the order of their modules."""
-    return {name: m for name, m in network.named_modules() if isinstance(m, ActivationInput)}
+    """Return the layers that a tap can stand at, by name, in the order of their modules.
+
+    A low-precision first layer, which reads the images, is none.
+    """
+    modules = network.named_modules()
+    layers = {name: m for name, m in modules if isinstance(m, ActivationInput)}
+    return {name: layer for name, layer in layers.items() if not getattr(layer, "reads_images", False)}
 
 
 def class_count(network: nn.Module) -> int:

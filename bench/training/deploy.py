@@ -21,18 +21,18 @@ from torch import Tensor, fx
 from bench import datasets
 from bench.devices import cpu_name
 from bench.errors import InputError
-from bench.experiments import catalog, permission
+from bench.experiments import catalog
 from bench.experiments.config import TrialConfig
 from bench.export import foreign_formats as foreign
 from bench.export.files import read_file, write_file
 from bench.export.plain import latent_weights, plain_network
 from bench.export.rounding import NEAR, threshold_distance
-from bench.networks import Network, build
+from bench.networks import Network
 from bench.randomness import Clock
 from bench.records.store import Store
 from bench.training import setup
 from bench.training.evaluate import EVALUATION_BATCH, reestimate_batch_norm
-from bench.training.trial import final_weights
+from bench.training.finished import deployed_network, finished_trial
 
 SUFFIXES = {
     "safetensors": ".safetensors",
@@ -111,18 +111,7 @@ def prepare(store: Store, id: str, data_dir: Path) -> Deployment:
     Raises ``InputError`` where the trial is not finished, its weights or needed data are absent, or its network
     is code that the command line does not allow.
     """
-    record, summary = store.read_trial(id), store.summary(id)
-    if record is None or summary is None or summary["status"] != "done":
-        status = "missing" if record is None else store.inspect(id).status
-        raise InputError(f"{store.folder(id)}: the trial is {status}; only finished ones can be exported")
-    where = store.folder(id) / "trial.json"
-    try:
-        config = TrialConfig.model_validate(record.get("config"))
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{where}: not a configuration of this version ({reason})") from None
-    permission.sealed(config.network, f"{where}: network")
-    weights = final_weights(store, id, "trial", "cpu")
+    config, weights, summary = finished_trial(store, id, "exported")
     here = catalog.checksum(config.dataset, data_dir) is not None
     data = None
     if here:
@@ -134,7 +123,7 @@ def prepare(store: Store, id: str, data_dir: Path) -> Deployment:
         raise InputError(
             f"{data_dir}: the data set {catalog.label(config.dataset)} is not here: how many classes?"
         )
-    network = _load(config, classes, weights, str(store.folder(id) / "weights.pt"))
+    network = deployed_network(config, classes, weights, str(store.folder(id) / "weights.pt"))
     if config.eval_bn:
         if data is None:
             raise InputError(
@@ -234,21 +223,6 @@ def test_arrays(deployment: Deployment) -> dict[str, Any]:
         logits = torch.cat([deployment.plain(images) for images, _ in batches])
     images, labels = (torch.cat([batch[i] for batch in batches]).contiguous().numpy() for i in range(2))
     return {"images": images, "labels": labels, "logits": logits.numpy()}
-
-
-def _load(config: TrialConfig, classes: int, weights: dict[str, Tensor], where: str) -> Network:
-    """Return the stripped network with its final weights, as the evaluation has it."""
-    with torch.random.fork_rng(devices=[]):
-        network = build(config, num_classes=classes, clock=Clock(config.seed))
-    constants = {n: t for n, t in weights.items() if n.endswith("fixed_statistics")}  # of joint statistics
-    try:
-        network.load_state_dict({n: t for n, t in weights.items() if n not in constants})
-        for name, tensor in constants.items():
-            network.get_submodule(name.rpartition(".")[0]).fixed_statistics = tensor
-    except (RuntimeError, AttributeError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise InputError(f"{where}: weights of another network ({reason})") from None
-    return network.to(memory_format=torch.channels_last).eval()
 
 
 def _latency(run: foreign.Runner, image: Tensor) -> list[float]:

@@ -140,7 +140,10 @@ def read(path: Path) -> dict[str, np.ndarray] | None:
 def _codes(layer: LowPrecisionLayer) -> tuple[Tensor, bool]:
     """Return 2 x level + (1 where w >= 0), int16 in the weight's shape, and whether the levels are known."""
     codes = (layer.weight >= 0).to(torch.int16)
-    levels = layer.weight_levels()
+    try:
+        levels = layer.weight_levels()
+    except ValueError:  # the quantizer does not declare its levels: its export fails, training does not
+        levels = None
     return (codes, False) if levels is None else (codes + 2 * levels.codes.to(torch.int16), True)
 
 

@@ -1,0 +1,68 @@
+"""``bench sharpness``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from bench.cli import OK
+from bench.cli.screen import Screen
+from bench.errors import InputError
+from bench.experiments.labels import label
+from bench.folders import resolve_data_dir
+from bench.records.store import Store, plain, write_atomic
+
+
+def sharpness_command(args: argparse.Namespace) -> int:
+    """Measure the minima of one trial or two and the barrier between two; return the exit status."""
+    import torch
+
+    from bench.training import sharpness
+
+    if len(args.trials) > 2:
+        raise InputError("sharpness: one trial or two; a barrier lies between two")
+    torch.set_num_threads(1)
+    store, data_dir = Store(args.results), resolve_data_dir(args.data)
+    ids = [store.find(trial) for trial in args.trials]
+    subjects = [sharpness.subject(store, id, data_dir, args.images) for id in ids]
+    found: dict[str, Any] = {
+        "schema": 1,
+        "noise_on": "stored" if args.stored else "quantized",
+        "draws": args.draws,
+        "images": sum(len(labels) for _, labels in subjects[0].images),
+        "trials": [sharpness.measure(s, args.size, args.draws, stored=args.stored) for s in subjects],
+    }
+    screen = Screen.of(sys.stdout)
+    print(f"{_what(subjects[0].config)}; {found['images']} training images without augmentation\n")
+    print(screen.table(*_table(found, args.size), right=range(2, 3 + len(args.size))))
+    print(f"\nRise of the loss under noise on the {found['noise_on']} weights, mean of {args.draws} draws.")
+    print("The noise of a filter has the stated share of the norm of its weights.")
+    if len(subjects) == 2:
+        losses = sharpness.path_losses(subjects[0], subjects[1], args.points)
+        found["path"] = losses
+        found["barrier"] = sharpness.barrier(losses)
+        print(f"\nBarrier on the line between both: {found['barrier']:.4g}")
+        print("Losses on the line: " + " ".join(f"{loss:.4g}" for loss in losses))
+    if args.json is not None:
+        write_atomic(args.json, (json.dumps(plain(found), indent=1, allow_nan=False) + "\n").encode())
+    return OK
+
+
+def _what(config: Any) -> str:
+    return f"{label('networks', config.network)}, {config.loss.replace('_', ' ')}"
+
+
+def _table(found: dict[str, Any], sizes: list[float]) -> tuple[list[str], list[list[str]]]:
+    header = ["trial", "weights", "loss", *(f"rise at {size:g}" for size in sizes)]
+    rows = []
+    for trial in found["trials"]:
+        for when in ("trained", "untrained"):
+            numbers = trial[when]
+            if numbers is None:
+                rows.append([trial["id"], "untrained", "given", *[""] * len(sizes)])
+                continue
+            rises = [f"{rise['mean']:.4g} ± {rise['error']:.2g}" for rise in numbers["rises"]]
+            rows.append([trial["id"], when, f"{numbers['loss']:.4g}", *rises])
+    return header, rows

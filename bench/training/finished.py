@@ -1,0 +1,56 @@
+"""A finished trial's network, built from its record and its final weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.errors import InputError
+from bench.experiments import permission
+from bench.experiments.config import TrialConfig
+from bench.networks import Network, build
+from bench.randomness import Clock
+from bench.records.store import Store
+from bench.training.trial import final_weights
+
+
+def finished_trial(
+    store: Store, id: str, purpose: str
+) -> tuple[TrialConfig, dict[str, Tensor], dict[str, Any]]:
+    """Return configuration, final weights (on the CPU) and summary of the finished trial ``id``.
+
+    Raises ``InputError`` where the trial is not finished (``purpose`` says what it cannot be), its weights
+    are absent, or its network is code that the command line does not allow.
+    """
+    record, summary = store.read_trial(id), store.summary(id)
+    if record is None or summary is None or summary["status"] != "done":
+        status = "missing" if record is None else store.inspect(id).status
+        raise InputError(f"{store.folder(id)}: the trial is {status}; only finished ones can be {purpose}")
+    where = store.folder(id) / "trial.json"
+    try:
+        config = TrialConfig.model_validate(record.get("config"))
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{where}: not a configuration of this version ({reason})") from None
+    permission.sealed(config.network, f"{where}: network")
+    return config, final_weights(store, id, "trial", "cpu"), summary
+
+
+def deployed_network(config: TrialConfig, classes: int, weights: dict[str, Tensor], where: str) -> Network:
+    """Return the stripped network with its final weights, as the evaluation has it, on the CPU.
+
+    Raises ``InputError`` naming ``where`` for weights of another network.
+    """
+    with torch.random.fork_rng(devices=[]):
+        network = build(config, num_classes=classes, clock=Clock(config.seed))
+    constants = {n: t for n, t in weights.items() if n.endswith("fixed_statistics")}  # of joint statistics
+    try:
+        network.load_state_dict({n: t for n, t in weights.items() if n not in constants})
+        for name, tensor in constants.items():
+            network.get_submodule(name.rpartition(".")[0]).fixed_statistics = tensor
+    except (RuntimeError, AttributeError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise InputError(f"{where}: weights of another network ({reason})") from None
+    return network.to(memory_format=torch.channels_last).eval()
