@@ -56,8 +56,7 @@ def run_command(args: argparse.Namespace) -> int:
         log=args.log,
         function=args.train,
     )
-    profile = ["--profile", args.profile] if args.profile else []
-    report = command("report", args.file, *profile, "--results", args.results)
+    report = command("report", *selection.words(), "--results", args.results)
     started = torchrun_workers()
     if not started:
         return run(selection, options, report)
@@ -78,23 +77,50 @@ def run(selection: Selection, options: RunOptions, report: str) -> int:
     store = Store(options.results)
     store.experiment_folder(experiment.name)
     store.check_writable()
-    search = Search(experiment, store) if experiment.tuning else None
     if options.fresh:
-        old = search.unfold().experiment if search else experiment
-        _retire(store, [trial.id for trial in old.trials if trial.id is not None])
-        search = Search(experiment, store) if search else None
+        _retire_all(experiment, store)
+    search = Search(experiment, store) if experiment.tuning else None
     unfolded = search.unfold() if search else None
-    experiment = unfolded.experiment if unfolded else experiment
     wanted = unfolded.wanted if unfolded else [Wanted(trial) for trial in experiment.trials]
     planned = plan([one.trial for one in wanted], store)
     _tidy(store, planned)
+    experiment = _write_index(experiment, store, search, unfolded)
+    _announce(experiment, planned, unfolded)
+    status = OK
+    if any(p.action not in ("keep", "leave", "refused") for p in planned):
+        status = _train(experiment, options, store, devices, wanted, planned, search)
+        if search:
+            unfolded = search.unfold()
+            experiment = _write_index(experiment, store, search, unfolded)
+    else:
+        say("nothing to train: every trial is finished")
+    if any(p.action == "refused" for p in planned):
+        status = WRONG_INPUT
+    _show_results(experiment, store, unfolded)
+    say(inert(report))
+    return status
+
+
+def _retire_all(experiment: Experiment, store: Store) -> None:
+    """Set the records of all trials aside, tuning trials included."""
+    search = Search(experiment, store) if experiment.tuning else None
+    old = search.unfold().experiment if search else experiment
+    _retire(store, [trial.id for trial in old.trials if trial.id is not None])
+
+
+def _write_index(
+    experiment: Experiment, store: Store, search: Search | None, unfolded: Unfolded | None
+) -> Experiment:
+    """Write which trials the experiment has, and what its search chose; return it with the trials known so far."""
     if search and unfolded:
         search.write(unfolded, experiment.path.name)
-    else:
-        store.write_index(
-            experiment.name, experiment.text, _index_lines(experiment), file=experiment.path.name
-        )
+        return unfolded.experiment
+    store.write_index(experiment.name, experiment.text, _index_lines(experiment), file=experiment.path.name)
+    return experiment
 
+
+def _announce(experiment: Experiment, planned: Sequence[Planned], unfolded: Unfolded | None) -> None:
+    """Say what will be trained, and why trials begin anew or are refused."""
     say(inert(f"{experiment.title or experiment.name}: {plural(len(planned), 'trial')}"))
     if unfolded:
         say(progress_text(unfolded.standing))
@@ -103,47 +129,46 @@ def run(selection: Selection, options: RunOptions, report: str) -> int:
             say(inert(p.state.reason))
         elif p.action == "refused":  # the exit status will be 2: this is why
             say(inert(f"bench: {p.state.reason}"), sys.stderr)
-    status = OK
     if any(p.action not in ("keep", "leave", "refused") for p in planned):
         say(f"will {', '.join(overview.intent(p.state for p in planned))}")
-        session = Session({}, {}, {}, store, Progress({}, {}, {}), Stop())
-        _enqueue(session, options, wanted, planned, _labels(experiment), devices[0])
-        if search:
-            session.reduction = search.tuning.reduction
-            session.feed = Feeder(
-                search, session, _growing(session, options, store, devices[0]), experiment.path.name
-            )
-        followed = following(
-            store, experiment.name, options.log, log_folder(options.results, options.log or "")
+
+
+def _train(
+    experiment: Experiment,
+    options: RunOptions,
+    store: Store,
+    devices: Sequence[str],
+    wanted: Sequence[Wanted],
+    planned: Sequence[Planned],
+    search: Search | None,
+) -> int:
+    """Train what is not trained yet, and what a search asks for meanwhile; return the exit status."""
+    session = Session({}, {}, {}, store, Progress({}, {}, {}), Stop())
+    _enqueue(session, options, wanted, planned, _labels(experiment), devices[0])
+    if search:
+        session.reduction = search.tuning.reduction
+        session.feed = Feeder(
+            search, session, _growing(session, options, store, devices[0]), experiment.path.name
         )
-        with (
-            followed,
-            session.stop.watching(options.max_minutes),
-            shared_gpus(options, session, devices),
-        ):
-            place(options, session, devices)
-        session.progress.close()
-        session.close()
-        status = exit_status(session.outcomes.values())
-        if search:
-            unfolded = search.unfold()
-            experiment = unfolded.experiment
-            search.write(unfolded, experiment.path.name)
-        _closing_words(session)
-    else:
-        say("nothing to train: every trial is finished")
-    if any(p.action == "refused" for p in planned):
-        status = WRONG_INPUT
+    trackers = following(store, experiment.name, options.log, log_folder(options.results, options.log or ""))
+    with trackers, session.stop.watching(options.max_minutes), shared_gpus(options, session, devices):
+        place(options, session, devices)
+    session.progress.close()
+    session.close()
+    _closing_words(session)
+    return exit_status(session.outcomes.values())
+
+
+def _show_results(experiment: Experiment, store: Store, unfolded: Unfolded | None) -> None:
+    """Print the choices of the search and the results of the final trials."""
     if unfolded:
         say()
         say(choices_text(unfolded.standing))
     finals = [line for line in _index_lines(experiment) if line["role"] != ROLE]
-    say()
     states = {line["id"]: store.inspect(line["id"]) for line in finals}
+    say()
     say(overview.results_table(finals, states, Screen.of(sys.stdout)))
     say()
-    say(inert(report))
-    return status
 
 
 def _devices(experiment: Experiment, options: RunOptions) -> list[str]:

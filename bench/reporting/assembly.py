@@ -9,8 +9,9 @@ from typing import Any
 from bench.reporting import statistics as st
 from bench.reporting.cells import Cell, Comparison, described, whole
 from bench.reporting.pairing import pair
+from bench.reporting.published_tables import Names, Row
 from bench.reporting.records import Records
-from bench.reporting.targets import Names, Row, matches
+from bench.reporting.targets import matches
 
 
 def make_cells(

@@ -67,9 +67,10 @@ def published_table(records: Records, cells: Sequence[Cell]) -> Table:
     notes = [
         f"reproduced: the 95 % interval of our mean lies within {st.MARGIN:g} point of the published "
         "value; not reproduced: it lies farther off; inconclusive: neither, or no interval, or far from "
-        "a value that is only quoted; not comparable: another budget, data or network. Published rows "
-        "are never averaged. Kinds: original (the method's authors), rerun (by another paper), "
-        "reproduction (a repository's own), quoted (copied)."
+        "a value that is only quoted or was superseded; not comparable: another budget, data or network. "
+        "Published rows are never averaged. Kinds: original (the method's authors), rerun (by another "
+        "paper), reproduction (a repository's own), quoted (copied), superseded (replaced or withdrawn "
+        "by the source itself)."
     ]
     frame = pd.DataFrame(data, dtype=object)
     rows = [cell for cell, _ in entries]

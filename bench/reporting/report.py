@@ -17,9 +17,9 @@ from bench.reporting.assembly import make_cells
 from bench.reporting.cells import Cell
 from bench.reporting.claims import Judged, PairKey, judge, seeds_of_all, verdicts
 from bench.reporting.convergence import convergence
+from bench.reporting.published_tables import Row, find_table, load_names, load_table
 from bench.reporting.records import Records
 from bench.reporting.table import Table
-from bench.reporting.targets import Row, find_table, load_names, load_table
 from bench.reporting.tuned import Searched, searches
 from bench.text import clean
 

@@ -16,7 +16,7 @@ from bench.errors import InputError
 from bench.experiments import shipped
 from bench.experiments.expand import load_experiment
 from bench.experiments.shipped import locate, shipped_experiments
-from bench.reporting import targets
+from bench.reporting import published_tables
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +131,7 @@ def test_what_lies_at_the_top_of_the_repository_is_looked_for_where_the_wheel_ha
     for top, inside in wheel["sources"].items():
         assert (root / top).is_dir() and not (root / inside).exists() and top in wheel["only-include"]
     assert root / wheel["sources"]["experiments"] == shipped._INSTALLED
-    published = Path(targets.__file__).parent / "published"
+    published = Path(published_tables.__file__).parent / "published"
     assert root / wheel["sources"]["paper_tables/published"] == published
 
 

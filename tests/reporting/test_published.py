@@ -6,13 +6,13 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from bench.reporting import targets
+from bench.reporting import published_tables
 from bench.reporting.tables import kind_name
 
-NAMES = targets.load_names()
-FIGURE = targets.load_table(targets.find_table("svhn_figure", []), NAMES)
-LITERATURE = targets.load_table(targets.find_table("literature", []), NAMES)
-README = (targets.shipped() / "README.md").read_text(encoding="utf-8")
+NAMES = published_tables.load_names()
+FIGURE = published_tables.load_table(published_tables.find_table("svhn_figure", []), NAMES)
+LITERATURE = published_tables.load_table(published_tables.find_table("literature", []), NAMES)
+README = (published_tables.shipped() / "README.md").read_text(encoding="utf-8")
 
 # Who may print an original number of a method that an arm of a shipped experiment, or a neighbour of it, trains.
 OWN_SOURCES = {
@@ -41,12 +41,12 @@ def _network(name: str) -> str:
     return name
 
 
-def _cell(row: targets.Row) -> tuple:
+def _cell(row: published_tables.Row) -> tuple:
     bits = tuple(printed.replace("t", "2") for printed in (row.w_bits, row.a_bits, row.g_bits or ""))
     return row.dataset, _network(row.network), row.width, row.method, bits, row.metric
 
 
-def _compared(row: targets.Row) -> tuple:
+def _compared(row: published_tables.Row) -> tuple:
     """Return what a quote shares with the row it copies; quotes often give a number another network's name."""
     dataset, network, width, method, bits, metric = _cell(row)
     if method == "Full precision":

@@ -15,7 +15,7 @@ import pytest
 
 from bench import text
 from bench.errors import InputError
-from bench.reporting import targets
+from bench.reporting import published_tables, targets
 from bench.reporting.assembly import make_cells
 from bench.reporting.formats import FORMATS, to_csv, to_latex, to_markdown
 from bench.reporting.page import page
@@ -301,9 +301,9 @@ def test_a_recorded_partner_is_used_and_longer_training_is_told(tmp_path):
 
 
 def test_shipped_tables_are_read_whole_and_every_name_is_used():
-    names = targets.load_names()
-    figure = targets.load_table(targets.find_table("svhn_figure", []), names)
-    literature = targets.load_table(targets.find_table("literature", []), names)
+    names = published_tables.load_names()
+    figure = published_tables.load_table(published_tables.find_table("svhn_figure", []), names)
+    literature = published_tables.load_table(published_tables.find_table("literature", []), names)
     assert figure and literature
     assert {row.kind for row in figure if row.method.startswith("EXP-Net")} == {"original"}
     assert {row.kind for row in figure if not row.method.startswith("EXP-Net")} == {"rerun_by_other_paper"}
@@ -315,8 +315,8 @@ def test_shipped_tables_are_read_whole_and_every_name_is_used():
 
 
 def test_every_point_of_the_figure_finds_its_cell():
-    names = targets.load_names()
-    figure = targets.load_table(targets.find_table("svhn_figure", []), names)
+    names = published_tables.load_names()
+    figure = published_tables.load_table(published_tables.find_table("svhn_figure", []), names)
     quantizers = {"DoReFa": "dorefa", "XNOR": "dorefa_channelwise", "SYQ": "syq"}
     hits = []
     for family, kind in quantizers.items():
@@ -350,8 +350,8 @@ def _cifar(quantizer="dorefa", **changes):
 
 
 def test_literature_rows_keep_their_kinds_and_budgets_count():
-    names = targets.load_names()
-    rows = targets.load_table(targets.find_table("literature", []), names)
+    names = published_tables.load_names()
+    rows = published_tables.load_table(published_tables.find_table("literature", []), names)
     full = targets.matches(_cifar(), (1, 1, 32), rows, names, None, 49_920, 200 * 49_920)
     assert [(m.row.accuracy, m.row.kind, m.not_comparable) for m in full] == [(84.44, "quoted", ())]
     precise = targets.matches(_cifar("full_precision"), (32, 32, 32), rows, names, None, 49_920, 200 * 49_920)
@@ -408,7 +408,7 @@ def test_a_bad_table_is_refused_with_file_line_and_column(tmp_path, content, tol
     path = tmp_path / "mine.csv"
     path.write_text(content)
     with pytest.raises(InputError) as caught:
-        targets.load_table(path)
+        published_tables.load_table(path)
     assert told in str(caught.value) and str(path) in str(caught.value)
 
 
@@ -417,13 +417,13 @@ def test_a_users_table_beside_the_experiment_is_found(tmp_path):
     (tmp_path / "names.toml").write_text(
         '[[methods]]\npublished = ["Mine"]\nquantizer = ["bnn"]\nstrategy = ["plain"]\n'
     )
-    names = targets.load_names([tmp_path])
-    rows = targets.load_table(targets.find_table("mine", [tmp_path]), names)
+    names = published_tables.load_names([tmp_path])
+    rows = published_tables.load_table(published_tables.find_table("mine", [tmp_path]), names)
     (match,) = targets.matches(_cifar("bnn"), (1, 1, 32), rows, names, None, 50_000, 10**9)
     assert match.row.accuracy == 84.4 and match.row.kind == "original"
     for bad in ("minne", "../mine", "/etc/passwd"):
         with pytest.raises(InputError, match="no published table"):
-            targets.find_table(bad, [tmp_path])
+            published_tables.find_table(bad, [tmp_path])
     for content, told in (
         ("x = [", "names.toml"),
         ("[[method]]\n", "unknown key"),
@@ -431,10 +431,10 @@ def test_a_users_table_beside_the_experiment_is_found(tmp_path):
     ):
         (tmp_path / "names.toml").write_text(content)
         with pytest.raises(InputError, match=told):
-            targets.load_names([tmp_path])
+            published_tables.load_names([tmp_path])
     (tmp_path / "latin.csv").write_bytes(GOOD.replace("me", "m\xe9").encode("latin-1"))
     with pytest.raises(InputError, match="UTF-8"):
-        targets.load_table(tmp_path / "latin.csv")
+        published_tables.load_table(tmp_path / "latin.csv")
 
 
 # -- hostile text --------------------------------------------------------------------------------------------
@@ -672,8 +672,8 @@ def test_widths_stand_beside_the_published_ones(tmp_path):
         curve = None if accuracy is None else [10.0, accuracy]
         results.trial("two", "DoReFa-Net", curve, width=width, dataset={"kind": "svhn", "extra": True})
     records = read_experiment(results.write(), "two")
-    names = targets.load_names()
-    rows = targets.load_table(targets.find_table("svhn_figure", []), names)
+    names = published_tables.load_names()
+    rows = published_tables.load_table(published_tables.find_table("svhn_figure", []), names)
     cells = make_cells(records, {"svhn_figure": rows}, names)
     figure = figures.width_figure(cells, figures.looks(cells))
     assert figure is not None
