@@ -23,7 +23,7 @@ from bench.experiments.shipped import locate
 from bench.experiments.trials import Experiment
 from bench.folders import resolve_data_dir
 from bench.foreign import from_command_line, granted
-from bench.records.store import write_atomic
+from bench.records.files import write_atomic
 from bench.reporting.frames import epoch_frame, to_parquet, trial_frame
 from bench.reporting.records import experiments_in, read_experiment
 from bench.reporting.selection import Selection as Shown

@@ -14,7 +14,7 @@ from bench.cli import OK
 from bench.devices import cpu_name, find_devices
 from bench.folders import resolve_data_dir
 from bench.progress import say
-from bench.records.store import write_atomic
+from bench.records.files import write_atomic
 from bench.text import inert
 
 FAILED = 1

@@ -20,7 +20,7 @@ def export_command(args: argparse.Namespace) -> int:
     import numpy as np
     import torch
 
-    from bench.records.store import write_atomic
+    from bench.records.files import write_atomic
     from bench.training import deploy
 
     store = Store(args.results)

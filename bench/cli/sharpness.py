@@ -12,7 +12,8 @@ from bench.cli.screen import Screen
 from bench.errors import InputError
 from bench.experiments.labels import label
 from bench.folders import resolve_data_dir
-from bench.records.store import Store, plain, write_atomic
+from bench.records.files import plain, write_atomic
+from bench.records.store import Store
 
 
 def sharpness_command(args: argparse.Namespace) -> int:

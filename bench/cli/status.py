@@ -17,7 +17,8 @@ from bench.cli.tuning import choices_text
 from bench.errors import InputError
 from bench.folders import resolve_data_dir
 from bench.launch.plan import ACTIONS
-from bench.records.store import State, Store, StoreError
+from bench.records.files import StoreError
+from bench.records.store import State, Store
 from bench.text import command, inert, percent, plural
 from bench.tuning.search import unfold
 

@@ -22,7 +22,7 @@ from bench.errors import InputError
 from bench.experiments import catalog
 from bench.experiments.config import TrialConfig
 from bench.folders import cache_folder
-from bench.records.store import write_atomic
+from bench.records.files import write_atomic
 from bench.schedules import factor_value
 
 

@@ -27,7 +27,7 @@ from bench.export.plain import inference_layers, plain_network
 from bench.networks import build
 from bench.quantizers.deployed import Levels, bits_of
 from bench.randomness import Clock
-from bench.records.store import write_atomic
+from bench.records.files import write_atomic
 from bench.text import clean
 
 FORMAT = "progressive-bench network"

@@ -24,7 +24,7 @@ from bench.errors import InputError
 from bench.export.modules import Activation
 from bench.export.plain import inference_layers
 from bench.quantizers.deployed import Levels
-from bench.records.store import write_atomic
+from bench.records.files import write_atomic
 from bench.text import clean
 
 OPSET = 18

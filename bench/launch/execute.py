@@ -24,8 +24,9 @@ from bench.errors import InputError, NetworkError
 from bench.experiments.config import TrialConfig
 from bench.foreign import Grant, current, granted
 from bench.launch.gpu_sharing import layout
+from bench.records.files import FULL, Damaged, Newer, StoreError, explain
 from bench.records.locks import Busy
-from bench.records.store import FULL, Damaged, Newer, Store, StoreError, explain
+from bench.records.store import Store
 from bench.text import duration, inert, percent
 
 TRAIN = "bench.training.trial:run_trial"

@@ -24,8 +24,9 @@ from bench.experiments.config import TrialConfig
 from bench.folders import resolve_data_dir
 from bench.foreign import granted
 from bench.launch.execute import Outcome, Task, execute, outcome_without_training
+from bench.records.files import StoreError, write_atomic
 from bench.records.locks import Busy
-from bench.records.store import Store, StoreError, write_atomic
+from bench.records.store import Store
 from bench.temporary import temporary_folder
 
 MIRROR_SECONDS = 2.0

@@ -17,7 +17,8 @@ from typing import Any
 
 from bench.errors import InputError
 from bench.experiments.overrides import flatten
-from bench.records.store import Store, StoreError, write_atomic
+from bench.records.files import StoreError, write_atomic
+from bench.records.store import Store
 
 INTERVAL = 10.0  # seconds between two looks at the records while a run is followed
 _NO_METRIC = {"epoch", "schema"}

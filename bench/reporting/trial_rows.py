@@ -11,7 +11,8 @@ from typing import Any
 
 from bench.errors import InputError
 from bench.experiments.config import FIELDS, check_field, parse_bits
-from bench.records.store import Store, StoreError
+from bench.records.files import StoreError
+from bench.records.store import Store
 
 TRIAL_COLUMNS = (
     "arm",

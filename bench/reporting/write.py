@@ -12,7 +12,8 @@ import pandas as pd
 from bench.errors import InputError
 from bench.experiments.shipped import locate, shipped_experiments
 from bench.experiments.toml_files import read_text
-from bench.records.store import Store, StoreError, write_atomic
+from bench.records.files import StoreError, write_atomic
+from bench.records.store import Store
 from bench.reporting.cells import Cell
 from bench.reporting.claims import judge, seeds_of_all, verdicts
 from bench.reporting.formats import FORMATS as TABLE_FORMATS

@@ -31,7 +31,7 @@ from bench.costs.measure import make_run, step_at, synthetic
 from bench.datasets import Arrays
 from bench.devices import cpu_count
 from bench.folders import resolve_data_dir
-from bench.records.store import write_atomic
+from bench.records.files import write_atomic
 from bench.speed import images as photographs
 from bench.speed.cases import BATCH, CASES, NETWORKS, PLAIN, UNIT, Case
 from bench.speed.floor import allocated, floor_seconds, peak_memory_cpu, roofline

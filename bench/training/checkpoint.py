@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from bench.errors import InputError
-from bench.records.store import write_atomic
+from bench.records.files import write_atomic
 
 SCHEMA = 1
 LARGEST_INDEX = 64 << 20  # bytes of the part of a checkpoint that names its tensors

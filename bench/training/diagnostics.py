@@ -34,7 +34,7 @@ from torch import Tensor
 from bench.layers.diagnostics import in_evaluation
 from bench.layers.low_precision import LowPrecisionLayer
 from bench.networks import Network
-from bench.records.store import write_atomic
+from bench.records.files import write_atomic
 
 OBSERVED = ("branch_ratio", "saturation", "activation_error")
 MEASURED = ("sign_changed", "level_changed", "weight_scale", "weight_error")

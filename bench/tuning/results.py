@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from bench.records.store import Store, StoreError
+from bench.records.files import StoreError
+from bench.records.store import Store
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from bench.experiments.overrides import flatten
 from bench.experiments.toml_files import MAX_PROBLEMS
 from bench.experiments.trials import Experiment, IndexLine, Trial
 from bench.experiments.tuning_table import Tuning
-from bench.records.store import Store, StoreError
+from bench.records.files import StoreError
+from bench.records.store import Store
 from bench.tuning import choice, samplers
 from bench.tuning.phases import PointSearch, Standing, Tried, Wanted, equal_operation_efforts, look
 from bench.tuning.points import Trials, find_points, with_choices

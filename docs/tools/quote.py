@@ -25,7 +25,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.errors import InputError, nearest
-from bench.records.store import write_atomic
+from bench.records.files import write_atomic
 
 _PLACE = re.compile(r"<!--(=|table )\s*(.*?)\s*-->(.*?)<!--/-->", re.DOTALL)
 Rows = list[dict[str, str]]

@@ -19,8 +19,9 @@ import pytest
 
 from bench.errors import InputError
 from bench.records import locks
+from bench.records.files import Damaged, Newer, StoreError, write_atomic
 from bench.records.locks import Busy, Owner
-from bench.records.store import Damaged, Newer, Store, StoreError, write_atomic
+from bench.records.store import Store
 from tests.waiting import HANG, wait_until
 
 ID = "0123456789abcdef"

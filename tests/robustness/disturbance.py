@@ -186,6 +186,7 @@ class _Disturbed:
         """Change the modules of this process; called again, it only takes over the new settings."""
         from torch.optim.optimizer import register_optimizer_step_post_hook
 
+        import bench.records.files
         import bench.records.store
         from bench.training import execution, loop
 
@@ -240,8 +241,10 @@ class _Disturbed:
 
         loop.Run.train_step, loop.set_step = train_step, set_step
         register_optimizer_step_post_hook(updated)
-        bench.records.store.open = open_  # type: ignore[attr-defined]
-        bench.records.store.os = _Names(os, pwrite=pwrite, fsync=fsync, replace=replace)  # type: ignore[assignment]
+        named = _Names(os, pwrite=pwrite, fsync=fsync, replace=replace)
+        bench.records.files.open = open_  # type: ignore[attr-defined]
+        bench.records.files.os = named  # type: ignore[assignment]
+        bench.records.store.os = named  # type: ignore[assignment]
 
 
 _active: Any = None

@@ -420,7 +420,7 @@ def test_ids_in_an_index_do_not_leave_the_results_folder(tmp_path, name, capsys)
 
 def test_a_link_in_a_results_folder_is_not_written_through(tmp_path):
     """What is written replaces a link instead of following it."""
-    from bench.records.store import write_atomic
+    from bench.records.files import write_atomic
 
     outside = tmp_path / "outside.json"
     outside.write_text("mine")

@@ -36,8 +36,8 @@ from bench.datasets.photographs.images import (
 from bench.datasets.photographs.listing import Item, Listing, left_out_text, several_frames
 from bench.datasets.photographs.shards import MEAN_BYTES, PARTS, Manifest
 from bench.errors import InputError
+from bench.records.files import write_atomic
 from bench.records.locks import sync_folder
-from bench.records.store import write_atomic
 from bench.text import clean
 
 if TYPE_CHECKING:

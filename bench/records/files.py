@@ -1,0 +1,233 @@
+"""Files of records: written so that nothing measured is lost, read so that damage is named.
+
+A whole file is written under a temporary name, flushed to disk and renamed. A line is appended with one write and
+flushed to disk. So a process that is killed at any instant leaves at most a half-written last line, which reading
+drops. Everything else that cannot be read is ``Damaged``, with file and line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import math
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench.errors import InputError
+from bench.experiments.config import SCHEMA
+from bench.records.locks import sync_folder
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError: no room on the disk, or none left to us
+
+
+class StoreError(InputError):
+    """A results folder cannot be read or written: the message says which file, and what to do."""
+
+    def __init__(self, message: str, *, no_space: bool = False) -> None:
+        super().__init__(message)
+        self.no_space = no_space
+
+
+class Damaged(StoreError):
+    """A record cannot be read; the message names the file and the line."""
+
+
+class Newer(StoreError):
+    """A record was written by a newer version of the suite. It is left as it is."""
+
+
+def explain(error: OSError, path: Path) -> StoreError:
+    """Return the error that says what to do about ``error``, which came up with ``path`` or the file it names
+    itself.
+    """
+    where = error.filename or path
+    if error.errno in FULL:
+        what = "the disk is full" if error.errno == errno.ENOSPC else "the disk quota is used up"
+        message = f"{where}: {what}. What was measured is kept; make room and run the same command again."
+        return StoreError(message, no_space=True)
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return StoreError(f"{where}: {error.strerror}. Give --results a folder that can be written.")
+    return StoreError(f"{where}: {error.strerror or error}")
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn an ``OSError`` into a ``StoreError`` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise explain(error, path) from error
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a whole file so that, whenever the machine stops, either the old or the new content is there.
+
+    A temporary name in the same folder (created where it is missing), flush, fsync, rename, fsync of the
+    folder. Raises ``StoreError`` where the disk is full or the folder cannot be written; the old content is
+    then untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        sync_folder(path.parent)
+
+
+def plain(value: Any) -> Any:
+    """Return ``value`` as strict JSON allows it: what is not finite becomes null."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, bool | str):
+        return value
+    if not isinstance(value, int | float) and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return int(value) if isinstance(value, int) else str(value)
+
+
+def document(value: dict[str, Any]) -> bytes:
+    return (json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def line_of(value: dict[str, Any]) -> bytes:
+    return (json.dumps(plain(value), ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _parse(data: bytes) -> Any:
+    """Parse strict JSON; raises ``ValueError`` for whatever is wrong."""
+    try:
+        return json.loads(data.decode("utf-8"), parse_constant=lambda name: _refuse(f"{name} is not JSON"))
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def _refuse(message: str) -> Any:
+    raise ValueError(message)
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        with explained(path):
+            return path.read_bytes()
+    except StoreError as error:
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            return None
+        raise
+
+
+def read_document(path: Path) -> dict[str, Any] | None:
+    data = _read(path)
+    if data is None:
+        return None
+    try:
+        value = _parse(data)
+    except ValueError as error:
+        line = getattr(error, "lineno", 1)
+        raise Damaged(f"{path}, line {line}: not JSON ({_first_line(error)})") from None
+    if not isinstance(value, dict):
+        raise Damaged(f"{path}, line 1: expected an object, not {type(value).__name__}")
+    schema = value.get("schema")
+    if isinstance(schema, bool) or not isinstance(schema, int) or schema < 1:
+        raise Damaged(f"{path}: 'schema' must be a number from 1 to {SCHEMA}, not {schema!r}")
+    if schema > SCHEMA:
+        raise Newer(
+            f"{path}: schema {schema} was written by a newer version; this one reads schemas up to {SCHEMA}. "
+            "Update the suite, or give --results another folder. The record was left as it is."
+        )
+    return value
+
+
+def read_lines(path: Path, *, check: Any = None) -> list[dict[str, Any]]:
+    """Return the objects of a file of lines; a last line without its line feed that is no object is dropped."""
+    data = _read(path)
+    if not data:
+        return []
+    found = []
+    *whole, last = data.split(b"\n")
+    for number, text in enumerate([*whole, last] if last else whole, start=1):
+        complete = number <= len(whole)
+        try:
+            value = _parse(text)
+        except ValueError as error:
+            if not complete:
+                break
+            raise Damaged(f"{path}, line {number}: not JSON ({_first_line(error)})") from None
+        if not isinstance(value, dict):
+            if not complete:
+                break
+            raise Damaged(f"{path}, line {number}: expected an object, not {type(value).__name__}")
+        if check is not None and (problem := check(number, value)):
+            raise Damaged(f"{path}, line {number}: {problem}")
+        found.append(value)
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def append(path: Path, value: dict[str, Any]) -> None:
+    """Append one line with one write, flushed to disk; what an interrupted write left behind is cut off
+    first.
+    """
+    line = line_of(value)
+    with explained(path):
+        new = not path.exists()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            end = os.lseek(fd, 0, os.SEEK_END)
+            if end and os.pread(fd, 1, end - 1) != b"\n":
+                data = path.read_bytes()
+                start = data.rfind(b"\n") + 1
+                try:
+                    isinstance(_parse(data[start:]), dict) or _refuse("no object")
+                    line = b"\n" + line  # only the line feed is missing
+                except ValueError:
+                    os.ftruncate(fd, start)
+                    end = start
+            written = 0
+            try:
+                while written < len(line):
+                    written += os.pwrite(fd, line[written:], end + written)
+                os.fsync(fd)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(fd, end)
+                raise
+        finally:
+            os.close(fd)
+        if new:
+            sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold a short lock while several files are read and rewritten together."""
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
