@@ -1,0 +1,163 @@
+"""Types of the command line's arguments, and the options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import math
+import os
+import shutil
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich_argparse import RawDescriptionRichHelpFormatter
+
+from bench.errors import InputError, nearest
+
+FORMATS = ("md", "tex", "csv", "png", "pdf", "html", "parquet")
+
+
+class Help(RawDescriptionRichHelpFormatter):
+    """Help in colour on a terminal; rich is imported when help is printed."""
+
+    text_markup = help_markup = False  # square brackets are brackets
+    group_name_formatter = str.capitalize
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the command line in one message, with the nearest valid name."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}\nsee `{self.prog} --help`")
+
+
+def number(kind: type, low: float, *, strict: bool = False, high: float = math.inf) -> Callable[[str], Any]:
+    """Return an argument type: a finite number of ``kind`` from ``low`` (above it where ``strict``) to
+    ``high``.
+    """
+    name = "whole number" if kind is int else "number"
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or value < low or (strict and value == low) or value > high:
+            bounds = f"{'above' if strict else 'from'} {low:g}" + (
+                "" if math.isinf(high) else f" to {high:g}"
+            )
+            raise argparse.ArgumentTypeError(f"expected a {name} {bounds}, not {text!r}")
+        return value
+
+    return parse
+
+
+def gpu_share(text: str) -> Any:
+    return text if text == "auto" else number(float, 0, strict=True)(text)
+
+
+def path_argument(text: str) -> Path:
+    """Return the path of an option; whether something is there is asked later."""
+    try:
+        os.stat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no path: there is a NUL in it") from None
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise argparse.ArgumentTypeError(f"{text[:80]!r} is no path here: {error.strerror}") from None
+    return Path(text)
+
+
+def formats(text: str) -> list[str]:
+    chosen = [part.strip() for part in text.split(",") if part.strip()]
+    for name in chosen:
+        if name not in FORMATS:
+            raise argparse.ArgumentTypeError(
+                f"{name!r} is no format of reports.{nearest(name, FORMATS)} Known: {', '.join(FORMATS)}"
+            )
+    if not chosen:
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(FORMATS)}")
+    return chosen
+
+
+def filled(text: str) -> str:
+    """Return text in lines of the terminal's width, as argparse itself breaks help."""
+    return textwrap.fill(text, max(20, shutil.get_terminal_size().columns - 2))
+
+
+class Commands:
+    """Adds commands and the options that several of them share, in groups that ``--help`` shows."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self.added = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+
+    def add(self, name: str, text: str, *examples: str) -> argparse.ArgumentParser:
+        """Add a command with its one-line help and examples of its use."""
+        lines = "\n".join(f"  bench {name} {example}".rstrip() for example in examples)
+        return self.added.add_parser(
+            name,
+            help=text,
+            description=filled(f"{text[0].upper()}{text[1:]}."),
+            epilog=f"Example{'s' * (len(examples) > 1)}:\n{lines}",
+            formatter_class=Help,
+            allow_abbrev=False,
+        )
+
+
+def add_selection(command: argparse.ArgumentParser, what: str = "what is run") -> None:
+    group = command.add_argument_group(f"which trials ({what})")
+    group.add_argument("--profile", metavar="P", help="a profile of the file, for instance quick")
+    group.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="a field and its value, for instance epochs=3 or strategy.factor.until=0.25; may be repeated",
+    )
+    group.add_argument(
+        "--only",
+        metavar="ARM",
+        action="append",
+        default=[],
+        help="this arm and its baseline; may be repeated",
+    )
+    group.add_argument("--seeds", metavar="N", type=number(int, 1), help="the seeds 0 to N-1")
+
+
+def add_places(command: argparse.ArgumentParser, *, data: bool = True) -> argparse._ArgumentGroup:
+    group = command.add_argument_group("where")
+    group.add_argument(
+        "--results",
+        metavar="DIR",
+        type=path_argument,
+        default=Path("runs"),
+        help="the folder of the records (runs)",
+    )
+    if data:
+        add_data(group)
+    return group
+
+
+def add_data(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--data", metavar="DIR", help="the folder of the data sets ($BENCH_DATA, else a cache folder)"
+    )
+
+
+def add_code(command: argparse.ArgumentParser) -> None:
+    command.add_argument_group("code of your own").add_argument(
+        "--allow-code",
+        metavar="MODULE",
+        action="append",
+        default=[],
+        help="parts may be imported from this module or package, and from what lies in it; may be repeated",
+    )
+
+
+def add_file(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "file", type=Path, metavar="FILE", help="an experiment file, or the name of a shipped experiment"
+    )
