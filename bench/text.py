@@ -165,11 +165,6 @@ def _latex_letter(letter: str) -> str:
     return f"[U+{ord(letter):04X}]"
 
 
-def webpage(text: object) -> str:
-    """Return ``text`` for HTML content and quoted attributes."""
-    return html.escape(clean(text), quote=True)
-
-
 def spreadsheet(value: object) -> object:
     """Return a CSV cell: numbers as they are, text that a spreadsheet would take for a formula with an
     apostrophe before it.

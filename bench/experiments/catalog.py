@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from bench import registry
 from bench.errors import InputError
 from bench.experiments.options import keywords
-
-if TYPE_CHECKING:
-    from bench.datasets.sources import Source
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,18 @@ class Facts:
     default_recipe: str | None = None
 
 
-def source_of(dataset: Mapping[str, Any]) -> tuple[Source, dict[str, Any]]:
+class DataSource(Protocol):
+    """What is asked of a data set's registered source; ``bench.datasets.sources.Source`` says what each returns."""
+
+    def label(self, options: Mapping[str, Any]) -> str: ...
+    def facts(self, options: Mapping[str, Any], data_dir: Path) -> Facts: ...
+    def problem(self, options: Mapping[str, Any], data_dir: Path) -> str | None: ...
+    def checksum(self, options: Mapping[str, Any], data_dir: Path) -> str | None: ...
+    def remarks(self, options: Mapping[str, Any], data_dir: Path, thorough: bool = False) -> list[str]: ...
+    def load(self, options: Mapping[str, Any], data_dir: Path) -> Any: ...
+
+
+def source_of(dataset: Mapping[str, Any]) -> tuple[DataSource, dict[str, Any]]:
     """Return the source of ``{"kind": name, options}`` and its options."""
     return registry.load("datasets", dataset["kind"]), keywords(dataset)
 
