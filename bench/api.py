@@ -278,8 +278,8 @@ def load(
 ) -> nn.Module:
     """Return the low-precision network of a finished trial: a plain module that maps images to logits.
 
-    Nothing of training is in it. The logits equal those of the trained network, bit for bit. Images are float32
-    (B, 3, S, S) as the trial's recipe prepares them; S is the module's attribute ``input_size``.
+    Nothing of training is in it. The logits equal those of the trained network, bit for bit. Images are
+    float32 (B, 3, S, S) as the trial's recipe prepares them; S is the module's attribute ``input_size``.
 
     Args:
         trial: A trial's id, the beginning of the id, or its folder; or a file that ``bench export`` wrote in

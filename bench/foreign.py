@@ -1,9 +1,9 @@
 """Code of others: what the command line allows, and where it lies. Nothing is imported here. No torch.
 
-``--allow-code a`` allows ``a`` and what lies in it (``a.b``, ``a.b.c``); ``--allow-code a.b`` does not allow ``a.c``, but
-importing ``a.b`` runs ``a/__init__.py``: that is how Python imports. Modules are looked for where Python looks, and then
-in the folder that the command was given in. The grant is a state of the process (``granted``) and travels with each
-trial to the process that trains it. A file can never grant anything.
+``--allow-code a`` allows ``a`` and what lies in it (``a.b``, ``a.b.c``); ``--allow-code a.b`` does not allow
+``a.c``, but importing ``a.b`` runs ``a/__init__.py``: that is how Python imports. Modules are looked for
+where Python looks, and then in the folder that the command was given in. The grant is a state of the process
+(``granted``) and travels with each trial to the process that trains it. A file can never grant anything.
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ def is_module(name: str) -> bool:
 
 
 def is_allowed(module: str) -> bool:
-    """Return whether this process may import ``module``: the command line names the module or a package that it is in."""
+    """Return whether this process may import ``module``: the command line names the module or a package that
+    it is in.
+    """
     parts = module.split(".")
     return bool({".".join(parts[:i]) for i in range(1, len(parts) + 1)} & set(current().modules))
 

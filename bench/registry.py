@@ -1,13 +1,15 @@
 """Names -> quantizers, networks, strategies, data sets and schedules, without importing torch.
 
-Each module of ``bench/quantizers``, ``bench/networks``, ``bench/strategies``, ``bench/datasets`` says what it offers in
-a literal list ``ENTRIES`` at its top, each of ``bench/schedules`` in ``FACTORS`` or ``LEARNING_RATES``. The registry
-reads that literal from the source text (``ast.literal_eval``) and validates it: nothing is executed or imported, so
-that ``bench list``, ``bench show`` and every error about an experiment file answer at once. A new part is one new file.
+Each module of ``bench/quantizers``, ``bench/networks``, ``bench/strategies``, ``bench/datasets`` says what it
+offers in a literal list ``ENTRIES`` at its top, each of ``bench/schedules`` in ``FACTORS`` or
+``LEARNING_RATES``. The registry reads that literal from the source text (``ast.literal_eval``) and validates
+it: nothing is executed or imported, so that ``bench list``, ``bench show`` and every error about an
+experiment file answer at once. A new part is one new file.
 
-A package outside this one adds parts by an entry point in the group ``bench.<group of the registry>``, whose value is
-the module with the literal, for instance ``[project.entry-points."bench.quantizers"] twn = "my_package.twn"``. Its name
-and version are part of a trial's identity. Its module is imported only with ``--allow-code my_package``.
+A package outside this one adds parts by an entry point in the group ``bench.<group of the registry>``, whose
+value is the module with the literal, for instance ``[project.entry-points."bench.quantizers"] twn =
+"my_package.twn"``. Its name and version are part of a trial's identity. Its module is imported only with
+``--allow-code my_package``.
 
 An entry is a dict with the keys
 
@@ -178,7 +180,9 @@ def read_entries(group: str, path: Path, module: str, package: str = "") -> list
 
 
 def _literal(path: Path, variable: str, absent: Any) -> Any:
-    """Return the literal called ``variable`` at the top level of a source file, ``absent`` where there is none."""
+    """Return the literal called ``variable`` at the top level of a source file, ``absent`` where there is
+    none.
+    """
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, SyntaxError) as error:
@@ -324,7 +328,9 @@ def _from_packages(group: str) -> Iterator[Entry]:
 
 
 def find(group: str, name: str) -> Entry | None:
-    """Return the entry of ``group`` called ``name``, None where there is none; ``python:...`` is the entry ``python``."""
+    """Return the entry of ``group`` called ``name``, None where there is none; ``python:...`` is the entry
+    ``python``.
+    """
     known = entries(group)
     if group == "networks" and name.startswith("python:") and "python" in known:
         return replace(known["python"], name=name)
@@ -359,7 +365,8 @@ def check_allowed(entry: Entry, where: str = "") -> None:
 def load(group: str, name: str) -> Any:
     """Import the module of an entry (which may import torch) and return its factory.
 
-    Raises ``InputError`` for an unknown name, and for code of another package that the command line does not allow.
+    Raises ``InputError`` for an unknown name, and for code of another package that the command line does not
+    allow.
     """
     entry = get(group, name)
     check_allowed(entry)

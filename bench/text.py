@@ -6,7 +6,6 @@ Nothing in them may act there.
 
 from __future__ import annotations
 
-import html
 import re
 import shlex
 import unicodedata
@@ -52,7 +51,8 @@ def command(*words: object) -> str:
     return shlex.join(["bench", *plain])
 
 
-# Letters of Latin scripts that pdfLaTeX has in its default font encoding, OT1; accents it builds on ASCII letters.
+# Letters of Latin scripts that pdfLaTeX has in its default font encoding, OT1; accents it builds on ASCII
+# letters.
 _LATEX_LETTERS = set("ßæÆœŒøØåÅłŁı")
 _LATEX_ACCENTS = set(
     map(chr, (0x300, 0x301, 0x302, 0x303, 0x304, 0x306, 0x307, 0x308, 0x30A, 0x30B, 0x30C, 0x327))

@@ -1,4 +1,6 @@
-"""Many records without training: a store of thousands of trials, and trials that notice being executed twice at once."""
+"""Many records without training: a store of thousands of trials, and trials that notice being executed twice
+at once.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def experiment_file(path: Path, *, seeds: int, arms: int, widths: int = 1) -> Pa
 
 
 def many_trials(folder: Path, results: Path, *, trials: int, epochs: int) -> tuple[Path, list[str]]:
-    """Write a store of ``trials`` finished trials (a few failed, diverged, at chance); return its file and their ids."""
+    """Write a store of ``trials`` finished trials (a few failed, diverged, at chance); return its file and
+    their ids.
+    """
     file = experiment_file(folder / "many.toml", seeds=10, arms=20, widths=max(1, trials // 200))
     experiment = load_experiment(file)
     store = Store(results)
@@ -115,7 +119,9 @@ def train_with_witness(
     accept_other_hardware=False,
     pack=1,
 ):
-    """Train nothing for a while; write down when it began and ended, and whether somebody else was at it meanwhile."""
+    """Train nothing for a while; write down when it began and ended, and whether somebody else was at it
+    meanwhile.
+    """
 
     def event(kind: str) -> None:
         with open(data_dir / "events.txt", "a") as file:

@@ -1,4 +1,6 @@
-"""The registry: literals read without running anything, mistakes named with file and entry, parts of other packages."""
+"""The registry: literals read without running anything, mistakes named with file and entry, parts of other
+packages.
+"""
 
 from __future__ import annotations
 

@@ -30,4 +30,6 @@ def test_what_is_large_has_a_reason(path: Path) -> None:
 def test_every_reason_is_needed() -> None:
     for name in REASONS:
         path = BENCH / name.partition(":")[0]
-        assert path.is_file() and (":" in name or path.read_text(encoding="utf-8").count("\n") > LINES_OF_A_FILE)
+        assert path.is_file() and (
+            ":" in name or path.read_text(encoding="utf-8").count("\n") > LINES_OF_A_FILE
+        )

@@ -1,4 +1,6 @@
-"""Waiting in tests: for a condition, never for a time. No verdict depends on how fast or how busy the machine is."""
+"""Waiting in tests: for a condition, never for a time. No verdict depends on how fast or how busy the machine
+is.
+"""
 
 from __future__ import annotations
 

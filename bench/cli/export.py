@@ -14,7 +14,9 @@ from bench.text import plural
 
 
 def export_command(args: argparse.Namespace) -> int:
-    """Write a finished trial's network to a file and check the file on the test images; return the exit status."""
+    """Write a finished trial's network to a file and check the file on the test images; return the exit
+    status.
+    """
     import io
 
     import numpy as np

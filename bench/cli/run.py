@@ -111,7 +111,9 @@ def _retire_all(experiment: Experiment, store: Store) -> None:
 def _write_index(
     experiment: Experiment, store: Store, search: Search | None, unfolded: Unfolded | None
 ) -> Experiment:
-    """Write which trials the experiment has, and what its search chose; return it with the trials known so far."""
+    """Write which trials the experiment has, and what its search chose; return it with the trials known so
+    far.
+    """
     if search and unfolded:
         search.write(unfolded, experiment.path.name)
         return unfolded.experiment

@@ -56,7 +56,7 @@ def import_images(source: str, name: str | None, data_dir: Path, label: str | No
     return _from_parquet(Path(source), name, data_dir, label)
 
 
-# -- Parquet ---------------------------------------------------------------------------------------------------
+# -- Parquet -------------------------------------------------------------------------------------------------
 
 
 def _from_parquet(folder: Path, name: str, data_dir: Path, label: str | None) -> str:
@@ -181,7 +181,7 @@ def _suffix(data: bytes, where: str) -> str:
     return found
 
 
-# -- torchvision -----------------------------------------------------------------------------------------------
+# -- torchvision ---------------------------------------------------------------------------------------------
 
 
 def _from_torchvision(kind: str, name: str, data_dir: Path) -> str:

@@ -50,8 +50,8 @@ class ArmTable(BaseModel):
 class PlannedArm:
     """An arm before its expansion.
 
-    ``where`` is how messages call the arm, ``axes`` are its own and those of the file's grid, ``extra`` are the
-    assignments of the profile for this arm alone.
+    ``where`` is how messages call the arm, ``axes`` are its own and those of the file's grid, ``extra`` are
+    the assignments of the profile for this arm alone.
     """
 
     name: str
@@ -85,7 +85,9 @@ def tolerant(
 def remove_unknown(
     fields: dict[str, Any], known: Sequence[str], prefix: str, problems: Problems
 ) -> dict[str, Any]:
-    """Return ``fields`` without the keys that no trial has, after reporting each with the nearest of ``known``."""
+    """Return ``fields`` without the keys that no trial has, after reporting each with the nearest of
+    ``known``.
+    """
     for key in fields:
         if key not in SETTABLE:
             problems.add(f"{prefix}{key}", f"there is no such key.{nearest(key, known)}")

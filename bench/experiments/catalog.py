@@ -1,4 +1,6 @@
-"""What is known of data sets without loading them: where they are, whether they are there, how large. No torch."""
+"""What is known of data sets without loading them: where they are, whether they are there, how large. No
+torch.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ class Facts:
 
 
 class DataSource(Protocol):
-    """What is asked of a data set's registered source; ``bench.datasets.sources.Source`` says what each returns."""
+    """What is asked of a data set's registered source; ``bench.datasets.sources.Source`` says what each
+    returns.
+    """
 
     def label(self, options: Mapping[str, Any]) -> str: ...
     def facts(self, options: Mapping[str, Any], data_dir: Path) -> Facts: ...
@@ -40,7 +44,9 @@ def source_of(dataset: Mapping[str, Any]) -> tuple[DataSource, dict[str, Any]]:
 
 
 def label(dataset: Mapping[str, Any]) -> str:
-    """Return the name of a data set in messages and for ``bench data``: ``cifar10``, ``svhn_extra``, ``npz:NAME``."""
+    """Return the name of a data set in messages and for ``bench data``: ``cifar10``, ``svhn_extra``,
+    ``npz:NAME``.
+    """
     source, options = source_of(dataset)
     return source.label(options)
 
@@ -48,16 +54,18 @@ def label(dataset: Mapping[str, Any]) -> str:
 def checksum(dataset: Mapping[str, Any], data_dir: Path) -> str | None:
     """Return what stands for the data in a trial's identity, or None where it is absent.
 
-    For known sets a digest of the published checksums, once every file is there in its published size; loading and
-    ``bench data verify`` check the files themselves. For ``npz`` the file's SHA-256. Raises ``InputError`` for a name
-    that leads out of the data folder.
+    For known sets a digest of the published checksums, once every file is there in its published size;
+    loading and ``bench data verify`` check the files themselves. For ``npz`` the file's SHA-256. Raises
+    ``InputError`` for a name that leads out of the data folder.
     """
     source, options = source_of(dataset)
     return source.checksum(options, data_dir)
 
 
 def require(dataset: Mapping[str, Any], data_dir: Path) -> None:
-    """Raise ``InputError`` saying what is missing, where, and how to get it, unless ``checksum`` finds the data."""
+    """Raise ``InputError`` saying what is missing, where, and how to get it, unless ``checksum`` finds the
+    data.
+    """
     source, options = source_of(dataset)
     problem = source.problem(options, data_dir)
     if problem:
@@ -71,7 +79,9 @@ def facts(dataset: Mapping[str, Any], data_dir: Path) -> Facts:
 
 
 def remarks(dataset: Mapping[str, Any], data_dir: Path) -> list[str]:
-    """Return what of the data set's files is not read, counted and named, a line each; ``[]`` where all are read."""
+    """Return what of the data set's files is not read, counted and named, a line each; ``[]`` where all are
+    read.
+    """
     source, options = source_of(dataset)
     return [f"{source.label(options)}: {line}" for line in source.remarks(options, data_dir)]
 
@@ -81,7 +91,8 @@ def split(
 ) -> int:
     """Return how many of ``total`` training images are trained on: ``train_size``, or all but ``holdout``.
 
-    The steps of an epoch are that over ``batch_size``, rounded down. Raises ``InputError`` where they do not suffice.
+    The steps of an epoch are that over ``batch_size``, rounded down. Raises ``InputError`` where they do not
+    suffice.
     """
     of = f" of data set '{name}'" if name else ""
     if train_size is None:

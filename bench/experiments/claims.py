@@ -1,7 +1,7 @@
 """``[[claims]]`` of an experiment file: the comparisons that were declared before the runs.
 
-Declared claims are the primary ones: the report tests them, with Holm's correction over them alone. Every other gain
-of the experiment is exploratory and gets an interval without a verdict.
+Declared claims are the primary ones: the report tests them, with Holm's correction over them alone. Every
+other gain of the experiment is exploratory and gets an interval without a verdict.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Claim:
         over: The name of the arm that it is compared with; it need not be the arm's ``baseline``.
         at: What the two arms have in common: "equal epochs" or "equal operations" (of training).
         margin: Two mean accuracies within so many points count as equivalent; 0 or more.
-        where: The grid points that the claim covers, as (axis, value) pairs. Empty: every grid point of the pair, each
-            of which is one claim.
+        where: The grid points that the claim covers, as (axis, value) pairs. Empty: every grid point of the
+            pair, each of which is one claim.
     """
 
     arm: str

@@ -1,7 +1,7 @@
 """The complete configuration of one trial.
 
-``TrialConfig`` is what an experiment file expands to and what a trial's record keeps. Everything that can change a
-number is a field here. Names, titles and hardware are not. No torch is imported.
+``TrialConfig`` is what an experiment file expands to and what a trial's record keeps. Everything that can
+change a number is a field here. Names, titles and hardware are not. No torch is imported.
 """
 
 from __future__ import annotations
@@ -243,7 +243,9 @@ class TrialConfig(Recipe):
 
     @property
     def input_size(self) -> int | None:
-        """Height and width of the images that the network reads, in pixels; None where its own code alone knows."""
+        """Height and width of the images that the network reads, in pixels; None where its own code alone
+        knows.
+        """
         fact = registry.get("networks", self.network["kind"]).facts["input_size"]
         return self.network.get("input_size", fact)
 
@@ -253,7 +255,9 @@ class TrialConfig(Recipe):
 
 
 def _photographs_fit(config: TrialConfig) -> list[str]:
-    """Return what is wrong with augmentation and normalization for the kind of images: of one size, or of many."""
+    """Return what is wrong with augmentation and normalization for the kind of images: of one size, or of
+    many.
+    """
     kind = config.dataset["kind"]
     photographs = registry.get("datasets", kind).facts.get("augmentations")
     allowed = photographs or ["none", "svhn", "crop_flip"]
@@ -289,7 +293,9 @@ def _adapter(field: str) -> TypeAdapter[Any]:
 
 
 def check_field(field: str, value: Any) -> Any:
-    """Return the canonical value of one field on its own; raises ``InputError`` with lines that begin with the key."""
+    """Return the canonical value of one field on its own; raises ``InputError`` with lines that begin with
+    the key.
+    """
     try:
         return _adapter(field).validate_python(value)
     except ValidationError as error:
@@ -297,7 +303,9 @@ def check_field(field: str, value: Any) -> Any:
 
 
 def make_config(fields: Mapping[str, Any]) -> TrialConfig:
-    """Return the validated configuration; raises ``InputError`` with a line a problem, each beginning with its key."""
+    """Return the validated configuration; raises ``InputError`` with a line a problem, each beginning with
+    its key.
+    """
     try:
         return TrialConfig.model_validate(dict(fields))
     except ValidationError as error:

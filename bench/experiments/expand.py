@@ -1,15 +1,17 @@
 """An experiment file -> validated, expanded trials.
 
-``load_experiment`` returns every trial that a file asks for, each with its complete configuration and its identity, or
-raises one ``InputError`` that names every problem of the file with its key. Nothing of the file is executed and no
-torch is imported.
+``load_experiment`` returns every trial that a file asks for, each with its complete configuration and its
+identity, or raises one ``InputError`` that names every problem of the file with its key. Nothing of the file
+is executed and no torch is imported.
 
-How a trial's fields come about, later ones winning: recipe, ``[defaults]``, ``[grid]``, arm, profile, ``--set``.
-A table without ``kind`` changes the options it names in the choice beneath it; one with ``kind``, or a bare name,
-replaces the choice. An axis of ``[grid]`` applies to the arms that know the option and do not set it themselves.
+How a trial's fields come about, later ones winning: recipe, ``[defaults]``, ``[grid]``, arm, profile,
+``--set``. A table without ``kind`` changes the options it names in the choice beneath it; one with ``kind``,
+or a bare name, replaces the choice. An axis of ``[grid]`` applies to the arms that know the option and do not
+set it themselves.
 
-The stages: ``read_file`` (tables), ``select`` (arms wanted), ``resolve`` (an arm at a grid point), ``pair_arms``
-(baselines), ``assemble`` (identities and index). Each adds what is wrong to one list of problems.
+The stages: ``read_file`` (tables), ``select`` (arms wanted), ``resolve`` (an arm at a grid point),
+``pair_arms`` (baselines), ``assemble`` (identities and index). Each adds what is wrong to one list of
+problems.
 """
 
 from __future__ import annotations
@@ -90,7 +92,9 @@ def load_experiment(
 
 
 def select(file: ExperimentFile, only: Sequence[str], problems: Problems) -> None:
-    """Mark the arms that are wanted: those in ``only``, else those of the profile, else all; and their baselines."""
+    """Mark the arms that are wanted: those in ``only``, else those of the profile, else all; and their
+    baselines.
+    """
     names = [arm.name for arm in file.arms]
     for name in only:
         if name not in names:

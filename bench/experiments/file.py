@@ -1,7 +1,8 @@
 """What an experiment file says: its tables checked and read, before anything is expanded.
 
-``read_file`` returns the defaults, the arms with the axes that they have under the chosen profile and ``--set``, and
-the assignments that stand above the arms. Everything wrong is added to a list of problems; the rest can be used.
+``read_file`` returns the defaults, the arms with the axes that they have under the chosen profile and
+``--set``, and the assignments that stand above the arms. Everything wrong is added to a list of problems; the
+rest can be used.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ class FileTable(BaseModel):
 
 @dataclass
 class Profile:
-    """A checked profile: what it changes of the axes, the choice of arms, ``[defaults]`` and all or single arms."""
+    """A checked profile: what it changes of the axes, the choice of arms, ``[defaults]`` and all or single
+    arms.
+    """
 
     axes: dict[AxisPath, list[Any]] = field(default_factory=dict)
     only: list[str] = field(default_factory=list)
@@ -78,7 +81,8 @@ class Profile:
 class ExperimentFile:
     """The checked content of an experiment file, under a profile, ``--set`` and ``--seeds``.
 
-    ``common`` are the axes of every arm. ``assignments`` (of the profile and ``--set``) stand above every arm.
+    ``common`` are the axes of every arm. ``assignments`` (of the profile and ``--set``) stand above every
+    arm.
     """
 
     title: str
@@ -158,7 +162,9 @@ def read_file(
 def _read_tuning(
     table: Mapping[str, Any] | None, profile: Profile, overrides: Sequence[str], problems: Problems
 ) -> Tuning | None:
-    """Return ``[tuning]`` with what the profile and ``--set tuning.KEY=VALUE`` replace, None where there is none."""
+    """Return ``[tuning]`` with what the profile and ``--set tuning.KEY=VALUE`` replace, None where there is
+    none.
+    """
     if table is None:
         for text in overrides:
             problems.add(f"--set {text}", "the file has no table [tuning]")
@@ -267,8 +273,8 @@ def _place_axes(
 ) -> list[Axis]:
     """Give the arms their axes, and return those that all of them share.
 
-    An arm's own axis hides one of the grid. ``replaced`` takes the place of both. The seed is 0 unless the grid or
-    the defaults (``seeded``) say otherwise.
+    An arm's own axis hides one of the grid. ``replaced`` takes the place of both. The seed is 0 unless the
+    grid or the defaults (``seeded``) say otherwise.
     """
     common = [Axis(path, values, "grid", weak=True) for path, values in grid.items()]
     if ("seed",) not in grid and not seeded:

@@ -12,9 +12,11 @@ _VALUE_ALONE = ("merge", "scheme", "what")
 
 
 def label(group: str, choice: Any) -> str:
-    """Return ``kind (option value, ...)`` with the options at their defaults left out; ``npz:NAME`` for prepared data.
+    """Return ``kind (option value, ...)`` with the options at their defaults left out; ``npz:NAME`` for
+    prepared data.
 
-    ``choice`` is a completed choice of ``group``, or one of a record, whose kind and options the registry may not know.
+    ``choice`` is a completed choice of ``group``, or one of a record, whose kind and options the registry may
+    not know.
     """
     if not isinstance(choice, Mapping):
         return "" if choice is None else str(choice)

@@ -1,4 +1,6 @@
-"""Choices from the registry: from a name or a table to a complete, checked table ``{kind = ..., options}``. No torch."""
+"""Choices from the registry: from a name or a table to a complete, checked table ``{kind = ..., options}``.
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ CHOICES = {
 def as_table(group: str, value: Any) -> Any:
     """Return a choice written in a short form as the table it stands for; anything else unchanged.
 
-    A name is ``{kind = name}``, ``"npz:NAME"`` the kind ``npz`` with that name and so ``imagefolder:NAME``, a number a
-    constant learning rate.
+    A name is ``{kind = name}``, ``"npz:NAME"`` the kind ``npz`` with that name and so ``imagefolder:NAME``, a
+    number a constant learning rate.
     """
     if group == "learning_rates" and isinstance(value, int | float) and not isinstance(value, bool):
         return {"kind": "constant", "initial": value}
@@ -45,8 +47,8 @@ def complete(group: str, value: Any, where: str = "") -> dict[str, Any]:
 
     A part of another package has ``package``, its name and version, beside the options.
 
-    Unknown options, wrong types, values out of range and options that do not go together raise ``InputError``, a line
-    each; ``where`` is the key in the file.
+    Unknown options, wrong types, values out of range and options that do not go together raise
+    ``InputError``, a line each; ``where`` is the key in the file.
     """
     where = where or registry.GROUPS[group][0].replace(" ", "_")
     value = as_table(group, value)

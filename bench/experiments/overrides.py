@@ -1,7 +1,7 @@
 """The fields of a trial as nested tables: setting, finding and comparing them by dotted paths.
 
-A field that is a choice from the registry is a table ``{kind = ..., options}``. A table without ``kind`` changes the
-options it names in the choice beneath it; one with ``kind``, or a bare name, replaces the choice.
+A field that is a choice from the registry is a table ``{kind = ..., options}``. A table without ``kind``
+changes the options it names in the choice beneath it; one with ``kind``, or a bare name, replaces the choice.
 """
 
 from __future__ import annotations
@@ -149,7 +149,9 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(first: TrialConfig, second: TrialConfig) -> dict[str, tuple[Any, Any]]:
-    """Return the dotted fields in which two configurations differ, with both values (None: has no such option)."""
+    """Return the dotted fields in which two configurations differ, with both values (None: has no such
+    option).
+    """
     a, b = flatten(first.dump()), flatten(second.dump())
     return {
         key: (a.get(key), b.get(key))

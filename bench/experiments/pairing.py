@@ -1,4 +1,6 @@
-"""Arms and their baselines: which runs are compared, whether the comparison is fair, and the lines of the index."""
+"""Arms and their baselines: which runs are compared, whether the comparison is fair, and the lines of the
+index.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ class ArmRuns:
 def pair_arms(
     arms: Sequence[PlannedArm], runs: Mapping[str, Sequence[Run]], problems: Problems
 ) -> list[ArmRuns]:
-    """Return the arms with their runs, each paired with the baseline's; unfair or missing pairs go to ``problems``."""
+    """Return the arms with their runs, each paired with the baseline's; unfair or missing pairs go to
+    ``problems``.
+    """
     axes = {
         arm.name: tuple(a.path for a in arm.axes if any(a.path in run.axes for run in runs[arm.name]))
         for arm in arms

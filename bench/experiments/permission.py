@@ -1,7 +1,8 @@
-"""Networks of the user's own: ``network = "python:module.factory"``, a function in a module of the user's. No torch.
+"""Networks of the user's own: ``network = "python:module.factory"``, a function in a module of the user's. No
+torch.
 
-A file can ask for such a network; only ``--allow-code module`` on the command line grants it (``bench.foreign``). Until
-then nothing is imported, and reading records never does.
+A file can ask for such a network; only ``--allow-code module`` on the command line grants it
+(``bench.foreign``). Until then nothing is imported, and reading records never does.
 """
 
 from __future__ import annotations
@@ -44,10 +45,11 @@ def check(kind: str, where: str = "network") -> None:
 
 
 def sealed(choice: Mapping[str, Any], where: str = "network") -> dict[str, Any]:
-    """Return a network's choice with the checksum of its source, where it is code of the user's; any other unchanged.
+    """Return a network's choice with the checksum of its source, where it is code of the user's; any other
+    unchanged.
 
-    The checksum makes edited code another trial. Raises ``InputError`` where the code is not allowed or not there, or
-    where the choice has another checksum already. Nothing is imported.
+    The checksum makes edited code another trial. Raises ``InputError`` where the code is not allowed or not
+    there, or where the choice has another checksum already. Nothing is imported.
     """
     if not is_own(choice["kind"]):
         return dict(choice)
@@ -62,7 +64,9 @@ def sealed(choice: Mapping[str, Any], where: str = "network") -> dict[str, Any]:
 
 
 def checksum(kind: str, where: str = "network") -> str:
-    """Return 16 hexadecimal digits of the source: of a module's file, or of every ``*.py`` of the package it lies in."""
+    """Return 16 hexadecimal digits of the source: of a module's file, or of every ``*.py`` of the package it
+    lies in.
+    """
     module, _ = split(kind, where)
     file, package = find_module(module, where)
     files = (
@@ -83,8 +87,8 @@ def checksum(kind: str, where: str = "network") -> str:
 def load(choice: Mapping[str, Any], where: str = "network") -> Callable[..., Any]:
     """Import the module of a sealed choice and return its factory.
 
-    Raises ``InputError`` where it is not allowed, where its source is not that of the choice, or where there is no such
-    function; whatever the module itself raises passes.
+    Raises ``InputError`` where it is not allowed, where its source is not that of the choice, or where there
+    is no such function; whatever the module itself raises passes.
     """
     kind = choice["kind"]
     check(kind, where)

@@ -23,7 +23,9 @@ from bench.experiments.toml_files import SETTABLE, load_recipe
 
 @dataclass(frozen=True)
 class Run:
-    """A resolved trial of an arm at a grid point; ``needs`` maps a role to the trial of its own that it needs."""
+    """A resolved trial of an arm at a grid point; ``needs`` maps a role to the trial of its own that it
+    needs.
+    """
 
     arm: str
     config: TrialConfig
@@ -53,8 +55,9 @@ class Run:
 class Stacked:
     """The fields of an arm at a grid point, before they are checked.
 
-    ``origin`` says where the value at each path came from. ``applied`` are the axes that decided a value, ``touched``
-    the axes and assignments (by ``id``) that reached the arm, though another may stand above them.
+    ``origin`` says where the value at each path came from. ``applied`` are the axes that decided a value,
+    ``touched`` the axes and assignments (by ``id``) that reached the arm, though another may stand above
+    them.
     """
 
     fields: dict[str, Any]
@@ -76,7 +79,9 @@ class Resolution:
 def stack_fields(
     file: ExperimentFile, arm: PlannedArm, point: Sequence[Any], recipe: Mapping[str, Any]
 ) -> Stacked:
-    """Return the fields of ``arm`` at ``point``: recipe, defaults, grid, arm, profile, ``--set``, later ones winning."""
+    """Return the fields of ``arm`` at ``point``: recipe, defaults, grid, arm, profile, ``--set``, later ones
+    winning.
+    """
     fields: dict[str, Any] = {}
     origin: dict[AxisPath, str] = {}
 
@@ -113,7 +118,9 @@ def _overruled(path: AxisPath, above: Sequence[Assignment], fields: Mapping[str,
 
 
 def _turn(path: AxisPath) -> tuple[int, bool, bool]:
-    """Return when an axis is applied: options after the choices that have them, bit widths after the quantizer."""
+    """Return when an axis is applied: options after the choices that have them, bit widths after the
+    quantizer.
+    """
     return len(path), path[-1] != "kind", path == ("bits",)
 
 
@@ -203,7 +210,9 @@ def with_teachers(config: TrialConfig, library: Library) -> tuple[TrialConfig, d
 
 
 def _teacher(config: TrialConfig, table: Mapping[str, Any], where: str, library: Library) -> TrialConfig:
-    """Return the teacher: the arm's configuration in full precision, trained plainly, then the table's fields."""
+    """Return the teacher: the arm's configuration in full precision, trained plainly, then the table's
+    fields.
+    """
     _check_teacher_keys(table, where)
     try:
         given = dict(table)

@@ -1,4 +1,5 @@
-"""The weights that a trial begins with, ``start = { file = ... }``: how the field is written, and its identity. No torch.
+"""The weights that a trial begins with, ``start = { file = ... }``: how the field is written, and its
+identity. No torch.
 
 start = { file = "weights.safetensors" }      a file, absolute or in the data folder; .safetensors or torch.save's
 start = { trial = "0123456789abcdef" }        the final weights of a finished trial in the same results
@@ -62,7 +63,9 @@ def kind_and_name(start: Mapping[str, str]) -> tuple[str, str]:
 
 
 def identity_of(start: Mapping[str, str]) -> dict[str, str]:
-    """Return what is hashed of a canonical ``start``: a trial's id, else the checksum alone; equal bytes are equal."""
+    """Return what is hashed of a canonical ``start``: a trial's id, else the checksum alone; equal bytes are
+    equal.
+    """
     return {key: value for key, value in start.items() if key in ("trial", "checksum")}
 
 
@@ -83,7 +86,9 @@ def file_of(start: Mapping[str, str], data_dir: Path) -> Path:
 
 
 def sealed(start: Mapping[str, str] | None, data_dir: Path) -> dict[str, str] | None:
-    """Return ``start`` with the checksum of its file; raises ``InputError`` where that is not there, or another one."""
+    """Return ``start`` with the checksum of its file; raises ``InputError`` where that is not there, or
+    another one.
+    """
     if start is None or "trial" in start:
         return None if start is None else dict(start)
     path = file_of(start, data_dir)

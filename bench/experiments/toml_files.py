@@ -125,7 +125,8 @@ def experiment_name(path: Path) -> str:
 def parse_override(text: str) -> tuple[AxisPath, Any]:
     """Return (path, value) of a ``--set`` text ``dotted.key=value``: the value is TOML, a bare word is text.
 
-    A number may be written without the digit before or after its point, as TOML does not allow: ``.001``, ``1.``.
+    A number may be written without the digit before or after its point, as TOML does not allow: ``.001``,
+    ``1.``.
     """
     key, equals, value = text.partition("=")
     path = tuple(part.strip() for part in key.split("."))
@@ -158,7 +159,9 @@ def _toml_value(value: str) -> Any:
 
 
 def recipe_names(folder: Path | None = None) -> dict[str, Path]:
-    """Return the recipes by name: the shipped ones, and those in a ``recipes`` folder beside an experiment file."""
+    """Return the recipes by name: the shipped ones, and those in a ``recipes`` folder beside an experiment
+    file.
+    """
     found = {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
     if folder is not None:
         for path in sorted((folder / "recipes").glob("*.toml")):
@@ -172,7 +175,9 @@ def recipe_names(folder: Path | None = None) -> dict[str, Path]:
 
 
 def load_recipe(name: str, folder: Path | None = None, where: str = "recipe") -> dict[str, Any]:
-    """Return the fields that a recipe sets; raises ``InputError`` for an unknown one and everything wrong in it."""
+    """Return the fields that a recipe sets; raises ``InputError`` for an unknown one and everything wrong in
+    it.
+    """
     known = recipe_names(folder)
     if name not in known:
         raise InputError(
@@ -194,7 +199,8 @@ def check_fields(
 ) -> None:
     """Report unknown keys and impossible values of a table of fields, and remove them from it.
 
-    Choices are looked at when the arm is resolved, since an axis may still give the option that is missing here.
+    Choices are looked at when the arm is resolved, since an axis may still give the option that is missing
+    here.
     """
     for key, value in list(fields.items()):
         if key not in known:

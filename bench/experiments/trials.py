@@ -24,9 +24,9 @@ class Trial:
 class IndexLine:
     """A trial that the experiment wants, and why: a line of ``index.jsonl`` (see ``as_dict``).
 
-    ``grid`` holds the values of the arm's own axes and of its baseline's. A teacher or a start has ``arm`` None and its
-    ``role``. ``baseline_trial`` is the run of the baseline that this one is paired with. A tuning trial has the role
-    "tuning", the name of its arm in ``tunes``, and in ``grid`` the values tried.
+    ``grid`` holds the values of the arm's own axes and of its baseline's. A teacher or a start has ``arm``
+    None and its ``role``. ``baseline_trial`` is the run of the baseline that this one is paired with. A
+    tuning trial has the role "tuning", the name of its arm in ``tunes``, and in ``grid`` the values tried.
     """
 
     arm: str | None
@@ -75,10 +75,12 @@ class Arm:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A validated, expanded experiment file. ``trials`` are unique, the needed ones before those that need them.
+    """A validated, expanded experiment file. ``trials`` are unique, the needed ones before those that need
+    them.
 
-    With ``tuning`` they are the trials as the file has them, before anything is chosen: ``bench.tuning.search`` returns
-    the tuning trials, and the final ones with the values chosen. ``data_dir`` is where the data lies (None: by default).
+    With ``tuning`` they are the trials as the file has them, before anything is chosen:
+    ``bench.tuning.search`` returns the tuning trials, and the final ones with the values chosen. ``data_dir``
+    is where the data lies (None: by default).
     """
 
     path: Path

@@ -1,7 +1,8 @@
 """The file of a deployed network: safetensors with codes and values, plain or packed to their bits.
 
-``docs/packed-format.md`` specifies the format. A file holds numbers and texts alone; nothing in it is executed.
-A file is read only if its version is known, its checksum is right and its tensors fit the network that it names.
+``docs/packed-format.md`` specifies the format. A file holds numbers and texts alone; nothing in it is
+executed. A file is read only if its version is known, its checksum is right and its tensors fit the network
+that it names.
 """
 
 from __future__ import annotations
@@ -121,8 +122,8 @@ def write_file(
 def read_file(path: Path) -> fx.GraphModule:
     """Return the plain network in ``path``, in evaluation mode, on the CPU in channels-last memory.
 
-    Raises ``InputError`` for a file that cannot be read, is damaged or edited, was written by a newer version,
-    or names a network that this process cannot or may not build.
+    Raises ``InputError`` for a file that cannot be read, is damaged or edited, was written by a newer
+    version, or names a network that this process cannot or may not build.
     """
     metadata, tensors = _read(path)
     try:

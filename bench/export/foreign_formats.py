@@ -1,7 +1,7 @@
 """Files that other programs run: ONNX in standard operators, QONNX, and torch.export's pt2.
 
-The writers take a plain network (``bench.export.plain``) and read images (B, 3, S, S) float32 called "images";
-the logits (B, classes) are called "logits". The batch size is free.
+The writers take a plain network (``bench.export.plain``) and read images (B, 3, S, S) float32 called
+"images"; the logits (B, classes) are called "logits". The batch size is free.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def write_onnx(path: Path, plain: fx.GraphModule) -> None:
 def write_qonnx(path: Path, plain: fx.GraphModule) -> list[str]:
     """Write ``plain`` with QONNX's nodes Quant and BipolarQuant before weights and behind activations.
 
-    Returns the layers whose weights have no such form (two scales a layer, unscaled levels): their weights are
-    float32 numbers without a node. Raises ``InputError`` as ``write_onnx`` does.
+    Returns the layers whose weights have no such form (two scales a layer, unscaled levels): their weights
+    are float32 numbers without a node. Raises ``InputError`` as ``write_onnx`` does.
     """
     _needs("onnx", "onnxscript")
     marked = copy.deepcopy(plain)

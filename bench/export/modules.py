@@ -171,8 +171,8 @@ class InputScale(nn.Module):
 class _Quantized(nn.Module):
     """Weights of a deployed layer, with their levels where they have any.
 
-    ``weight`` is what is multiplied, float32. ``codes`` (uint8, its shape) and ``values`` (levels, n; n values
-    a level, of the shape ``values_shape``) are its levels; they are in no state dict.
+    ``weight`` is what is multiplied, float32. ``codes`` (uint8, its shape) and ``values`` (levels, n; n
+    values a level, of the shape ``values_shape``) are its levels; they are in no state dict.
     """
 
     weight: nn.Parameter
@@ -208,8 +208,8 @@ class _Quantized(nn.Module):
 class InferenceConv2d(_Quantized, nn.Conv2d):  # type: ignore[misc]
     """A low-precision convolution that ships: (B, in, H, W) -> (B, out, H', W').
 
-    ``activation`` quantizes the input; the weights have their levels; ``input_scale``, where XNOR-Net has one,
-    multiplies the output; the full-precision bias is added last.
+    ``activation`` quantizes the input; the weights have their levels; ``input_scale``, where XNOR-Net has
+    one, multiplies the output; the full-precision bias is added last.
     """
 
     def __init__(self, like: nn.Conv2d, activation: nn.Module, input_scale: nn.Module | None) -> None:

@@ -1,8 +1,8 @@
 """Where another program's rounding can move an activation to the next level.
 
-Sums of floats come out otherwise in another order. Logits then differ in their last digits, unless an activation
-lies on a threshold but for rounding: then its level changes, and the logits differ visibly. PyTorch's own
-float64 arithmetic changes the same activations.
+Sums of floats come out otherwise in another order. Logits then differ in their last digits, unless an
+activation lies on a threshold but for rounding: then its level changes, and the logits differ visibly.
+PyTorch's own float64 arithmetic changes the same activations.
 """
 
 from __future__ import annotations

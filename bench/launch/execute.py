@@ -55,8 +55,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: done, diverged, failed, rung (as far as was wanted), dropped (by ASHA); with nothing written: stopped,
-    busy, refused.
+    """How a trial ended: done, diverged, failed, rung (as far as was wanted), dropped (by ASHA); with nothing
+    written: stopped, busy, refused.
     """
 
     id: str

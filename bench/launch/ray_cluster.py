@@ -140,9 +140,9 @@ def short_place() -> Path:
 def _authenticate(*, local: bool) -> None:
     """Give Ray a token: the user's where there is one; for a start on this machine one that no file holds.
 
-    Ray reads a token from $RAY_AUTH_TOKEN, $RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token. A start on this machine asks
-    for one by itself, and without one would write a file into the home folder, which may be read-only. Joining a
-    cluster, Ray (2.59 and later) shows a token only in mode "token", which Ray reads at its import.
+    Ray reads a token from $RAY_AUTH_TOKEN, $RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token. A start on this machine
+    asks for one by itself, and without one would write a file into the home folder, which may be read-only.
+    Joining a cluster, Ray (2.59 and later) shows a token only in mode "token", which Ray reads at its import.
     """
     if "RAY_AUTH_MODE" in os.environ:
         return

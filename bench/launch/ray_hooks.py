@@ -1,6 +1,7 @@
 """What Ray Tune calls in the launcher's process: the searcher, the callback, the scheduler and the stopper.
 
-Tune pickles these objects. So the session and the stream stay outside of them, in ``running``. This module imports
+Tune pickles these objects. So the session and the stream stay outside of them, in ``running``. This module
+imports
 Ray: import it where Ray is about to run.
 """
 
@@ -29,7 +30,8 @@ NODE_SILENCE = 60.0  # seconds after which Ray has noticed a machine that is gon
 
 @dataclass
 class Stream:
-    """Hands the trials of the session to Tune one by one, as they become ready; ``alone``: those without company.
+    """Hands the trials of the session to Tune one by one, as they become ready; ``alone``: those without
+    company.
 
     ``given`` are the trials that Tune has and that have not ended.
     """

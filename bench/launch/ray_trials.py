@@ -60,7 +60,8 @@ def train_together(
 ) -> Outcome:
     """Run a trial by a team of Ray Train's workers, from inside a Tune function; raises what ended the team.
 
-    The first worker runs the trial as a single one would (lock, log, records) and tells of its epochs through a queue.
+    The first worker runs the trial as a single one would (lock, log, records) and tells of its epochs through
+    a queue.
     """
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer

@@ -1,8 +1,8 @@
 """Ray Tune places trials on the processors and GPUs of one machine or of a cluster. It owns no state of ours.
 
-Records, resuming, retries and the order of trials are ours, the same with Ray and without. Tune asks a searcher of ours
-for the next trial whenever there is room, so no trial waits for the last one of a wave. Tune's own files go to a
-temporary folder. Ray is imported only by the functions below.
+Records, resuming, retries and the order of trials are ours, the same with Ray and without. Tune asks a
+searcher of ours for the next trial whenever there is room, so no trial waits for the last one of a wave.
+Tune's own files go to a temporary folder. Ray is imported only by the functions below.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def run_ray(
 ) -> None:
     """Run the session's trials through Ray Tune. Trials that want a device to themselves come last.
 
-    ``cpus`` and ``gpus`` are what a worker of a trial takes (fractions allowed), ``workers`` how many a trial has,
-    ``jobs`` the most trials at once. ``cluster`` (the function) must be active; the argument says that it has nodes
-    other than this machine, some of which may not see the results folder.
+    ``cpus`` and ``gpus`` are what a worker of a trial takes (fractions allowed), ``workers`` how many a trial
+    has, ``jobs`` the most trials at once. ``cluster`` (the function) must be active; the argument says that
+    it has nodes other than this machine, some of which may not see the results folder.
     """
     from bench.launch.ray_hooks import Stream
 

@@ -1,8 +1,9 @@
 """Batch norm whose statistics are accurate on a CPU too.
 
-PyTorch's CPU kernel for channels-last tensors adds up all positions of all images in one float32 sum a channel, so the
-rounding error of mean and variance grows with their number: outputs of a batch of 128 images of 18 x 18 are off by up to
-1e-4, where the contiguous kernel, which adds up in float64, is off by 1e-6. With 1-bit activations that tips some of them.
+PyTorch's CPU kernel for channels-last tensors adds up all positions of all images in one float32 sum a
+channel, so the rounding error of mean and variance grows with their number: outputs of a batch of 128 images
+of 18 x 18 are off by up to 1e-4, where the contiguous kernel, which adds up in float64, is off by 1e-6. With
+1-bit activations that tips some of them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class _Normalized(Function):
-    """(x, weight, bias) -> (y, mean, variance over n); the sums of an image are float32, those over images float64."""
+    """(x, weight, bias) -> (y, mean, variance over n); the sums of an image are float32, those over images
+    float64.
+    """
 
     @staticmethod
     def forward(
@@ -48,7 +51,8 @@ class _Normalized(Function):
 
 
 class AccurateBatchNorm(_BatchNorm):
-    """Takes the place of ``like``, with its parameters and buffers; given a ``factor`` it is that times batch norm.
+    """Takes the place of ``like``, with its parameters and buffers; given a ``factor`` it is that times batch
+    norm.
 
     Only training on channels-last float32 batches (B, C, H, W) on the CPU differs from PyTorch's batch norm.
     """

@@ -1,8 +1,9 @@
-"""AlexNet in the three forms of the low-bit literature: five convolutions, two hidden linear layers, a classifier.
+"""AlexNet in the three forms of the low-bit literature: five convolutions, two hidden linear layers, a
+classifier.
 
-First convolution and classifier are full precision. Every other convolution and both hidden linear layers are low
-precision; ``alexnet_syq`` can leave the weights of some of them in full precision. The convolutions get a branch, the
-linear layers only where ``layers`` names them.
+First convolution and classifier are full precision. Every other convolution and both hidden linear layers are
+low precision; ``alexnet_syq`` can leave the weights of some of them in full precision. The convolutions get a
+branch, the linear layers only where ``layers`` names them.
 """
 
 from __future__ import annotations
@@ -81,8 +82,9 @@ ENTRIES = [
 
 @dataclass(frozen=True)
 class Spec:
-    """One low-precision convolution, padded to keep its size: channels before the width multiplier, kernel, groups, and
-    whether a 3x3 max-pool of stride 2 stands behind it (``same``: with TensorFlow's padding, which rounds sizes up).
+    """One low-precision convolution, padded to keep its size: channels before the width multiplier, kernel,
+    groups, and whether a 3x3 max-pool of stride 2 stands behind it (``same``: with TensorFlow's padding,
+    which rounds sizes up).
     """
 
     channels: int
@@ -102,9 +104,9 @@ class Spec:
 class AlexNet(Network):
     """conv0 (stride 4), then ``convs`` (each with batch norm and pool), fc1, fc2, classifier.
 
-    ``stem``: behind conv0 batch norm, ReLU, a 3x3 max-pool of stride 2 and a batch norm, all in full precision.
-    ``pool_first``: pool before the batch norm. ``last_eps``: epsilon of the batch norm behind fc2. ``reads``: see
-    ``Classifier``. Activations are applied by the layer that reads them.
+    ``stem``: behind conv0 batch norm, ReLU, a 3x3 max-pool of stride 2 and a batch norm, all in full
+    precision. ``pool_first``: pool before the batch norm. ``last_eps``: epsilon of the batch norm behind fc2.
+    ``reads``: see ``Classifier``. Activations are applied by the layer that reads them.
     """
 
     def __init__(
@@ -200,17 +202,19 @@ _LOW_PRECISION = ("conv1", "conv2", "conv3", "conv4", "fc1", "fc2")
 def alexnet_syq(
     builder: Builder, num_classes: int, *, input_size: int, quantized: list[str] | None = None
 ) -> Network:
-    """Return the AlexNet of the released ImageNet script; width scales everything but the classes, to even counts.
+    """Return the AlexNet of the released ImageNet script; width scales everything but the classes, to even
+    counts.
 
-    conv0 is 12x12/4 without padding, bias or batch norm, with an activation. conv1 to conv4 have no bias and two groups
-    (conv2: one), each with batch norm (eps 1e-4), a pool where there is one, and an activation. fc1 and fc2 have batch norm
-    and an activation, so that the classifier reads quantized activations. The pools behind conv1 and conv2 are padded as
-    TensorFlow pads: 54 -> 27 right and bottom alone, 27 -> 14 on both sides. The pool behind conv4 is not padded.
-    There is no dropout.
+    conv0 is 12x12/4 without padding, bias or batch norm, with an activation. conv1 to conv4 have no bias and
+    two groups (conv2: one), each with batch norm (eps 1e-4), a pool where there is one, and an activation.
+    fc1 and fc2 have batch norm and an activation, so that the classifier reads quantized activations. The
+    pools behind conv1 and conv2 are padded as TensorFlow pads: 54 -> 27 right and bottom alone, 27 -> 14 on
+    both sides. The pool behind conv4 is not padded. There is no dropout.
 
-    ``quantized`` names the layers whose weights are quantized; None means all six. The released scripts, run as they are,
-    quantize conv1, conv3 and conv4: their replacement of the variable getter reaches grouped convolutions only. The
-    activations that a layer reads are quantized whatever its weights are. Raises ``InputError`` for unknown names.
+    ``quantized`` names the layers whose weights are quantized; None means all six. The released scripts, run
+    as they are, quantize conv1, conv3 and conv4: their replacement of the variable getter reaches grouped
+    convolutions only. The activations that a layer reads are quantized whatever its weights are. Raises
+    ``InputError`` for unknown names.
     """
     if quantized is not None:
         unknown = [
@@ -227,19 +231,22 @@ def alexnet_syq(
 def alexnet_dorefa(builder: Builder, num_classes: int, *, input_size: int) -> Network:
     """Return the AlexNet of DoReFa-Net's authors for tensorpack, from which ``alexnet_syq`` descends.
 
-    They differ in what the classifier reads: bounded here, quantized there. (At 32-bit activations the authors use ReLU;
-    here the bounding map is the quantizer's.)
+    They differ in what the classifier reads: bounded here, quantized there. (At 32-bit activations the
+    authors use ReLU; here the bounding map is the quantizer's.)
     """
     return _tensorpack(builder, num_classes, input_size, "bounded")
 
 
 def alexnet_xnor(builder: Builder, num_classes: int, *, input_size: int) -> Network:
-    """Return XNOR-Net's AlexNet in its block order: batch norm (eps 1e-4), activation, convolution, pool; no groups.
+    """Return XNOR-Net's AlexNet in its block order: batch norm (eps 1e-4), activation, convolution, pool; no
+    groups.
 
-    conv0 11x11/4 with padding 2, batch norm (eps 1e-5), ReLU, max-pool 3/2; pools 3/2 without padding behind conv1 and
-    conv4: 55 -> 27 -> 13 -> 6; batch norm (eps 1e-3) and ReLU before the classifier. ``bn1`` is the one behind conv1,
-    before conv2's activation. The biases of the authors' convolutions all stand before a batch norm, which takes any
-    constant away again; there are none here. No dropout, as in their network with binary activations.
+    conv0 11x11/4 with padding 2, batch norm (eps 1e-5), ReLU, max-pool 3/2; pools 3/2 without padding behind
+    conv1 and
+    conv4: 55 -> 27 -> 13 -> 6; batch norm (eps 1e-3) and ReLU before the classifier. ``bn1`` is the one
+    behind conv1, before conv2's activation. The biases of the authors' convolutions all stand before a batch
+    norm, which takes any constant away again; there are none here. No dropout, as in their network with
+    binary activations.
     """
     builder.eps = 1e-4
     return AlexNet(

@@ -55,12 +55,11 @@ class Builder:
     Low-precision layers get their quantizers and branches, full-precision ones the reason why they are.
 
     ``clock`` tells the layers step and factor; ``branch`` expands them; ``blend`` (None, "both", "weights",
-    "activations") blends full into low precision; ``eps`` is that of every batch norm; ``magnitude_first`` puts
-    min(1, |y|) before the bounding maps; ``merge_at_output``: sum and difference meet at the convolution's output
-    instead of after the activation; ``multiple``: channel counts, the branches' as well, are multiples of it (for
-    grouped convolutions);
-    ``full_precision_weights``: names of the layers whose weights are not quantized (their activations are).
-    Raises ``InputError`` for what a branch cannot be.
+    "activations") blends full into low precision; ``eps`` is that of every batch norm; ``magnitude_first``
+    puts min(1, |y|) before the bounding maps; ``merge_at_output``: sum and difference meet at the
+    convolution's output instead of after the activation; ``multiple``: channel counts, the branches' as well,
+    are multiples of it (for grouped convolutions); ``full_precision_weights``: names of the layers whose
+    weights are not quantized (their activations are). Raises ``InputError`` for what a branch cannot be.
     """
 
     def __init__(

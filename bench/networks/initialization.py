@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from bench.layers.low_precision import low_precision_modules
 from bench.randomness import fold, normal, truncated_normal, uniform
 
-# A standard normal that is truncated at two deviations keeps this deviation: sqrt(1 - 4 phi(2) / (2 Phi(2) - 1)) = 0.8796.
+# A standard normal that is truncated at two deviations keeps this deviation: sqrt(1 - 4 phi(2) / (2 Phi(2) -
+# 1)) = 0.8796.
 _TRUNCATED_DEVIATION = math.sqrt(
     1.0 - 4.0 * math.exp(-2.0) / math.sqrt(2.0 * math.pi) / math.erf(math.sqrt(2.0))
 )
@@ -47,10 +48,10 @@ def kernel(scheme: str, key: int, shape: tuple[int, ...], inputs: int | None = N
 def initialize(network: nn.Module, seed: int, scheme: str) -> None:
     """Initialise ``network`` in place; every tensor depends on (seed, its name) alone, wherever it lives.
 
-    Kernels are drawn as ``scheme`` says, each tensor by its own fans (``weight_extra`` and branches too). Biases are 0.
-    Batch norms have scale 1, shift 0, mean 0 and variance 1. Learned scales start as their quantizer says.
-    With joint statistics (the released concat), weights for main and extra inputs are one tensor in the release, so
-    he_truncated_exact counts both in the fan-in.
+    Kernels are drawn as ``scheme`` says, each tensor by its own fans (``weight_extra`` and branches too).
+    Biases are 0. Batch norms have scale 1, shift 0, mean 0 and variance 1. Learned scales start as their
+    quantizer says. With joint statistics (the released concat), weights for main and extra inputs are one
+    tensor in the release, so he_truncated_exact counts both in the fan-in.
     """
     joint = any(layer.joint for _, layer in low_precision_modules(network))
     for prefix, module in network.named_modules():
@@ -69,7 +70,9 @@ def initialize(network: nn.Module, seed: int, scheme: str) -> None:
 
 
 def _inputs(module: nn.Module) -> int | None:
-    """Return how many input channels main and extra weights of a layer have together; None without extra ones."""
+    """Return how many input channels main and extra weights of a layer have together; None without extra
+    ones.
+    """
     weight, extra = module.weight, getattr(module, "weight_extra", None)
     return None if extra is None else weight.shape[1] + extra.shape[1]  # type: ignore[operator, index, union-attr]
 

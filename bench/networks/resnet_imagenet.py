@@ -162,9 +162,9 @@ class ImageNetResNet(Network):
 
     Block "pre" has no batch norm between conv0 and the first block's; "post" has one there, and the pool
     before the activation, with which it commutes. The classifier's input is bounded, not quantized; with
-    "post" and a shortcut per convolution it is the stream itself. Block "react" is "post" with one convolution a
-    shortcut, which carries the bounded sum: with the quantizer ``reactnet`` that is ReActNet's order, whose RPReLU
-    stands in front of the first block, too.
+    "post" and a shortcut per convolution it is the stream itself. Block "react" is "post" with one
+    convolution a shortcut, which carries the bounded sum: with the quantizer ``reactnet`` that is ReActNet's
+    order, whose RPReLU stands in front of the first block, too.
     """
 
     def __init__(

@@ -70,8 +70,8 @@ def _check_name(library: ModuleType, name: str, field: str) -> None:
 def trained_file(name: str) -> Path:
     """Return the file of timm's default trained weights of ``name``, in the local cache.
 
-    timm keeps its weights in the cache of huggingface_hub or in torch's. Raises ``InputError`` for an unknown name,
-    for a network without trained weights, and where the file is not there: nothing is downloaded.
+    timm keeps its weights in the cache of huggingface_hub or in torch's. Raises ``InputError`` for an unknown
+    name, for a network without trained weights, and where the file is not there: nothing is downloaded.
     """
     library = _library("start")
     _check_name(library, name, "start")

@@ -117,7 +117,8 @@ def _check_name(name: str, field: str) -> None:
 def trained_file(name: str) -> Path:
     """Return the file of torchvision's default trained weights of ``name``, in torch's local cache.
 
-    Raises ``InputError`` for an unknown name, for a network without trained weights, and where the file is not
+    Raises ``InputError`` for an unknown name, for a network without trained weights, and where the file is
+    not
     there: nothing is downloaded.
     """
     from torchvision import models

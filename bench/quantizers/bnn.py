@@ -37,7 +37,8 @@ class _StochasticSign(Function):
     @staticmethod
     def forward(ctx, x, uniform):
         ctx.save_for_backward(x)
-        # +1 where u < (x + 1) / 2, that is x > 2u - 1; 2u - 1 is exact for 24-bit u, and a difference's sign is too.
+        # +1 where u < (x + 1) / 2, that is x > 2u - 1; 2u - 1 is exact for 24-bit u, and a difference's sign
+        # is too.
         noise = uniform.to(compute_dtype(x)).mul(2.0).sub_(1.0)
         return bipolar(noise.sub_(x)).neg_().to(x.dtype)
 

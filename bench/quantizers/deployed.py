@@ -85,8 +85,8 @@ class ActivationMap:
                       the mean magnitude of the sample; one sign alone is not scaled
 
     ``contiguous``: of a table, whether its result lies in contiguous memory whatever the memory of x, as
-    ``functional.to_levels`` leaves it: sums that read it depend on the order in their last digit.
-    Ties go to the even code, or up with ``half_up`` (floor(n x + 1/2)). ``tensors`` are the learned numbers by
+    ``functional.to_levels`` leaves it: sums that read it depend on the order in their last digit. Ties go to
+    the even code, or up with ``half_up`` (floor(n x + 1/2)). ``tensors`` are the learned numbers by
     name: "scale" (a, s; of shape ()), "thresholds" and "levels" of a table, "shift_in", "slope", "shift_out",
     "threshold" (c, r, b, t; (channels,) or (1,)).
     """
@@ -108,7 +108,9 @@ class ActivationMap:
 
     @property
     def values(self) -> list[float] | None:
-        """The values that activations take, in rising order; None where they do not quantize, or vary by sample."""
+        """The values that activations take, in rising order; None where they do not quantize, or vary by
+        sample.
+        """
         if not self.quantizes or (self.form == "residual" and self.bits > 1):
             return None
         if self.form in ("sign", "rsign", "residual"):

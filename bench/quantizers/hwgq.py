@@ -31,8 +31,8 @@ ENTRIES = [
     }
 ]
 
-# Minimisers of E (q(x) - x)^2 over a standard normal x > 0, by Lloyd's iteration to 1e-10. k bits have 2^k - 1
-# positive levels. A test finds them again. The released network has 0.538 at 2 bits.
+# Minimisers of E (q(x) - x)^2 over a standard normal x > 0, by Lloyd's iteration to 1e-10. k bits have 2^k -
+# 1 positive levels. A test finds them again. The released network has 0.538 at 2 bits.
 UNIFORM_STEPS = {1: 0.7978845608, 2: 0.5388119234, 3: 0.3217289091, 4: 0.1842433428}
 FREE_LEVELS = {
     1: (0.7978845608,),

@@ -32,8 +32,8 @@ ENTRIES = [
     }
 ]
 
-# Highest level and distance of levels, as exponents of 2 in sixteenths: those that maximise the weighted entropy
-# of a rectified standard normal variable. A test finds them again. One bit has one positive level.
+# Highest level and distance of levels, as exponents of 2 in sixteenths: those that maximise the weighted
+# entropy of a rectified standard normal variable. A test finds them again. One bit has one positive level.
 LOGARITHMIC = {1: (5, 16), 2: (16, 12), 3: (19, 6), 4: (21, 3), 5: (25, 2)}
 
 

@@ -1,4 +1,6 @@
-"""What a results folder keeps of experiments: the file as run, the index of its trials, what its search chose."""
+"""What a results folder keeps of experiments: the file as run, the index of its trials, what its search
+chose.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Files of records: written so that nothing measured is lost, read so that damage is named.
 
-A whole file is written under a temporary name, flushed to disk and renamed. A line is appended with one write and
-flushed to disk. So a process that is killed at any instant leaves at most a half-written last line, which reading
-drops. Everything else that cannot be read is ``Damaged``, with file and line.
+A whole file is written under a temporary name, flushed to disk and renamed. A line is appended with one write
+and flushed to disk. So a process that is killed at any instant leaves at most a half-written last line, which
+reading drops. Everything else that cannot be read is ``Damaged``, with file and line.
 """
 
 from __future__ import annotations

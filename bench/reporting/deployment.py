@@ -1,4 +1,6 @@
-"""The table of the files that `bench export` wrote: their size, their speed, and what they answered when read again."""
+"""The table of the files that `bench export` wrote: their size, their speed, and what they answered when read
+again.
+"""
 
 from __future__ import annotations
 

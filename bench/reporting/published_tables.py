@@ -1,7 +1,7 @@
 """The tables of published numbers.
 
-A table is a CSV file in ``published/``. The file ``names.toml`` beside it says which of our data sets, networks,
-quantizers and strategies the names of the tables stand for.
+A table is a CSV file in ``published/``. The file ``names.toml`` beside it says which of our data sets,
+networks, quantizers and strategies the names of the tables stand for.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The published rows that a cell of ours is held against. Every matching row is kept, with its kind; none are averaged."""
+"""The published rows that a cell of ours is held against. Every matching row is kept, with its kind; none are
+averaged.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ def _entry_of_network(row: Row, names: Names) -> Mapping[str, Any] | None:
 def _same_bits_and_width(
     row: Row, bits: tuple[int, int, int], config: Mapping[str, Any], names: Names, explicit: bool
 ) -> bool:
-    """Return whether a row has a trial's bits and width; ``explicit``: other gradient bits are told, not hidden."""
+    """Return whether a row has a trial's bits and width; ``explicit``: other gradient bits are told, not
+    hidden.
+    """
     w, a, g = row.bits
     if (w, a) != bits[:2] or (g is not None and g != bits[2] and not explicit):
         return False

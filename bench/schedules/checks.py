@@ -1,4 +1,6 @@
-"""Checks of schedules that single options cannot express. They go by the options' names, whatever the kind is."""
+"""Checks of schedules that single options cannot express. They go by the options' names, whatever the kind
+is.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ Found = list[tuple[str, str]]  # (option, message)
 def problems(group: str, spec: Mapping[str, Any]) -> Found:
     """Return what is wrong with the options of a schedule taken together, as (option, message) pairs.
 
-    ``group`` is "factors" or "learning_rates"; each option has passed its own check. A kind whose registry entry says
-    ``"endless": True`` needs no end beside ``keep = true``.
+    ``group`` is "factors" or "learning_rates"; each option has passed its own check. A kind whose registry
+    entry says ``"endless": True`` needs no end beside ``keep = true``.
     """
     found: Found = []
     if "until" in spec:
@@ -59,7 +61,8 @@ def _times(spec: Mapping[str, Any]) -> Found:
 
 
 def never_removed(spec: Mapping[str, Any], epochs: int, steps_per_epoch: int | None) -> str | None:
-    """Return why the factor is not exactly 0 at the last step, or None when it is, or when ``keep`` says it may.
+    """Return why the factor is not exactly 0 at the last step, or None when it is, or when ``keep`` says it
+    may.
 
     ``steps_per_epoch`` None (the size of the data set is not known) takes an epoch as many steps.
     """

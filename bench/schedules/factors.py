@@ -1,8 +1,9 @@
 """The factor f(t) of a full-precision part: from 1 to exactly 0.
 
-Sources of the released schedules: the training scripts of Progressive Learning of Low-Precision Networks (arXiv
-1905.11781): the factor as a cosine to 0 over 50 of 200 epochs (SVHN) and as a staircase halving every 4 (AlexNet) or
-5 (SVHN) epochs that snaps to 0 below 0.001.
+Sources of the released schedules: the training scripts of Progressive Learning of Low-Precision Networks
+(arXiv
+1905.11781): the factor as a cosine to 0 over 50 of 200 epochs (SVHN) and as a staircase halving every 4
+(AlexNet) or 5 (SVHN) epochs that snaps to 0 below 0.001.
 
 A factor is a function of (options, step, total_steps, steps_per_epoch). u is the progress over ``until``.
 """

@@ -1,7 +1,7 @@
 """The learning rate: from ``initial`` down.
 
-A learning rate is a function of (options, step, total_steps, steps_per_epoch, warmup), ``warmup`` in steps. p is the
-share of the steps after the warm-up that are over.
+A learning rate is a function of (options, step, total_steps, steps_per_epoch, warmup), ``warmup`` in steps. p
+is the share of the steps after the warm-up that are over.
 """
 
 from __future__ import annotations

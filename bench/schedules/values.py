@@ -9,7 +9,8 @@ from bench import registry
 
 
 def factor_value(spec: Mapping[str, Any], step: int, total_steps: int, steps_per_epoch: int) -> float:
-    """Return f at ``step`` of a completed factor ``{"kind": ..., options}``: a number in [0, 1], 0 for good once 0.
+    """Return f at ``step`` of a completed factor ``{"kind": ..., options}``: a number in [0, 1], 0 for good
+    once 0.
 
     ``step`` counts from 0 to ``total_steps - 1``; ``steps_per_epoch`` turns epochs into steps.
     """
@@ -19,8 +20,8 @@ def factor_value(spec: Mapping[str, Any], step: int, total_steps: int, steps_per
 def learning_rate_value(spec: Mapping[str, Any], step: int, total_steps: int, steps_per_epoch: int) -> float:
     """Return the learning rate at ``step`` of a completed schedule ``{"kind": ..., options}``.
 
-    During a warm-up of w = warmup_epochs * steps_per_epoch steps it is ``initial * (step + 1) / w``; the kinds that
-    fall continuously start after it, those in stairs keep their times, counted from the start.
+    During a warm-up of w = warmup_epochs * steps_per_epoch steps it is ``initial * (step + 1) / w``; the
+    kinds that fall continuously start after it, those in stairs keep their times, counted from the start.
     """
     warmup = spec["warmup_epochs"] * steps_per_epoch
     if step < warmup:

@@ -1,7 +1,7 @@
 """The network that a finished trial ships: built from its record, written to a file, and checked against it.
 
-The check is of the file, not of the network that was written: the file is read again, by the program that will
-run it, and answers every test image.
+The check is of the file, not of the network that was written: the file is read again, by the program that
+will run it, and answers every test image.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ def prepare(store: Store, id: str, data_dir: Path) -> Deployment:
     """Return the network of the finished trial ``id``, on the CPU.
 
     With ``eval_bn`` its batch norm is re-estimated as the evaluation did, which needs the training images.
-    Raises ``InputError`` where the trial is not finished, its weights or needed data are absent, or its network
-    is code that the command line does not allow.
+    Raises ``InputError`` where the trial is not finished, its weights or needed data are absent, or its
+    network is code that the command line does not allow.
     """
     config, weights, summary = finished_trial(store, id, "exported")
     here = catalog.checksum(config.dataset, data_dir) is not None
@@ -139,7 +139,9 @@ def prepare(store: Store, id: str, data_dir: Path) -> Deployment:
 
 
 def write(deployment: Deployment, format: str, path: Path, *, latent: bool = False) -> dict[str, Any]:
-    """Write the network as ``format`` (a key of ``SUFFIXES``) to ``path``; return what the record keeps of it."""
+    """Write the network as ``format`` (a key of ``SUFFIXES``) to ``path``; return what the record keeps of
+    it.
+    """
     plain = deployment.plain
     about: dict[str, Any] = {"format": format, "file": path.name}
     if format in ("safetensors", "packed"):

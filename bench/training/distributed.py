@@ -305,10 +305,10 @@ def batch_norm_for(network: nn.Module, config: TrialConfig, team: Team) -> None:
     """Give ``network`` the batch norm that the recipe means, in place; names of parameters and buffers stay.
 
     The group over which statistics are taken is ``batch_norm_group`` images, or else the whole (micro-)batch
-    over all workers. One worker and no group keep PyTorch's own layers, or get ``AccurateBatchNorm`` where the
-    recipe asks for it. With ``micro_batches`` = M the running statistics are updated M times a step, each time
-    with momentum 1 - (1 - m)^(1/M), so that they forget as fast as without. The check that the workers' shares
-    and the groups come out even is ``bench.launch.data_parallel.check_workers``.
+    over all workers. One worker and no group keep PyTorch's own layers, or get ``AccurateBatchNorm`` where
+    the recipe asks for it. With ``micro_batches`` = M the running statistics are updated M times a step, each
+    time with momentum 1 - (1 - m)^(1/M), so that they forget as fast as without. The check that the workers'
+    shares and the groups come out even is ``bench.launch.data_parallel.check_workers``.
     """
     parts, group = config.micro_batches, config.batch_norm_group
     if group == config.batch_size // parts and team.size > 1:

@@ -104,7 +104,9 @@ def make_run(
 
 
 def complete_helpers(strategy: Strategy, config: TrialConfig, clock: Clock, team: Team = SOLO) -> None:
-    """Initialise, in place, what a strategy trains beside the network and is no network, as the recipe has it."""
+    """Initialise, in place, what a strategy trains beside the network and is no network, as the recipe has
+    it.
+    """
     for helper in strategy.trained().values():
         if isinstance(helper, Helper):
             initialize(helper, config.seed, config.initialization)

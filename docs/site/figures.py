@@ -1,7 +1,7 @@
 """Draw the figures of the documentation: ``python -m docs.site.figures`` writes ``docs/figures/*.svg``.
 
-``method.svg`` shows where each merge adds the full-precision branch, and how the factor falls. ``rooms.svg`` shows the
-layers of imports as ``pyproject.toml`` declares them.
+``method.svg`` shows where each merge adds the full-precision branch, and how the factor falls. ``rooms.svg``
+shows the layers of imports as ``pyproject.toml`` declares them.
 """
 
 from __future__ import annotations

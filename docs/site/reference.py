@@ -1,7 +1,7 @@
 """Reference pages from the code itself: the fields of experiment files, the registry's parts, the commands.
 
-The directives ``{fields} MODEL``, ``{parts} GROUP`` and ``{commands}`` stand for Markdown that is made when the site
-is built, so the pages cannot lag behind the code.
+The directives ``{fields} MODEL``, ``{parts} GROUP`` and ``{commands}`` stand for Markdown that is made when
+the site is built, so the pages cannot lag behind the code.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
     python -m docs.tools.low_bit_inference
 
-All ways are measured in turn in each round, so that a round's ratios share the machine's state. ``bnn-lab`` is not
-a dependency of the suite: it asks for older versions of PyTorch and NumPy. Where it can be imported it is measured.
-``popcount.c`` beside this file is compiled with ``cc`` where the processor counts bits in vectors (AVX-512 VPOPCNTDQ).
+All ways are measured in turn in each round, so that a round's ratios share the machine's state. ``bnn-lab``
+is not a dependency of the suite: it asks for older versions of PyTorch and NumPy. Where it can be imported it
+is measured. ``popcount.c`` beside this file is compiled with ``cc`` where the processor counts bits in
+vectors (AVX-512 VPOPCNTDQ).
 """
 
 from __future__ import annotations

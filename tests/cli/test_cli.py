@@ -1,4 +1,6 @@
-"""The command line: what is wrong is said in one message with exit status 2; nothing heavy is imported too early."""
+"""The command line: what is wrong is said in one message with exit status 2; nothing heavy is imported too
+early.
+"""
 
 from __future__ import annotations
 

@@ -162,7 +162,9 @@ def check_quantizer_activations(kind: str, oracle: QuantizerOracle) -> None:
 
 
 def check_declared_bits(kind: str) -> None:
-    """A low-precision layer stores its declared bits a weight, and 32 for each scale that the quantizer keeps."""
+    """A low-precision layer stores its declared bits a weight, and 32 for each scale that the quantizer
+    keeps.
+    """
     facts = registry.get("quantizers", kind).facts
     for w_bits in facts["w_bits"]:
         bits = f"{w_bits}/{facts['a_bits'][0]}"
@@ -287,7 +289,9 @@ def strategy_config(
 
 
 def check_strategy(kind: str, case: StrategyCase, folder: Path) -> None:
-    """Roles as declared; cost paths; stopped and resumed at every third step the trial ends with the same bits."""
+    """Roles as declared; cost paths; stopped and resumed at every third step the trial ends with the same
+    bits.
+    """
     config, needs = strategy_config(kind, case, folder)
     assert tuple(needs) == needed_roles(config.strategy) == case.needed
     assert joint_roles(config.strategy) == case.joint and set(needs) | set(case.joint) <= set(
@@ -321,7 +325,9 @@ def check_strategy(kind: str, case: StrategyCase, folder: Path) -> None:
 
 
 def _check_declared_cost(config: TrialConfig) -> None:
-    """What a step costs, with further networks of the trial's own size, is that of its operations, within a quarter."""
+    """What a step costs, with further networks of the trial's own size, is that of its operations, within a
+    quarter.
+    """
     plain, run = (make_run(c, synthetic(96), "cpu") for c in (make_config(), config))
     declared = step_cost(config.strategy) + sum(role.cost for role in roles(config.strategy))
     assert run.step_flops(True) / plain.step_flops(True) == pytest.approx(declared, rel=0.25)
@@ -331,7 +337,9 @@ def _check_declared_cost(config: TrialConfig) -> None:
 
 
 def check_network(kind: str, case: NetworkCase, merge: str) -> None:
-    """At f = 0 the expanded network, the stripped one and one built plain have the same logits; costs are counted."""
+    """At f = 0 the expanded network, the stripped one and one built plain have the same logits; costs are
+    counted.
+    """
     network = {"kind": kind, **case.options}
     config, clock = make_config(network=network, width=case.width, bits="1/2"), Clock(0)
     if merge in case.refused:
@@ -374,7 +382,9 @@ def check_declared_size(kind: str) -> None:
 
 
 def check_dataset(kind: str, options: Mapping[str, Any], folder: Path) -> None:
-    """In an empty folder: facts, the name for ``bench data``, and either a checksum or a message that names the remedy."""
+    """In an empty folder: facts, the name for ``bench data``, and either a checksum or a message that names
+    the remedy.
+    """
     dataset = complete("datasets", {"kind": kind, **options})
     facts = catalog.facts(dataset, folder)
     entry = registry.get("datasets", kind)

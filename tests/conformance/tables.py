@@ -1,4 +1,5 @@
-"""What every registered part is held against: one line a part. A part without its line fails by the table's name.
+"""What every registered part is held against: one line a part. A part without its line fails by the table's
+name.
 
 ``QUANTIZERS``      independent formulas of values and gradients, in NumPy float64
 ``FACTORS``, ``LEARNING_RATES``   options and the formula of the value, likewise
@@ -29,12 +30,13 @@ ULP = 2.0**-23
 class QuantizerOracle:
     """The formulas of one quantizer; at 32 bits of weights every quantizer is the identity.
 
-    ``weight(w, g, bits, options, scales)`` returns (q, dL/dw, {scale: dL/dscale}) for dL/dq = g; ``scales`` are the
-    learned ones by name. ``activation(x, g, bits)`` returns (y, dL/dx); with ``learned_activation`` it is given
-    ``scales`` too and returns {scale: dL/dscale} as well. ``ties(w, bits)`` and ``activation_ties(x, bits)``, with
-    ``scales`` where learned, mark numbers so close to a threshold that float32 may take the other side; without the
-    latter the thresholds are those of rounding on [0, 1]. ``exact``: activations equal the formula to the last digit of
-    float32. ``options`` are further options to check, beside the defaults.
+    ``weight(w, g, bits, options, scales)`` returns (q, dL/dw, {scale: dL/dscale}) for dL/dq = g; ``scales``
+    are the learned ones by name. ``activation(x, g, bits)`` returns (y, dL/dx); with ``learned_activation``
+    it is given ``scales`` too and returns {scale: dL/dscale} as well. ``ties(w, bits)`` and
+    ``activation_ties(x, bits)``, with ``scales`` where learned, mark numbers so close to a threshold that
+    float32 may take the other side; without the latter the thresholds are those of rounding on [0, 1].
+    ``exact``: activations equal the formula to the last digit of float32. ``options`` are further options to
+    check, beside the defaults.
     """
 
     weight: Callable[..., tuple[Array, Array, dict[str, Array]]]
@@ -389,7 +391,9 @@ STRATEGIES: dict[str, list[StrategyCase]] = {
 
 @dataclass(frozen=True)
 class NetworkCase:
-    """Options and width of an instance that is checked in a second, and the merges that the network cannot have."""
+    """Options and width of an instance that is checked in a second, and the merges that the network cannot
+    have.
+    """
 
     options: Mapping[str, Any] = field(default_factory=dict)
     width: float = 0.0625

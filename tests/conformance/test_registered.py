@@ -1,4 +1,6 @@
-"""Whatever is registered gets its checks; a part without its line in tests/conformance/tables.py fails by that name."""
+"""Whatever is registered gets its checks; a part without its line in tests/conformance/tables.py fails by
+that name.
+"""
 
 from __future__ import annotations
 

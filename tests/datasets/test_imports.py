@@ -1,4 +1,6 @@
-"""``bench data import``: Hugging Face's Parquet folders and torchvision's data sets become data sets of one's own."""
+"""``bench data import``: Hugging Face's Parquet folders and torchvision's data sets become data sets of one's
+own.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The files for clusters are complete and valid: by their own tools where those are installed, by their schemas elsewhere."""
+"""The files for clusters are complete and valid: by their own tools where those are installed, by their
+schemas elsewhere.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The documentation holds what it says: its commands parse, its experiment files load, its pages build without a warning."""
+"""The documentation holds what it says: its commands parse, its experiment files load, its pages build
+without a warning.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A small registry and an experiment writer for the tests of experiment files: independent of the shipped networks."""
+"""A small registry and an experiment writer for the tests of experiment files: independent of the shipped
+networks.
+"""
 
 from __future__ import annotations
 

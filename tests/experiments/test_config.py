@@ -174,8 +174,8 @@ def shipped_defaults():
 def test_shipped_defaults_never_change(monkeypatch):
     """A default is left out of the hash, so changing one would give new numbers the identity of old ones.
 
-    New options are added to the pinned file with ``PIN_DEFAULTS=1 pytest tests/experiments/test_config.py``, which
-    refuses changes.
+    New options are added to the pinned file with ``PIN_DEFAULTS=1 pytest tests/experiments/test_config.py``,
+    which refuses changes.
     """
     monkeypatch.undo()
     current = shipped_defaults()

@@ -1,4 +1,6 @@
-"""The JSON Schema of experiment files: shipped files pass, mistakes do not, descriptions are the entries' own."""
+"""The JSON Schema of experiment files: shipped files pass, mistakes do not, descriptions are the entries'
+own.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""``bench export`` and ``bench.load``: files of a finished trial, run by other programs, damaged, and refused."""
+"""``bench export`` and ``bench.load``: files of a finished trial, run by other programs, damaged, and
+refused.
+"""
 
 from __future__ import annotations
 

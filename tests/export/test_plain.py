@@ -1,7 +1,7 @@
 """The plain network and its files have the logits of the trained network, bit for bit, whatever was trained.
 
-A few combinations by default; ``BENCH_EXPORT_CASES=N`` draws N of the product of networks, quantizers, merges and
-precisions, as ``make soak`` does.
+A few combinations by default; ``BENCH_EXPORT_CASES=N`` draws N of the product of networks, quantizers, merges
+and precisions, as ``make soak`` does.
 """
 
 from __future__ import annotations

@@ -27,7 +27,9 @@ def train(
     accept_other_hardware=False,
     pack=1,
 ):
-    """Record ``config.epochs`` epochs whose accuracies are functions of the id; go on after those already recorded."""
+    """Record ``config.epochs`` epochs whose accuracies are functions of the id; go on after those already
+    recorded.
+    """
     path = data_dir / "behaviour.json"
     behaviours = json.loads(path.read_text()) if path.exists() else {}
     behaviour = behaviours.get(str(config.seed), behaviours.get("*", ""))

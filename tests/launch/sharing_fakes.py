@@ -1,4 +1,6 @@
-"""Training functions for trials that share a device: one that notes when it ran, one that trains and kills a victim."""
+"""Training functions for trials that share a device: one that notes when it ran, one that trains and kills a
+victim.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def noted(
 
 
 def meet(seed, data_dir):
-    """Wait, where ``meet.json`` lists this seed, until all that it lists have begun: how busy a machine is then no matter."""
+    """Wait, where ``meet.json`` lists this seed, until all that it lists have begun: how busy a machine is
+    then no matter.
+    """
     path = data_dir / "meet.json"
     expected = json.loads(path.read_text()) if path.exists() else []
     (data_dir / f"begun-{seed}").touch()

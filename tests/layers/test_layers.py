@@ -70,7 +70,7 @@ def two_bits(x):
     return torch.round(3 * x.clamp(0, 1)) / 3
 
 
-# -- preactivation ------------------------------------------------------------------------------------------------
+# -- preactivation -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kernel", [None, 1])
@@ -136,7 +136,7 @@ def test_the_input_scale_reads_the_main_channels_alone():
     torch.testing.assert_close(linear.input_scale(y), y.clamp(-1, 1).abs().mean((1, 2, 3)).reshape(2, 1))
 
 
-# -- the branch ---------------------------------------------------------------------------------------------------
+# -- the branch ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,9 @@ def test_the_input_scale_reads_the_main_channels_alone():
     ],
 )
 def test_a_smaller_kernel_sees_the_centre_of_the_window(main, kernel, padding, stride):
-    """It is the main convolution's geometry with zeros around the branch's kernel; a larger one is cut to the main size."""
+    """It is the main convolution's geometry with zeros around the branch's kernel; a larger one is cut to the
+    main size.
+    """
     branch = Branch("sum", kernel=kernel, batch_norm=False)
     layer = conv(branch=branch, kernel=main, padding=padding, stride=stride)
     y = tensor(2, 4, 8, 8)
@@ -258,7 +260,7 @@ def test_the_branch_is_not_computed_at_factor_zero():
     assert layer.branch.weight.grad is None
 
 
-# -- the control without a branch ---------------------------------------------------------------------------------
+# -- the control without a branch ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("blend", ["both", "weights", "activations"])
@@ -288,7 +290,7 @@ def test_anneal_starts_in_full_precision_with_an_input_scale_too():
     torch.testing.assert_close(layer(y)[0], F.conv2d(y.clamp(-1, 1), layer.weight, padding=1))
 
 
-# -- dropout and streams ------------------------------------------------------------------------------------------
+# -- dropout and streams -------------------------------------------------------------------------------------
 
 
 def test_dropout_keeps_the_mean_and_is_new_each_step():

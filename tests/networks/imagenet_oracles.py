@@ -1,6 +1,7 @@
 """AlexNet and the residual networks of ImageNet a second time, as plain formulas over a dict of parameters.
 
-Like ``network_oracles``: nothing of the package is imported, DoReFa-Net's quantizers at 1-bit weights, batch statistics.
+Like ``network_oracles``: nothing of the package is imported, DoReFa-Net's quantizers at 1-bit weights, batch
+statistics.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ def windows_max(x, kernel, stride, before, outputs):
 
 
 def pool_same(x):
-    """3x3 of stride 2 as TensorFlow pads "SAME": an even size gets one pixel below and right, an odd one all around."""
+    """3x3 of stride 2 as TensorFlow pads "SAME": an even size gets one pixel below and right, an odd one all
+    around.
+    """
     return windows_max(x, 3, 2, 0 if x.shape[2] % 2 == 0 else 1, lambda n: (n + 1) // 2)
 
 
@@ -34,7 +37,9 @@ def pool_valid(x):
 
 
 def grouped(x, rest, w, groups, padding):
-    """A convolution in groups, one after the other; group g reads its share of the main and of the extra channels."""
+    """A convolution in groups, one after the other; group g reads its share of the main and of the extra
+    channels.
+    """
     outs = []
     for g in range(groups):
         parts = [t.chunk(groups, 1)[g] for t in (x, rest) if t is not None]
@@ -92,7 +97,9 @@ def alexnet(p, images, merge, f, *, form, act, quantized=("conv1", "conv2", "con
 
 
 def shortcut(x, p, name, channels, stride):
-    """The projection where there is one (behind average pooling where it is the second in its row), else zeros."""
+    """The projection where there is one (behind average pooling where it is the second in its row), else
+    zeros.
+    """
     eps = 1e-5
     if f"{name}.0.weight" in p:
         return batch_norm(F.conv2d(x, p[f"{name}.0.weight"], stride=stride), p, f"{name}.1", eps)
@@ -104,7 +111,9 @@ def shortcut(x, p, name, channels, stride):
 
 
 def residual(p, images, merge, f, *, order, blocks, act):
-    """``order``: "pre", "post" or "real" (Bi-Real Net's); ``blocks``: for each, the stride of each of its convolutions."""
+    """``order``: "pre", "post" or "real" (Bi-Real Net's); ``blocks``: for each, the stride of each of its
+    convolutions.
+    """
     separate = merge in ("sum", "difference", "concat")
 
     def convolved(u, beside, name, stride):

@@ -1,4 +1,6 @@
-"""Networks for ImageNet: TensorFlow's padding, second formulas, removal of the branch, and sizes counted by hand."""
+"""Networks for ImageNet: TensorFlow's padding, second formulas, removal of the branch, and sizes counted by
+hand.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,7 @@ def images(network, count=4, dtype=torch.float32):
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
-# -- TensorFlow's padding -----------------------------------------------------------------------------------------
+# -- TensorFlow's padding ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ def test_max_pool_with_same_padding_by_hand():
     )  # one window, over the first three rows and columns
 
 
-# -- against formulas ---------------------------------------------------------------------------------------------
+# -- against formulas ----------------------------------------------------------------------------------------
 
 PAIRS = [
     [1, 1],
@@ -283,14 +285,16 @@ def test_width_keeps_channels_even_where_there_are_groups():
     assert quarter.fc1.weight.shape == (1024, 64 * 36)
 
 
-# -- removal ------------------------------------------------------------------------------------------------------
+# -- removal -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("merge", MERGES)
 @pytest.mark.parametrize("network", NETWORKS, ids=label)
 def test_removal_leaves_the_low_precision_network(network, merge):
-    """At f = 0 training and stripped network are equal, and so is a network built plain with the stripped weights."""
+    """At f = 0 training and stripped network are equal, and so is a network built plain with the stripped
+    weights.
+    """
     for quantizer, bits in (("dorefa", "1/2"), ("xnor", "1/1"), ("syq", "1/2")):
         expanded, clock = make(network, quantizer, bits, branch=Branch(merge))
         plain, _ = make(network, quantizer, bits)
@@ -359,7 +363,7 @@ def test_one_graph_for_every_factor(network, merge):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
-# -- layers by hand, at full width and 1,000 classes --------------------------------------------------------------
+# -- layers by hand, at full width and 1,000 classes ---------------------------------------------------------
 
 # weight shape, output height: 224 -12/4-> 54 -pool-> 27 -pool-> 14 -pool-> 6
 TENSORPACK = {
@@ -409,13 +413,14 @@ def resnet_table(depths, bottleneck):
 
 # network: table, parameters of batch norms and biases, all parameters, MACs
 BY_HAND = {
-    # norms behind conv1 to fc2: 2 * (256 + 384 + 384 + 256 + 4096 + 4096); bias 1000; weights 41,472 + 307,200 + 884,736
-    # + 663,552 + 442,368 + 37,748,736 + 16,777,216 + 4,096,000 = 60,961,280
+    # norms behind conv1 to fc2: 2 * (256 + 384 + 384 + 256 + 4096 + 4096); bias 1000; weights 41,472 +
+    # 307,200 + 884,736 + 663,552 + 442,368 + 37,748,736 + 16,777,216 + 4,096,000 = 60,961,280
     "alexnet_syq": (TENSORPACK, 2 * 9_472 + 1_000, 60_981_224, 1_937_082_368),
     "alexnet_dorefa": (TENSORPACK, 2 * 9_472 + 1_000, 60_981_224, 1_937_082_368),
     # two more norms of 96; weights 34,848 + 614,400 + 884,736 + 1,327,104 + 884,736 + 58,621,952 = 62,367,776
     "alexnet_xnor": (XNOR_TABLE, 2 * (9_472 + 2 * 96) + 1_000, 62_388_104, 1_135_256_096),
-    # a norm a convolution (pre: one before each and one at the end, none behind conv0; the same sum), and a projection
+    # a norm a convolution (pre: one before each and one at the end, none behind conv0; the same sum), and a
+    # projection
     "resnet18": (
         resnet_table((2, 2, 2, 2), False),
         2 * (64 + 4 * 960 + 896) + 1_000,
@@ -471,7 +476,9 @@ def test_layers_by_hand(kind):
 
 
 def test_bi_real_arrangement_by_hand():
-    """Identity shortcuts around 13 of 16 convolutions cost nothing; average pooling halves before the three projections."""
+    """Identity shortcuts around 13 of 16 convolutions cost nothing; average pooling halves before the three
+    projections.
+    """
     network, _ = make({**REAL, "input_size": 224}, width=1.0, classes=1000)
     rows = {row.name: row for row in describe_layers(network) if row.type != "batch norm"}
     plain = BY_HAND["resnet18"][0]
@@ -502,7 +509,7 @@ def test_macs_in_the_registry_are_the_networks(name):
     assert facts["macs"] == costs(network).macs
 
 
-# -- recipes ------------------------------------------------------------------------------------------------------
+# -- recipes -------------------------------------------------------------------------------------------------
 
 
 def test_released_recipes_are_the_scripts():
@@ -530,7 +537,9 @@ def test_released_recipes_are_the_scripts():
 
 
 def test_released_factor_halves_ten_times():
-    """1 for four epochs, then halved every four; 2^-10 is below 0.001, so the branch is gone after 40 of 100 epochs."""
+    """1 for four epochs, then halved every four; 2^-10 is below 0.001, so the branch is gone after 40 of 100
+    epochs.
+    """
     experiment = load_experiment(ROOT / "experiments" / "imagenet_alexnet_released.toml", data_dir=ROOT)
     progressive = next(t.config for t in experiment.trials if t.config.strategy["kind"] == "progressive")
     assert progressive.strategy["merge"] == "difference" and progressive.quantizer["eta"] == 0.0
@@ -539,7 +548,7 @@ def test_released_factor_halves_ten_times():
     assert found == [1.0, 1.0, 0.5, 0.25, 2.0**-9, 0.0, 0.0]
 
 
-# -- options ------------------------------------------------------------------------------------------------------
+# -- options -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["alexnet_syq", "alexnet_dorefa", "alexnet_xnor", "resnet18", "resnet50"])

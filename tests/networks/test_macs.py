@@ -1,4 +1,6 @@
-"""Multiply-accumulates as the suite counts them are those of torch's own counter of floating-point operations."""
+"""Multiply-accumulates as the suite counts them are those of torch's own counter of floating-point
+operations.
+"""
 
 from __future__ import annotations
 

@@ -354,7 +354,8 @@ def test_dropout_of_the_main_channels_is_the_same_with_and_without_extra_ones():
 def test_svhn_convnet_by_hand():
     network, _ = make(branch=Branch("concat"), width=1.0)
     rows = {row.name: row for row in describe_layers(network)}
-    # name: (weights, output positions): 40 -conv0 valid-> 36 -pool-> 18, conv2 pooled -> 9, 9 -> 7, 7 -> 5, 5 -> 1
+    # name: (weights, output positions): 40 -conv0 valid-> 36 -pool-> 18, conv2 pooled -> 9, 9 -> 7, 7 -> 5, 5
+    # -> 1
     sizes = {
         "conv0": (48 * 3 * 25, 36 * 36),
         "conv1": (64 * 48 * 9, 18 * 18),
@@ -375,7 +376,8 @@ def test_svhn_convnet_by_hand():
     assert total.parameters == 2_075_152 + 5_120 + 58 + 2_048 == 2_082_378
     low = 27_648 + 36_864 + 73_728 + 2 * 147_456 + 1_638_400
     assert low == 2_071_552
-    # 1 bit a low-precision weight and one 32-bit scale a layer; conv0, linear, biases and 4 numbers a norm channel at 32
+    # 1 bit a low-precision weight and one 32-bit scale a layer; conv0, linear, biases and 4 numbers a norm
+    # channel at 32
     assert total.model_bits == low + 6 * 32 + 32 * (3_600 + 48 + 5_120 + 10 + 2 * 2_048)
     macs = [4_665_600, 8_957_952, 11_943_936, 3_612_672, 7_225_344, 3_686_400, 1_638_400, 5_120]
     assert total.macs == sum(macs)
@@ -392,9 +394,9 @@ def test_svhn_convnet_by_hand():
 @pytest.mark.parametrize(
     ("kind", "parameters"),
     [
-        # conv0 432, stages 2n * 2304, 4608 + (2n - 1) * 9216, 18432 + (2n - 1) * 36864, norms 2 * (16 + 2n * 112), FC 650;
-        # one norm more than convolutions in a block: behind conv0 (post, 16) or before the pooling (pre, 64
-        # for 16)
+        # conv0 432, stages 2n * 2304, 4608 + (2n - 1) * 9216, 18432 + (2n - 1) * 36864, norms 2 * (16 + 2n *
+        # 112), FC 650; one norm more than convolutions in a block: behind conv0 (post, 16) or before the
+        # pooling (pre, 64 for 16)
         ("resnet20", 432 + 6 * 2304 + 4608 + 5 * 9216 + 18432 + 5 * 36864 + 2 * (16 + 6 * 112) + 650),
         ("resnet32", 432 + 10 * 2304 + 4608 + 9 * 9216 + 18432 + 9 * 36864 + 2 * (16 + 10 * 112) + 650),
         ("resnet44", 432 + 14 * 2304 + 4608 + 13 * 9216 + 18432 + 13 * 36864 + 2 * (16 + 14 * 112) + 650),
@@ -527,7 +529,8 @@ def test_exact_initialisation_has_the_deviation_that_its_formula_says():
     n, fan_in = weights.size, weights[0].size
     # the deviation of an estimate from n numbers of kurtosis below 3 is below 1 / sqrt(2 n)
     assert abs(weights.std() * math.sqrt(fan_in / 2.0) - 1.0) < 4.0 / math.sqrt(2.0 * n)
-    # the cut at two deviations of the untruncated normal, in deviations of what is left (integral of x^2 phi on +-2)
+    # the cut at two deviations of the untruncated normal, in deviations of what is left (integral of x^2 phi
+    # on +-2)
     x = np.linspace(-2.0, 2.0, 200_001)
     density = np.exp(-(x**2) / 2.0)
     left = math.sqrt((x**2 * density).sum() / density.sum())

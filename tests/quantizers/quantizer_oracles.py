@@ -1,7 +1,8 @@
-"""The quantizers written a second time, in NumPy float64 with gradients worked out by hand, from the papers' formulas.
+"""The quantizers written a second time, in NumPy float64 with gradients worked out by hand, from the papers'
+formulas.
 
-Nothing here imports the package. A weight oracle takes w and g = dL/dq and returns (q, dL/dw) or, with learned
-scales, (q, dL/dw, {scale: gradient}). Activation oracles return (y, dL/dx).
+Nothing here imports the package. A weight oracle takes w and g = dL/dq and returns (q, dL/dw) or, with
+learned scales, (q, dL/dw, {scale: gradient}). Activation oracles return (y, dL/dx).
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What single quantizers promise beyond the checks of tests/conformance: ties, statistics, scales, noise, compiled code."""
+"""What single quantizers promise beyond the checks of tests/conformance: ties, statistics, scales, noise,
+compiled code.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,8 @@ WEIGHTS = [
 ]
 
 
-# ---------------------------------------------------------------------------------------------------- activations
+# ----------------------------------------------------------------------------------------------------
+# activations
 
 
 @pytest.mark.parametrize(
@@ -90,7 +93,8 @@ def test_activations_keep_the_memory_format_and_do_not_change_their_input():
         assert torch.equal(x, before)
 
 
-# -------------------------------------------------------------------------------------------------------- weights
+# --------------------------------------------------------------------------------------------------------
+# weights
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -241,7 +245,8 @@ def test_xnor_input_scale():
     assert q.input_scale(torch.ones(1, 2, 3, 3, requires_grad=True), 3).requires_grad is False
 
 
-# ------------------------------------------------------------------------------------------------ stochastic maps
+# ------------------------------------------------------------------------------------------------ stochastic
+# maps
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
@@ -321,7 +326,8 @@ def test_stochastic_signs():
     np.testing.assert_array_equal(run(q.activation, x, g)[0], oracle.sign(x))
 
 
-# --------------------------------------------------------------------------------------------- compiled, registry
+# --------------------------------------------------------------------------------------------- compiled,
+# registry
 
 
 class Together(torch.nn.Module):

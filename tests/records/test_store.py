@@ -1,4 +1,6 @@
-"""Records: atomic, tolerant of a half-written last line, clear about other damage, held by one runner at a time."""
+"""Records: atomic, tolerant of a half-written last line, clear about other damage, held by one runner at a
+time.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The shipped published numbers: no number twice, none second hand where the original was read, none without a source."""
+"""The shipped published numbers: no number twice, none second hand where the original was read, none without
+a source.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ FIGURE = published_tables.load_table(published_tables.find_table("svhn_figure", 
 LITERATURE = published_tables.load_table(published_tables.find_table("literature", []), NAMES)
 README = (published_tables.shipped() / "README.md").read_text(encoding="utf-8")
 
-# Who may print an original number of a method that an arm of a shipped experiment, or a neighbour of it, trains.
+# Who may print an original number of a method that an arm of a shipped experiment, or a neighbour of it,
+# trains.
 OWN_SOURCES = {
     "SYQ": (),
     "Apprentice": (),

@@ -97,7 +97,8 @@ def test_sign_flips_agree_with_scipy_and_sampling_with_counting():
 
 
 def test_equivalence_by_hand():
-    # mean 0, s 0.5, standard error 0.288675, t = 1 / 0.288675 = sqrt 12; one-sided p at 2 degrees = (1 - t / sqrt(2 + t^2)) / 2
+    # mean 0, s 0.5, standard error 0.288675, t = 1 / 0.288675 = sqrt 12; one-sided p at 2 degrees = (1 - t /
+    # sqrt(2 + t^2)) / 2
     p = st.equivalence([-0.5, 0.0, 0.5], 1.0)
     assert p == pytest.approx((1 - math.sqrt(12) / math.sqrt(14)) / 2, abs=1e-12)
     assert st.equivalence([1.0, 1.2, 1.1], 1.0) > 0.5  # beyond the margin

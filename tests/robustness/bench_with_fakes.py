@@ -1,4 +1,6 @@
-"""The ``bench`` command with the training function of ``running_fakes``: a process that tests can send signals to."""
+"""The ``bench`` command with the training function of ``running_fakes``: a process that tests can send
+signals to.
+"""
 
 import sys
 

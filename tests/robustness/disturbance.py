@@ -1,8 +1,9 @@
 """Training that is killed at a chosen instant, and the comparison with training that was not.
 
-``train`` is the suite's own training function, called in a process that only tests start, with a shorter checkpoint
-interval and, where asked, one fault: SIGKILL while a step, a checkpoint, a line, the weights or a summary is under way.
-``run`` executes a trial so in a forked process of its own; ``bench_with_faults.py`` puts it under the whole command.
+``train`` is the suite's own training function, called in a process that only tests start, with a shorter
+checkpoint interval and, where asked, one fault: SIGKILL while a step, a checkpoint, a line, the weights or a
+summary is under way. ``run`` executes a trial so in a forked process of its own; ``bench_with_faults.py``
+puts it under the whole command.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ STEPS = 5  # of an epoch
 REMOVAL = 12  # the first step without the branch, of 20: inside the third epoch
 FACTOR = {"kind": "cosine", "until": 0.6}
 
-# --- what is trained -------------------------------------------------------------------------------------------------
+# --- what is trained ----------------------------------------------------------------------------------------
 
 
 def make_config(**changes: Any) -> TrialConfig:
@@ -83,8 +84,8 @@ CASES: dict[str, dict[str, Any]] = {
     "bf16, sum": {"precision": "bf16", "strategy": progressive("sum")},
 }
 
-# In a run of 20 steps: where it is killed, one after the other, each time resumed before. "from" is the first step at
-# which the fault may strike; removal is at step 12, epochs end at 5, 10, 15 and 20.
+# In a run of 20 steps: where it is killed, one after the other, each time resumed before. "from" is the first
+# step at which the fault may strike; removal is at step 12, epochs end at 5, 10, 15 and 20.
 FAULTS: tuple[dict[str, Any], ...] = (
     {"at": "step", "from": 2},
     {"at": "half", "file": "checkpoint.pt", "from": 3},
@@ -126,7 +127,7 @@ def words(fault: Mapping[str, Any]) -> str:
     return text + (" (teacher)" if fault.get("role") else "")
 
 
-# --- the training function under test ----------------------------------------------------------------------------------
+# --- the training function under test -----------------------------------------------------------------------
 
 
 class _Names:
@@ -258,12 +259,14 @@ def train(config: TrialConfig, *arguments: Any, **named: Any) -> str:
     return run_trial(config, *arguments, **named)
 
 
-# --- a trial in a process of its own -----------------------------------------------------------------------------------
+# --- a trial in a process of its own ------------------------------------------------------------------------
 
 
 @functools.cache
 def _server() -> Any:
-    """Return the context whose processes are forked from one that has imported the suite and computed nothing."""
+    """Return the context whose processes are forked from one that has imported the suite and computed
+    nothing.
+    """
     places = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, places))  # the server knows no other way
     context = multiprocessing.get_context("forkserver")
@@ -291,7 +294,8 @@ def run(
 ) -> Outcome | None:
     """Execute a trial in a new process; return its outcome, None where it was killed.
 
-    ``stop_after`` steps it is asked to stop at a checkpoint; ``kill_after`` seconds it is killed from outside.
+    ``stop_after`` steps it is asked to stop at a checkpoint; ``kill_after`` seconds it is killed from
+    outside.
     """
     context = _server()
     here, there = context.Pipe(duplex=False)
@@ -344,7 +348,9 @@ def kill_chain(
     id: str = ID,
     needs: Mapping[str, str] | None = None,
 ) -> list[Mapping[str, Any]]:
-    """Kill a trial at one instant after the other, resume it each time, finish it; return the faults that struck."""
+    """Kill a trial at one instant after the other, resume it each time, finish it; return the faults that
+    struck.
+    """
     struck = []
     for fault in faults:
         outcome = run(config, results, id=id, needs=needs, fault=fault)
@@ -365,17 +371,21 @@ def kill_at_random(
     id: str = ID,
     needs: Mapping[str, str] | None = None,
 ) -> int:
-    """Kill a trial after so many seconds, again and again, each time resumed; return how many kills struck it."""
+    """Kill a trial after so many seconds, again and again, each time resumed; return how many kills struck
+    it.
+    """
     return sum(run(config, results, id=id, needs=needs, kill_after=pause) is None for pause in seconds)
 
 
-# --- comparison --------------------------------------------------------------------------------------------------------
+# --- comparison ---------------------------------------------------------------------------------------------
 
 CLOCKS = {"seconds", "images_per_second", "wall_seconds", "peak_memory_bytes", "provenance"}
 
 
 def unlike(one: Path, other: Path, id: str = ID) -> list[str]:
-    """Return where two finished trials differ: records but for clocks, final weights bit for bit; also what is left over."""
+    """Return where two finished trials differ: records but for clocks, final weights bit for bit; also what
+    is left over.
+    """
     import torch
 
     from bench.training import checkpoint

@@ -1,11 +1,12 @@
 """Structured fuzzing of everything that a command reads: files, options, data sets, records, checkpoints.
 
-Each case changes a valid input (``mutations``), drives the real entry point (``bench.cli.main.main``, within this process;
-training alone is replaced) and demands: success or exit status 2 with one message that names the file and is fit for a
-terminal; no traceback; at most two seconds of processor time; no file changed outside the results folder, and none at
-all by the commands that only read.
+Each case changes a valid input (``mutations``), drives the real entry point (``bench.cli.main.main``, within
+this process; training alone is replaced) and demands: success or exit status 2 with one message that names
+the file and is fit for a terminal; no traceback; at most two seconds of processor time; no file changed
+outside the results folder, and none at all by the commands that only read.
 
-``python -m tests.robustness.fuzzing --cases 10000`` prints the cases of each target and ends with 1 where one failed.
+``python -m tests.robustness.fuzzing --cases 10000`` prints the cases of each target and ends with 1 where one
+failed.
 """
 
 from __future__ import annotations
@@ -259,7 +260,7 @@ RECORD_KEYS = (
 )
 
 
-# --- training that trains nothing ------------------------------------------------------------------------------------
+# --- training that trains nothing ---------------------------------------------------------------------------
 
 
 def train(
@@ -328,7 +329,7 @@ class InThisProcess:
             self.session.finished(execute(task))
 
 
-# --- what every case demands -----------------------------------------------------------------------------------------
+# --- what every case demands --------------------------------------------------------------------------------
 
 
 def note(text: str) -> None:
@@ -393,7 +394,8 @@ def call(
 ) -> tuple[int, str, str]:
     """Run ``bench`` with ``argv``, demand what every case demands, and return (exit status, output, errors).
 
-    ``names``: at least one stands in the message of exit status 2; ``untouched``: folders in which nothing may change.
+    ``names``: at least one stands in the message of exit status 2; ``untouched``: folders in which nothing
+    may change.
     """
     before = snapshot(*untouched)
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
@@ -440,7 +442,7 @@ def refused(action: Callable[[], Any], names: Sequence[str]) -> Any:
         assert time.process_time() - began < LIMIT, "too slow"
 
 
-# --- targets ---------------------------------------------------------------------------------------------------------
+# --- targets ------------------------------------------------------------------------------------------------
 
 
 class Target:
@@ -864,7 +866,9 @@ class Trap:
 
 
 class Archives(Target):
-    """The files of CIFAR and SVHN, small ones; damaged, or changed together with the table of their checksums."""
+    """The files of CIFAR and SVHN, small ones; damaged, or changed together with the table of their
+    checksums.
+    """
 
     share = 1.2
 
@@ -982,7 +986,9 @@ class Archives(Target):
 
 
 class Photographs(Target):
-    """A folder of photographs, and shards of them with manifests and indices that may agree with what was damaged."""
+    """A folder of photographs, and shards of them with manifests and indices that may agree with what was
+    damaged.
+    """
 
     def prepare(self) -> None:
         from PIL import Image
@@ -1058,7 +1064,9 @@ class Photographs(Target):
 
 
 class RecordFiles(Target):
-    """Trials' records, the index and the stored experiment file, as somebody else's results folder may hold them."""
+    """Trials' records, the index and the stored experiment file, as somebody else's results folder may hold
+    them.
+    """
 
     share = 2.5
     wanted = ("--seeds", "2", "--set", "epochs=2", "--set", "grid.bits=['1/1']", "--only", "branch")
@@ -1135,7 +1143,9 @@ class RecordFiles(Target):
 
 
 class Checkpoints(Target):
-    """Checkpoints and weights: whatever stands there, nothing is executed, and it is used or refused with its name."""
+    """Checkpoints and weights: whatever stands there, nothing is executed, and it is used or refused with its
+    name.
+    """
 
     share = 0.8
 
@@ -1281,7 +1291,9 @@ TARGETS: dict[str, type[Target]] = {
 
 @contextlib.contextmanager
 def workplace(root: Path) -> Iterator[None]:
-    """Keep the user's cache and the environment out of it; trials run in this process; nothing is synced to disk."""
+    """Keep the user's cache and the environment out of it; trials run in this process; nothing is synced to
+    disk.
+    """
     home = root / "home"
     home.mkdir()
     environment = {"XDG_CACHE_HOME": str(home), "HOME": str(home), "BENCH_DATA": str(root / "nowhere")}
@@ -1300,7 +1312,9 @@ def workplace(root: Path) -> Iterator[None]:
 
 
 def fuzz(name: str, cases: int, *, seed: int | None = None) -> int:
-    """Try ``cases`` cases of a target and return how many were tried; raises what the first failing one raised."""
+    """Try ``cases`` cases of a target and return how many were tried; raises what the first failing one
+    raised.
+    """
     tried = 0
     with tempfile.TemporaryDirectory(prefix="bench-fuzz-") as folder, workplace(Path(folder)):
         target = TARGETS[name](Path(folder) / "work")

@@ -1,8 +1,8 @@
 """Structured mutations of valid files, as hypothesis strategies: trees, TOML, JSON, CSV, text and bytes.
 
-A valid document is changed in a few places: values of other types, huge numbers, NaN, hostile text, keys deleted,
-misspelt, doubled or moved, nesting; then, perhaps, its text (lines, control characters, encodings) or its bytes (cut,
-flipped, moved). So most cases get past the parser, to the code behind it.
+A valid document is changed in a few places: values of other types, huge numbers, NaN, hostile text, keys
+deleted, misspelt, doubled or moved, nesting; then, perhaps, its text (lines, control characters, encodings)
+or its bytes (cut, flipped, moved). So most cases get past the parser, to the code behind it.
 """
 
 from __future__ import annotations
@@ -169,7 +169,9 @@ def deep(depth: int) -> Any:
 
 
 def values(words: Sequence[str], raw: Sequence[str]) -> st.SearchStrategy[Any]:
-    """Return a strategy of values that do not belong: any type, often one of ``words`` (names that do mean something)."""
+    """Return a strategy of values that do not belong: any type, often one of ``words`` (names that do mean
+    something).
+    """
     return st.one_of(
         st.sampled_from(TEXTS),
         st.sampled_from(NUMBERS),

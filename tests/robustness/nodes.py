@@ -1,9 +1,10 @@
-"""Nodes of Ray's own test cluster on this machine, one that trains killed: ``python tests/robustness/nodes.py FOLDER``.
+"""Nodes of Ray's own test cluster on this machine, one that trains killed: ``python tests/robustness/nodes.py
+FOLDER``.
 
-The results end up in ``FOLDER/results``, those of an undisturbed trial in ``FOLDER/calm``. With ``--apart`` the nodes do
-not see the results folder (a mount of their own hides it; needs the right to mount): it is as on machines that share no
-disk. With ``--join`` a node is added as soon as a trial has a checkpoint, and the others are killed when the new one
-trains. Prints a line of JSON.
+The results end up in ``FOLDER/results``, those of an undisturbed trial in ``FOLDER/calm``. With ``--apart``
+the nodes do not see the results folder (a mount of their own hides it; needs the right to mount): it is as on
+machines that share no disk. With ``--join`` a node is added as soon as a trial has a checkpoint, and the
+others are killed when the new one trains. Prints a line of JSON.
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ def bench_command(args: argparse.Namespace, file: Path, address: str) -> list[st
 
 
 def disturb(cluster: Any, nodes: list[Any], bench: subprocess.Popen[str], results: Path, join: bool) -> Any:
-    """Kill what trains as soon as there is a checkpoint; return (nodes killed, whether the added node trained)."""
+    """Kill what trains as soon as there is a checkpoint; return (nodes killed, whether the added node
+    trained).
+    """
     if not wait(bench, lambda: any(results.glob("trials/*/checkpoint.pt"))):
         return 0, False
     joined = False

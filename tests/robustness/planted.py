@@ -2,9 +2,10 @@
 
 ``python -m tests.robustness.planted [NAME]``.
 
-A check that cannot fail proves nothing. Each line of ``PLANTED`` names a protection, the edit that removes it, and the
-tests that must then fail; first the same tests must pass on an untouched copy. The order of fsync and rename cannot be
-seen this way: a killed process loses nothing that the kernel already has; only the calls themselves are tested.
+A check that cannot fail proves nothing. Each line of ``PLANTED`` names a protection, the edit that removes
+it, and the tests that must then fail; first the same tests must pass on an untouched copy. The order of fsync
+and rename cannot be seen this way: a killed process loses nothing that the kernel already has; only the calls
+themselves are tested.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""The long attack on the promises of docs/reliability.md; prints what it did, in numbers, and ends with 1 where one broke.
+"""The long attack on the promises of docs/reliability.md; prints what it did, in numbers, and ends with 1
+where one broke.
 
-``python -m tests.robustness.soak [--minutes M] [--seed S] [--part kills|wide|nodes|fuzz|store|runners|disk]``.
-Everything happens in a temporary folder. The short forms of each part are in ``make test``.
+``python -m tests.robustness.soak [--minutes M] [--seed S] [--part
+kills|wide|nodes|fuzz|store|runners|disk]``. Everything happens in a temporary folder. The short forms of each
+part are in ``make test``.
 """
 
 from __future__ import annotations
@@ -88,7 +90,7 @@ class Tally:
         return "\n".join(lines)
 
 
-# --- the command in a process of its own -------------------------------------------------------------------------------
+# --- the command in a process of its own --------------------------------------------------------------------
 
 
 def inline(value: Any) -> str:
@@ -168,7 +170,7 @@ class Command:
         return self.output.read_text(errors="replace")
 
 
-# --- kills -------------------------------------------------------------------------------------------------------------
+# --- kills --------------------------------------------------------------------------------------------------
 
 LAUNCHED: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
     # name: (the arm's fields, options, what is done to it, one after the other)
@@ -242,7 +244,9 @@ WRITING = {
 
 
 def kills(tally: Tally, folder: Path, dice: random.Random) -> None:
-    """Kill trials at chosen and at random instants, alone and under the whole command; compare with undisturbed ones."""
+    """Kill trials at chosen and at random instants, alone and under the whole command; compare with
+    undisturbed ones.
+    """
     _killed_trials(tally, folder, dice)
     seeds = {name: dice.random() for name in LAUNCHED}
     with ThreadPoolExecutor(2) as lanes:
@@ -388,11 +392,13 @@ def _disturb(
     return status == -signal.SIGKILL
 
 
-# --- four runners on one folder ----------------------------------------------------------------------------------------
+# --- four runners on one folder -----------------------------------------------------------------------------
 
 
 def runners(tally: Tally, folder: Path, dice: random.Random) -> None:
-    """Four commands on one results folder, one of them killed now and then: no trial is executed twice at once."""
+    """Four commands on one results folder, one of them killed now and then: no trial is executed twice at
+    once.
+    """
     folder.mkdir(exist_ok=True)
     file = synthetic.experiment_file(folder / "shared.toml", seeds=20, arms=4)
     ids = [str(trial.id) for trial in load_experiment(file).trials]
@@ -460,11 +466,13 @@ def _overlapping(events: Sequence[Sequence[str]]) -> int:
     return sum(b[0] < a[1] for of_id in ordered for a, b in itertools.pairwise(of_id))
 
 
-# --- many trials, damaged trials ---------------------------------------------------------------------------------------
+# --- many trials, damaged trials ----------------------------------------------------------------------------
 
 
 def store(tally: Tally, folder: Path, dice: random.Random) -> None:
-    """2,000 trials in one folder: status and report in time; damage of every kind named, and nothing else touched."""
+    """2,000 trials in one folder: status and report in time; damage of every kind named, and nothing else
+    touched.
+    """
     folder.mkdir(exist_ok=True)
     results = folder / "results"
     file, ids = synthetic.many_trials(folder, results, trials=2000, epochs=30)
@@ -563,7 +571,7 @@ def _digest(results: Path, without: set[str]) -> dict[str, str]:
     }
 
 
-# --- a disk that fills up ----------------------------------------------------------------------------------------------
+# --- a disk that fills up -----------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -649,7 +657,7 @@ def _measured(results: Path) -> dict[str, list[Any]]:
     return {id: kept.epochs(id) for id in kept.ids()}
 
 
-# --- fuzzing -----------------------------------------------------------------------------------------------------------
+# --- fuzzing ------------------------------------------------------------------------------------------------
 
 
 def fuzz(tally: Tally, folder: Path, dice: random.Random) -> None:
@@ -678,7 +686,7 @@ def fuzz(tally: Tally, folder: Path, dice: random.Random) -> None:
     tally.say(f"fuzzing: {lines[-1] if lines else 'no output'}")
 
 
-# --- several workers, several nodes ------------------------------------------------------------------------------------
+# --- several workers, several nodes -------------------------------------------------------------------------
 
 WIDE = {
     "sum, dropout": {"strategy": d.progressive("sum"), "network": d.DROPOUT},
@@ -698,7 +706,9 @@ WIDE = {
 
 
 def wide(tally: Tally, folder: Path, dice: random.Random) -> None:
-    """Kill one of two workers at every chosen instant, resume, and compare with a trial whose workers were left alone."""
+    """Kill one of two workers at every chosen instant, resume, and compare with a trial whose workers were
+    left alone.
+    """
 
     def train(
         config: TrialConfig, results: Path, worker: int = 0, fault: Mapping[str, Any] | None = None
@@ -737,7 +747,9 @@ NODES = {  # what happens on which nodes, as options of nodes.py
 
 
 def nodes(tally: Tally, folder: Path, dice: random.Random) -> None:
-    """Kill a node that trains, of two, of four and after another joined; with a results folder that all see or none."""
+    """Kill a node that trains, of two, of four and after another joined; with a results folder that all see
+    or none.
+    """
     for case, apart in itertools.product(NODES, (False, True)):
         place = folder / f"{case}-{'apart' if apart else 'shared'}"
         options = ["--epochs", str(dice.randrange(60, 120)), *NODES[case], *(["--apart"] if apart else [])]
@@ -758,7 +770,7 @@ def nodes(tally: Tally, folder: Path, dice: random.Random) -> None:
         tally.add("nodes", f"{case}: node killed, {shared}, resumed bit for bit")
 
 
-# --- the program -------------------------------------------------------------------------------------------------------
+# --- the program --------------------------------------------------------------------------------------------
 
 
 def main() -> int:

@@ -63,7 +63,8 @@ def networks(library: str) -> list[tuple[str, str]]:
     """Return (family, name), the smallest first.
 
     Of torchvision every classifier; of timm the network with the fewest parameters in each family. Those are
-    read from ``timm_families.txt``, since to find them takes minutes; families that are not there are measured.
+    read from ``timm_families.txt``, since to find them takes minutes; families that are not there are
+    measured.
     """
     if library == "torchvision":
         models = torchvision.models

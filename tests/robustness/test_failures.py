@@ -1,4 +1,6 @@
-"""Trials that fail, fail to learn, or come out otherwise today: told apart, named, and nothing measured is lost."""
+"""Trials that fail, fail to learn, or come out otherwise today: told apart, named, and nothing measured is
+lost.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,7 @@ learning_rate = 1e30
 """
 
 
-# --- training functions that fail (found by name in the process that runs them) ----------------------------------------
+# --- training functions that fail (found by name in the process that runs them) -----------------------------
 
 
 def out_of_memory(*arguments, **named):
@@ -60,7 +62,9 @@ def out_of_memory(*arguments, **named):
 
 
 def hungry(*arguments, **named):
-    """The host's memory really is not there: an address space of 4 GiB more than is in use, and 64 GiB are wanted."""
+    """The host's memory really is not there: an address space of 4 GiB more than is in use, and 64 GiB are
+    wanted.
+    """
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (4 << 30), resource.getrlimit(resource.RLIMIT_AS)[1]))
     torch.ones(16 << 30)
@@ -299,7 +303,9 @@ class TestVerify:
 
 @pytest.mark.slow
 def test_a_worker_that_is_gone_is_named_and_its_trial_goes_on(tmp_path):
-    """Through the whole command: the worker kills itself inside a step; the others are done, the exit status is 1."""
+    """Through the whole command: the worker kills itself inside a step; the others are done, the exit status
+    is 1.
+    """
     file = tmp_path / "gone.toml"
     file.write_text(ARMS.replace("epochs = 1", "epochs = 2").partition('[[arms]]\nname = "explodes')[0])
     arguments = [

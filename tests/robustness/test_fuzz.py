@@ -1,6 +1,8 @@
-"""A few hundred structured fuzz cases (``make soak`` tries 10,000), and the corners that a short run may miss.
+"""A few hundred structured fuzz cases (``make soak`` tries 10,000), and the corners that a short run may
+miss.
 
-``BENCH_FUZZ_CASES`` sets how many, over all targets. The cases are always the same; see ``fuzzing`` for what each demands.
+``BENCH_FUZZ_CASES`` sets how many, over all targets. The cases are always the same; see ``fuzzing`` for what
+each demands.
 """
 
 from __future__ import annotations
@@ -153,7 +155,9 @@ def test_folders_that_are_none(place, word):
 
 
 def test_a_run_that_only_refuses_says_why_among_the_errors(place):
-    """All is done but a trial that a newer version wrote: exit status 2 needs a message where messages are looked for."""
+    """All is done but a trial that a newer version wrote: exit status 2 needs a message where messages are
+    looked for.
+    """
     target = RecordFiles(place)
     lines = map(json.loads, (target.results / "fuzzed" / "index.jsonl").read_text().splitlines())
     path = (

@@ -1,6 +1,8 @@
-"""Killed with SIGKILL while a step, a checkpoint, a line, the weights or the summary is under way, and resumed: the same.
+"""Killed with SIGKILL while a step, a checkpoint, a line, the weights or the summary is under way, and
+resumed: the same.
 
-The short form of ``python -m tests.robustness.soak --part kills``: each trial runs in a process of its own and is killed there.
+The short form of ``python -m tests.robustness.soak --part kills``: each trial runs in a process of its own
+and is killed there.
 """
 
 from __future__ import annotations

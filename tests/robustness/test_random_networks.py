@@ -1,4 +1,6 @@
-"""Random networks of other people, a few in ``make test``, more in ``make soak``: ``BENCH_NETWORK_CASES`` says how many."""
+"""Random networks of other people, a few in ``make test``, more in ``make soak``: ``BENCH_NETWORK_CASES``
+says how many.
+"""
 
 from __future__ import annotations
 

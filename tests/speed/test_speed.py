@@ -198,7 +198,8 @@ def test_peers_networks_are_ours_in_shape():
 class TestEstimate:
     def test_a_trial_takes_its_steps_with_and_without_the_branch_and_its_evaluations(self):
         measured = Calibration(setup=7.0, step_on=3.0, step_off=2.0, epoch_on=20.0, epoch_off=10.0, memory=0)
-        # 20 steps on (factor above 0 at steps 0 .. 19), 20 off; epochs 1 and 2 end with it on, 3 and 4 without
+        # 20 steps on (factor above 0 at steps 0 .. 19), 20 off; epochs 1 and 2 end with it on, 3 and 4
+        # without
         expected = 7 + 20 * 3 + 20 * 2 + 2 * 20 + 2 * 10
         assert trial_seconds(config(strategy=progressive()), 10, measured) == pytest.approx(expected)
         assert trial_seconds(config(), 10, measured) == pytest.approx(7 + 40 * 2 + 4 * 10)

@@ -1,4 +1,6 @@
-"""Trials of several workers, and what saves memory: the numbers are those of one worker and of the plain step."""
+"""Trials of several workers, and what saves memory: the numbers are those of one worker and of the plain
+step.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,7 @@ from tests.robustness.disturbance import (
 FULL = make_config(quantizer="full_precision", bits="32/32").dump()
 HERE = Path(__file__).parent
 
-# --- one run in float64: differences of summation order stay far below a quantizer's thresholds ------------------------
+# --- one run in float64: differences of summation order stay far below a quantizer's thresholds -------------
 
 
 class Doubled:
@@ -117,8 +119,8 @@ def trained(team: Team, fields: dict, steps: int) -> tuple[dict[str, np.ndarray]
     return found, [loss, float(team.total(made.correct))]  # the loss is computed in float32
 
 
-# 8 bits where 1-bit activations of so few images would leave a channel constant: its batch norm is 0 but for rounding,
-# and 0 is where the gradient of the clip begins to pass.
+# 8 bits where 1-bit activations of so few images would leave a channel constant: its batch norm is 0 but for
+# rounding, and 0 is where the gradient of the clip begins to pass.
 CASES = {
     "sum, dropout, crops": {"strategy": progressive("sum"), "network": DROPOUT, "augmentation": "crop_flip"},
     "concat, gradient quantizer": {
@@ -154,7 +156,9 @@ def cases_by_two():
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_number_of_workers_changes_the_order_of_summation_and_nothing_else(case, cases_by_two):
-    """Weights, running statistics, and hits of two workers are one's, to 1e-9 in float64 (removal is at step 3)."""
+    """Weights, running statistics, and hits of two workers are one's, to 1e-9 in float64 (removal is at step
+    3).
+    """
     weights, sums = trained(SOLO, CASES[case], 4 if "removal" in case else 2)
     for found, found_sums in (worker[case] for worker in cases_by_two):
         assert found.keys() == weights.keys()
@@ -165,13 +169,15 @@ def test_the_number_of_workers_changes_the_order_of_summation_and_nothing_else(c
     assert all(np.array_equal(one[name], other[name]) for name in one)  # the workers agree to the last bit
 
 
-# --- batch norm --------------------------------------------------------------------------------------------------------
+# --- batch norm ---------------------------------------------------------------------------------------------
 
 SHAPES = ((8, 3), (8, 3, 5, 4))
 
 
 def normalised(team: Team) -> list[list[np.ndarray]]:
-    """Return, by shape, output and gradients of this worker's rows, and the parameters' and running statistics'."""
+    """Return, by shape, output and gradients of this worker's rows, and the parameters' and running
+    statistics'.
+    """
     found = []
     for shape in SHAPES:
         x, weights, factor = batch(shape)
@@ -196,7 +202,9 @@ def batch(shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
 
 
 def test_shared_batch_norm_is_batch_norm_of_the_whole_batch():
-    """Output, gradients of input, scale and shift, and running statistics against PyTorch's own on one worker."""
+    """Output, gradients of input, scale and shift, and running statistics against PyTorch's own on one
+    worker.
+    """
     expected = normalised(SOLO)
     by_worker = together("tests.training.test_distributed:normalised")
     for number in range(len(SHAPES)):
@@ -230,7 +238,7 @@ def test_groups_are_normalised_by_their_own_statistics():
     assert torch.equal(norm(x), plain)
 
 
-# --- shares ------------------------------------------------------------------------------------------------------------
+# --- shares -------------------------------------------------------------------------------------------------
 
 
 def test_shares_cut_the_same_batch():
@@ -268,7 +276,7 @@ def test_workers_see_their_rows_of_the_one_workers_batches():
         assert torch.equal(torch.cat([part[number][1] for part in estimated[1:]]), estimated[0][number][1])
 
 
-# --- whole trials ------------------------------------------------------------------------------------------------------
+# --- whole trials -------------------------------------------------------------------------------------------
 
 
 def train_by_two(config: TrialConfig, results: Path, *, worker: int | None = None, fault: dict | None = None):
@@ -379,7 +387,7 @@ def test_what_does_not_divide_is_said_before_training(tmp_path, capsys):
     check_workers(make_config(batch_norm_group=16), 4)  # the whole batch
 
 
-# --- memory ------------------------------------------------------------------------------------------------------------
+# --- memory -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -397,7 +405,9 @@ def test_what_does_not_divide_is_said_before_training(tmp_path, capsys):
     ids=["chain", "residual", "bf16, micro-batches", "stochastic, grouped"],
 )
 def test_activation_checkpointing_is_exact_and_keeps_less(fields):
-    """Two steps to the last bit, running statistics and number of batches included, with fewer bytes kept for backward."""
+    """Two steps to the last bit, running statistics and number of batches included, with fewer bytes kept for
+    backward.
+    """
     states, kept = [], []
     for recompute in (False, True):
         made = make_run(make_config(width=0.25, **fields, activation_checkpointing=recompute), double=False)
@@ -424,7 +434,9 @@ def test_activation_checkpointing_is_exact_and_keeps_less(fields):
 
 
 def test_micro_batches_are_batch_norm_groups_trained_one_after_the_other():
-    """Loss and gradients of M parts are those of batch-norm groups of B / M; the running statistics forget as fast."""
+    """Loss and gradients of M parts are those of batch-norm groups of B / M; the running statistics forget as
+    fast.
+    """
     fields = {"strategy": progressive("sum"), "network": DROPOUT, "augmentation": "svhn"}
     grads, losses, momenta = [], [], []
     for more in ({"micro_batches": 4}, {"batch_norm_group": 4}):

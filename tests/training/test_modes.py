@@ -1,4 +1,6 @@
-"""Modes of execution: eager, compiled and captured do the same steps; what cannot be had is said and done without."""
+"""Modes of execution: eager, compiled and captured do the same steps; what cannot be had is said and done
+without.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +117,9 @@ CASES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_recorded_step_is_the_eager_one_bit_for_bit(case, arrays, uncompiled):
-    """Everything of capturing but the CUDA graph: static inputs, warm-up undone, a recording a stage, removal."""
+    """Everything of capturing but the CUDA graph: static inputs, warm-up undone, a recording a stage,
+    removal.
+    """
     count = STEPS if case == "sum" else 12
     short = config(epochs=max(2, count // 4), **CASES[case])
     eager, captured = (make_run(short, arrays, "cpu", mode) for mode in ("eager", "captured"))
@@ -142,7 +146,9 @@ def test_a_process_may_compile_more_networks_than_the_compiler_expects(arrays, m
     "case", ["auxiliary module", "booster", "falling bit widths", "guided", "hints", "incremental", "peers"]
 )
 def test_a_step_is_one_graph(case, arrays, monkeypatch):
-    """What a strategy reads within the network breaks no graph; gradients are summed in an order of the compiler's."""
+    """What a strategy reads within the network breaks no graph; gradients are summed in an order of the
+    compiler's.
+    """
     short = config(epochs=2, **CASES[case])
     compiler = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **named: compiler(f, backend="eager", **named))
@@ -195,7 +201,7 @@ def test_an_undone_step_leaves_no_trace(arrays):
     assert all(parameter.grad is None for parameter in run.network.parameters())
 
 
-# --- nothing waits for the device --------------------------------------------------------------------------------------
+# --- nothing waits for the device ---------------------------------------------------------------------------
 
 
 class NoReading(TorchDispatchMode):
@@ -223,7 +229,7 @@ def test_reading_a_value_is_noticed():
         torch.ones(()).item()
 
 
-# --- what a step does --------------------------------------------------------------------------------------------------
+# --- what a step does ---------------------------------------------------------------------------------------
 
 
 def test_weights_are_quantized_once_a_step_and_the_branch_is_gone_at_factor_zero(arrays, monkeypatch):
@@ -262,7 +268,7 @@ def test_preactivation_is_one_convolution_of_merged_weights(arrays):
     assert count == 7  # the first layer and six low-precision ones
 
 
-# --- compiled ----------------------------------------------------------------------------------------------------------
+# --- compiled -----------------------------------------------------------------------------------------------
 
 compiler = pytest.mark.skipif(not execution.has_compiler(), reason="needs a C++ compiler")
 
@@ -317,8 +323,9 @@ def test_compiled_steps_are_the_same_every_time_and_captured(compiled):
 def test_modes_end_close_to_each_other(compiled, made):
     """Compiled code sums in another order: a unit in the last place a step, until a sign or a code flips.
 
-    A flip moves a weight or an activation by a whole level, so runs part as any two orders of summation do. How far that
-    is shows the same run in float64: no mode may be further from it, or from eager, than three times what eager is.
+    A flip moves a weight or an activation by a whole level, so runs part as any two orders of summation do.
+    How far that is shows the same run in float64: no mode may be further from it, or from eager, than three
+    times what eager is.
     """
     eager, exact = made("eager"), made("eager", torch.float64)
 
@@ -346,7 +353,7 @@ def test_levels_are_exact_in_compiled_code(compiled):
     assert torch.equal(weight.detach().abs().unique(), weight.detach().abs().max()[None])
 
 
-# --- pooling -----------------------------------------------------------------------------------------------------------
+# --- pooling ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 7)])
@@ -378,7 +385,7 @@ def test_the_window_is_the_same_compiled(bounds):
     assert torch.equal(window(grad, x, *bounds), expected)
 
 
-# --- what cannot be had ------------------------------------------------------------------------------------------------
+# --- what cannot be had -------------------------------------------------------------------------------------
 
 
 def decided(**changes) -> dict:

@@ -1,4 +1,6 @@
-"""Training that begins with given weights: the field, the identity, what is refused, and the weights themselves."""
+"""Training that begins with given weights: the field, the identity, what is refused, and the weights
+themselves.
+"""
 
 from __future__ import annotations
 

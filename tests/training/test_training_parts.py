@@ -54,7 +54,9 @@ def test_weight_decay_reaches_what_the_recipe_says(where, names):
 
 
 def adam_oracle(w, grads, lr, beta1, beta2, eps, decay, tensorflow):
-    """Adam as Kingma and Ba write it (epsilon after the correction), or as TensorFlow does it (before); float64."""
+    """Adam as Kingma and Ba write it (epsilon after the correction), or as TensorFlow does it (before);
+    float64.
+    """
     m = v = 0.0
     for t, loss_gradient in enumerate(grads, start=1):
         g = loss_gradient + decay * w
@@ -155,7 +157,8 @@ def test_evaluate_counts_and_restores_the_mode():
     )  # ties below the top go to the smaller class
     labels = torch.tensor([0, 1, 2, 9, 0])
     result = evaluate(network, [(logits[:2], labels[:2]), (logits[2:], labels[2:])], 10)
-    # right: 0, 1, 2. Top-5 of image 4 (label 9) is {3, 0, 1, 2, 4}: wrong; of image 5 (label 0) {4, 0, 1, 2, 3}: right
+    # right: 0, 1, 2. Top-5 of image 4 (label 9) is {3, 0, 1, 2, 4}: wrong; of image 5 (label 0) {4, 0, 1, 2,
+    # 3}: right
     assert (result.correct, result.top5, result.seen) == (3, 4, 5)
     assert result.percent == 60.0 and result.percent_top5 == 80.0
     assert result.predicted[:5] == (1, 1, 1, 1, 1) and result.labelled == (2, 1, 1, 0, 0, 0, 0, 0, 0, 1)

@@ -43,7 +43,8 @@ def reaches(node: fx.Node, roles: Mapping[fx.Node, str], traced: Traced) -> bool
 def is_residual(total: fx.Node, traced: Traced) -> bool:
     """Return whether a sum joins two paths that differ by a layer with weights.
 
-    A sum whose terms come from the same layers is a part of a formula, as in ``relu(y) + 0.1 * tanh(y)`` or ``y + y``.
+    A sum whose terms come from the same layers is a part of a formula, as in ``relu(y) + 0.1 * tanh(y)`` or
+    ``y + y``.
     """
     layers = [_nearest_layers(term, traced) for term in total.all_input_nodes]
     return len(layers) == 2 and layers[0] != layers[1]

@@ -1,23 +1,25 @@
-"""Any network as a low-precision network with branches: one of torchvision or timm, or a module of the user's.
+"""Any network as a low-precision network with branches: one of torchvision or timm, or a module of the
+user's.
 
     network = transform(module, builder, num_classes, input_size=224)
 
-``bench.networks.convert.trace`` turns the module into a graph. ``bench.networks.convert.plan`` decides, with a
-reason, which convolutions and linear layers become low precision. This module rewrites the graph. Parameters
-keep their names.
+``bench.networks.convert.trace`` turns the module into a graph. ``bench.networks.convert.plan`` decides, with
+a reason, which convolutions and linear layers become low precision. This module rewrites the graph.
+Parameters keep their names.
 
 - A low-precision layer quantizes its input. An activation function such as ReLU becomes the quantizer's
-  bounding map where a low-precision layer or the last layer reads the activation's values: to quantize bounded
-  values is to quantize the original ones, and other readers (a shortcut, a pooling) read bounded values, as in
-  the networks of this package.
+  bounding map where a low-precision layer or the last layer reads the activation's values: to quantize
+  bounded values is to quantize the original ones, and other readers (a shortcut, a pooling) read bounded
+  values, as in the networks of this package.
 - Formulas (``y * relu6(y + 3) / 6``), gates (squeeze and excitation) and activations that are their input
   times a gate (SiLU, GELU, Hardswish) stay. A layer that reads no bounding map bounds its input itself.
 - The output of a branch, called the side, follows the main path to the layers that read it. It passes batch
-  norms and activations unchanged; poolings, sums, concatenations and dropout do to it what they do to the main
-  path. With ``sum`` and ``difference`` the side joins the main path behind the next activation; where the path
-  forks before one (a pre-activation stream, a linear bottleneck), the side joins at the convolution's output.
-- With ``concat`` a shortcut that forks off carries the main channels alone. A layer whose extra channels reach
-  no layer that could read them is refused by its name.
+  norms and activations unchanged; poolings, sums, concatenations and dropout do to it what they do to the
+  main path. With ``sum`` and ``difference`` the side joins the main path behind the next activation; where
+  the path forks before one (a pre-activation stream, a linear bottleneck), the side joins at the
+  convolution's output.
+- With ``concat`` a shortcut that forks off carries the main channels alone. A layer whose extra channels
+  reach no layer that could read them is refused by its name.
 - First convolution, last layer, depthwise convolutions and projections of shortcuts are full precision unless
   the options ask otherwise.
 - With the quantizer ``full_precision`` the network is the original, activations included.

@@ -1,7 +1,8 @@
 """The suite held against the numbers of the released code: functions that yield ``Row`` values.
 
-A row says an item, what the release does, what the suite does, the largest difference found, the difference allowed, and why
-that much is allowed. The test asserts the rows; ``fidelity`` writes the rows into docs/fidelity.md.
+A row says an item, what the release does, what the suite does, the largest difference found, the difference
+allowed, and why that much is allowed. The test asserts the rows; ``fidelity`` writes the rows into
+docs/fidelity.md.
 """
 
 from __future__ import annotations

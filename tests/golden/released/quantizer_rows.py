@@ -21,8 +21,8 @@ from tests.golden.released.base import DTYPES, SUMS, Row, arrays, difference
 class Function:
     """How a function of quantizers.npz is called here: a quantizer, its bits, its options, and its ties.
 
-    ``ties``: the elements at which the suite differs by choice are left out of the comparison: "threshold" for ternary
-    weights that equal the threshold.
+    ``ties``: the elements at which the suite differs by choice are left out of the comparison: "threshold"
+    for ternary weights that equal the threshold.
     """
 
     kind: str

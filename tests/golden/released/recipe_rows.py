@@ -1,4 +1,6 @@
-"""Schedules, Adam, images, AlexNet's layers and initial weights held against schedules.csv, preprocess.npz and the facts."""
+"""Schedules, Adam, images, AlexNet's layers and initial weights held against schedules.csv, preprocess.npz
+and the facts.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ from bench.training.optimizer import decayed_parameters, make_optimizer, set_ste
 from tests.golden.released.base import EXACT, HERE, Row, arrays, difference, facts, presets
 from tests.golden.released.svhn_rows import settings
 
-# -- schedules ----------------------------------------------------------------------------------------------------
+# -- schedules -----------------------------------------------------------------------------------------------
 
 SCRIPTS = {
     "svhn_baseline": ("svhn_released", "DoReFa-Net (released)"),
@@ -96,7 +98,9 @@ def schedules() -> Iterator[Row]:
 
 
 def adam() -> Iterator[Row]:
-    """Yield the row of Adam's epsilon: five steps of the preset's optimizer against TensorFlow's formula in NumPy."""
+    """Yield the row of Adam's epsilon: five steps of the preset's optimizer against TensorFlow's formula in
+    NumPy.
+    """
     for experiment, arm in (SCRIPTS["svhn_expnet"], SCRIPTS["alexnet_expnet"]):
         config = presets(experiment)[arm]
         generator = np.random.default_rng(0)
@@ -125,7 +129,7 @@ def adam() -> Iterator[Row]:
         )
 
 
-# -- images -------------------------------------------------------------------------------------------------------
+# -- images --------------------------------------------------------------------------------------------------
 
 
 def images() -> Iterator[Row]:
@@ -202,7 +206,7 @@ def _column(rows: list[dict[str, Any]], key: str) -> np.ndarray:
     return np.array([row[key] for row in rows])
 
 
-# -- AlexNet and initial weights ----------------------------------------------------------------------------------
+# -- AlexNet and initial weights -----------------------------------------------------------------------------
 
 
 def alexnet_layers(arm: str) -> list[dict[str, Any]]:
@@ -294,7 +298,9 @@ def alexnet() -> Iterator[Row]:
 
 
 def initial_weights() -> Iterator[Row]:
-    """Yield the rows of initial weights: their deviation over sqrt(2 / fan_in), and the largest in deviations."""
+    """Yield the rows of initial weights: their deviation over sqrt(2 / fan_in), and the largest in
+    deviations.
+    """
     for script, arm in (
         ("svhn_baseline", "DoReFa-Net (released)"),
         ("svhn_expnet", "EXP-Net (DoReFa, released)"),
