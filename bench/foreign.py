@@ -108,7 +108,9 @@ def find_module(module: str, where: str) -> tuple[Path, Path | None]:
 
 
 def source_places() -> list[Path]:
-    """Return the files and packages that this process may import, those that a machine elsewhere would need."""
+    """Return the files and packages that this process may import, those that a machine elsewhere would
+    need.
+    """
     found = []
     for module in current().modules:
         file, package = find_module(module, "--allow-code")

@@ -108,7 +108,9 @@ def call(function: Callable[..., Any], *arguments: Any, name: str) -> Any:
 
 
 def portable(error: BaseException) -> BaseException:
-    """Return an error that another process can read: ``error`` itself, or a ``RuntimeError`` with its text."""
+    """Return an error that another process can read: ``error`` itself, or a ``RuntimeError`` with its
+    text.
+    """
     try:
         copy.copy(error)  # made anew as pickle does: fails where the arguments are not those of its class
         pickle.dumps(error)

@@ -45,7 +45,9 @@ PACKAGE = Path(__file__).parent
 
 
 class Group(NamedTuple):
-    """What one part is called, the folder of the modules that declare parts, and the name of their literal."""
+    """What one part is called, the folder of the modules that declare parts, and the name of their
+    literal.
+    """
 
     noun: str
     folder: str
@@ -68,8 +70,10 @@ FACTS: dict[str, dict[str, str]] = {
         "g_bits": "bit widths of gradients",
     },
     "networks": {
-        "input_size": "height and width of the images that the network reads, in pixels; None if its code decides",
-        "macs": "multiply-accumulates of one image at the default options and width 1, with the 10 classes of small "
+        "input_size": "height and width of the images that the network reads, in pixels; None if its code "
+        "decides",
+        "macs": "multiply-accumulates of one image at the default options and width 1, with the 10 classes "
+        "of small "
         "images or the 1,000 of ImageNet: for ranking, without building anything",
         "open": "True: the entry takes options that it does not declare",
     },
@@ -210,7 +214,8 @@ def _validated(group: str, given: Any, number: int, path: Path, module: str, pac
     given = {**given, "options": _with_shared(given.get("options", {}), group, path)}
     facts = {key: value for key, value in given.items() if key not in EntryDeclaration.model_fields}
     problems = [
-        f"{where}: {key}: no entry of {group} has this key.{nearest(key, [*EntryDeclaration.model_fields, *FACTS[group]])}"
+        f"{where}: {key}: no entry of {group} has this "
+        f"key.{nearest(key, [*EntryDeclaration.model_fields, *FACTS[group]])}"
         for key in facts
         if key not in FACTS[group]
     ]
@@ -347,7 +352,8 @@ def get(group: str, name: str, where: str = "") -> Entry:
         known = entries(group)
         prefix = f"{where}: " if where else ""
         raise InputError(
-            f"{prefix}no {GROUPS[group].noun} is called {name[:80]!r}.{nearest(name, known)} Known: {', '.join(known)}."
+            f"{prefix}no {GROUPS[group].noun} is called {name[:80]!r}.{nearest(name, known)} Known: "
+            f"{', '.join(known)}."
         )
     return entry
 
@@ -357,7 +363,8 @@ def check_allowed(entry: Entry, where: str = "") -> None:
     if entry.package and not foreign.is_allowed(entry.module):
         prefix = f"{where}: " if where else ""
         raise InputError(
-            f"{prefix}{GROUPS[entry.group].noun} '{entry.name}' is code of {entry.package}; if you trust the package, "
+            f"{prefix}{GROUPS[entry.group].noun} '{entry.name}' is code of {entry.package}; if you trust "
+            "the package, "
             f"say --allow-code {entry.module.split('.')[0]} on the command line"
         )
 

@@ -44,7 +44,9 @@ _FORMULA = "=+-@＝＋－＠"
 
 
 def command(*words: object) -> str:
-    """Return a ``bench`` command that a shell takes as it is: paths and names are quoted where they must be."""
+    """Return a ``bench`` command that a shell takes as it is: paths and names are quoted where they must
+    be.
+    """
     plain = (
         f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words
     )
@@ -115,7 +117,9 @@ def percent(value: float | None) -> str:
 
 
 def columns_of(text: str) -> int:
-    """Return the columns that ``text`` takes on a terminal: two for wide letters, none for combining marks."""
+    """Return the columns that ``text`` takes on a terminal: two for wide letters, none for combining
+    marks.
+    """
     return sum(
         0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
         for letter in text

@@ -225,7 +225,8 @@ class TestPackages:
     @pytest.mark.parametrize(
         ("change", "words"),
         [
-            ({"module": MODULE.replace('"root"', '"cosine"')}, r"'cosine' is declared in bench\.schedules\.factors"),
+            ({"module": MODULE.replace('"root"', '"cosine"')}, r"'cosine' is declared in "
+                                                               r"bench\.schedules\.factors"),
             ({"module": MODULE.replace("help", "halp")}, r"factors\.py: FACTORS: root: "),
             ({"module": "X = 1\n"}, "has no entries"),
         ],

@@ -41,7 +41,8 @@ def export_command(args: argparse.Namespace) -> int:
     say(f"{path}: {about['file_bytes']} bytes")
     if about.get("plain_weights"):
         say(
-            f"weights without a node of QONNX, since none has their levels: {', '.join(about['plain_weights'])}"
+            "weights without a node of QONNX, since none has their levels: "
+            f"{', '.join(about['plain_weights'])}"
         )
     if deployment.test is None:
         store.append_export(id, about)

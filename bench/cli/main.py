@@ -76,7 +76,9 @@ def main(argv: Sequence[str] | None = None, *, train: str | None = None) -> int:
 
 
 def _complain(message: str) -> None:
-    """Print an error to the error stream, the first line marked with the program's name, the others indented."""
+    """Print an error to the error stream, the first line marked with the program's name, the others
+    indented.
+    """
     from bench.text import inert
 
     first, *others = message.splitlines() or ["wrong input"]

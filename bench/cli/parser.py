@@ -361,7 +361,8 @@ def _data(commands: Commands) -> None:
 def _doctor(commands: Commands) -> None:
     command = commands.add(
         "doctor",
-        "what this machine has, what is slow on it, and whether resumed, captured and packed trials are exact on it",
+        "what this machine has, what is slow on it, and whether resumed, captured and packed trials are "
+        "exact on it",
         "--facts",
         "--json doctor.json",
     )

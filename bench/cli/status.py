@@ -113,7 +113,8 @@ def status_text(
         out.append(f"{plural(absent, 'trial')} without identity: the data is absent (`bench data list`)")
     if counts[DROPPED]:
         out.append(
-            f"{plural(counts[DROPPED], 'trial')} stopped at a rung for good: other configurations were better there "
+            f"{plural(counts[DROPPED], 'trial')} stopped at a rung for good: other configurations were "
+            "better there "
             "(tuning.jsonl)"
         )
     going_on = (states[id] for id in ids if states[id].status != DROPPED)

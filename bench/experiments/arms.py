@@ -136,7 +136,9 @@ def _check_published(published: Mapping[str, Any], where: str, problems: Problem
 
 
 def _check_names(arms: Sequence[PlannedArm], problems: Problems) -> None:
-    """Report names given twice and baselines that do not exist or go round in a circle; drop such baselines."""
+    """Report names given twice and baselines that do not exist or go round in a circle; drop such
+    baselines.
+    """
     names = [arm.name for arm in arms]
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
         problems.add("arms", f"{names.count(name)} arms are called {shown(name)}")

@@ -17,7 +17,9 @@ MAX_TRIALS = 20_000  # of an experiment
 
 @dataclass
 class Axis:
-    """``values`` for one path, from ``where`` in the file; ``weak``: gives way to what the arm itself says."""
+    """``values`` for one path, from ``where`` in the file; ``weak``: gives way to what the arm itself
+    says.
+    """
 
     path: AxisPath
     values: list[Any]

@@ -114,25 +114,29 @@ class Recipe(BaseModel):
     initialization: Annotated[
         Literal["he_truncated_exact", "he_truncated_normal", "he_normal", "glorot_uniform"],
         Field(
-            description="of kernels, by fan-in (He, gain 2) or fan-in and fan-out (Glorot); exact: after the truncation"
+            description="of kernels, by fan-in (He, gain 2) or fan-in and fan-out (Glorot); exact: after "
+            "the truncation"
         ),
     ] = "he_truncated_normal"
     augmentation: Annotated[
         Literal["none", "svhn", "crop_flip", "random_resized_crop", "scale_jitter", "scale_jitter_released"],
         Field(
-            description="of training images; bench/datasets/augmentation.py, for photographs photographs/crops.py"
+            description="of training images; bench/datasets/augmentation.py, for photographs "
+            "photographs/crops.py"
         ),
     ] = "none"
     resize: Annotated[
         Literal["exact", "opencv"],
         Field(
-            description="to the input size: bilinear, rounded to nearest; opencv: its 8-bit arithmetic, as released"
+            description="to the input size: bilinear, rounded to nearest; opencv: its 8-bit arithmetic, as "
+            "released"
         ),
     ] = "exact"
     normalization: Annotated[
         Literal["divide_256", "divide_255", "standardize", "pixel_mean"],
         Field(
-            description="of pixels; standardize: by the channels' mean and deviation; pixel_mean: less the mean image"
+            description="of pixels; standardize: by the channels' mean and deviation; pixel_mean: less the "
+            "mean image"
         ),
     ] = "divide_256"
     train_size: Annotated[
@@ -148,7 +152,8 @@ class Recipe(BaseModel):
     evaluate_test: Annotated[
         bool,
         Field(
-            description="evaluate the test images; false: only held-out ones, so that tuning sees no test image"
+            description="evaluate the test images; false: only held-out ones, so that tuning sees no test "
+            "image"
         ),
     ] = True
     precision: Annotated[
@@ -165,7 +170,8 @@ class Recipe(BaseModel):
     batch_norm_statistics: Annotated[
         Literal["framework", "accurate"],
         Field(
-            description="of training on a CPU: PyTorch's float32 sums over the batch, or sums in two steps, nearer to exact"
+            description="of training on a CPU: PyTorch's float32 sums over the batch, or sums in two "
+            "steps, nearer to exact"
         ),
     ] = "framework"
     micro_batches: Annotated[
@@ -210,7 +216,8 @@ class TrialConfig(Recipe):
             allowed = entry.facts.get(name, [32])
             if bits not in allowed:
                 found.append(
-                    f"bits: {name[0].upper()} = {bits} in '{short_bits(self.bits)}', but quantizer '{entry.name}' "
+                    f"bits: {name[0].upper()} = {bits} in '{short_bits(self.bits)}', but quantizer "
+                    f"'{entry.name}' "
                     f"takes {', '.join(map(str, allowed))} there"
                 )
         found += _photographs_fit(self)
@@ -265,7 +272,8 @@ def _photographs_fit(config: TrialConfig) -> list[str]:
     if config.augmentation not in allowed:
         what = "photographs" if photographs else "images of one size"
         found.append(
-            f"augmentation: '{config.augmentation}' is not for {what}, which '{kind}' has; they take {', '.join(allowed)}"
+            f"augmentation: '{config.augmentation}' is not for {what}, which '{kind}' has; they take "
+            f"{', '.join(allowed)}"
         )
     if config.resize != "exact" and config.augmentation not in ("none", "svhn"):
         found.append(f"resize: '{config.resize}' does not go with augmentation '{config.augmentation}'")
@@ -313,7 +321,9 @@ def make_config(fields: Mapping[str, Any]) -> TrialConfig:
 
 
 def field_problems(error: ValidationError, known: Iterable[str] = FIELDS, prefix: str = "") -> list[str]:
-    """Return pydantic's findings in the words of this suite, a line each; ``known`` are the keys to suggest."""
+    """Return pydantic's findings in the words of this suite, a line each; ``known`` are the keys to
+    suggest.
+    """
     bounds = {
         "greater_than_equal": ("ge", "at least"),
         "greater_than": ("gt", "above"),

@@ -167,7 +167,9 @@ def _report(resolution: Resolution, arm: PlannedArm, problems: Problems) -> list
 
 
 def _report_missing(missing: Mapping[str, Sequence[PlannedArm]], selected: int, problems: Problems) -> None:
-    """Report fields that stand nowhere: under ``[defaults]`` where every arm lacks them, else under each arm."""
+    """Report fields that stand nowhere: under ``[defaults]`` where every arm lacks them, else under each
+    arm.
+    """
     for line, arms in missing.items():
         name, _, rest = line.partition(":")
         places = list(dict.fromkeys(arm.where for arm in arms))

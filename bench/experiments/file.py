@@ -193,7 +193,9 @@ def _read_claims(tables: list[dict[str, Any]], arms: Sequence[str], problems: Pr
 
 
 def _chosen(profiles: Mapping[str, Profile], name: str | None, problems: Problems) -> Profile:
-    """Return the profile called ``name``; an empty one for None, and for an unknown name, which is reported."""
+    """Return the profile called ``name``; an empty one for None, and for an unknown name, which is
+    reported.
+    """
     if name is not None and name not in profiles:
         known = ", ".join(profiles) or "none"
         hint = nearest(name, profiles)

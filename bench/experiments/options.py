@@ -73,7 +73,8 @@ def complete(group: str, value: Any, where: str = "") -> dict[str, Any]:
     if entry.package:
         if value.get("package", entry.package) != entry.package:
             problems.append(
-                f"{where}.package: '{kind}' is code of {entry.package} here, but of {shown(value['package'])} in this "
+                f"{where}.package: '{kind}' is code of {entry.package} here, but of "
+                f"{shown(value['package'])} in this "
                 "configuration; another version is another trial"
             )
         result["package"] = entry.package
@@ -98,7 +99,9 @@ def complete(group: str, value: Any, where: str = "") -> dict[str, Any]:
 
 
 def _further(value: Any, where: str, option: str) -> list[str]:
-    """Return what is wrong with an option that is handed on to code of the user's: a name, and a plain value."""
+    """Return what is wrong with an option that is handed on to code of the user's: a name, and a plain
+    value.
+    """
     if not foreign.is_module(option) or "." in option or option == "num_classes":
         return [f"{where}: no function can be given an option of this name"]
     values = value if isinstance(value, list | tuple) else [value]

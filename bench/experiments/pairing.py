@@ -56,7 +56,9 @@ def pair_arms(
 def _pair(
     arm: PlannedArm, runs: Sequence[Run], others: Sequence[Run], axes: Sequence[AxisPath], problems: Problems
 ) -> list[Run | None]:
-    """Return each run's partner in the baseline, paired on the baseline's axes, after checking their parity."""
+    """Return each run's partner in the baseline, paired on the baseline's axes, after checking their
+    parity.
+    """
     free = [path for path in axes if listed(".".join(path), arm.allow_differences)]
     fixed = [path for path in dict.fromkeys((*axes, ("seed",))) if path not in free]
     table: dict[str, list[Run]] = {}
@@ -91,7 +93,8 @@ def _check_parity(arm: PlannedArm, run: Run, other: Run, problems: Problems) -> 
         if not listed(key, allowed):
             problems.add(
                 f"{arm.where}.{key}",
-                f"{shown(mine)}, but {shown(theirs)} in the baseline {shown(other.arm)}: make them equal, or list "
+                f"{shown(mine)}, but {shown(theirs)} in the baseline {shown(other.arm)}: make them equal, "
+                "or list "
                 f"'{key.split('.')[0]}' in allow_differences",
             )
 

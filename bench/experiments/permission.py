@@ -57,7 +57,8 @@ def sealed(choice: Mapping[str, Any], where: str = "network") -> dict[str, Any]:
     found = checksum(choice["kind"], where)
     if choice.get("source") not in (None, found):
         raise InputError(
-            f"{where}.source: the code of {choice['kind']} is not what it was: checksum {choice['source']} then, "
+            f"{where}.source: the code of {choice['kind']} is not what it was: checksum {choice['source']} "
+            "then, "
             f"{found} now; edited code is another trial"
         )
     return {**choice, "source": found}
@@ -95,7 +96,8 @@ def load(choice: Mapping[str, Any], where: str = "network") -> Callable[..., Any
     found = checksum(kind, where)
     if choice.get("source") != found:
         raise InputError(
-            f"{where}: the code of {kind} has changed: checksum {choice.get('source')} when the trial was made, {found} now"
+            f"{where}: the code of {kind} has changed: checksum {choice.get('source')} when the trial was "
+            f"made, {found} now"
         )
     module, factory = split(kind, where)
     folder = current().folder

@@ -27,7 +27,9 @@ _TRIAL = re.compile(r"[0-9a-f]{16}")
 
 
 def canonical(value: Any) -> dict[str, str] | None:
-    """Return ``{kind: name}``, with ``checksum`` where it is known; raises ``InputError`` for anything else."""
+    """Return ``{kind: name}``, with ``checksum`` where it is known; raises ``InputError`` for anything
+    else.
+    """
     if value is None:
         return None
     if isinstance(value, str):
@@ -75,7 +77,9 @@ def needed_trial(start: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def file_of(start: Mapping[str, str], data_dir: Path) -> Path:
-    """Return the file of a canonical ``start`` that is no trial; raises ``InputError`` where it is not there."""
+    """Return the file of a canonical ``start`` that is no trial; raises ``InputError`` where it is not
+    there.
+    """
     kind, name = kind_and_name(start)
     if kind != "file":  # the library's own name for it, which its module knows
         return import_module(registry.get("networks", kind).module).trained_file(name)

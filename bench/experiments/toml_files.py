@@ -140,7 +140,8 @@ def parse_override(text: str) -> tuple[AxisPath, Any]:
     except (ValueError, RecursionError) as error:
         if value[:1] in ("[", "{", '"', "'"):
             raise InputError(
-                f"--set {shown(text)}: the value is not TOML: {clean(error, 200)}; write lists as [1, 2] and names in "
+                f"--set {shown(text)}: the value is not TOML: {clean(error, 200)}; write lists as [1, 2] "
+                "and names in "
                 "them in quotes"
             ) from None
         return path, value

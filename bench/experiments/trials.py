@@ -13,7 +13,9 @@ from bench.experiments.tuning_table import Tuning
 
 @dataclass(frozen=True)
 class Trial:
-    """One training run. ``id`` is None while its data is absent; ``needs`` maps a role to the trial it needs."""
+    """One training run. ``id`` is None while its data is absent; ``needs`` maps a role to the trial it
+    needs.
+    """
 
     id: str | None
     config: TrialConfig

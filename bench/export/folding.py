@@ -146,7 +146,9 @@ def _number(keys: Tensor) -> Tensor:
 
 
 def _smallest(code: Callable[[Tensor], Tensor], level: int, channels: int) -> Tensor:
-    """Return, for each channel, the smallest float32 y whose code is at least ``level``; -inf or inf if none."""
+    """Return, for each channel, the smallest float32 y whose code is at least ``level``; -inf or inf if
+    none.
+    """
     low = torch.full((channels,), -_LARGEST, dtype=torch.int64)
     high = torch.full((channels,), _LARGEST, dtype=torch.int64)
     always = code(_number(low)[None])[0] >= level

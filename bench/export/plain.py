@@ -122,7 +122,8 @@ def _activation(layer: Any, name: str, *, bound: bool) -> Activation:
     if not torch.equal(made(probe), own(probe)) or not same_memory:
         method = "bound_map" if bound else "activation_map"
         raise InputError(
-            f"{name}: {method} of the quantizer {type(quantizer).__name__} is not what its activations compute; "
+            f"{name}: {method} of the quantizer {type(quantizer).__name__} is not what its activations "
+            "compute; "
             "the network cannot be exported"
         )
     return made

@@ -61,7 +61,8 @@ def check_workers(config: TrialConfig, workers: int) -> None:
     own, group = part // workers, config.batch_norm_group
     if group is not None and group != part and own % group:
         raise InputError(
-            f"batch_norm_group: each of {workers} workers has {own} images of a batch, which groups of {group} "
+            f"batch_norm_group: each of {workers} workers has {own} images of a batch, which groups of "
+            f"{group} "
             "do not "
             "divide; take fewer workers, or leave it out for the statistics of the whole batch"
         )

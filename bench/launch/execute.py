@@ -211,7 +211,9 @@ def _train(
 
 
 def _failed(store: Store, task: Task, reason: str, began: float) -> Outcome:
-    """Record that a trial failed, and return that outcome; ``began`` is the clock at the trial's beginning."""
+    """Record that a trial failed, and return that outcome; ``began`` is the clock at the trial's
+    beginning.
+    """
     seconds = time.monotonic() - began
     store.write_summary(task.id, {"status": "failed", "reason": reason, "wall_seconds": round(seconds, 3)})
     return Outcome(task.id, "failed", reason, seconds=seconds)
@@ -265,7 +267,8 @@ def _logged(path: Path, isolated: bool) -> Iterator[None]:
         with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
             with contextlib.suppress(OSError):
                 print(
-                    f"--- {time.strftime('%Y-%m-%d %H:%M:%S %z')} {socket.gethostname()}, process {os.getpid()}"
+                    f"--- {time.strftime('%Y-%m-%d %H:%M:%S %z')} {socket.gethostname()}, process "
+                    f"{os.getpid()}"
                 )
             yield
     finally:

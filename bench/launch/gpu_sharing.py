@@ -166,7 +166,9 @@ def _measure(
 
 
 def crowded_out(reason: str) -> bool:
-    """Return whether a failure for ``reason`` may be the neighbours' doing: the trial deserves a try alone."""
+    """Return whether a failure for ``reason`` may be the neighbours' doing: the trial deserves a try
+    alone.
+    """
     return any(fault in reason for fault in _FAULTS)
 
 

@@ -152,7 +152,9 @@ class Pool:
         return process
 
     def _ask_to_stop(self) -> None:
-        """Ask every process to stop at a checkpoint. Called from signal handlers and from the timer's thread."""
+        """Ask every process to stop at a checkpoint. Called from signal handlers and from the timer's
+        thread.
+        """
         for process in list(self.processes):
             process.ask_to_stop()
 

@@ -64,7 +64,9 @@ running: list[Running] = []  # the last one is the one that runs
 
 
 class Queue(Searcher):
-    """Tune's searcher: it suggests the session's next trial. The records are its state, so it saves nothing."""
+    """Tune's searcher: it suggests the session's next trial. The records are its state, so it saves
+    nothing.
+    """
 
     def suggest(self, trial_id: str) -> Any:
         session, stream = running[-1]
@@ -166,7 +168,9 @@ def alive() -> set[str]:
 
 
 def lost(session: Session, ray_run: RayRun, id: str, reason: str) -> None:
-    """Record that a trial's process is gone; where a node of the cluster is, too, put it back into the queue."""
+    """Record that a trial's process is gone; where a node of the cluster is, too, put it back into the
+    queue.
+    """
     if ray_run.home is not None:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(ray_run.home.abandon.remote(id))

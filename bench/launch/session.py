@@ -183,7 +183,9 @@ class Session:
             self.feed()
 
     def _again_alone(self, outcome: Outcome) -> None:
-        """Put a trial that failed for lack of memory back into the queue, once more, with a device to itself."""
+        """Put a trial that failed for lack of memory back into the queue, once more, with a device to
+        itself.
+        """
         self.slots.alone.add(outcome.id)
         self.tasks[outcome.id] = replace(self.tasks[outcome.id], retry=True, trials_per_device=1)
         self.progress.paused(outcome.id)

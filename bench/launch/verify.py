@@ -1,4 +1,6 @@
-"""Run a recorded trial again and compare: equal records but for clocks, or the difference put in perspective."""
+"""Run a recorded trial again and compare: equal records but for clocks, or the difference put in
+perspective.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ def differences(then: Store, now: Store, id: str) -> list[Difference]:
 
 
 def _completed(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record whose configuration has the fields, at their defaults, that came after it was written."""
+    """Return a record whose configuration has the fields, at their defaults, that came after it was
+    written.
+    """
     try:
         return {**record, "config": TrialConfig.model_validate(record["config"]).dump()}
     except (KeyError, ValueError):

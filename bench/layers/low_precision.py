@@ -186,7 +186,9 @@ class LowPrecisionLayer(ActivationInput):
         return scale.to(like.dtype)
 
     def after_step_(self) -> None:
-        """Do what the quantizer does to the stored weights after an update; put back those that are frozen."""
+        """Do what the quantizer does to the stored weights after an update; put back those that are
+        frozen.
+        """
         if self.partition is not None:
             self.partition.restore_(self.weight)
         if type(self.quantizer).after_step_ is Quantizer.after_step_:

@@ -47,5 +47,7 @@ class Partition(nn.Module):
 
     @torch.no_grad()
     def restore_(self, weight: Tensor) -> None:
-        """Undo in place what an update did to the frozen weights (momentum and weight decay move them, too)."""
+        """Undo in place what an update did to the frozen weights (momentum and weight decay move them,
+        too).
+        """
         weight.copy_(torch.where(self.frozen, self.held, weight))

@@ -20,7 +20,8 @@ ENTRIES = [
     {
         "name": "alexnet_syq",
         "factory": "alexnet_syq",
-        "help": "the released ImageNet script's AlexNet: 96C12/4-256C5-384C3-384C3-256C3-2x4096FC-FC, batch norm, groups",
+        "help": "the released ImageNet script's AlexNet: 96C12/4-256C5-384C3-384C3-256C3-2x4096FC-FC, "
+        "batch norm, groups",
         "title": "SYQ: Learning Symmetric Quantization for Efficient Deep Neural Networks",
         "arxiv": "1807.00301",
         "input_size": 224,
@@ -37,15 +38,18 @@ ENTRIES = [
                 "type": "names",
                 "default": None,
                 "nullable": True,
-                "help": "layers with quantized weights; null: conv1 to conv4, fc1, fc2; the release runs conv1, conv3, conv4",
+                "help": "layers with quantized weights; null: conv1 to conv4, fc1, fc2; the release runs "
+                "conv1, conv3, conv4",
             },
         },
     },
     {
         "name": "alexnet_dorefa",
         "factory": "alexnet_dorefa",
-        "help": "DoReFa-Net's AlexNet as tensorpack has it: alexnet_syq, but what the classifier reads is not quantized",
-        "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth Gradients",
+        "help": "DoReFa-Net's AlexNet as tensorpack has it: alexnet_syq, but what the classifier reads is "
+        "not quantized",
+        "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth "
+        "Gradients",
         "arxiv": "1606.06160",
         "input_size": 224,
         "macs": 1_937_082_368,
@@ -62,7 +66,8 @@ ENTRIES = [
     {
         "name": "alexnet_xnor",
         "factory": "alexnet_xnor",
-        "help": "XNOR-Net's AlexNet, blocks of BN, activation, convolution, pool: 96C11/4-256C5-384C3-384C3-256C3-2x4096FC-FC",
+        "help": "XNOR-Net's AlexNet, blocks of BN, activation, convolution, pool: "
+        "96C11/4-256C5-384C3-384C3-256C3-2x4096FC-FC",
         "title": "XNOR-Net: ImageNet Classification Using Binary Convolutional Neural Networks",
         "arxiv": "1603.05279",
         "input_size": 224,
@@ -222,7 +227,8 @@ def alexnet_syq(
         ]
         if unknown:
             raise InputError(
-                f"network.quantized: alexnet_syq has no such layer: {', '.join(unknown)}. Layers: {', '.join(_LOW_PRECISION)}."
+                f"network.quantized: alexnet_syq has no such layer: {', '.join(unknown)}. Layers: "
+                f"{', '.join(_LOW_PRECISION)}."
             )
         builder.full_precision_weights = frozenset(_LOW_PRECISION) - frozenset(quantized)
     return _tensorpack(builder, num_classes, input_size, "quantized")

@@ -43,7 +43,8 @@ ENTRIES = [
     {
         "name": "vgg_small",
         "factory": "vgg_small",
-        "help": "VGG-Small of the low-bit CIFAR literature: 2x128C3-MP2-2x256C3-MP2-2x512C3-MP2-FC, input 32x32",
+        "help": "VGG-Small of the low-bit CIFAR literature: 2x128C3-MP2-2x256C3-MP2-2x512C3-MP2-FC, input "
+        "32x32",
         "title": "LQ-Nets: Learned Quantization for Highly Accurate and Compact Deep Neural Networks",
         "arxiv": "1807.10029",
         "input_size": 32,
@@ -53,7 +54,8 @@ ENTRIES = [
     {
         "name": "bnn_convnet",
         "factory": "bnn_convnet",
-        "help": "the ConvNet of BNN: 2x128C3-MP2-2x256C3-MP2-2x512C3-MP2-2x1024FC-FC, input 32x32; SVHN: width 0.5",
+        "help": "the ConvNet of BNN: 2x128C3-MP2-2x256C3-MP2-2x512C3-MP2-2x1024FC-FC, input 32x32; SVHN: "
+        "width 0.5",
         "title": "Binarized Neural Networks: Training Neural Networks with Weights and Activations "
         "Constrained to +1 or -1",
         "arxiv": "1602.02830",

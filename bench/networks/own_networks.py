@@ -29,7 +29,8 @@ ENTRIES = [
                 "default": None,
                 "nullable": True,
                 "shown": False,
-                "help": "the checksum of its code, set when an experiment is expanded: edited code is another trial",
+                "help": "the checksum of its code, set when an experiment is expanded: edited code is "
+                "another trial",
             },
             "input_size": {
                 "type": "int",

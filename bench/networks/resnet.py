@@ -35,7 +35,8 @@ ENTRIES = [
                 "type": "str",
                 "choices": ["pre", "post"],
                 "default": "pre",
-                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, activation",
+                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, "
+                "activation",
             },
         },
     },
@@ -58,7 +59,8 @@ ENTRIES = [
                 "type": "str",
                 "choices": ["pre", "post"],
                 "default": "pre",
-                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, activation",
+                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, "
+                "activation",
             },
         },
     },
@@ -81,7 +83,8 @@ ENTRIES = [
                 "type": "str",
                 "choices": ["pre", "post"],
                 "default": "pre",
-                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, activation",
+                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, "
+                "activation",
             },
         },
     },
@@ -104,7 +107,8 @@ ENTRIES = [
                 "type": "str",
                 "choices": ["pre", "post"],
                 "default": "pre",
-                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, activation",
+                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, "
+                "activation",
             },
         },
     },

@@ -29,14 +29,17 @@ ENTRIES = [
                 "type": "str",
                 "choices": ["A", "B", "D"],
                 "default": "B",
-                "help": "where the shape changes: zeros, a full-precision 1x1 convolution, or the same behind pooling",
+                "help": "where the shape changes: zeros, a full-precision 1x1 convolution, or the same "
+                "behind pooling",
             },
             "block": {
                 "type": "str",
                 "choices": ["pre", "post", "react"],
                 "default": "pre",
-                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, activation; "
-                "react: post with a shortcut around each convolution that carries the bounded sum (ReActNet's)",
+                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, "
+                "activation; "
+                "react: post with a shortcut around each convolution that carries the bounded sum "
+                "(ReActNet's)",
             },
             "shortcut_per": {
                 "type": "str",
@@ -66,14 +69,17 @@ ENTRIES = [
                 "type": "str",
                 "choices": ["A", "B", "D"],
                 "default": "B",
-                "help": "where the shape changes: zeros, a full-precision 1x1 convolution, or the same behind pooling",
+                "help": "where the shape changes: zeros, a full-precision 1x1 convolution, or the same "
+                "behind pooling",
             },
             "block": {
                 "type": "str",
                 "choices": ["pre", "post", "react"],
                 "default": "pre",
-                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, activation; "
-                "react: post with a shortcut around each convolution that carries the bounded sum (ReActNet's)",
+                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, "
+                "activation; "
+                "react: post with a shortcut around each convolution that carries the bounded sum "
+                "(ReActNet's)",
             },
             "shortcut_per": {
                 "type": "str",
@@ -103,13 +109,15 @@ ENTRIES = [
                 "type": "str",
                 "choices": ["A", "B", "D"],
                 "default": "B",
-                "help": "where the shape changes: zeros, a full-precision 1x1 convolution, or the same behind pooling",
+                "help": "where the shape changes: zeros, a full-precision 1x1 convolution, or the same "
+                "behind pooling",
             },
             "block": {
                 "type": "str",
                 "choices": ["pre", "post"],
                 "default": "pre",
-                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, activation",
+                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, "
+                "activation",
             },
             "input_size": {
                 "type": "int",

@@ -14,7 +14,8 @@ ENTRIES = [
     {
         "name": "binaryconnect",
         "factory": "BinaryConnect",
-        "help": "weights sign(w) without a scale, drawn with the hard sigmoid if asked; stored weights clipped to [-1, 1]",
+        "help": "weights sign(w) without a scale, drawn with the hard sigmoid if asked; stored weights "
+        "clipped to [-1, 1]",
         "title": "BinaryConnect: Training Deep Neural Networks with binary weights during propagations",
         "arxiv": "1511.00363",
         "options": {

@@ -13,7 +13,8 @@ ENTRIES = [
     {
         "name": "bwn",
         "factory": "BWN",
-        "help": "Binary-Weight-Networks: alpha sign(w) with alpha = mean |w| of the filter, XNOR-Net's weight gradient",
+        "help": "Binary-Weight-Networks: alpha sign(w) with alpha = mean |w| of the filter, XNOR-Net's "
+        "weight gradient",
         "title": "XNOR-Net: ImageNet Classification Using Binary Convolutional Neural Networks",
         "arxiv": "1603.05279",
         "options": {},

@@ -21,8 +21,10 @@ ENTRIES = [
     {
         "name": "dorefa",
         "factory": "DoReFa",
-        "help": "1-bit weights E sign(w), k-bit tanh weights, activations on [0, 1], stochastic k-bit gradients",
-        "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth Gradients",
+        "help": "1-bit weights E sign(w), k-bit tanh weights, activations on [0, 1], stochastic k-bit "
+        "gradients",
+        "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth "
+        "Gradients",
         "arxiv": "1606.06160",
         "revision": 1,
         "options": {},
@@ -34,7 +36,8 @@ ENTRIES = [
         "name": "dorefa_released",
         "factory": "DoReFaReleased",
         "help": "dorefa as its TensorFlow code has it: at 1 bit a weight of exactly 0 stays 0",
-        "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth Gradients",
+        "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth "
+        "Gradients",
         "arxiv": "1606.06160",
         "revision": 1,
         "options": {},
@@ -45,8 +48,10 @@ ENTRIES = [
     {
         "name": "dorefa_channelwise",
         "factory": "DoReFaChannelwise",
-        "help": "dorefa with the 1-bit scale E per output channel; the curves labelled XNOR in EXP-Net's figure",
-        "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth Gradients",
+        "help": "dorefa with the 1-bit scale E per output channel; the curves labelled XNOR in EXP-Net's "
+        "figure",
+        "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth "
+        "Gradients",
         "arxiv": "1606.06160",
         "revision": 1,
         "options": {},
@@ -58,7 +63,8 @@ ENTRIES = [
         "name": "dorefa_channelwise_released",
         "factory": "DoReFaChannelwiseReleased",
         "help": "dorefa_channelwise as EXP-Net's TensorFlow code has it: a weight of exactly 0 stays 0",
-        "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth Gradients",
+        "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth "
+        "Gradients",
         "arxiv": "1606.06160",
         "revision": 1,
         "options": {},

@@ -16,8 +16,10 @@ ENTRIES = [
     {
         "name": "dorefa_pytorch",
         "factory": "DoReFaPyTorch",
-        "help": "dorefa as zzzxxxttt/pytorch_DoReFaNet has it: k-bit weights keep their range, 1-bit A is 1[x > 0]",
-        "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth Gradients",
+        "help": "dorefa as zzzxxxttt/pytorch_DoReFaNet has it: k-bit weights keep their range, 1-bit A is "
+        "1[x > 0]",
+        "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth "
+        "Gradients",
         "arxiv": "1606.06160",
         "options": {},
         "w_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
@@ -27,8 +29,10 @@ ENTRIES = [
     {
         "name": "dorefa_bitorch",
         "factory": "DoReFaBITorch",
-        "help": "dorefa as BITorch has it: gradients pass unchanged, 1-bit weights have no scale and zero is -1",
-        "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth Gradients",
+        "help": "dorefa as BITorch has it: gradients pass unchanged, 1-bit weights have no scale and zero "
+        "is -1",
+        "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth "
+        "Gradients",
         "arxiv": "1606.06160",
         "options": {},
         "w_bits": [1, 2, 3, 4, 5, 6, 7, 8],

@@ -22,7 +22,8 @@ ENTRIES = [
             "uniform": {
                 "type": "bool",
                 "default": True,
-                "help": "equally spaced levels; false: the levels of Lloyd's algorithm, without that constraint",
+                "help": "equally spaced levels; false: the levels of Lloyd's algorithm, without that "
+                "constraint",
             },
         },
         "w_bits": [1],

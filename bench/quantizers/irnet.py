@@ -13,7 +13,8 @@ ENTRIES = [
     {
         "name": "irnet",
         "factory": "IRNet",
-        "help": "signs of standardised weights times a power of two; derivative of k tanh(t x), t from 0.1 to 10",
+        "help": "signs of standardised weights times a power of two; derivative of k tanh(t x), t from 0.1 "
+        "to 10",
         "title": "Forward and Backward Information Retention for Accurate Binary Neural Networks",
         "arxiv": "1909.10788",
         "options": {},

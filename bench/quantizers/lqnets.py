@@ -16,7 +16,8 @@ ENTRIES = [
     {
         "name": "lqnets",
         "factory": "LQNets",
-        "help": "levels are sums of k learned numbers, each with sign + or - (weights), or taken or not (activations)",
+        "help": "levels are sums of k learned numbers, each with sign + or - (weights), or taken or not "
+        "(activations)",
         "title": "LQ-Nets: Learned Quantization for Highly Accurate and Compact Deep Neural Networks",
         "arxiv": "1807.10029",
         "options": {

@@ -18,7 +18,8 @@ ENTRIES = [
     {
         "name": "lsq",
         "factory": "LSQ",
-        "help": "weights and activations rounded to multiples of learned step sizes, one for each layer and for its input",
+        "help": "weights and activations rounded to multiples of learned step sizes, one for each layer "
+        "and for its input",
         "title": "Learned Step Size Quantization",
         "arxiv": "1902.08153",
         "options": {

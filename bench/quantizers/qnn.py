@@ -15,8 +15,10 @@ ENTRIES = [
     {
         "name": "qnn",
         "factory": "QNN",
-        "help": "weights and activations rounded to k bits on [-1, 1], gradient of hard tanh; 1 bit: BNN's signs",
-        "title": "Quantized Neural Networks: Training Neural Networks with Low Precision Weights and Activations",
+        "help": "weights and activations rounded to k bits on [-1, 1], gradient of hard tanh; 1 bit: BNN's "
+        "signs",
+        "title": "Quantized Neural Networks: Training Neural Networks with Low Precision Weights and "
+        "Activations",
         "arxiv": "1609.07061",
         "options": {},
         "w_bits": [1, 2, 3, 4, 5, 6, 7, 8],
@@ -27,7 +29,8 @@ ENTRIES = [
         "name": "qnn_log",
         "factory": "LogQNN",
         "help": "qnn with signed powers of two, 1 to 2^(1 - 2^(k-1)), instead of equal steps",
-        "title": "Quantized Neural Networks: Training Neural Networks with Low Precision Weights and Activations",
+        "title": "Quantized Neural Networks: Training Neural Networks with Low Precision Weights and "
+        "Activations",
         "arxiv": "1609.07061",
         "options": {},
         "w_bits": [1, 2, 3, 4, 5],
@@ -130,7 +133,9 @@ class LogQNN(QNN):
         return self._both_signs(bits)[1].tolist()
 
     def _both_signs(self, bits: int) -> tuple[Tensor, Tensor]:
-        """Return (thresholds, levels) of both signs; where |x| is at a threshold the lower magnitude holds."""
+        """Return (thresholds, levels) of both signs; where |x| is at a threshold the lower magnitude
+        holds.
+        """
         thresholds, levels = getattr(self, f"thresholds_{bits}"), getattr(self, f"levels_{bits}")
         above = torch.nextafter(thresholds, torch.full_like(thresholds, torch.inf))
         rising = torch.cat([-thresholds.flip(0), torch.zeros_like(levels[:1]), above])

@@ -18,7 +18,8 @@ OPTIONS = {
         "type": "str",
         "default": "pixel",
         "choices": ["pixel", "row", "layer"],
-        "help": "what shares a scale: a position of the kernel, a row of it, the layer (linear layers: always)",
+        "help": "what shares a scale: a position of the kernel, a row of it, the layer (linear layers: "
+        "always)",
     },
     "eta": {
         "type": "float",
@@ -37,14 +38,16 @@ OPTIONS = {
     "scale_from_weights": {
         "type": "bool",
         "default": False,
-        "help": "the scales start at mean |w| of their group instead, in the weights that training starts from",
+        "help": "the scales start at mean |w| of their group instead, in the weights that training starts "
+        "from",
     },
 }
 ENTRIES = [
     {
         "name": "syq",
         "factory": "SYQ",
-        "help": "binary (W 1) or ternary (W 2) weights times a learned scale per kernel position, row or layer",
+        "help": "binary (W 1) or ternary (W 2) weights times a learned scale per kernel position, row or "
+        "layer",
         "title": "SYQ: Learning Symmetric Quantization for Efficient Deep Neural Networks",
         "arxiv": "1807.00301",
         "options": {

@@ -15,7 +15,8 @@ ENTRIES = [
     {
         "name": "tang",
         "factory": "Tang",
-        "help": "sign(w) pushed to +-1 by a penalty; PReLU, then as many binarizations of what is left as A has bits",
+        "help": "sign(w) pushed to +-1 by a penalty; PReLU, then as many binarizations of what is left as "
+        "A has bits",
         "title": "How to Train a Compact Binary Neural Network with High Accuracy? (AAAI 2017)",
         "options": {
             "bipolar": {

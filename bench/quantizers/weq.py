@@ -15,7 +15,8 @@ ENTRIES = [
     {
         "name": "weq",
         "factory": "WEQ",
-        "help": "clusters of |w| that maximise the entropy weighted by w^2; activations on a logarithmic scale",
+        "help": "clusters of |w| that maximise the entropy weighted by w^2; activations on a logarithmic "
+        "scale",
         "title": "Weighted-Entropy-Based Quantization for Deep Neural Networks (CVPR 2017)",
         "options": {
             "sweeps": {

@@ -16,7 +16,8 @@ ENTRIES = [
     {
         "name": "xnor",
         "factory": "XNOR",
-        "help": "the paper's XNOR-Net: alpha per filter, the input scale K, its own weight gradient; BWN at 32-bit A",
+        "help": "the paper's XNOR-Net: alpha per filter, the input scale K, its own weight gradient; BWN "
+        "at 32-bit A",
         "title": "XNOR-Net: ImageNet Classification Using Binary Convolutional Neural Networks",
         "arxiv": "1603.05279",
         "revision": 1,

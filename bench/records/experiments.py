@@ -91,7 +91,9 @@ class Experiments:
             write_atomic(folder / "index.jsonl", b"".join(map(line_of, merged.values())))
 
     def write_tuning(self, name: str, lines: list[dict[str, Any]]) -> None:
-        """Merge ``lines`` into the experiment's ``tuning.jsonl``; lines about other points and profiles stay."""
+        """Merge ``lines`` into the experiment's ``tuning.jsonl``; lines about other points and profiles
+        stay.
+        """
         path = self.experiment_folder(name) / "tuning.jsonl"
         with exclusive(self.root / ".locks" / f"index-{name}"):
             new = {_tuning_place(line) for line in lines}

@@ -156,7 +156,9 @@ def read_document(path: Path) -> dict[str, Any] | None:
 
 
 def read_lines(path: Path, *, check: Any = None) -> list[dict[str, Any]]:
-    """Return the objects of a file of lines; a last line without its line feed that is no object is dropped."""
+    """Return the objects of a file of lines; a last line without its line feed that is no object is
+    dropped.
+    """
     data = _read(path)
     if not data:
         return []

@@ -82,7 +82,9 @@ _held: set[int] = set()
 
 
 def _forget_in_child() -> None:
-    """Close inherited lock files in a forked child: a child that outlives its parent must not keep the lock."""
+    """Close inherited lock files in a forked child: a child that outlives its parent must not keep the
+    lock.
+    """
     for fd in _held:
         with contextlib.suppress(OSError):
             os.close(fd)
@@ -140,7 +142,9 @@ class Owner:
 
 
 class Lock:
-    """A held trial. ``lost`` turns true when a runner elsewhere took it over because it saw no sign of life."""
+    """A held trial. ``lost`` turns true when a runner elsewhere took it over because it saw no sign of
+    life.
+    """
 
     def __init__(self, path: Path, fd: int, owner: Owner, heartbeat: float) -> None:
         self.path = path

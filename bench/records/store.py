@@ -95,7 +95,9 @@ class Store(Experiments):
         return self.folder(id) / "diagnostics.npz"
 
     def ids(self) -> list[str]:
-        """Return the ids of all trials that have a folder, sorted; retired ones (``<id>.old-<n>``) are none."""
+        """Return the ids of all trials that have a folder, sorted; retired ones (``<id>.old-<n>``) are
+        none.
+        """
         with explained(self.root):
             try:
                 return sorted(

@@ -15,9 +15,12 @@ from bench.reporting.table import NONE, Column, Table
 from bench.reporting.tables import place, where
 
 _NOTES = [
-    "Bits: of the deployed network, without branch and latent weights. Accuracy: of the file, read again by the program "
-    "that runs it, on all test images. Equal: a check mark where it is exactly the accuracy of the trained network in the "
-    "record. Latency: median of one image on one thread, ± half the distance of the quartiles, on the processor named."
+    "Bits: of the deployed network, without branch and latent weights. Accuracy: of the file, read again "
+    "by the program "
+    "that runs it, on all test images. Equal: a check mark where it is exactly the accuracy of the trained "
+    "network in the "
+    "record. Latency: median of one image on one thread, ± half the distance of the quartiles, on the "
+    "processor named."
 ]
 
 

@@ -29,7 +29,9 @@ _LARGEST = 16 * 2**20  # bytes of a table
 
 @dataclass(frozen=True)
 class Row:
-    """One published accuracy, in percent. Bits are as printed; ``bits`` gives them as numbers where they are."""
+    """One published accuracy, in percent. Bits are as printed; ``bits`` gives them as numbers where they
+    are.
+    """
 
     table: str
     line: int
@@ -51,7 +53,9 @@ class Row:
 
     @property
     def bits(self) -> tuple[int | None, int | None, int | None]:
-        """(weight, activation, gradient) bits; ternary is 2 (as experiment files write it), None is unknown."""
+        """(weight, activation, gradient) bits; ternary is 2 (as experiment files write it), None is
+        unknown.
+        """
         return _number(self.w_bits), _number(self.a_bits), _number(self.g_bits)
 
 
@@ -89,7 +93,8 @@ def find_table(name: str, folders: Iterable[Path]) -> Path:
     known = {path.stem for place in places if place.is_dir() for path in place.glob("*.csv")}
     if name not in known:  # also keeps names with slashes from leaving the folders
         raise InputError(
-            f"targets: no published table is called '{clean(name)}'.{nearest(name, known)} Known: {', '.join(sorted(known))}."
+            f"targets: no published table is called '{clean(name)}'.{nearest(name, known)} Known: "
+            f"{', '.join(sorted(known))}."
         )
     return next(place / f"{name}.csv" for place in places if (place / f"{name}.csv").is_file())
 

@@ -1,4 +1,6 @@
-"""Options that several schedules share. The registry reads the literal; ``"until": "shared"`` refers to it."""
+"""Options that several schedules share. The registry reads the literal; ``"until": "shared"`` refers to
+it.
+"""
 
 OPTIONS = {
     # of factors

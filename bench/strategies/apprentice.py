@@ -34,8 +34,10 @@ ENTRIES = [
     {
         "name": "apprentice",
         "factory": "Apprentice",
-        "help": "distillation from a full-precision teacher: A jointly, B from a frozen one, C fine-tuned as well",
-        "title": "Apprentice: Using Knowledge Distillation Techniques To Improve Low-Precision Network Accuracy",
+        "help": "distillation from a full-precision teacher: A jointly, B from a frozen one, C fine-tuned "
+        "as well",
+        "title": "Apprentice: Using Knowledge Distillation Techniques To Improve Low-Precision Network "
+        "Accuracy",
         "arxiv": "1711.05852",
         "options": {
             "scheme": {
@@ -48,7 +50,8 @@ ENTRIES = [
                 "default": {},
                 "joint_with": {"scheme": ["A"]},
                 "cost": {"joint": 1.0, "frozen": 0.3333},
-                "help": "the fields in which the full-precision teacher differs from the apprentice's own network",
+                "help": "the fields in which the full-precision teacher differs from the apprentice's own "
+                "network",
             },
             "start": {
                 "type": "teacher",

@@ -73,7 +73,9 @@ class Strategy:
         return 0
 
     def before_step(self, network: Network, step: int) -> None:
-        """Do what the method does to the stored state before ``step``; called once for each step, in order."""
+        """Do what the method does to the stored state before ``step``; called once for each step, in
+        order.
+        """
 
     def trained(self) -> Mapping[str, Network | Helper]:
         """Return what is trained and checkpointed with the trial's network, by name.

@@ -8,6 +8,7 @@ OPTIONS = {
         "default": 0,
         "min": 0,
         "max": 100000,
-        "help": "re-estimate batch-norm statistics over N training batches when the factor reaches 0; 0: do not",
+        "help": "re-estimate batch-norm statistics over N training batches when the factor reaches 0; 0: "
+        "do not",
     },
 }

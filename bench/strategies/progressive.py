@@ -24,7 +24,8 @@ ENTRIES = [
     {
         "name": "progressive",
         "factory": "Progressive",
-        "help": "EXP-Net: a full-precision branch at each low-precision convolution, faded to zero and removed",
+        "help": "EXP-Net: a full-precision branch at each low-precision convolution, faded to zero and "
+        "removed",
         "title": "Progressive Learning of Low-Precision Networks",
         "arxiv": "1905.11781",
         "step_cost": [
@@ -70,7 +71,8 @@ ENTRIES = [
                 "type": "factors",
                 "default": None,
                 "nullable": True,
-                "help": "factors of single layers, by the layer's name; `factor` is that of every other layer",
+                "help": "factors of single layers, by the layer's name; `factor` is that of every other "
+                "layer",
             },
             "layers": {
                 "type": "names",
@@ -83,7 +85,8 @@ ENTRIES = [
                 "choices": ["main", "joint"],
                 "default": "main",
                 "only_with": {"merge": ["concat"]},
-                "help": "concat: the next layer's scale over its main channels, or over main and extra ones (released)",
+                "help": "concat: the next layer's scale over its main channels, or over main and extra "
+                "ones (released)",
             },
             "bn_reestimate": "shared",
         },
@@ -124,7 +127,8 @@ class Progressive(Faded):
         ]
         if unknown:
             raise InputError(
-                f"strategy.layer_factors: no branch stands at {', '.join(unknown)}. Branches: {', '.join(branches)}."
+                f"strategy.layer_factors: no branch stands at {', '.join(unknown)}. Branches: "
+                f"{', '.join(branches)}."
             )
         next(iter(branches.values())).clock.give_layers_factors(
             lambda step: (

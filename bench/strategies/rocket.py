@@ -37,7 +37,8 @@ ENTRIES = [
         "name": "rocket",
         "factory": "Rocket",
         "help": "rocket launching: a full-precision booster beside the network, with the same lowest layer",
-        "title": "Rocket Launching: A Universal and Efficient Framework for Training Well-performing Light Net",
+        "title": "Rocket Launching: A Universal and Efficient Framework for Training Well-performing "
+        "Light Net",
         "arxiv": "1708.04106",
         "options": {
             "booster": {

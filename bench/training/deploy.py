@@ -217,7 +217,9 @@ def check(deployment: Deployment, format: str, path: Path) -> Checked:
 
 
 def test_arrays(deployment: Deployment) -> dict[str, Any]:
-    """Return the test set as the network reads it: ``images`` (N, 3, S, S) float32, ``labels``, ``logits``."""
+    """Return the test set as the network reads it: ``images`` (N, 3, S, S) float32, ``labels``,
+    ``logits``.
+    """
     if deployment.test is None:
         raise InputError("--images: the data set is not here")
     batches = list(deployment.test())

@@ -135,7 +135,8 @@ def resume_execution(
     if changed and not accept_other:
         raise InputError(
             f"{where}: this trial was begun under another execution ({'; '.join(changed)}), so its end would "
-            "not be that of an undisturbed run. Give --fresh to begin it anew, or --accept-other-hardware to go on "
+            "not be that of an undisturbed run. Give --fresh to begin it anew, or --accept-other-hardware "
+            "to go on "
             "and mark the record."
         )
     if "fallback" in here and recorded.get("mode") != "eager":  # accepted: what was recorded cannot be had

@@ -384,7 +384,9 @@ class Run:
         settle_statistics([network], self.team)
 
     def _sign_flip_rate(self) -> float | None:
-        """Return the share of low-precision weights whose sign changed since the epoch began, None for none."""
+        """Return the share of low-precision weights whose sign changed since the epoch began, None for
+        none.
+        """
         before, self.signs = self.signs, signs_of(self.network)
         return flip_rate(before, self.signs)
 

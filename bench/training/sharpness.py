@@ -129,7 +129,9 @@ def subject(store: Store, id: str, data_dir: Path, count: int) -> Subject:
 
 
 def sharpness(found: Subject, size: float, draws: int, *, stored: bool = False) -> Rise:
-    """Return the rise of the training loss under noise on the quantized weights, or on the ``stored`` ones."""
+    """Return the rise of the training loss under noise on the quantized weights, or on the ``stored``
+    ones.
+    """
     layers = dict(low_precision_modules(found.network))
 
     def loss(weights: Mapping[str, Tensor]) -> float:
@@ -214,7 +216,9 @@ def _parameters(network: Network) -> dict[str, Tensor]:
 def _weights(
     layers: Mapping[str, LowPrecisionLayer], weights: Mapping[str, Tensor], *, quantize: bool
 ) -> Iterator[None]:
-    """Let the layers compute with ``weights``, quantized first where ``quantize``; then with their own again."""
+    """Let the layers compute with ``weights``, quantized first where ``quantize``; then with their own
+    again.
+    """
     for name, layer in layers.items():
         weight = weights[name]
         if quantize:

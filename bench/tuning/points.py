@@ -77,7 +77,9 @@ def find_points(experiment: Experiment) -> list[Point]:
 
 
 def _check(experiment: Experiment, tuning: Tuning, points: Iterable[Point]) -> None:
-    """Raise ``InputError`` for seeds that the grid has too, and for tuned fields that are axes of the grid."""
+    """Raise ``InputError`` for seeds that the grid has too, and for tuned fields that are axes of the
+    grid.
+    """
     problems = []
     points = list(points)
     seeds = {line.trial.config.seed for point in points for line in point.lines}

@@ -82,12 +82,16 @@ def page() -> str:
                 "## What was read",
                 read.replace("|  |", "| |"),
                 "## Weights",
-                "Of the weights -0.8, 0, 0.1, 0.2 in one output channel and 0.4, 1.2, -0.3, 0.6 in the other. The gradient "
-                "is dL/dw\nfor dL/dq = 1 everywhere. `xnor` and `bnn` stand beside the variants for comparison.",
+                "Of the weights -0.8, 0, 0.1, 0.2 in one output channel and 0.4, 1.2, -0.3, 0.6 in the "
+                "other. The gradient "
+                "is dL/dw\nfor dL/dq = 1 everywhere. `xnor` and `bnn` stand beside the variants for "
+                "comparison.",
                 weights,
                 "## Activations",
-                '"Top from": the largest input, to two digits, that does not reach the highest level. With an odd number '
-                "of\nsteps 1/2 lies exactly between two levels, where rounding half to even and half up differ.",
+                '"Top from": the largest input, to two digits, that does not reach the highest level. With '
+                "an odd number "
+                "of\nsteps 1/2 lies exactly between two levels, where rounding half to even and half up "
+                "differ.",
                 activations,
             )
         )

@@ -81,7 +81,8 @@ def test_completion_in_bash_works(capsys, tmp_path):
     assert main(["completion", "bash"]) == 0
     (tmp_path / "script").write_text(capsys.readouterr().out)
     lines = (
-        f"source {tmp_path / 'script'}; COMP_WORDS=(bench run --max); COMP_CWORD=2; _shtab_bench bench --max run;"
+        f"source {tmp_path / 'script'}; COMP_WORDS=(bench run --max); COMP_CWORD=2; _shtab_bench bench "
+        "--max run;"
         ' echo "${COMPREPLY[@]}"'
     )
     done = subprocess.run(["bash", "-c", lines], capture_output=True, text=True, check=False)

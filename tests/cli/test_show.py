@@ -117,7 +117,8 @@ class TestShow:
         text = show(
             BASE
             + ARMS
-            + 'epochs = 18\nallow_differences = ["epochs"]\ngrid = { "strategy.factor.until" = [0.25, 0.5] }\n',
+            + 'epochs = 18\nallow_differences = ["epochs"]\ngrid = { "strategy.factor.until" = [0.25, '
+            "0.5] }\n",
             diff="branch",
         )
         rows = {line.split()[0]: line for line in text.splitlines() if line}

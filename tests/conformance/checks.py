@@ -1,4 +1,6 @@
-"""The checks that every registered part must pass. Each takes the part's name and its line of ``tables.py``."""
+"""The checks that every registered part must pass. Each takes the part's name and its line of
+``tables.py``.
+"""
 
 from __future__ import annotations
 
@@ -120,7 +122,9 @@ def _nearly_equal(found: np.ndarray, want: np.ndarray, err_msg: str = "") -> Non
 
 
 def check_quantizer_activations(kind: str, oracle: QuantizerOracle) -> None:
-    """Values and gradients at every declared bit width; a tie, infinities, bfloat16; the input is left alone."""
+    """Values and gradients at every declared bit width; a tie, infinities, bfloat16; the input is left
+    alone.
+    """
     facts = registry.get("quantizers", kind).facts
     x = np.concatenate([values(5_000, scale=0.8), [0, -0.0, 1, -1, 2, 1e30, -1e30, 1 + 2 * ULP, 1e-45]])
     x = x.astype(np.float32).astype(np.float64)
@@ -181,7 +185,9 @@ def check_declared_bits(kind: str) -> None:
 
 
 def check_levels(kind: str, oracle: QuantizerOracle) -> None:
-    """Codes and values give ``weight`` exactly, at the declared bits unless zeros stay 0; also from bfloat16."""
+    """Codes and values give ``weight`` exactly, at the declared bits unless zeros stay 0; also from
+    bfloat16.
+    """
     facts = registry.get("quantizers", kind).facts
     for bits in facts["w_bits"]:
         for options in ({}, *oracle.options):

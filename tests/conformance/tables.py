@@ -346,7 +346,9 @@ LEARNING_RATES: dict[str, list[Case]] = {
 
 @dataclass(frozen=True)
 class StrategyCase:
-    """Options of a tiny run, the roles that are trials of their own, and the roles trained within the trial."""
+    """Options of a tiny run, the roles that are trials of their own, and the roles trained within the
+    trial.
+    """
 
     options: Mapping[str, Any] = field(default_factory=dict)
     needed: tuple[str, ...] = ()

@@ -23,7 +23,9 @@ TABLES: dict[str, dict[str, Any]] = {
 
 
 def own(group: str) -> list[str]:
-    """Return the suite's own parts of a group; those of installed packages are for their packages to check."""
+    """Return the suite's own parts of a group; those of installed packages are for their packages to
+    check.
+    """
     return [name for name, entry in registry.entries(group).items() if not entry.package]
 
 

@@ -29,7 +29,9 @@ from tests.export.networks_for_export import STRATEGIES, trained
 
 
 def widths(kind: str) -> list[str]:
-    """Return the narrowest and the widest bits of a quantizer, and 2 bits of activations where it has them."""
+    """Return the narrowest and the widest bits of a quantizer, and 2 bits of activations where it has
+    them.
+    """
     facts = registry.get("quantizers", kind).facts
     w, a = facts["w_bits"], facts["a_bits"]
     middle = [f"{w[0]}/2"] if 2 in a else []
@@ -160,7 +162,9 @@ def test_latent_weights_on_request(tmp_path):
 
 
 class TestThresholds:
-    """Batch norm and activation as thresholds equal the two for every number, near the thresholds above all."""
+    """Batch norm and activation as thresholds equal the two for every number, near the thresholds above
+    all.
+    """
 
     @pytest.mark.parametrize(
         "map",

@@ -1,4 +1,6 @@
-"""A training function that trains nothing and misbehaves on request: ``behaviour.json`` in the data folder."""
+"""A training function that trains nothing and misbehaves on request: ``behaviour.json`` in the data
+folder.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Several trials on one device: how many, which may start, and that neighbours change nothing but the time."""
+"""Several trials on one device: how many, which may start, and that neighbours change nothing but the
+time.
+"""
 
 from __future__ import annotations
 
@@ -130,7 +132,8 @@ class TestMPS:
     def daemon(self, folder, monkeypatch, status: int = 0):
         program = folder / gpu_sharing.MPS
         program.write_text(
-            f'#!/bin/sh\necho "$@ $CUDA_MPS_PIPE_DIRECTORY $(cat | head -1)" >> {folder}/said\nexit {status}\n'
+            f'#!/bin/sh\necho "$@ $CUDA_MPS_PIPE_DIRECTORY $(cat | head -1)" >> {folder}/said\nexit '
+            f"{status}\n"
         )
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")

@@ -390,7 +390,9 @@ XNOR_TABLE = {
 
 
 def resnet_table(depths, bottleneck):
-    """Rows as table 1 of 1512.03385 has them, projections where the shape changes; 112 -pool-> 56, 28, 14, 7."""
+    """Rows as table 1 of 1512.03385 has them, projections where the shape changes; 112 -pool-> 56, 28, 14,
+    7.
+    """
     rows, before, block = {"conv0": ((64, 3, 7, 7), 112)}, 64, 0
     for depth, width, size in zip(depths, (64, 128, 256, 512), (56, 28, 14, 7), strict=True):
         for position in range(depth):

@@ -37,7 +37,9 @@ OWN_SOURCES = {
 
 
 def _network(name: str) -> str:
-    """Return what tells networks apart: the entry of ``names.toml``, or the name itself where there is none."""
+    """Return what tells networks apart: the entry of ``names.toml``, or the name itself where there is
+    none.
+    """
     for number, entry in enumerate(NAMES.networks):
         if name in entry["published"]:
             return f"entry {number}"
@@ -50,7 +52,9 @@ def _cell(row: published_tables.Row) -> tuple:
 
 
 def _compared(row: published_tables.Row) -> tuple:
-    """Return what a quote shares with the row it copies; quotes often give a number another network's name."""
+    """Return what a quote shares with the row it copies; quotes often give a number another network's
+    name.
+    """
     dataset, network, width, method, bits, metric = _cell(row)
     if method == "Full precision":
         return dataset, network, width, method, bits, metric

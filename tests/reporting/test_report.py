@@ -1,4 +1,6 @@
-"""The report: golden tables from hand-written records, hostile text, published tables, figures, comparison."""
+"""The report: golden tables from hand-written records, hostile text, published tables, figures,
+comparison.
+"""
 
 from __future__ import annotations
 

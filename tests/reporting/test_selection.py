@@ -1,4 +1,6 @@
-"""Which runs a report shows, read from the index that the run wrote; and which files of an earlier report go."""
+"""Which runs a report shows, read from the index that the run wrote; and which files of an earlier report
+go.
+"""
 
 from __future__ import annotations
 

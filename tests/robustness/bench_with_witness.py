@@ -1,4 +1,6 @@
-"""The ``bench`` command with training that trains nothing but notices when a trial is executed twice at once."""
+"""The ``bench`` command with training that trains nothing but notices when a trial is executed twice at
+once.
+"""
 
 import sys
 

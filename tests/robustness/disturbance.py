@@ -48,7 +48,9 @@ def progressive(merge: str, **options: Any) -> dict[str, Any]:
 
 
 def apprentice(scheme: str) -> dict[str, Any]:
-    """Return an apprentice strategy whose teacher (and start, in scheme C) is a network like the student's."""
+    """Return an apprentice strategy whose teacher (and start, in scheme C) is a network like the
+    student's.
+    """
     full = make_config(quantizer="full_precision", bits="32/32").dump()
     return {
         "kind": "apprentice",

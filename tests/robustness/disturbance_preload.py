@@ -1,4 +1,6 @@
-"""What every disturbed trial imports: imported once, before its process is forked. Nothing is computed here."""
+"""What every disturbed trial imports: imported once, before its process is forked. Nothing is computed
+here.
+"""
 
 import importlib
 

@@ -96,7 +96,8 @@ PLANTED: dict[str, tuple[str, str, str, str]] = {
         "bench/strategies/__init__.py",
         "return step > 0 and self.factor(step) == 0.0 and self.factor(step - 1) > 0.0",
         "return self.factor(step) == 0.0 and not self.__dict__.get('d') and not self.__dict__.update(d=1)",
-        f"{KILLS}::test_killed_and_resumed_a_trial_ends_as_if_undisturbed[batch norm re-estimated at removal]",
+        f"{KILLS}::test_killed_and_resumed_a_trial_ends_as_if_undisturbed[batch norm re-estimated at "
+        "removal]",
     ),
     "a line that is there already is not written twice": (
         "bench/training/trial.py",
@@ -107,7 +108,8 @@ PLANTED: dict[str, tuple[str, str, str, str]] = {
     "the summary is written last": (
         "bench/training/trial.py",
         '    run.clock.set_factor(0.0)\n    if outcome == "done":',
-        "    run.clock.set_factor(0.0)\n    store.write_summary(trial_id, summarize(recorder.lines, config, run, outcome, 0))\n"
+        "    run.clock.set_factor(0.0)\n    store.write_summary(trial_id, summarize(recorder.lines, "
+        "config, run, outcome, 0))\n"
         '    if outcome == "done":',
         DROPOUT,
     ),
@@ -186,7 +188,8 @@ def main() -> int:
             began = time.monotonic()
             noticed = not passes(copy, tests)
             print(
-                f"{'noticed' if noticed else 'MISSED ':8s} {time.monotonic() - began:4.0f} s  without: {name}",
+                f"{'noticed' if noticed else 'MISSED ':8s} {time.monotonic() - began:4.0f} s  without: "
+                f"{name}",
                 flush=True,
             )
             missed += [] if noticed else [name]

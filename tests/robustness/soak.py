@@ -454,7 +454,9 @@ def runners(tally: Tally, folder: Path, dice: random.Random) -> None:
 
 
 def _overlapping(events: Sequence[Sequence[str]]) -> int:
-    """Return how many executions that ended began while another of the same trial that ended was under way."""
+    """Return how many executions that ended began while another of the same trial that ended was under
+    way.
+    """
     began: dict[tuple[str, str], float] = {}
     spans: dict[str, list[tuple[float, float]]] = {}
     for kind, id, pid, moment in events:

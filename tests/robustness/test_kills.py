@@ -85,7 +85,9 @@ def test_asked_to_stop_it_stops_at_a_checkpoint(tmp_path):
 
 
 def test_a_checkpoint_ahead_of_the_lines_is_not_used(tmp_path):
-    """Lines that were lost (a folder copied half, a disk repaired) are measured again rather than left out."""
+    """Lines that were lost (a folder copied half, a disk repaired) are measured again rather than left
+    out.
+    """
     config = make_config()
     assert run(config, tmp_path / "calm").status == "done"
     assert run(config, tmp_path / "cut", stop_after=12).status == "stopped"

@@ -1,4 +1,6 @@
-"""Schedules against NumPy float64 formulas and against tables written from the text of the released scripts."""
+"""Schedules against NumPy float64 formulas and against tables written from the text of the released
+scripts.
+"""
 
 from __future__ import annotations
 

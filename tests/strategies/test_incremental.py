@@ -1,4 +1,6 @@
-"""Incremental quantization: the order in which weights are frozen, that they stay, and who gets a gradient."""
+"""Incremental quantization: the order in which weights are frozen, that they stay, and who gets a
+gradient.
+"""
 
 from __future__ import annotations
 

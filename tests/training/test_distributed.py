@@ -346,7 +346,8 @@ def test_workers_that_see_different_data_are_told_apart():
     answers = together("tests.training.test_distributed:disagreeing")
     for different, lacking, unknown, decided in answers:
         assert re.fullmatch(
-            r"the workers of a trial do not see the same data: 'abc' for worker 0 on \S+, 'def' for worker 1 on \S+",
+            r"the workers of a trial do not see the same data: 'abc' for worker 0 on \S+, 'def' for worker "
+            r"1 on \S+",
             different,
         )
         assert lacking.startswith("worker 1 on ") and lacking.endswith("'cifar10' is not there")
@@ -356,7 +357,8 @@ def test_workers_that_see_different_data_are_told_apart():
 def test_what_does_not_divide_is_said_before_training(tmp_path, capsys):
     file = tmp_path / "wide.toml"
     file.write_text(
-        'title = "wide"\n[defaults]\ndataset = "digits"\nnetwork = "svhn_convnet"\nepochs = 1\nbatch_size = 24\n'
+        'title = "wide"\n[defaults]\ndataset = "digits"\nnetwork = "svhn_convnet"\nepochs = 1\nbatch_size '
+        "= 24\n"
         '[[arms]]\nname = "a"\n'
     )
 

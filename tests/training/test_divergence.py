@@ -1,4 +1,6 @@
-"""A trial whose numbers are lost is diverged, whatever its loss looks like; what says nothing wrong goes on."""
+"""A trial whose numbers are lost is diverged, whatever its loss looks like; what says nothing wrong goes
+on.
+"""
 
 from __future__ import annotations
 

@@ -42,7 +42,9 @@ def run(config, folder, needs=None):
 
 
 def with_file(folder, state, name="weights.safetensors", **fields):
-    """Write ``state`` to a file and return a configuration that starts from it, sealed as an experiment does."""
+    """Write ``state`` to a file and return a configuration that starts from it, sealed as an experiment
+    does.
+    """
     if name.endswith(".safetensors"):
         save_file({key: value.contiguous() for key, value in state.items()}, folder / name)
     else:

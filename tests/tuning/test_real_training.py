@@ -1,4 +1,6 @@
-"""Searches with real training of tiny networks: no test label is read, and a rung is continued bit for bit."""
+"""Searches with real training of tiny networks: no test label is read, and a rung is continued bit for
+bit.
+"""
 
 from __future__ import annotations
 

@@ -165,7 +165,8 @@ def svhn(file: str, precision: str) -> Iterator[Row]:
         1e-5,
         "1/1 and 1/2 bits",
         ours,
-        "no activation lies within 1e-5 of a threshold, so rounding moves none; what is left is the rounding of seven layers",
+        "no activation lies within 1e-5 of a threshold, so rounding moves none; what is left is the "
+        "rounding of seven layers",
     )
     yield row(
         "cross entropy, and with weight decay",
