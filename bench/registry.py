@@ -17,10 +17,11 @@ An entry is a dict with the keys
 ``factory``   the attribute of the module that ``load`` returns
 ``help``      one line
 ``title``, ``arxiv``   the paper (optional)
-``revision``  a number (default 1), raised when a fix changes the entry's numbers: part of an identity when above 1
-``options``   ``{option: declaration}``; the keys of a declaration are the fields of ``OptionDeclaration``. An option of
-              the text ``"shared"`` is the one of that name in the literal ``OPTIONS`` of the same module, else of the
-              group's module ``options``.
+``revision``  a number (default 1), raised when a fix changes the entry's numbers; part of an identity when
+              above 1
+``options``   ``{option: declaration}``; the keys of a declaration are the fields of ``OptionDeclaration``. An
+              option of the text ``"shared"`` is the one of that name in the literal ``OPTIONS`` of the same
+              module, else of the group's module ``options``.
 and facts for those who know the group (``FACTS``).
 """
 
@@ -281,7 +282,8 @@ def _option_problems(entry: EntryDeclaration) -> Iterator[str]:
         if spec.type != "teacher" and (spec.joint_with or spec.cost or spec.copies):
             yield f"options.{name}: joint_with, cost and copies have a meaning only with type 'teacher'"
         if spec.copies is not None and spec.copies not in entry.options:
-            yield f"options.{name}.copies: there is no option {spec.copies}.{nearest(spec.copies, entry.options)}"
+            hint = nearest(spec.copies, entry.options)
+            yield f"options.{name}.copies: there is no option {spec.copies}.{hint}"
         numbers = any(bound is not None for bound in (spec.min, spec.max, spec.above, spec.below))
         if numbers and spec.type not in ("float", "floats", "int"):
             yield f"options.{name}: bounds have a meaning only for numbers, not with type '{spec.type}'"

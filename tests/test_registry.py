@@ -69,7 +69,10 @@ class TestReading:
                 "a: options.x.only_with: there is no option y",
             ),
             ({"options": {"x": {"type": "str", "help": "x", "min": 1}}}, "a: options.x: bounds have"),
-            ({"options": {"x": {"type": "str", "help": "x", "cost": {"joint": 1.0}}}}, "only with type 'teacher'"),
+            (
+                {"options": {"x": {"type": "str", "help": "x", "cost": {"joint": 1.0}}}},
+                "only with type 'teacher'",
+            ),
             ({"options": {"kind": {"type": "str", "help": "x"}}}, "a: options.kind: an option cannot have"),
             ({"options": {"x": "shared"}}, "options.x: no shared option"),
         ],

@@ -72,7 +72,8 @@ def _verdict(checked: object, passed: bool) -> str:
             f", except those of {plural(checked.moved, 'image')} with an activation that lies on a threshold "
             "but for rounding"
         )
-    text = f"read again: {checked.correct} of {checked.seen} test images right ({checked.accuracy:.2f} %); {same}"
+    right = f"{checked.correct} of {checked.seen} test images right ({checked.accuracy:.2f} %)"
+    text = f"read again: {right}; {same}"
     if checked.recorded is not None and checked.accuracy != checked.recorded:
         text += f"\nthe record says {checked.recorded:.2f} %"
     return (

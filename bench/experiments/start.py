@@ -1,11 +1,12 @@
 """The weights that a trial begins with, ``start = { file = ... }``: how the field is written, and its
 identity. No torch.
 
-start = { file = "weights.safetensors" }      a file, absolute or in the data folder; .safetensors or torch.save's
+start = { file = "weights.safetensors" }      a file, absolute or in the data folder (or of torch.save)
 start = { trial = "0123456789abcdef" }        the final weights of a finished trial in the same results
 start = { torchvision = "resnet18" }          the library's trained weights, from its local cache
 start = { timm = "resnet18" }
-start = { file = "trial:0123456789abcdef" }   the same kinds as KIND:NAME, also as plain text: start = "timm:resnet18"
+start = { file = "trial:0123456789abcdef" }   the same kinds as KIND:NAME
+start = "timm:resnet18"                       the same as plain text
 """
 
 from __future__ import annotations

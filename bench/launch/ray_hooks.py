@@ -1,8 +1,7 @@
 """What Ray Tune calls in the launcher's process: the searcher, the callback, the scheduler and the stopper.
 
 Tune pickles these objects. So the session and the stream stay outside of them, in ``running``. This module
-imports
-Ray: import it where Ray is about to run.
+imports Ray: it is imported where Ray is about to run.
 """
 
 from __future__ import annotations
@@ -199,4 +198,5 @@ def death(folder: Path) -> str:
         "actor died": "the process is gone",
         "unavailable": UNREACHABLE,
     }
-    return f"its process died ({next((why for name, why in known.items() if name in text), 'Ray gave no reason')})"
+    reason = next((why for name, why in known.items() if name in text), "Ray gave no reason")
+    return f"its process died ({reason})"

@@ -87,8 +87,9 @@ class AccurateBatchNorm(_BatchNorm):
         y, mean, variance = _Normalized.apply(x, weight, bias, self.eps)
         count = x.numel() // x.shape[1]
         with torch.no_grad():
+            unbiased = variance * (count / max(count - 1, 1))
             self.running_mean.lerp_(mean, momentum)  # type: ignore[union-attr]
-            self.running_var.lerp_(variance * (count / max(count - 1, 1)), momentum)  # type: ignore[union-attr]
+            self.running_var.lerp_(unbiased, momentum)  # type: ignore[union-attr]
         return y
 
 

@@ -25,8 +25,8 @@ class Branch:
     ``batch_norm``   whether the branch has its own batch norm (never with ``preactivation``)
     ``relu``         a ReLU behind the branch's batch norm and pooling (never with ``preactivation``)
     ``layers``       names of the layers that get a branch; None: every low-precision convolution
-    ``statistics``   of ``concat``: "main", main and extra weights have a scale each; "joint", both have one, as
-                     in the release
+    ``statistics``   of ``concat``: "main", main and extra weights have a scale each; "joint", both have one,
+                     as in the release
     """
 
     merge: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +23,12 @@ def kernel(scheme: str, key: int, shape: tuple[int, ...], inputs: int | None = N
 
     ``inputs`` replaces the number of input channels in the fan-in of he_truncated_exact.
 
-    he_truncated_exact   normal truncated at two deviations; the deviation after truncation is sqrt(2 / fan_in) (1502.01852,
-                         gain 2). The released scripts draw so: their sqrt(1.3 * 2 / fan_in) before truncation leaves
-                         1.0029 sqrt(2 / fan_in).
-    he_truncated_normal  normal of standard deviation sqrt(2 / fan_in) before the truncation at two deviations. The
-                         weights' own deviation is 0.88 of that. The records of the first experiments have this scheme.
+    he_truncated_exact   normal truncated at two deviations; the deviation after truncation is
+                         sqrt(2 / fan_in) (1502.01852, gain 2). The released scripts draw so: their
+                         sqrt(1.3 * 2 / fan_in) before truncation leaves 1.0029 sqrt(2 / fan_in).
+    he_truncated_normal  normal of standard deviation sqrt(2 / fan_in) before the truncation at two
+                         deviations. The weights' own deviation is 0.88 of that. The records of the first
+                         experiments have this scheme.
     he_normal            normal of standard deviation sqrt(2 / fan_in), not truncated
     glorot_uniform       uniform in +-sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio, 2010)
     """
@@ -71,10 +73,11 @@ def initialize(network: nn.Module, seed: int, scheme: str) -> None:
 
 def _inputs(module: nn.Module) -> int | None:
     """Return how many input channels main and extra weights of a layer have together; None without extra
-    ones.
+    weights.
     """
-    weight, extra = module.weight, getattr(module, "weight_extra", None)
-    return None if extra is None else weight.shape[1] + extra.shape[1]  # type: ignore[operator, index, union-attr]
+    weight: Any = module.weight
+    extra: Any = getattr(module, "weight_extra", None)
+    return None if extra is None else weight.shape[1] + extra.shape[1]
 
 
 def start_scales_(network: nn.Module) -> None:

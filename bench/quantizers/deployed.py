@@ -81,8 +81,8 @@ class ActivationMap:
         prelu         x where x > 0, else r x; a value a channel
         rprelu        "prelu" of x + c, plus b; values a channel
         rsign         +1 where "rprelu" + t >= 0, else -1
-        residual      of "prelu" the sum of ``bits`` scaled signs, each of what the ones before leave, scaled by
-                      the mean magnitude of the sample; one sign alone is not scaled
+        residual      of "prelu" the sum of ``bits`` scaled signs, each of what the signs before leave,
+                      scaled by the mean magnitude of the sample; one sign alone is not scaled
 
     ``contiguous``: of a table, whether its result lies in contiguous memory whatever the memory of x, as
     ``functional.to_levels`` leaves it: sums that read it depend on the order in their last digit. Ties go to

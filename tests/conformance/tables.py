@@ -3,7 +3,7 @@ name.
 
 ``QUANTIZERS``      independent formulas of values and gradients, in NumPy float64
 ``FACTORS``, ``LEARNING_RATES``   options and the formula of the value, likewise
-``STRATEGIES``      options of a tiny run, one dict a variant, and the roles whose networks are trials of their own
+``STRATEGIES``      options of a tiny run, a dict a variant, and the roles that are trials themselves
 ``NETWORKS``        the smallest instance that the checks build; None where a test of its own builds instances
 ``DATASETS``        options of an instance
 """
@@ -318,7 +318,10 @@ FACTORS: dict[str, list[Case]] = {
         )
     ],
     "step": [
-        ({"at": [0.25, 0.5], "values": [0.5, 0.0]}, lambda p, e: np.select([p < 0.25, p < 0.5], [1, 0.5], 0.0)),
+        (
+            {"at": [0.25, 0.5], "values": [0.5, 0.0]},
+            lambda p, e: np.select([p < 0.25, p < 0.5], [1, 0.5], 0.0),
+        ),
         ({"at_epochs": [3], "values": [0.0]}, lambda p, e: np.where(e < 3, 1.0, 0.0)),
     ],
 }  # fmt: skip

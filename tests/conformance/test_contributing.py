@@ -17,8 +17,13 @@ BLOCKS = re.findall(r"```python\n# (\S+)(?:: (\w+))?\n(.*?)```", PAGE, flags=re.
 SOURCES = {Path(path).stem: (path, body) for path, _, body in BLOCKS if path.startswith("bench/")}
 LINES = {re.match(r'"(\w+)"', body)[1]: (table, body) for path, table, body in BLOCKS if table}
 PACKAGE = "examples_of_the_contributing_page"
-GROUPS = {"QUANTIZERS": "quantizers", "STRATEGIES": "strategies", "FACTORS": "factors", "NETWORKS": "networks",
-          "DATASETS": "datasets"}  # fmt: skip
+GROUPS = {
+    "QUANTIZERS": "quantizers",
+    "STRATEGIES": "strategies",
+    "FACTORS": "factors",
+    "NETWORKS": "networks",
+    "DATASETS": "datasets",
+}
 
 
 @pytest.fixture(scope="module")

@@ -495,7 +495,8 @@ class TestParity:
         assert len(lines) == 1 and "network.depth" in lines[0]
 
     def test_bits_may_differ_where_the_quantizers_force_it(self, load):
-        arms = '[[arms]]\nname = "fp"\n[[arms]]\nname = "bnn"\nbaseline = "fp"\nquantizer = "bnn"\nbits = "1/1"\n'
+        arms = '[[arms]]\nname = "fp"\n[[arms]]\nname = "bnn"\nbaseline = "fp"\n'
+        arms += 'quantizer = "bnn"\nbits = "1/1"\n'
         found = load(BASE + arms)
         assert found.index[1].baseline_id == found.index[0].id
 

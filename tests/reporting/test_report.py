@@ -384,7 +384,10 @@ def test_an_arm_that_names_its_rows_sees_them_on_a_subset_but_never_reproduces(t
     assert "another data set (SVHN)" in row["reason"]
 
 
-GOOD = "dataset,network,method,w_bits,a_bits,metric,accuracy_pct,source\nCIFAR-10,ResNet-20,Mine,1,1,top1,84.4,me\n"
+GOOD = (
+    "dataset,network,method,w_bits,a_bits,metric,accuracy_pct,source\n"
+    "CIFAR-10,ResNet-20,Mine,1,1,top1,84.4,me\n"
+)
 
 
 @pytest.mark.parametrize(

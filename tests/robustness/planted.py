@@ -20,38 +20,41 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-KILLS = "tests/test_kills.py"
+KILLS = "tests/robustness/test_kills.py"
+FAILURES = "tests/robustness/test_failures.py"
+RUNNING = "tests/launch/test_running.py"
+RECORDS = "tests/records/test_store.py"
 DROPOUT = f"{KILLS}::test_killed_and_resumed_a_trial_ends_as_if_undisturbed[sum, dropout]"
 PARTS = ("bench", "tests", "pyproject.toml")
 
 # protection: (file, what is there, what is put there, tests that must fail)
 PLANTED: dict[str, tuple[str, str, str, str]] = {
     "a whole file is written aside and renamed": (
-        "bench/store.py",
+        "bench/records/files.py",
         "temporary = path.with_name(",
         "temporary = path; path.with_name(",
-        "tests/test_store.py::TestWriting::test_keeps_the_old_content_when_it_fails",
+        f"{RECORDS}::TestWriting::test_keeps_the_old_content_when_it_fails",
     ),
     "fsync before the rename (the call, not the order)": (
-        "bench/store.py",
+        "bench/records/files.py",
         "                file.flush()\n                os.fsync(file.fileno())\n",
         "                file.flush()\n",
-        "tests/test_store.py::TestWriting::test_keeps_the_old_content_when_it_fails",
+        f"{RECORDS}::TestWriting::test_keeps_the_old_content_when_it_fails",
     ),
     "the lock of a trial": (
-        "bench/store.py",
+        "bench/records/store.py",
         "lock = acquire(path, id,",
         "lock = acquire(path.with_name(uuid.uuid4().hex), id,",
-        "tests/test_running.py::TestPool::test_two_runners_share_the_work",
+        f"{RUNNING}::TestPool::test_two_runners_share_the_work",
     ),
     "a half-written last line is cut off": (
-        "bench/store.py",
+        "bench/records/files.py",
         "os.ftruncate(fd, start)\n                    end = start",
         "pass",
         DROPOUT,
     ),
     "half-written files of killed processes are removed": (
-        "bench/running.py",
+        "bench/launch/execute.py",
         "store.tidy(task.id)  # what a killed process was writing",
         "pass",
         DROPOUT.replace("sum, dropout", "stochastic bnn, sum, dropout"),
@@ -64,7 +67,7 @@ PLANTED: dict[str, tuple[str, str, str, str]] = {
     ),
     "the sums of the epoch are in the checkpoint": (
         "bench/training/loop.py",
-        'self.correct.copy_(state["correct"])',
+        'self.correct.copy_(self.team.own(state["correct"]))',
         "pass",
         DROPOUT,
     ),
@@ -93,7 +96,7 @@ PLANTED: dict[str, tuple[str, str, str, str]] = {
         DROPOUT,
     ),
     "removal is a function of the step": (
-        "bench/strategies/__init__.py",
+        "bench/strategies/base.py",
         "return step > 0 and self.factor(step) == 0.0 and self.factor(step - 1) > 0.0",
         "return self.factor(step) == 0.0 and not self.__dict__.get('d') and not self.__dict__.update(d=1)",
         f"{KILLS}::test_killed_and_resumed_a_trial_ends_as_if_undisturbed[batch norm re-estimated at "
@@ -107,10 +110,9 @@ PLANTED: dict[str, tuple[str, str, str, str]] = {
     ),
     "the summary is written last": (
         "bench/training/trial.py",
-        '    run.clock.set_factor(0.0)\n    if outcome == "done":',
-        "    run.clock.set_factor(0.0)\n    store.write_summary(trial_id, summarize(recorder.lines, "
-        "config, run, outcome, 0))\n"
-        '    if outcome == "done":',
+        "    run.clock.set_factor(0.0)\n    run.diagnostics",
+        "    run.clock.set_factor(0.0)\n    store.write_summary(\n"
+        "        trial_id, summarize(recorder.lines, config, run, outcome, 0)\n    )\n    run.diagnostics",
         DROPOUT,
     ),
     "a checkpoint ahead of the lines is not used": (
@@ -120,22 +122,22 @@ PLANTED: dict[str, tuple[str, str, str, str]] = {
         f"{KILLS}::test_a_checkpoint_ahead_of_the_lines_is_not_used",
     ),
     "workers die with their launcher": (
-        "bench/running.py",
-        "    _die_with(parent)\n",
-        "    os.getppid = lambda: parent\n",
-        "tests/test_running.py::TestPool::test_workers_die_with_a_killed_launcher_and_nothing_is_lost",
+        "bench/processes.py",
+        '    if parent is not None:\n        if sys.platform == "linux":\n',
+        "    os.getppid = lambda: parent\n    if parent is not None:\n        if False:\n",
+        f"{RUNNING}::TestPool::test_workers_die_with_a_killed_launcher_and_nothing_is_lost",
     ),
     "a data set that changed is noticed": (
-        "bench/verify.py",
+        "bench/launch/verify.py",
         "if data is not None and data != checksum:",
         "if False:",
-        "tests/test_failures.py::TestVerify::test_changed_data_is_named",
+        f"{FAILURES}::TestVerify::test_changed_data_is_named",
     ),
     "always the same answer is at chance": (
         "bench/training/evaluate.py",
         " or max(self.predicted) > 0.9 * self.seen",
         "",
-        "tests/test_failures.py::TestChanceAndDivergence::test_always_the_same_answer_is_chance_whatever_it_scores",
+        f"{FAILURES}::TestChanceAndDivergence::test_always_the_same_answer_is_chance_whatever_it_scores",
     ),
 }
 

@@ -314,7 +314,8 @@ def _launch(tally: Tally, folder: Path, name: str, dice: random.Random) -> None:
     trials = load_experiment(file).trials
     calm, killed = folder / "calm", folder / "killed"
     for trial in trials:
-        outcome = d.run(trial.config, calm, id=str(trial.id), needs=trial.needs, mode=mode)  # type: ignore[arg-type]
+        needs: Any = trial.needs
+        outcome = d.run(trial.config, calm, id=str(trial.id), needs=needs, mode=mode)
         assert outcome is not None and outcome.status == "done", outcome
     seconds = outcome.seconds
     command = ("run", file, "--results", killed, "--device", "cpu", "--jobs", "1", *options)
