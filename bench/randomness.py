@@ -1,12 +1,12 @@
-"""Counter-based random numbers: every draw is a function of its coordinates, none of a generator's state.
+"""Counter-based random numbers: a draw is a function of its coordinates, not of the state of a generator.
 
-A draw is named by ``(seed, purpose, layer or parameter name, step, sample, element)``. The names are folded
-into one 32-bit key on the host, the counters are hashed on the device, so the same number comes out eager and
-compiled, on any device, in any order, before and after a resume. No checkpoint has to store a generator.
+The coordinates of a draw are ``(seed, purpose, layer or parameter name, step, sample, element)``. The host
+hashes the names to one 32-bit key, the device hashes the counters. So a draw is the same number in eager and
+compiled code, on any device, in any order, before and after a resume. No checkpoint stores a generator.
 
-The hash is the two-round multiply-xorshift permutation of 32-bit integers found by C. Wellons' hash
-prospector (``[16 21f0aaad 15 735a2d97 15]``, bias 0.107), computed in int64: both multipliers are below 2^31
-and the state below 2^32, so no product overflows, in C++ or in Triton.
+The hash is the two-round multiply-xorshift permutation of 32-bit integers that C. Wellons' hash prospector
+found (``[16 21f0aaad 15 735a2d97 15]``, bias 0.107). It is computed in int64: both multipliers are below 2^31
+and the state is below 2^32, so no product overflows, in C++ or in Triton.
 """
 
 from __future__ import annotations
@@ -25,10 +25,7 @@ _WEYL = 0x61C88647  # 2^32 / golden ratio, negated: below 2^31, keeps hash32(0) 
 
 
 def _mix(x):
-    """One round of the hash.
-
-    The same arithmetic for Python integers and int64 tensors, values in [0, 2^32).
-    """
+    """Return one round of the hash of ``x``: a Python int or an int64 tensor of values in [0, 2^32)."""
     x = x ^ (x >> 16)
     x = (x * _M1) & _MASK
     x = x ^ (x >> 15)
@@ -37,17 +34,17 @@ def _mix(x):
 
 
 def combine(key, counter):
-    """Hash ``counter`` into ``key``; each a Python int or an int64 tensor of values in [0, 2^32).
+    """Return the hash of ``key`` and ``counter``, which must not be exchanged.
 
-    Not symmetric.
+    Each is a Python int or an int64 tensor of values in [0, 2^32), and so is the result.
     """
     return _mix((_mix((counter + _WEYL) & _MASK) + key) & _MASK)
 
 
-def fold(*parts: int | str) -> int:
-    """Return the 32-bit key of names and numbers, for instance of ``fold(seed, "init", "conv1.weight")``.
+def key_of(*parts: int | str) -> int:
+    """Return the 32-bit key of names and numbers, for instance ``key_of(seed, "init", "conv1.weight")``.
 
-    Integers are folded by their value modulo 2^32, strings by the first 32 bits of their SHA-256.
+    Integers are hashed by their value modulo 2^32, strings by the first 32 bits of their SHA-256.
     """
     key = 0
     for part in parts:
@@ -61,7 +58,7 @@ def fold(*parts: int | str) -> int:
 
 
 def bits(key: int | Tensor, shape: Sequence[int], device: torch.device | str | None = None) -> Tensor:
-    """Return int64 hash values in [0, 2^32) of ``shape``, one for each element's flat index under ``key``."""
+    """Return int64 hash values in [0, 2^32) of ``shape``: the hash of ``key`` and an element's flat index."""
     count = math.prod(shape)
     return combine(key, torch.arange(count, device=device)).reshape(tuple(shape))
 
@@ -69,10 +66,8 @@ def bits(key: int | Tensor, shape: Sequence[int], device: torch.device | str | N
 def sample_bits(key: int | Tensor, samples: Tensor, shape: Sequence[int]) -> Tensor:
     """Return int64 hash values of shape ``(len(samples), *shape)``.
 
-    The draw of a sample depends on its own number alone.
-
-    ``samples`` is an int64 vector of sample numbers (a position in the global batch, or an index into the
-    data set).
+    ``samples`` is an int64 vector of sample numbers: positions in the global batch, or indices into the data
+    set. The values of a sample depend on ``key`` and its own number alone.
     """
     keys = combine(key, samples & _MASK)
     count = math.prod(shape)
@@ -91,9 +86,9 @@ def uniform(key: int | Tensor, shape: Sequence[int], device: torch.device | str 
 
 
 def truncated_normal(key: int, shape: Sequence[int]) -> Tensor:
-    """Return float32 normal numbers of unit standard deviation before truncation to [-2, 2], on the CPU.
+    """Return float32 normal numbers, truncated to [-2, 2], on the CPU; before truncation the deviation is 1.
 
-    By inversion in float64, so that the same numbers come out on every machine up to the last float32 digit.
+    They are computed by inversion in float64, so machines agree up to the last float32 digit.
     """
     low = 0.5 * math.erfc(math.sqrt(2.0))  # Phi(-2)
     u = low + (1.0 - 2.0 * low) * (bits(key, shape).to(torch.float64) + 0.5) / 4294967296.0
@@ -107,26 +102,26 @@ def normal(key: int, shape: Sequence[int]) -> Tensor:
 
 
 def permutation(count: int, key: int, device: torch.device | str | None = None) -> Tensor:
-    """Return an int64 permutation of ``range(count)``: the stable order of the elements' hash values."""
+    """Return an int64 permutation of ``range(count)``: the numbers sorted (stably) by their hash values."""
     return torch.argsort(bits(key, (count,), device), stable=True)
 
 
 class Clock:
-    """Where training stands: the tensors and flags that layers read, owned by the training loop.
+    """The progress of the training: tensors and flags that the layers read and the training loop sets.
 
     ``step``    0-d int64 tensor, the global step (draws of stochastic layers depend on it)
     ``factor``  0-d float32 tensor, f(t) of the progressive strategies
-    ``active``  ``factor > 0`` as a Python bool: False removes the branch from the computation altogether
+    ``active``  ``factor > 0`` as a Python bool: with False the branch is not computed at all
     ``samples`` int64 vector, the positions of this batch's samples in the global batch
     ``seed``    the trial's seed
-    ``total_steps``   steps of the whole trial, 0 before the training loop says so
+    ``total_steps``   steps of the whole trial, 0 before the training loop sets it
     ``shares``  layer -> 0-d float32 tensor, the layer's own factor over ``factor``, for layers that have one
     ``layers``  gives each layer's own factor at a step, by name; None: every layer has ``factor``
     ``stage``   the number of the strategy's stage, 0 where it has none
     ``stages``  gives the stage of a step; None: it is always 0
 
-    ``set`` writes in place, so that compiled and captured code sees the new values without being traced
-    again.
+    ``set`` writes the tensors in place, so compiled and captured code reads the new values without being
+    traced again.
     """
 
     def __init__(self, seed: int = 0, device: torch.device | str = "cpu") -> None:
@@ -142,7 +137,7 @@ class Clock:
         self.stages: Callable[[int], int] | None = None
 
     def set(self, step: int, factor: float) -> None:
-        """Move to ``step`` with the given factor; the largest one where layers have factors of their own."""
+        """Set step and factor; where layers have their own factors, ``factor`` is the largest of them."""
         self.step.fill_(step)
         self.set_factor(factor)
         if self.stages is not None:
@@ -156,7 +151,7 @@ class Clock:
         return self.step.to(torch.float32) / max(self.total_steps, 1)
 
     def give_layers_factors(self, layers: Callable[[int], Mapping[str, float]]) -> None:
-        """Let the layers named by ``layers(step)`` have factors of their own: name -> factor at that step."""
+        """Give layers factors of their own: ``layers(step)`` maps a layer's name to its factor at a step."""
         self.layers = layers
         self.shares = {layer: torch.ones_like(self.factor) for layer in layers(0)}
 
@@ -166,13 +161,13 @@ class Clock:
         return self.factor if share is None else self.factor * share
 
     def set_factor(self, factor: float) -> None:
-        """Change the factor alone (0 for the deployed network)."""
+        """Set the factor alone (0 for the deployed network)."""
         self.factor.fill_(factor)
         self.active = factor != 0.0
 
 
 class Draws:
-    """The random numbers of one layer for one purpose: one number an element, new each step.
+    """The random numbers of one layer for one purpose: one number an element, different at each step.
 
     ``uniform(x)`` is for activations, whose first dimension is the sample; ``uniform_weights(w)`` is for
     weights.
@@ -182,7 +177,7 @@ class Draws:
         self.clock = clock
         self.purpose = purpose
         self.name = name
-        self._key = fold(clock.seed, purpose, name)
+        self._key = key_of(clock.seed, purpose, name)
 
     def uniform(self, x: Tensor) -> Tensor:
         """Return float32 numbers in [0, 1) of the shape of ``x``; the first dimension is the sample."""

@@ -13,7 +13,7 @@ from bench.randomness import (
     Draws,
     bits,
     combine,
-    fold,
+    key_of,
     normal,
     permutation,
     sample_bits,
@@ -47,9 +47,9 @@ def test_hash_is_the_32_bit_arithmetic_of_unsigned_integers():
 def test_fold_of_names_and_numbers():
     word = int.from_bytes(hashlib.sha256(b"init").digest()[:4], "little")
     key = int(oracle_combine(int(oracle_combine(0, 7)), word))
-    assert fold(7, "init") == key
-    assert fold("init", 7) != key
-    assert fold(2**32 + 7, "init") == key
+    assert key_of(7, "init") == key
+    assert key_of("init", 7) != key
+    assert key_of(2**32 + 7, "init") == key
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
@@ -62,12 +62,12 @@ def test_compiled_draws_are_the_eager_ones(backend):
 
 
 def test_uniform_and_normal_moments():
-    u = uniform(fold(1, "u"), (200_000,)).double()
+    u = uniform(key_of(1, "u"), (200_000,)).double()
     assert u.min() >= 0 and u.max() < 1
     assert abs(u.mean() - 0.5) < 4 * (1 / 12 / 2e5) ** 0.5
-    z = normal(fold(1, "z"), (200_000,)).double()
+    z = normal(key_of(1, "z"), (200_000,)).double()
     assert abs(z.mean()) < 4 / 2e5**0.5 and abs(z.std() - 1) < 4 / 4e5**0.5
-    t = truncated_normal(fold(1, "t"), (200_000,)).double()
+    t = truncated_normal(key_of(1, "t"), (200_000,)).double()
     assert t.abs().max() <= 2
     assert abs(t.std() - 0.87962566) < 0.005  # sqrt(1 - 4 phi(2) / (Phi(2) - Phi(-2)))
 

@@ -19,7 +19,7 @@ from bench.training import execution
 
 @dataclass(frozen=True)
 class AtOnce:
-    """Seconds of clock and processor for a step of one process alone, and of each of several at once."""
+    """Seconds of a step, by clock and by processor: of one process alone, and of several at once."""
 
     alone: tuple[float, ...]
     alone_work: tuple[float, ...]
@@ -28,9 +28,9 @@ class AtOnce:
     memory: tuple[int, ...]  # peak bytes of each
 
     def slowdown(self, device: str) -> float:
-        """Return how much longer a step takes beside the others, in ``Calibration``'s kind of seconds.
+        """Return how many times longer a step takes beside other processes, at least 1.
 
-        At least 1.
+        The seconds are those of ``Calibration``: of the processor on a CPU, of the clock on a GPU.
         """
         alone, together = (
             (self.alone, self.together)
@@ -48,21 +48,21 @@ def at_once(
     rounds: int = 3,
     seconds: float = 0.5,
 ) -> list[AtOnce]:
-    """Return, for each config, what a step takes in one process alone and in ``count`` processes at once.
+    """Return, for each config, the seconds of a step in one process alone and in ``count`` processes at once.
 
     Each process holds a run of every config, on synthetic images. A round measures the configs in turn, each
     of them first in one process alone, then in all processes at the same time.
 
     Args:
-        configs: what is trained.
-        count: processes.
+        configs: the trials whose steps are measured.
+        count: the number of processes.
         device: "cpu" or "cuda:N", shared by all processes.
         mode: "eager", "compiled" or "captured".
-        rounds: how often everything is measured.
-        seconds: of the clock, for one measurement.
+        rounds: the number of measurements of each config.
+        seconds: the length of one measurement, by the clock.
 
     Raises:
-        EOFError: a process died, for lack of memory perhaps.
+        EOFError: a process died, perhaps because memory ran out.
     """
     children: list[Child] = []
     try:
@@ -98,10 +98,7 @@ def at_once(
 def _take_part(
     pipe: Connection, configs: Sequence[TrialConfig], device: str, mode: str, grant: Grant
 ) -> None:
-    """Be one of the processes of ``at_once``.
-
-    Train steps of the config that is asked for, for the seconds asked.
-    """
+    """Run one of the processes of ``at_once``: train steps of the config asked for, for the seconds asked."""
     adopt(grant)
     arrays = synthetic(4 * max(config.batch_size for config in configs))
     runs = [make_run(config, arrays, device, mode) for config in configs]

@@ -1,7 +1,7 @@
-"""Measures what a kind of trial costs: a few real training steps and evaluations, and the memory they take.
+"""Measures the cost of a kind of trial: the time of a few training steps and evaluations, and their memory.
 
-A kind of trial is a configuration without its seed and budget. The steps are those that a trial takes: the
-run is made by ``bench.training.setup``.
+A kind of trial is a configuration without seed and budget. ``bench.training.setup`` builds the measured run,
+as it builds that of a trial, so the measured steps are those of a trial.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from bench.training.evaluate import EVALUATION_BATCH, evaluate
 from bench.training.loop import Run
 
 REPEATS = 5
-BUSY = 1.15  # seconds of the clock for one of the processor, above which others are using it, too
+BUSY = 1.15  # clock seconds over processor seconds; above this ratio other processes use the processor, too
 
 
 # --- a run to measure ---------------------------------------------------------------------------------------
@@ -47,10 +47,7 @@ def synthetic(count: int = 512, size: int = 32) -> datasets.Arrays:
 
 
 def make_run(config: TrialConfig, arrays: datasets.Loaded, device: str, mode: str = "eager") -> Run:
-    """Return a ``Run`` of ``config`` at its first step, teachers untrained.
-
-    For measuring, not for results.
-    """
+    """Return a ``Run`` of ``config`` at its first step, with untrained teachers, to measure costs."""
     execution.apply({**execution.decide(config, 0, device), "mode": mode})
     clock = Clock(config.seed, device)
     data = setup.make_batches(config, arrays, clock)
@@ -83,7 +80,7 @@ def step_at(run: Run, step: int) -> Callable[[], None]:
 
 
 def _now(device: str) -> float:
-    """Return the processor's seconds of this process; on a GPU the clock's, the device's work done."""
+    """Return the processor seconds of this process; on a GPU the clock's seconds, once its work is done."""
     if not device.startswith("cuda"):
         return time.process_time()
     torch.cuda.synchronize(device)
@@ -91,7 +88,7 @@ def _now(device: str) -> float:
 
 
 def _seconds(action: Callable[[], object], device: str, repeats: int = REPEATS) -> tuple[float, float]:
-    """Return (the median seconds of ``action``, those of a first time, which does not count)."""
+    """Return (median seconds of ``action``, seconds of its first call, which the median leaves out)."""
     marks = [_now(device)]
     for _ in range(repeats + 1):
         action()
@@ -103,15 +100,13 @@ def _seconds(action: Callable[[], object], device: str, repeats: int = REPEATS) 
 def calibrate(
     config: TrialConfig, load: Callable[[], datasets.Loaded], device: str, mode: str = "eager"
 ) -> Calibration:
-    """Measure ``config`` on ``device``.
+    """Measure ``config`` on ``device``: the preparation, a few steps and evaluations, and the memory.
 
-    What comes before the first step, a few steps and evaluations, and the memory.
-
-    ``load`` returns the data, as a trial loads it. On a GPU this process should do nothing else there.
+    ``load`` returns the data, as a trial loads it. On a GPU this process should do nothing else.
     """
     cuda = device.startswith("cuda")
     if cuda:
-        torch.zeros(1, device=device)  # the context is not this trial's
+        torch.zeros(1, device=device)  # opens the context, whose memory is not the trial's
         free = torch.cuda.mem_get_info(device)[0]
     execution.reset_peak_memory(device)
     begin = _now(device)
@@ -128,7 +123,7 @@ def calibrate(
         run.clock.set_factor(factor)
         return _seconds(lambda: evaluate(run.network, [images], classes), device, 3)[0] / count  # an image
 
-    for step in (on, off):  # in the order of training: a branch is there first, then gone
+    for step in (on, off):  # in the order of training: first with the branch, then without
         if step is None:
             continue
         factor = run.strategy.factor(step)
@@ -141,7 +136,7 @@ def calibrate(
         epochs[factor > 0] += _seconds(lambda: layer_diagnostics(run.network, images[0]), device, 1)[0]
     peak = torch.cuda.max_memory_reserved(device) if cuda else execution.peak_memory(device)
     context = 0
-    if cuda:  # what libraries took beside the allocator, and the context itself
+    if cuda:  # memory that libraries took beside the allocator, and that of the context
         grown = free - torch.cuda.mem_get_info(device)[0] - torch.cuda.memory_reserved(device)
         context = max(0, grown) + _context_bytes(device)
     some_step, some_epoch = next(iter(steps.values())), next(iter(epochs.values()))
@@ -160,7 +155,7 @@ _CONTEXT = "import sys, torch; torch.zeros(1, device=sys.argv[1]); print(flush=T
 
 
 def _context_bytes(device: str) -> int:
-    """Return how much of a GPU's free memory goes when another process does nothing but open it."""
+    """Return the bytes of GPU memory that another process takes by opening a context, and nothing else."""
     before = torch.cuda.mem_get_info(device)[0]
     with subprocess.Popen(
         [sys.executable, "-c", _CONTEXT, device], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -173,14 +168,14 @@ def _context_bytes(device: str) -> int:
 
 
 class Meter:
-    """Measures kinds of trials on one device once, keeps what was measured while the machine was quiet."""
+    """Measures each kind of trial once on one device; keeps the measurements taken on a quiet machine."""
 
     def __init__(self, device: str, data_dir: Path) -> None:
         self.device, self.data_dir, self.kept = device, data_dir, Kept(device)
-        self.busy = 1.0  # seconds of the clock for one of work, the worst seen while measuring
+        self.busy = 1.0  # clock seconds over processor seconds: the largest ratio seen while measuring
 
     def of(self, config: TrialConfig, total_steps: int) -> Calibration:
-        """Return what trials like ``config`` cost."""
+        """Return the cost of trials like ``config``."""
         mode = measured_mode(config, total_steps, self.device)
         known = self.kept.find(config, mode)
         if known is not None:
@@ -194,7 +189,7 @@ class Meter:
         return found
 
     def number(self, name: str, measure: Callable[[], float]) -> float:
-        """Return the number kept under ``name``, else what ``measure`` returns."""
+        """Return the number kept under ``name``; where there is none, the result of ``measure``."""
         known = self.kept.number(name)
         if known is not None:
             return known
@@ -204,7 +199,7 @@ class Meter:
         return found
 
     def _watched(self, measure: Callable[[], Any]) -> tuple[Any, bool]:
-        """Return what ``measure`` returns, and whether the machine was quiet meanwhile."""
+        """Return (the result of ``measure``, whether the machine was quiet meanwhile)."""
         begin, work = time.perf_counter(), _work()
         found = measure()
         if self.device.startswith("cuda"):
@@ -216,12 +211,12 @@ class Meter:
 
 
 def _work() -> float:
-    """Return the processor's seconds of this process and of its children that have ended."""
+    """Return the processor seconds of this process and of its finished children."""
     return sum(os.times()[:4])
 
 
 def start_seconds() -> float:
-    """Return what it takes to start a process that can train: seconds of a core."""
+    """Return the processor seconds of starting a process that can train."""
     before = os.times()
     subprocess.run(
         [sys.executable, "-c", "import bench.training.trial"], check=True, cwd=Path(__file__).parents[2]
@@ -236,10 +231,10 @@ def start_seconds() -> float:
 def device_needs(
     configs: Mapping[str, dict[str, Any]], data_dir: str, devices: Sequence[str]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the bytes that each trial takes of a GPU with its process, and those free on each device.
+    """Return (bytes of GPU memory that each trial needs, its process included; free bytes of each device).
 
-    Run this in a process of its own: what it takes itself is gone with it, and counted in by a context's
-    worth.
+    Call this function in a process of its own, which then frees all its memory. Each trial's bytes include
+    those of a context.
     """
     torch.zeros(1, device=devices[0])
     free = {device: float(torch.cuda.mem_get_info(device)[0]) for device in devices}

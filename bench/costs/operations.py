@@ -1,6 +1,4 @@
-"""How many operations a trial's training takes, from its networks alone: nothing is trained and no image is
-read.
-"""
+"""The operations of a trial's training, computed from its networks alone, without training or images."""
 
 from __future__ import annotations
 
@@ -13,10 +11,10 @@ from bench.training.setup import make_network
 
 
 def training_operations(config: TrialConfig, steps_per_epoch: int, num_classes: int) -> float:
-    """Return the floating-point operations of a trial's training: what its summary calls ``train_flops``.
+    """Return the floating-point operations of a trial's training: ``train_flops`` of its summary.
 
-    A teacher that is trained within the trial, or computes its forward pass there, counts; one that is a
-    trial of its own counts its training there.
+    A teacher within the trial counts: its training, or its forward passes alone. The training of a teacher
+    that is a trial of its own counts in that trial.
     """
     clock = Clock(config.seed, "cpu")
     strategy = make_strategy(config, steps_per_epoch)

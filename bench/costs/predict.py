@@ -1,7 +1,7 @@
-"""What steps and evaluations cost, as measured and kept per device; and what trials will take.
+"""Predicts the time of trials from measured costs of steps and evaluations, which a file keeps per device.
 
-The measuring is ``bench.costs.measure``'s, which loads torch; here measurements are kept in a file among the
-user's caches and added up, without torch, so that `bench run` can start the longest trials first.
+``bench.costs.measure`` measures, and loads torch. This module keeps the measurements in the user's cache and
+adds them up without torch, so that `bench run` can start the longest trials first.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ from bench.schedules import factor_value
 
 @dataclass(frozen=True)
 class Calibration:
-    """What one kind of trial costs. Seconds of a core on the CPU, which a busy machine does not change.
+    """The costs of one kind of trial.
 
-    Else of the clock.
+    On a CPU seconds are processor seconds of one core, which do not depend on the load of the machine. On a
+    GPU they are clock seconds.
 
-    ``setup`` once: data, network and what the first step takes longer; ``step_on`` and ``step_off``: a
-    training step with the factor above and at 0; ``epoch_on`` and ``epoch_off``: the evaluations at the end
-    of an epoch; ``memory``: peak bytes of the process on the CPU, else of the device's allocator, to which
-    ``context`` bytes of the process come.
+    ``setup``                    once: data, network, and the further time of the first step
+    ``step_on``, ``step_off``    a training step with the factor above 0, and at 0
+    ``epoch_on``, ``epoch_off``  the evaluations at the end of an epoch
+    ``memory``                   peak bytes: of the process on a CPU, of the device's allocator on a GPU
+    ``context``                  bytes that the process takes of a GPU beside the allocator
     """
 
     setup: float
@@ -48,14 +50,11 @@ class Calibration:
 
 
 def trial_seconds(config: TrialConfig, steps_per_epoch: int, measured: Calibration) -> float:
-    """Return the seconds a trial will take.
-
-    Its steps with the branch on and off, and its epochs' evaluations.
-    """
+    """Return the seconds of a trial: of its steps with the branch on and off, and of its evaluations."""
     total = config.epochs * steps_per_epoch
     factor = config.strategy.get("factor")
     on = 0
-    if factor is not None:  # once 0 it stays 0
+    if factor is not None:  # a factor that has reached 0 stays 0
         on = bisect_left(
             range(total), True, key=lambda step: factor_value(factor, step, total, steps_per_epoch) == 0.0
         )
@@ -71,9 +70,10 @@ def trial_seconds(config: TrialConfig, steps_per_epoch: int, measured: Calibrati
 
 
 def makespan(seconds: Mapping[str, float], needs: Mapping[str, list[str]], jobs: int) -> float:
-    """Return when the last trial ends if ``jobs`` run at once, the longest that can start first.
+    """Return the seconds until the last trial ends, with ``jobs`` trials at once and long trials first.
 
-    ``needs`` are the trials that must be over before one starts. Raises ``ValueError`` for a circle of needs.
+    ``needs`` maps a trial to the trials that must end before it starts. Raises ``ValueError`` where trials
+    need each other in a circle.
     """
     left = {id: {needed for needed in needs.get(id, ()) if needed in seconds} for id in seconds}
     running: list[tuple[float, str]] = []
@@ -94,10 +94,7 @@ def makespan(seconds: Mapping[str, float], needs: Mapping[str, list[str]], jobs:
 
 
 def kind(config: TrialConfig) -> dict[str, Any]:
-    """Return what of a configuration decides the cost of a step.
-
-    Everything but seed, budget and learning rate.
-    """
+    """Return the fields that determine the cost of a step: all but seed, budget and learning rate."""
     return config.model_copy(update={"seed": 0}).model_dump(
         mode="json", exclude={"epochs", "learning_rate", "initialization", "evaluate_every"}
     )
@@ -127,9 +124,9 @@ class Kept:
         return hashlib.sha256(json.dumps([self.where, what], sort_keys=True).encode()).hexdigest()[:16]
 
     def keep(self, what: Any, value: Any) -> None:
-        """Keep a JSON ``value`` under ``what`` on this device.
+        """Keep a JSON ``value`` under ``what`` for this device.
 
-        Where that cannot be written it is measured again.
+        A value that cannot be written to the file will be measured again.
         """
         self.kept = {**self._read(), **self.kept, self._key(what): value}
         try:
@@ -139,24 +136,24 @@ class Kept:
             pass
 
     def number(self, name: str) -> float | None:
-        """Return a number kept under ``name``, None where there is none."""
+        """Return the number kept under ``name``, or None."""
         found = self.kept.get(self._key(name))
         return float(found) if isinstance(found, int | float) else None
 
     def find(self, config: TrialConfig, mode: str) -> Calibration | None:
-        """Return what was measured of trials like ``config`` in ``mode``, None where nothing was."""
+        """Return the measured costs of trials like ``config`` in ``mode``, or None."""
         try:
             return Calibration(**self.kept[self._key([kind(config), mode])])
         except (KeyError, TypeError):
             return None
 
     def remember(self, config: TrialConfig, mode: str, found: Calibration) -> None:
-        """Keep what was measured."""
+        """Keep the measured costs of trials like ``config`` in ``mode``."""
         self.keep([kind(config), mode], asdict(found))
 
 
 def steps_per_epoch(config: TrialConfig, train_count: int) -> int:
-    """Return the steps of an epoch on a data set of ``train_count`` images."""
+    """Return the number of steps of an epoch on a data set of ``train_count`` images."""
     count = catalog.split(
         train_count,
         batch_size=config.batch_size,
@@ -168,11 +165,9 @@ def steps_per_epoch(config: TrialConfig, train_count: int) -> int:
 
 
 def measured_mode(config: TrialConfig, total_steps: int, device: str) -> str:
-    """Return the mode in which trials like this are measured.
+    """Return the mode in which trials like this are measured: their own, but "eager" for compiled trials.
 
-    Theirs, but eager for compiled ones, which is an upper bound.
-
-    Compiling takes longer than a calibration may.
+    Compiling would take longer than a measurement may. The eager time is an upper bound of the compiled time.
     """
     if not device.startswith("cuda"):
         return "eager"
@@ -183,11 +178,11 @@ def measured_mode(config: TrialConfig, total_steps: int, device: str) -> str:
 
 
 def known_seconds(configs: Mapping[str, TrialConfig], device: str, data_dir: Path) -> dict[str, float]:
-    """Return what those trials will take whose kind has been measured on ``device`` before, by id.
+    """Return the predicted seconds, by id, of the trials whose kind was measured on ``device`` before.
 
-    Nothing is measured.
+    Nothing is measured here.
     """
-    if device != "cpu" and not device.startswith("cuda"):  # a cluster's
+    if device != "cpu" and not device.startswith("cuda"):  # a device of a cluster
         return {}
     kept, found = Kept(device), {}
     counts: dict[str, int | None] = {}
@@ -200,7 +195,7 @@ def known_seconds(configs: Mapping[str, TrialConfig], device: str, data_dir: Pat
             continue
         try:
             steps = steps_per_epoch(config, count)
-        except InputError:  # the trial will say so itself
+        except InputError:  # the trial itself will report the fault
             continue
         measured = kept.find(config, measured_mode(config, config.epochs * steps, device))
         if measured is not None:

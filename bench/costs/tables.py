@@ -1,4 +1,4 @@
-"""What ``bench show`` says of an experiment's networks: what training will cost, and what the layers are."""
+"""The tables of ``bench show`` about an experiment's networks: the cost of training, and the layers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _name(config: TrialConfig) -> str:
 
 @dataclass
 class _Estimates:
-    """Seconds of every trial, by id and by what the trial is called in the table; bytes by what it is called.
+    """Seconds of every trial, by its id and by its name in the table; bytes by its name.
 
     ``bound``: some trials will be compiled but were measured eager, so their seconds are an upper bound.
     """
@@ -50,7 +50,7 @@ class _Estimates:
 
 
 def _estimates(experiment: Experiment, meter: Meter, shares: Mapping[str, float]) -> _Estimates:
-    """Return what the trials of ``experiment`` take, measuring what is not kept yet."""
+    """Return the costs of the trials of ``experiment``; kinds of trials without a kept cost are measured."""
     found, counts = _Estimates(), dict[str, int]()
     for number, trial in enumerate(experiment.trials):
         config = trial.config
@@ -77,8 +77,8 @@ def cost_text(
 ) -> str:
     """Return time and memory of each kind of trial and the device-hours of the whole experiment.
 
-    ``shares`` tell, by id, of trials that are expected to be stopped early: the share of their epochs that is
-    trained. What is not kept yet is measured. Raises ``InputError`` for absent data.
+    ``shares`` maps the id of a trial that is expected to stop early to the share of its epochs that are
+    trained. Kinds of trials without a kept cost are measured. Raises ``InputError`` for absent data.
     """
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     meter = Meter(device, folders.resolve_data_dir(data_dir))
@@ -118,7 +118,7 @@ def _slowdown(device: str, jobs: int) -> float:
     config = TrialConfig.model_validate({**fields, "quantizer": "dorefa", "bits": "1/1"})
     try:
         return at_once([config], jobs, device)[0].slowdown(device)
-    except EOFError:  # a process died: the memory does not suffice for so many
+    except EOFError:  # a process died: memory does not suffice for so many trials
         return 1.0
 
 
@@ -129,7 +129,7 @@ def _duration(seconds: float) -> str:
 
 
 def layers_text(experiment: Experiment, data_dir: Path | str | None) -> str:
-    """Return the layers of every different network: shapes, costs, what stays in full precision and why."""
+    """Return the layers of each different network: shapes, costs, and why some stay in full precision."""
     tables: dict[str, str] = {}
     for trial in experiment.trials:
         config = trial.config
@@ -150,7 +150,7 @@ def layers_text(experiment: Experiment, data_dir: Path | str | None) -> str:
 
 
 def _decisions(network: Network) -> list[str]:
-    """Return what the transformation decided, with the reasons; nothing for the suite's own networks."""
+    """Return the decisions of the transformation with their reasons; none for the suite's own networks."""
     rows = [(d.name, d.kind, d.decision, d.reason) for d in getattr(network, "decisions", ())]
     head = ("name", "kind", "decision", "because")
     return ["Decisions of the transformation", text.table(head, rows)] if rows else []

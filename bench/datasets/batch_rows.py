@@ -13,7 +13,7 @@ from torch import Tensor
 from bench.errors import InputError
 from bench.experiments import catalog
 from bench.experiments.config import TrialConfig
-from bench.randomness import fold, permutation
+from bench.randomness import key_of, permutation
 
 WHOLE = (0, 1)  # the share (rank, ranks) of a trial's only worker
 
@@ -40,12 +40,12 @@ def chosen_images(
     ``groups`` (total,) numbers the images that belong together. Raises ``InputError`` where whole groups
     cannot make up ``holdout`` images.
     """
-    order = permutation(total, fold(0, "subset")).numpy()
+    order = permutation(total, key_of(0, "subset")).numpy()
     if groups is None or not holdout:
         return np.sort(order[:train_count]), np.sort(order[total - holdout :])
     names, sizes = np.unique(groups, return_counts=True)
     chosen, left = [], holdout
-    for place in permutation(len(names), fold(0, "subset", "groups")).tolist():
+    for place in permutation(len(names), key_of(0, "subset", "groups")).tolist():
         if sizes[place] <= left:  # a group that is too large for the rest is passed over
             chosen.append(names[place])
             left -= int(sizes[place])
@@ -116,7 +116,10 @@ class ChosenImages:
         """
         epoch, position = divmod(step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, permutation(self.train_count, fold(self._seed, "order", epoch), self.device)
+            self._order = (
+                epoch,
+                permutation(self.train_count, key_of(self._seed, "order", epoch), self.device),
+            )
         batch = self._order[1][position * self.batch_size : (position + 1) * self.batch_size]
         return batch if self._share == WHOLE else batch[self._samples]
 
@@ -124,7 +127,7 @@ class ChosenImages:
         """Yield this worker's indices of ``count`` batches in a random order fixed by the seed, begun again
         at its end.
         """
-        order = permutation(self.train_count, fold(self._seed, "estimation"), self.device)
+        order = permutation(self.train_count, key_of(self._seed, "estimation"), self.device)
         places = rows(batch_size, self._share).to(self.device)
         for batch in range(count):
             yield order[(places + batch * batch_size) % self.train_count]

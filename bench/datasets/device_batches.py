@@ -18,7 +18,7 @@ from bench.datasets.batch_rows import WHOLE, ChosenImages
 from bench.datasets.resize import RESIZES, Bilinear, OpenCVBilinear
 from bench.datasets.sources import Arrays
 from bench.experiments.config import TrialConfig
-from bench.randomness import combine, fold, sample_bits
+from bench.randomness import combine, key_of, sample_bits
 
 _CHUNK = 256  # images resized or measured at a time
 
@@ -62,7 +62,7 @@ class DeviceData(ChosenImages):
         self._test = _resident(arrays.x_test, arrays.y_test, early, self.device)
         self._shift, self._scale = _normalization(config.normalization, x_train, self.device)
 
-        self._augmentation_key = fold(config.seed, "augmentation", config.augmentation)
+        self._augmentation_key = key_of(config.seed, "augmentation", config.augmentation)
 
     def train_batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return the training batch of the global ``step`` (from 0), augmented."""

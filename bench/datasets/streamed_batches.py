@@ -22,7 +22,7 @@ from bench.datasets.photographs.images import MEAN_SIDE, Images, Photographs
 from bench.devices import cpu_count
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
-from bench.randomness import combine, fold, sample_bits
+from bench.randomness import combine, key_of, sample_bits
 
 AHEAD = 3  # batches under way while one is trained on
 KEPT_BYTES = 1 << 30  # test views that take no more are kept from the first evaluation on
@@ -66,7 +66,7 @@ class PhotographData(ChosenImages):
         self._augmentation = config.augmentation
         self._cubic = config.augmentation in crops.CUBIC
         self._view = crops.view_released if config.augmentation == "scale_jitter_released" else crops.view
-        self._key = fold(config.seed, "augmentation", config.augmentation)
+        self._key = key_of(config.seed, "augmentation", config.augmentation)
         shift, scale = _normalization(config.normalization, photographs, self._chosen, input_size)
         self._shift = None if shift is None else shift.to(self.device)
         self._scale = scale if isinstance(scale, float) else scale.to(self.device)

@@ -1,5 +1,6 @@
-"""Run a recorded trial again and compare: equal records but for clocks, or the difference put in
-perspective.
+"""Trains a recorded trial again and compares the records.
+
+Records are equal except for clocks, or the difference is shown beside the deviation between seeds.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ CLOCKS = {"seconds", "images_per_second", "wall_seconds", "peak_memory_bytes", "
 
 @dataclass(frozen=True)
 class Difference:
-    """One value that two records do not share."""
+    """One value that differs between two records."""
 
     where: str
     key: str
@@ -49,8 +50,9 @@ def _compare(where: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> lis
 
 
 def differences(then: Store, now: Store, id: str) -> list[Difference]:
-    """Return what the records of trial ``id`` in two stores do not share; clocks, memory and provenance left
-    out.
+    """Return the differences between the records of trial ``id`` in two stores.
+
+    Clocks, memory and provenance are not compared.
     """
     found = _compare("trial.json", *(_completed(store.read_trial(id) or {}) for store in (then, now)))
     before, after = then.epochs(id), now.epochs(id)
@@ -62,9 +64,7 @@ def differences(then: Store, now: Store, id: str) -> list[Difference]:
 
 
 def _completed(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record whose configuration has the fields, at their defaults, that came after it was
-    written.
-    """
+    """Return ``record`` with the fields of its configuration that are newer than it, at their defaults."""
     try:
         return {**record, "config": TrialConfig.model_validate(record["config"]).dump()}
     except (KeyError, ValueError):
@@ -72,9 +72,7 @@ def _completed(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def seed_deviation(store: Store, config: TrialConfig) -> tuple[float | None, int]:
-    """Return the standard deviation of the final accuracy between a configuration's seeds, and how many there
-    are.
-    """
+    """Return (standard deviation of the final accuracy between a configuration's seeds, their number)."""
     wanted = {**config.dump(), "seed": None}
     found = []
     for id in store.ids():
@@ -103,7 +101,7 @@ def _recorded(store: Store, id: str) -> tuple[_Trial, dict[str, Any]]:
         raise InputError(f"{store.folder(id)}: no trial.json: there is nothing to run again")
     try:
         config = TrialConfig.model_validate(record.get("config"))
-        identity_document(config)  # reads a teacher's configuration, too
+        identity_document(config)  # also checks the configuration of a teacher
     except ValueError as error:
         reason = str(error).splitlines()
         raise InputError(
@@ -115,11 +113,11 @@ def _recorded(store: Store, id: str) -> tuple[_Trial, dict[str, Any]]:
 def verify(
     text: str, results: Path, data_dir: Path, device: str | None = None, *, function: str = TRAIN
 ) -> int:
-    """Train the trial named ``text`` again in a temporary folder and say how the records compare.
+    """Train the trial named ``text`` again in a temporary folder and print how the records compare.
 
-    Returns 0 where they are identical, 1 where they differ, 3 when stopped. Raises ``InputError`` where the
-    trial is not finished, its data is absent, or the data, an entry's revision or the version changed what
-    the id stands for.
+    Returns 0 for identical records, 1 for different ones, 3 when stopped. Raises ``InputError`` where the
+    trial is not finished, where its data is absent, and where the same configuration has another id today:
+    the data, the revision of an entry or the version changed.
     """
     store = Store(results)
     id = store.find(text)
@@ -174,15 +172,13 @@ def _table(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _tell(text: str) -> None:
-    """Print; a terminal cannot take what is quoted from a record for a command."""
+    """Print ``text``; control characters quoted from a record are made harmless for the terminal."""
     for line in text.splitlines():
         say(inert(line))
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return what of code, versions, Python and platform changed between two records of a trial, a phrase
-    each.
-    """
+    """Return a phrase for each change of code, versions, Python or platform between two records."""
     before, after = _table(then, "provenance"), _table(now, "provenance")
     if not before:
         return []
@@ -202,8 +198,9 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _why(config: TrialConfig, id: str, record: Mapping[str, Any], checksum: str) -> str:
-    """Return why a recorded configuration has another identity today: other data, or entries whose revision
-    was raised.
+    """Return why a recorded configuration has another identity today.
+
+    The data has changed, or the revision of an entry was raised.
     """
     data = _table(record, "provenance").get("data")
     if data is not None and data != checksum:
@@ -230,7 +227,7 @@ def _why(config: TrialConfig, id: str, record: Mapping[str, Any], checksum: str)
 
 
 def _revised(document: dict[str, Any], where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (what it is, the table) of every choice in an identity's document that has a revision."""
+    """Yield (description, table) of every choice with a revision in the document of an identity."""
     tables = [(key, value) for key, value in document.items() if isinstance(value, dict)]
     for key, value in tables:
         if isinstance(value.get("revision"), int):
@@ -241,8 +238,9 @@ def _revised(document: dict[str, Any], where: str = "") -> Iterator[tuple[str, d
 def _run_again(
     store: Store, again: Store, trial: _Trial, data_dir: Path, devices: list[str], function: str
 ) -> Stop:
-    """Train a trial in the store ``again``; its needs come from ``store`` where it has weights, else are
-    trained.
+    """Train a trial in the store ``again``.
+
+    A teacher or start is taken from ``store`` where its weights are there; otherwise it is trained, too.
     """
     trials: list[TrialLike] = []
     for needed in dict.fromkeys(trial.needs.values()):  # one trial may be both teacher and start

@@ -17,7 +17,7 @@ from bench.networks.builder import Builder, Network
 from bench.networks.convert.invariant import check_is_original
 from bench.networks.convert.plan import Choices
 from bench.networks.convert.rewrite import transform
-from bench.randomness import fold
+from bench.randomness import key_of
 from bench.text import clean
 
 log = logging.getLogger("bench.networks")
@@ -71,7 +71,7 @@ def _made(make: Callable[[], Any], builder: Builder, who: str) -> nn.Module:
     seed.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(fold(builder.clock.seed, "init", who))
+        torch.manual_seed(key_of(builder.clock.seed, "init", who))
         try:
             root = make()
         except InputError:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.layers.low_precision import low_precision_modules
-from bench.randomness import fold, normal, truncated_normal, uniform
+from bench.randomness import key_of, normal, truncated_normal, uniform
 
 # A standard normal that is truncated at two deviations keeps this deviation: sqrt(1 - 4 phi(2) / (2 Phi(2) -
 # 1)) = 0.8796.
@@ -64,7 +64,7 @@ def initialize(network: nn.Module, seed: int, scheme: str) -> None:
                 if name == "bias":
                     parameter.zero_()
                 else:
-                    key = fold(seed, "init", f"{prefix}.{name}")
+                    key = key_of(seed, "init", f"{prefix}.{name}")
                     parameter.copy_(
                         kernel(scheme, key, tuple(parameter.shape), _inputs(module) if joint else None)
                     )

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from bench.experiments.config import TrialConfig
-from bench.randomness import fold
+from bench.randomness import key_of
 from bench.strategies.base import Loss, Strategy
 from bench.strategies.distances import divergence
 
@@ -71,7 +71,7 @@ class Mutual(Strategy):
     ) -> None:
         peer = TrialConfig.model_validate(self.options["peer"])
         self.peers = [
-            build(peer.model_copy(update={"seed": fold(peer.seed, "peer", number)}))
+            build(peer.model_copy(update={"seed": key_of(peer.seed, "peer", number)}))
             for number in range(1, self.options["peers"] + 1)
         ]
 

@@ -1,16 +1,14 @@
-"""A training step recorded once and replayed.
+"""A training step as a CUDA graph: recorded once for each stage of a trial (branch on, branch off), replayed.
 
-CUDA graphs, one for each stage of a trial (branch on, branch off).
+A step of a small network consists of hundreds of kernels, and each takes less time than its launch. A CUDA
+graph launches them all at once. Nothing in a graph may depend on the host. So the indices of the batch, the
+step, the factor and the learning rate are tensors that are written before each replay. A Python condition
+(whether there is a branch) needs a graph for each outcome.
 
-A small network's step is hundreds of kernels that each take less time than launching them. A CUDA graph
-launches them all at once, at the price that nothing in it may depend on the host: the batch's indices, step,
-factor and learning rate are tensors that are written before each replay, and what a Python condition decides
-(whether there is a branch) makes another graph.
-
-Recording runs the step a few times first, as CUDA wants it. Those runs move weights and moments, so
-everything that a step writes is copied before and put back behind: recording leaves no trace, at whatever
-step it happens. On a device without graphs the same is done but the recording itself, and a replay calls the
-step; so everything else is tested on the CPU.
+CUDA requires that the step runs a few times before it is recorded. These runs change weights and moments.
+So everything that a step writes is copied before the recording and restored after it: a recording at any step
+leaves no trace. On a device without graphs everything but the recording itself is done, and a replay calls
+the step. So tests on a CPU cover the rest.
 """
 
 from __future__ import annotations
@@ -20,11 +18,11 @@ from collections.abc import Callable, Hashable, Iterable
 import torch
 from torch import Tensor, nn
 
-WARM_UPS = 3  # runs before a recording: libraries choose algorithms and allocate workspaces in the first ones
+WARM_UPS = 3  # runs before a recording: in the first ones libraries choose algorithms and take workspaces
 
 
 class Written:
-    """Copies of all that a training step writes; ``put_back`` writes them into the very same tensors."""
+    """Copies of all tensors that a training step writes; ``put_back`` restores the same tensors."""
 
     def __init__(
         self, modules: Iterable[nn.Module], optimizer: torch.optim.Optimizer, sums: Iterable[Tensor]
@@ -37,9 +35,9 @@ class Written:
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """Undo every step since.
+        """Undo every step since the copies were made.
 
-        Moments that did not exist become zeros, which a first step does not tell from none.
+        Moments that did not exist then become zeros; a first step gives the same result with zeros.
         """
         known = {id(tensor) for tensor, _ in self.copies}
         for tensor in _moments(self.optimizer):
@@ -55,10 +53,10 @@ def _moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 class Recording:
-    """The step of a trial in the stage it is in, recorded when that stage begins and replayed until it ends.
+    """The step of a trial in its present stage: recorded when the stage begins, replayed until it ends.
 
-    ``work(*inputs)`` is the whole step, from what identifies its batch to the update; it may depend on the
-    host through its stage alone. ``written()`` copies what it writes.
+    ``work(*inputs)`` is the whole step, from the tensors that identify the batch to the update. The stage is
+    all that it may depend on beside tensors. ``written()`` copies what the step writes.
     """
 
     def __init__(self, work: Callable[..., None], written: Callable[[], Written]) -> None:
@@ -77,13 +75,11 @@ class Recording:
         self.replay()
 
     def record(self, inputs: tuple[Tensor, ...], stage: Hashable) -> None:
-        """Record the step as it is in ``stage``, which the caller has set up.
-
-        Weights and moments stay what they were.
+        """Record the step in ``stage``, which the caller has set up; weights and moments stay as they were.
 
         Raises ``RuntimeError``, as CUDA does, where something in the step cannot be recorded.
         """
-        self.forget()  # the stage that is over gives its memory back
+        self.forget()  # frees the memory of the stage that is over
         self.inputs = tuple(tensor.clone() for tensor in inputs)
         before = self.written()
         try:
@@ -93,7 +89,7 @@ class Recording:
             before.put_back()
 
     def forget(self) -> None:
-        """Drop the recording: the tensors that it writes have been, or will be, replaced."""
+        """Drop the recording, because the tensors that it writes are replaced."""
         self.replay = self.stage = None
 
     def _call(self) -> Callable[[], None]:

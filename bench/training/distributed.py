@@ -1,13 +1,11 @@
-"""Several workers for one trial.
+"""Several workers for one trial. Their number changes nothing but the order of summation.
 
-What they share, and what makes their number change nothing but the order of summation.
-
-A worker is a process with a device of its own and a rank; together they train one network on one global
-batch, of which each has its rows (``bench.datasets.batch_rows``). Weights, optimizer and schedules are the
-same on all of them at every step. Three things cross the workers: gradients, averaged by
-``DistributedDataParallel``; the statistics of batch norm (``SharedBatchNorm``); and, once an epoch, the sums
-of loss and hits. Everything else is keyed by an image's position in the global batch. The first worker alone
-reads and writes records and checkpoints.
+A worker is a process with a device and a rank of its own. The workers train one network on one global batch.
+Each worker has its own rows of the batch (``bench.datasets.batch_rows``). Weights, optimizer and schedules
+are the same on all workers at every step. The workers exchange three things: gradients, which
+``DistributedDataParallel`` averages; the statistics of batch norm (``SharedBatchNorm``); and, once an epoch,
+the sums of loss and hits. Random draws are keyed by an image's position in the global batch. The first worker
+alone reads and writes records and checkpoints.
 """
 
 from __future__ import annotations
@@ -37,12 +35,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Team:
-    """The workers of one trial, as one of them sees them: its rank among ``size``.
+    """The workers of one trial, seen by the worker of rank ``rank`` among ``size``.
 
-    Its methods are collective.
-
-    A team of one does what is asked without ``torch.distributed``; a larger one uses the default process
-    group, whose CPU tensors must have a backend (gloo), too.
+    The methods are collective: every worker must call them in the same order. A team of one worker does not
+    use ``torch.distributed``. A larger team uses the default process group, which needs a backend for CPU
+    tensors (gloo) as well.
     """
 
     rank: int = 0
@@ -79,9 +76,9 @@ class Team:
         return answer[0]
 
     def agree(self, work: Callable[[], T]) -> T:
-        """Return what ``work`` returns here.
+        """Return what ``work`` returns on this worker.
 
-        Where it raises ``InputError`` on one worker, raise that on all of them.
+        An ``InputError`` on one worker is raised on all workers.
         """
         if self.size == 1:
             return work()
@@ -98,7 +95,7 @@ class Team:
         return result  # type: ignore[return-value]
 
     def check_same(self, **facts: Any) -> None:
-        """Raise ``InputError``, naming workers and hosts, unless these facts are the same on all of them."""
+        """Raise ``InputError``, naming workers and hosts, unless ``facts`` are the same on all workers."""
         if self.size == 1:
             return
         everyone: list[Any] = [None] * self.size
@@ -126,21 +123,20 @@ class Team:
         return x if self.size == 1 else _summed(x)
 
     def gathered(self, x: Tensor) -> Tensor:
-        """Return the workers' ``x`` one below the other, (ranks, ...), differentiable.
+        """Return every worker's ``x``, stacked by rank: (workers, ...), differentiable.
 
-        A team of one adds no dimension.
+        A team of one worker returns ``x`` itself, without the further dimension.
         """
         if self.size == 1:
             return x
         slots = [x if rank == self.rank else torch.zeros_like(x) for rank in range(self.size)]
-        return _summed(
-            torch.stack(slots)
-        )  # nothing but zeros is added, so every worker has the very same numbers
+        # Only zeros are added to each slot, so every worker gets exactly the same numbers.
+        return _summed(torch.stack(slots))
 
     def own(self, gathered: Tensor) -> Tensor:
         """Return this worker's part of what ``gathered`` returned.
 
-        Of sums kept by another number of workers its share.
+        Sums that another number of workers kept go to the first worker; the others get zeros.
         """
         if gathered.dim() == 0:
             return gathered if self.first else torch.zeros_like(gathered)
@@ -169,7 +165,7 @@ class Team:
 SOLO = Team()
 
 
-# A custom operator, so that compiled code has it as one node; its gradient is the sum of the workers'
+# A custom operator, so that compiled code treats the sum as one node. Its gradient is the sum of the workers'
 # gradients.
 @torch.library.custom_op("bench::summed", mutates_args=())
 def _summed(x: Tensor) -> Tensor:
@@ -205,18 +201,16 @@ class _Averaged(nn.Module):
 def averaged(forward: Callable[..., Any], modules: Iterable[nn.Module], team: Team) -> Callable[..., Any]:
     """Return ``forward`` such that the gradients of the modules' parameters are averaged over the workers.
 
-    The mean over the workers' equal shares is the mean over the batch, so what a worker minimises is the mean
-    over its share. A parameter without a gradient on any worker (a branch at factor 0) keeps none: with
-    ``find_unused_parameters`` that is so, and the layout of the buckets, on which the order of summation
-    depends, is then the same from the first step on, so that a resumed trial adds in the order of one never
-    stopped.
+    All workers have equally many images, so the mean of the workers' means is the mean over the batch.
+    ``find_unused_parameters`` has two effects. A parameter without a gradient on any worker (a branch at
+    factor 0) keeps no gradient. And the buckets, which determine the order of summation, have the same layout
+    from the first step on, so a resumed trial sums in the same order as a trial that was never stopped.
     """
     if team.size == 1:
         return forward
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # of a new name for broadcast_buffers that 2.11 does not know
+        # PyTorch warns of a new name for broadcast_buffers, which torch 2.11 does not know yet.
+        warnings.simplefilter("ignore", FutureWarning)
         return DistributedDataParallel(
             _Averaged(forward, modules),
             broadcast_buffers=False,
@@ -226,7 +220,10 @@ def averaged(forward: Callable[..., Any], modules: Iterable[nn.Module], team: Te
 
 
 def keeping_gradients(forward: Callable[..., Any]) -> contextlib.AbstractContextManager[Any]:
-    """Return a context in which a backward pass adds to gradients; the next pass outside averages them."""
+    """Return a context in which a backward pass adds to the gradients without averaging over the workers.
+
+    The next backward pass outside the context averages them.
+    """
     return forward.no_sync() if isinstance(forward, DistributedDataParallel) else contextlib.nullcontext()
 
 
@@ -236,13 +233,13 @@ def keeping_gradients(forward: Callable[..., Any]) -> contextlib.AbstractContext
 class SharedBatchNorm(_BatchNorm):
     """Batch norm of (B, C, ...) with statistics over the global batch, or over groups of ``group`` images.
 
-    Without ``group`` a worker's mean and (population) variance are gathered, two numbers a channel, and
-    combined: ``M = mean_r m_r``, ``V = mean_r (v_r + (m_r - M)^2)``; the gradient goes back the same way,
-    through one sum over the workers. With ``group`` every ``group`` images in the order of the batch are
-    normalised by their own statistics and nothing crosses the workers; the running statistics take the mean
-    over the groups (over the workers: see ``settle_statistics``). Variances in the running statistics are
-    unbiased, as in ``nn.BatchNorm2d``. Given a ``factor`` it is that times batch norm, as in
-    ``bench.layers.branch.FactorBatchNorm``. On any device and backend.
+    Without ``group`` the workers exchange their means and (population) variances, two numbers a channel. The
+    combined statistics are ``M = mean_r m_r`` and ``V = mean_r (v_r + (m_r - M)^2)``. The gradient needs one
+    sum over the workers, too. With ``group`` every ``group`` images in the order of the batch are normalised
+    by their own statistics, and the workers exchange nothing. The running statistics then take the mean over
+    the groups (and over the workers: see ``average_statistics``). Variances in the running statistics are
+    unbiased, as in ``nn.BatchNorm2d``. With a ``factor`` the output is the factor times batch norm, as in
+    ``bench.layers.branch.FactorBatchNorm``. The layer works on any device and backend.
     """
 
     def __init__(self, like: _BatchNorm, team: Team, group: int | None) -> None:
@@ -251,10 +248,8 @@ class SharedBatchNorm(_BatchNorm):
         self.running_mean, self.running_var = like.running_mean, like.running_var
         self.num_batches_tracked = like.num_batches_tracked
         self.team, self.group = team, group
-        for (
-            name,
-            child,
-        ) in like.named_children():  # of a norm that holds its activation (see networks.convert.modes)
+        # Only a norm that holds its activation has children (see networks.convert.modes).
+        for name, child in like.named_children():
             self.add_module(name, child)
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -272,9 +267,8 @@ class SharedBatchNorm(_BatchNorm):
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, False, 0.0, self.eps)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        grouped = wide.unflatten(
-            0, (1 if self.group is None else -1, self.group or len(x))
-        )  # (groups, images, C, ...)
+        groups = 1 if self.group is None else -1
+        grouped = wide.unflatten(0, (groups, self.group or len(x)))  # (groups, images, C, ...)
         dims = (1, *range(3, grouped.dim()))
         variance, mean = torch.var_mean(grouped, dims, correction=0)
         count = grouped.numel() // mean.numel()
@@ -302,13 +296,13 @@ class SharedBatchNorm(_BatchNorm):
 
 
 def batch_norm_for(network: nn.Module, config: TrialConfig, team: Team) -> None:
-    """Give ``network`` the batch norm that the recipe means, in place; names of parameters and buffers stay.
+    """Replace the batch norms of ``network`` by the recipe's, in place; names of parameters and buffers stay.
 
-    The group over which statistics are taken is ``batch_norm_group`` images, or else the whole (micro-)batch
-    over all workers. One worker and no group keep PyTorch's own layers, or get ``AccurateBatchNorm`` where
-    the recipe asks for it. With ``micro_batches`` = M the running statistics are updated M times a step, each
-    time with momentum 1 - (1 - m)^(1/M), so that they forget as fast as without. The check that the workers'
-    shares and the groups come out even is ``bench.launch.data_parallel.check_workers``.
+    Statistics are taken over ``batch_norm_group`` images, or else over the (micro-)batch of all workers. With
+    one worker and no group PyTorch's own layers stay, or ``AccurateBatchNorm`` replaces them where the recipe
+    asks for it. With ``micro_batches`` = M the running statistics are updated M times a step, each time with
+    momentum 1 - (1 - m)^(1/M), so that old values fade as fast as without micro-batches.
+    ``bench.launch.data_parallel.check_workers`` checks that workers and groups divide the batch evenly.
     """
     parts, group = config.micro_batches, config.batch_norm_group
     if group == config.batch_size // parts and team.size > 1:
@@ -326,11 +320,11 @@ def batch_norm_for(network: nn.Module, config: TrialConfig, team: Team) -> None:
 
 
 @torch.no_grad()
-def settle_statistics(networks: Iterable[nn.Module], team: Team) -> None:
-    """Average over the workers what each has gathered for itself.
+def average_statistics(networks: Iterable[nn.Module], team: Team) -> None:
+    """Average, in place, the statistics that each worker has of its own images alone.
 
-    That is the running statistics of batch norms of groups of its own, and what quantizers learn of the
-    activations without a gradient (``Quantizer.running``).
+    These are the running statistics of batch norms with groups, and what quantizers learn of the activations
+    without a gradient (``Quantizer.running``).
     """
     if team.size == 1:
         return
@@ -348,7 +342,7 @@ def settle_statistics(networks: Iterable[nn.Module], team: Team) -> None:
 
 
 def check_same_data(team: Team, data: Any, checksum: str | None, config: Mapping[str, Any]) -> None:
-    """Raise ``InputError`` unless all workers have the same images, as many, and the same configuration."""
+    """Raise ``InputError`` unless all workers have the same images, their number and the configuration."""
     team.check_same(
         data=checksum,
         number_of_training_images=data.train_count,

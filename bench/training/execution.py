@@ -1,6 +1,6 @@
-"""What the hardware is asked to do: decided once for a trial, recorded, and reused on every resume.
+"""How a trial is computed: device, mode, threads. Decided once, recorded, and used again on every resume.
 
-Nothing here depends on a measured time, so two runs on equal hardware decide alike.
+No decision depends on a measured time, so two runs on equal hardware decide alike.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from bench.errors import InputError
 from bench.experiments.config import TrialConfig
 from bench.folders import cache_folder
 
-# Compiling a step costs about a minute on a slow core; it is worth that where the steps it shortens take much
-# longer.
+# Compiling a step takes about a minute on a slow core. From this number of steps on, compiled steps save much
+# more time than that.
 COMPILED_STEPS = {"cpu": 50_000, "cuda": 2_000}
 NO_COMPILER = "no C++ compiler is found ($CXX, g++, c++, clang++), so nothing is compiled"
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_tile", "asimd", "bf16", "sve")
 
 
 def instruction_sets() -> list[str]:
-    """Return which of the instruction sets that change results or speed this processor has, sorted."""
+    """Return the instruction sets of this processor that change results or speed, sorted."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("flags", "Features")):
@@ -47,7 +47,7 @@ def has_native_bf16(device: str) -> bool:
 
 
 def has_compiler() -> bool:
-    """Return whether a C++ compiler, which compiled CPU code needs, is found."""
+    """Return whether there is a C++ compiler, which compiled CPU code needs."""
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "c++", "clang++") if name)
 
 
@@ -60,9 +60,10 @@ def decide(
 ) -> dict[str, Any]:
     """Return the ``execution`` of a record: device, mode, threads and determinism flags. JSON values only.
 
-    ``mode``: "eager"; "compiled", where there are steps enough to pay for compiling; "captured", the compiled
-    step in CUDA graphs. Where what a mode needs is missing it is "eager", and ``fallback`` says why. ``pack``
-    says how trials share the device (``bench.launch.gpu_sharing.layout``); 1: they do not.
+    ``mode`` is "eager"; "compiled", for trials with enough steps to make up for compiling; or "captured", the
+    compiled step in CUDA graphs. Where the machine lacks what a mode needs, the mode is "eager" and
+    ``fallback`` says why. ``pack`` says how trials share the device (``bench.launch.gpu_sharing.layout``);
+    1 means that they do not share it.
     """
     kind = device.partition(":")[0]
     mode = _wanted_mode(config, total_steps, kind, workers)
@@ -83,34 +84,32 @@ def decide(
 
 
 def _wanted_mode(config: TrialConfig, total_steps: int, kind: str, workers: int) -> str:
-    if config.activation_checkpointing:  # what a compiler keeps and computes again is its own affair
+    if config.activation_checkpointing:  # a compiler decides by itself which activations it keeps
         return "eager"
     if total_steps < COMPILED_STEPS.get(kind, COMPILED_STEPS["cuda"]):
         return "eager"
-    # a graph keeps Adam's epsilon as it was when recorded, TensorFlow's changes at each step; and the
-    # averaging of gradients over workers talks to the host
+    # A graph keeps the epsilon of Adam that it was recorded with, but TensorFlow's epsilon changes at each
+    # step. Averaging gradients over workers needs the host, which a graph excludes.
     changing_epsilon = config.optimizer == "adam" and config.epsilon_mode != "pytorch"
     return "captured" if kind == "cuda" and workers == 1 and not changing_epsilon else "compiled"
 
 
 def fell_back(execution: Mapping[str, Any], reason: str) -> dict[str, Any]:
-    """Return the execution without compiling and capturing; ``reason`` is one line that says why."""
+    """Return ``execution`` in eager mode; ``reason`` is one line that says why."""
     return {**execution, "mode": "eager", "fallback": reason}
 
 
 def slow_precision(config: TrialConfig, execution: Mapping[str, Any], device: str) -> bool:
-    """Return whether the device must emulate the trial's precision.
-
-    Bf16 on a CPU without instructions for it.
-    """
+    """Return whether the device emulates the trial's precision: bf16 on a CPU without bf16 instructions."""
     return config.precision == "bf16" and execution["kind"] == "cpu" and not has_native_bf16(device)
 
 
 def differences(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """Return what of a recorded execution cannot be had here, a phrase each.
+    """Return a phrase for each part of the ``recorded`` execution that this machine cannot repeat.
 
-    The mode is taken from the record, so it is named only where it cannot be had. How many trials share the
-    device is left out: a trial is a process of its own, its numbers do not depend on that.
+    A resumed trial takes its mode from the record, so the mode is named only where the machine does not
+    support it. The number of trials that share the device is not compared: each trial is a process of its
+    own, and its numbers do not depend on its neighbours.
     """
     lost = recorded.get("mode", "eager") != "eager" and "fallback" in here
     found = [f"mode: {recorded['mode']!r} then, but {here['fallback']} here"] if lost else []
@@ -124,10 +123,10 @@ def differences(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[st
 def resume_execution(
     recorded: Mapping[str, Any] | None, here: dict[str, Any], accept_other: bool, where: str
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the execution to use and what differs from the record (empty where nothing does).
+    """Return the execution to use, and its differences from the record (empty where there are none).
 
-    Raises ``InputError`` where something differs and ``accept_other`` is False: the weights would not be
-    those of an undisturbed run.
+    Raises ``InputError`` where something differs and ``accept_other`` is False: the final weights would not
+    be those of an uninterrupted run.
     """
     if recorded is None:
         return here, []
@@ -139,16 +138,16 @@ def resume_execution(
             "to go on "
             "and mark the record."
         )
-    if "fallback" in here and recorded.get("mode") != "eager":  # accepted: what was recorded cannot be had
+    if "fallback" in here and recorded.get("mode") != "eager":  # accepted: the recorded mode is not available
         return here, changed
     rest = {key: value for key, value in here.items() if key != "fallback"}
     return {**rest, **{key: recorded[key] for key in ("mode", "fallback") if key in recorded}}, changed
 
 
 def apply(execution: Mapping[str, Any]) -> None:
-    """Set this process up accordingly.
+    """Set up this process for ``execution``.
 
-    Threads, deterministic algorithms, no TF32, no timing-based choices.
+    It gets the recorded number of threads and deterministic algorithms, no TF32, and no choices by timing.
     """
     torch.set_num_threads(execution["threads"])
     keep_freed_memory()
@@ -158,29 +157,29 @@ def apply(execution: Mapping[str, Any]) -> None:
     torch.backends.cudnn.deterministic = execution["deterministic"]
     torch.backends.cuda.matmul.allow_tf32 = execution["tf32"]
     torch.backends.cudnn.allow_tf32 = execution["tf32"]
-    # nothing reads memory that was not written
+    # The suite never reads memory that was not written, so filling that memory would only cost time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if execution["mode"] != "eager":
         _set_up_compiler()
 
 
 def _set_up_compiler() -> None:
-    """Have compiled code chosen without timing, and kept among the user's caches for every other trial."""
+    """Let the compiler choose code without timing, and keep compiled code in the user's cache."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     import torch._dynamo.config as dynamo  # slow to import, and not needed by eager trials
     import torch._inductor.config as inductor
 
     inductor.deterministic = True
     inductor.max_autotune = inductor.coordinate_descent_tuning = False
-    dynamo.recompile_limit = 64  # of one step's code: every network, stage and precision of a process counts
+    dynamo.recompile_limit = 64  # each network, stage and precision of a process compiles a step again
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what a step frees, for the next step, instead of giving it back to the system.
+    """Let the C library keep the memory that a step frees for the next step.
 
-    A step of a small network allocates the same tens of megabytes again and again; by default glibc returns
-    them each time and the kernel clears the pages anew (2,200 page faults a step of the SVHN network at
-    0.25x, 10 % of its time).
+    A step of a small network allocates the same tens of megabytes again and again. By default glibc returns
+    this memory to the system each time, and the kernel clears the pages again: 2,200 page faults in a step of
+    the SVHN network at 0.25x, 10 % of its time.
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library: nothing to set
         libc = ctypes.CDLL("libc.so.6")
@@ -196,19 +195,18 @@ def quiet_profiler() -> None:
 
 
 def reset_peak_memory(device: str) -> None:
-    """Begin to measure a trial's peak memory anew, where the system allows."""
+    """Start a new measurement of the peak memory, where the system supports it."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
         return
-    with contextlib.suppress(OSError):  # then the peak of the whole process is reported, an upper bound
+    with contextlib.suppress(
+        OSError
+    ):  # without support, the peak since the process began is reported: an upper bound
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory(device: str) -> int:
-    """Return the peak memory in bytes since ``reset_peak_memory``.
-
-    The device's, or this process's on the CPU.
-    """
+    """Return the peak bytes since ``reset_peak_memory``: of the GPU, or of this process on a CPU."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
     try:

@@ -1,9 +1,9 @@
-"""The training loop and the state it moves.
+"""The training loop and its state.
 
-Everything a step does is a function of the global step and of ``Run``'s state, so a checkpoint between any
-two steps is enough to go on exactly. No value is read back from the device inside an epoch. Several workers
-run the same loop, each on its share of every batch (``bench.training.distributed``); what the first decides,
-all do.
+A step is a function of the global step and of the state of ``Run``. So a checkpoint between any two steps is
+enough to continue exactly. No value is read back from the device within an epoch. Several workers run the
+same loop, each on its own rows of every batch (``bench.training.distributed``). The first worker decides for
+all when to save and when to stop.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from bench.schedules import learning_rate_value
 from bench.strategies import Strategy
 from bench.training.capture import Recording, Written
 from bench.training.diagnostics import Diagnostics, due, flip_rate, signs_of
-from bench.training.distributed import SOLO, Team, averaged, keeping_gradients, settle_statistics
+from bench.training.distributed import SOLO, Team, average_statistics, averaged, keeping_gradients
 from bench.training.divergence import largest_loss, named_state, not_finite, some
 from bench.training.evaluate import EVALUATION_BATCH, Accuracy, evaluate, reestimate_batch_norm
 from bench.training.losses import make_loss
 from bench.training.operations import step_operations
 from bench.training.optimizer import make_optimizer, set_step
 
-CHECKPOINT_SECONDS = (
-    60.0  # at least; and at least 50 times what writing one took, so that they cost under 3 %
-)
-CHECKPOINT_SHARE = 50.0
+# Between two checkpoints lie at least 60 seconds, and at least 50 times the seconds that writing the last one
+# took. So checkpoints take less than 3 % of the training time.
+CHECKPOINT_SECONDS = 60.0
+CHECKPOINT_RATIO = 50.0
 
 
 def train(
@@ -49,9 +49,9 @@ def train(
     save: Callable[[Run], None],
     record: Callable[[dict[str, Any]], None],
 ) -> str:
-    """Train ``run`` from where it stands.
+    """Train ``run`` from its present step on.
 
-    Return "done", "diverged", or "stopped" (at a checkpoint, to be resumed).
+    Returns "done", "diverged", or "stopped" (a checkpoint is saved and the trial can be resumed).
     """
     last_save, save_cost = time.monotonic(), 0.0
     while run.step < run.total_steps:
@@ -63,7 +63,7 @@ def train(
                 return "diverged"
         if run.step == run.total_steps:
             break
-        due = time.monotonic() - last_save > max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * save_cost)
+        due = time.monotonic() - last_save > max(CHECKPOINT_SECONDS, CHECKPOINT_RATIO * save_cost)
         stopping, due = run.team.decided(stop(), due)
         if stopping or due:
             begin = time.monotonic()
@@ -112,7 +112,7 @@ class Run:
             functools.partial(torch.compile, fullgraph=True) if mode != "eager" else lambda function: function
         )
         self.forward = averaged(compiled(self._forward), networks, team)
-        # compiled for a CPU, gathering bytes takes ten times as long as the library's own kernels
+        # On a CPU, compiled code gathers bytes ten times slower than PyTorch's own kernels.
         on_gpu = data.resident and self.device.type == "cuda"
         self.prepare = compiled(data.prepare) if on_gpu else data.prepare
         self.recording = Recording(self.update, self.written) if mode == "captured" else None
@@ -171,10 +171,7 @@ class Run:
         self.step += 1
 
     def update(self, *inputs: Tensor) -> None:
-        """Do the clock's step on the batch of ``inputs`` (``Batches.inputs``).
-
-        All of it that runs on the device.
-        """
+        """Do the part of a step that runs on the device; ``inputs`` come from ``Batches.inputs``."""
         images, labels = self.prepare(*inputs, self.clock.step)
         self.optimizer.zero_grad(set_to_none=True)
         self.backward(images, labels)
@@ -184,12 +181,10 @@ class Run:
         self.optimizer.step()
         for network in networks:
             network.after_step_()
-        settle_statistics(networks, self.team)
+        average_statistics(networks, self.team)
 
     def _stage(self) -> tuple[bool, int]:
-        """Return what a recorded step depends on beside tensors: whether the factor is above 0, and the
-        stage.
-        """
+        """Return what a recorded step depends on beside tensors: (factor above 0, number of the stage)."""
         return self.clock.active, self.clock.stage
 
     def written(self) -> Written:
@@ -197,9 +192,9 @@ class Run:
         return Written([self.network, *self.trained.values()], self.optimizer, [self.loss_sum, self.correct])
 
     def record(self) -> None:
-        """Record the trial's first step and, before it, a step of its last stage, to see whether both can be.
+        """Record the last step of the trial, then its first step, to find out whether both can be recorded.
 
-        Nothing is changed by it. Raises ``RuntimeError`` where the device cannot.
+        The state of the trial does not change. Raises ``RuntimeError`` where the device cannot record.
         """
         assert self.recording is not None and self.step == 0
         for step in (self.total_steps - 1, 0):
@@ -208,7 +203,7 @@ class Run:
             self.recording.record(self.data.inputs(step), self._stage())
 
     def seconds_per_step(self) -> float:
-        """Measure one step, after one that does not count, and undo both."""
+        """Return the seconds of one step, measured after a step that does not count; both are undone."""
         fresh, before = not self.optimizer.state, self.written()
         self.clock.set(self.step, self.strategy.factor(self.step))
         seconds = 0.0
@@ -223,8 +218,9 @@ class Run:
         return seconds
 
     def backward(self, images: Tensor, labels: Tensor) -> None:
-        """Add the gradients of this worker's batch, one micro-batch after the other, and its sums to the
-        epoch's.
+        """Add the gradients of this worker's images, one micro-batch after the other.
+
+        The loss and the hits are added to the sums of the epoch.
         """
         count = len(self.samples)
         parts = zip(self.samples, images.chunk(count), labels.chunk(count), strict=True)
@@ -270,19 +266,19 @@ class Run:
         }
         self.problem = self._divergence(loss, epoch)
         if self.problem is None:
-            self._observe(line, factor)
+            self._diagnose_layers(line, factor)
             if epoch % self.config.evaluate_every == 0 or self.step == self.total_steps:
-                self._measure(line, factor)
+                self._evaluate_epoch(line, factor)
         self.loss_sum.zero_()
         self.correct.zero_()
         self._tick()
         self.training_seconds = 0.0
         return line
 
-    def _observe(self, line: dict[str, Any], factor: float) -> None:
+    def _diagnose_layers(self, line: dict[str, Any], factor: float) -> None:
         """Fill in ``branch_ratio`` of ``line``, and add the epoch's row of diagnostics.
 
-        Both are of one batch of the images that are evaluated.
+        Both are measured on the first batch of the images that the epoch evaluates.
         """
         if not self.team.first:  # the first worker's first batch is the first batch of the set
             return
@@ -300,12 +296,12 @@ class Run:
             self.clock.set_factor(0.0)
             self.diagnostics.add(self.network, line["epoch"], factor, observations)
 
-    def _measure(self, line: dict[str, Any], factor: float) -> None:
+    def _evaluate_epoch(self, line: dict[str, Any], factor: float) -> None:
         """Fill in the accuracies of ``line``, in percent.
 
-        ``test_acc`` and ``val_acc`` are the deployed network's (the factor at 0, fp32) on the test images and
-        on the held-out training images; ``test_acc_expanded`` is the network's that is trained, while the
-        factor is above 0. No test image is read with ``evaluate_test = false``.
+        ``test_acc`` and ``val_acc`` are the accuracies of the deployed network (factor 0, fp32) on the test
+        images and on the held-out training images. ``test_acc_expanded`` is the accuracy of the network with
+        its branch, while the factor is above 0. With ``evaluate_test = false`` no test image is read.
         """
         data, classes = self.data, self.data.num_classes
         self.lost_logits = 0
@@ -335,10 +331,7 @@ class Run:
         return named_state({"": self.network, **self.trained, **frozen}, self.optimizer)
 
     def _divergence(self, loss: float, epoch: int) -> str | None:
-        """Return why the trial has diverged, given the mean training ``loss`` of ``epoch``.
-
-        None where it has not.
-        """
+        """Return why the trial has diverged, or None; ``loss`` is the mean training loss of ``epoch``."""
         lost = not_finite((name, value) for name, value in self._named_state() if name not in self.infinite)
         largest = self.strategy.largest_loss(largest_loss(self.config.loss))
         reason = None
@@ -354,10 +347,7 @@ class Run:
         return (reason or "the first worker's numbers are not finite") if diverged else None
 
     def _evaluate(self, network: Network, batches: Callable[[int], Iterator[Any]], count: int) -> Accuracy:
-        """Evaluate ``network`` on a set of ``count`` images.
-
-        Each worker has every ``size``-th batch of it.
-        """
+        """Evaluate ``network`` on ``count`` images; each worker has every ``size``-th batch of them."""
         classes = self.data.num_classes
         if self.team.rank * EVALUATION_BATCH >= count > 0:  # fewer batches than workers
             found = Accuracy(0, 0, 0, (0,) * classes, (0,) * classes)
@@ -368,9 +358,9 @@ class Run:
         return found
 
     def _deployed(self) -> Network:
-        """Return the network to evaluate as deployed.
+        """Return the network that is evaluated as deployed.
 
-        Itself, or a copy with re-estimated batch norm (``eval_bn``).
+        With ``eval_bn`` it is a copy with re-estimated batch norm, otherwise the trained network itself.
         """
         if not self.config.eval_bn:
             return self.network
@@ -381,11 +371,12 @@ class Run:
     def _reestimate(self, network: Network, count: int) -> None:
         """Re-estimate the batch-norm statistics of ``network`` over ``count`` training batches, in place."""
         reestimate_batch_norm(network, self.data.estimation_batches(count, self.config.batch_size))
-        settle_statistics([network], self.team)
+        average_statistics([network], self.team)
 
     def _sign_flip_rate(self) -> float | None:
-        """Return the share of low-precision weights whose sign changed since the epoch began, None for
-        none.
+        """Return the share of low-precision weights whose sign changed since the epoch began.
+
+        None for a network without such weights.
         """
         before, self.signs = self.signs, signs_of(self.network)
         return flip_rate(before, self.signs)
@@ -399,15 +390,15 @@ class Run:
     # -- cost ------------------------------------------------------------------------------------------------
 
     def step_flops(self, branch_on: bool) -> float:
-        """Return the floating-point operations of one step, with those of further networks."""
+        """Return the floating-point operations of one step, those of further networks included."""
         networks = [self.network, *self.trained.values()]
         per_image = step_operations(networks, self.strategy.forward_only(), branch_on)
         return self.config.batch_size * per_image
 
     def train_flops(self, steps: int) -> float:
-        """Return those of the first ``steps`` steps.
+        """Return the floating-point operations of the first ``steps`` steps.
 
-        A teacher that is a trial of its own counts its training there.
+        The training of a teacher that is a trial of its own counts in that trial, not here.
         """
         on = sum(1 for step in range(steps) if self.strategy.factor(step) > 0.0)
         return on * self.step_flops(True) + (steps - on) * self.step_flops(False)
@@ -415,7 +406,7 @@ class Run:
     # -- state -----------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps; the sums of several workers stand one below the other."""
+        """Return what a checkpoint keeps; the sums of several workers are stacked by rank."""
         self._tick()
         return {
             "step": self.step,
@@ -432,7 +423,7 @@ class Run:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over what ``state`` returned."""
+        """Restore the state that ``state`` returned."""
         self.step = state["step"]
         self.network.load_state_dict(state["network"])
         for name, module in self.trained.items():

@@ -40,7 +40,7 @@ from bench.experiments.config import TrialConfig
 from bench.experiments.roles import needed_roles
 from bench.layers.low_precision import LowPrecisionLayer, low_precision_modules
 from bench.networks import Network
-from bench.randomness import Clock, fold, normal
+from bench.randomness import Clock, key_of, normal
 from bench.records.store import Store
 from bench.training import setup
 from bench.training.evaluate import EVALUATION_BATCH, reestimate_batch_norm
@@ -77,7 +77,7 @@ def rise_under_noise(
     start = loss(weights)
     rises = []
     for draw in range(draws):
-        noise = {n: filter_noise(w, size, fold("sharpness", n, draw)) for n, w in weights.items()}
+        noise = {n: filter_noise(w, size, key_of("sharpness", n, draw)) for n, w in weights.items()}
         rises.append(loss({name: w + noise[name].to(w.dtype) for name, w in weights.items()}) - start)
     error = statistics.stdev(rises) / math.sqrt(draws) if draws > 1 else math.nan
     return Rise(statistics.fmean(rises), error)

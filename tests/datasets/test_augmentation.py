@@ -18,7 +18,7 @@ from bench.datasets.resize import Bilinear
 from bench.datasets.sources import Arrays
 from bench.errors import InputError
 from bench.experiments.config import Recipe
-from bench.randomness import combine, fold, sample_bits
+from bench.randomness import combine, key_of, sample_bits
 
 
 def photographs(count: int, *shape: int, seed: int = 0) -> np.ndarray:
@@ -161,7 +161,7 @@ def test_svhn_augmentation_at_the_edge_of_truncation():
     """
     count = 40_000
     x = np.random.default_rng(4).integers(0, 256, (count, 3, 3, 1), dtype=np.uint8)
-    h = sample_bits(fold(4, "test"), torch.arange(count), (2,))
+    h = sample_bits(key_of(4, "test"), torch.arange(count), (2,))
     b, r = (column[:, None, None, None] for column in h.numpy().T)
     text = to_uint8(x.astype(np.float64) + (-30 + 60 * (b / 2**32))).astype(np.float64)
     mean = text.mean(axis=(1, 2), keepdims=True)
@@ -192,7 +192,7 @@ def test_contrast_truncates_by_hand():
 
 def test_svhn_draws_cover_the_ranges():
     count = 4000
-    h = sample_bits(fold(0, "test"), torch.arange(count), (2,))
+    h = sample_bits(key_of(0, "test"), torch.arange(count), (2,))
     flat = augmentation.svhn(torch.full((count, 2, 2, 1), 100, dtype=torch.uint8), h)[:, 0, 0, 0] - 100
     assert sorted(set(flat.tolist())) == list(range(-30, 30))
     assert abs(flat.mean().item() + 0.5) < 1.0  # uniform in [-30, 30), cut down
@@ -227,7 +227,7 @@ def test_crop_flip_draws_are_uniform():
     x = torch.zeros(count, 17, 17, 1, dtype=torch.uint8)
     x[:, 8, 8] = 1
     x[:, 8, 9] = 2
-    y = augmentation.crop_flip(x, sample_bits(fold(0, "test"), torch.arange(count), (3,)))
+    y = augmentation.crop_flip(x, sample_bits(key_of(0, "test"), torch.arange(count), (3,)))
     where = (y == 1).flatten(1).to(torch.int64).argmax(1)
     counts = np.bincount(where.numpy(), minlength=17 * 17)
     assert (counts > 0).sum() == 81
@@ -246,7 +246,7 @@ def expected_batch(
     """The whole pipeline in NumPy: (B, 3, size, size) float64."""
     x = np.repeat(data.x_train, 3, axis=3) if data.x_train.shape[3] == 1 else data.x_train
     columns = {"svhn": 2, "crop_flip": 3, "none": 1}[cfg.augmentation]
-    key = combine(fold(cfg.seed, "augmentation", cfg.augmentation), step)
+    key = combine(key_of(cfg.seed, "augmentation", cfg.augmentation), step)
     h = sample_bits(key, torch.arange(len(indices)), (columns,)).numpy()
     batch = x[indices]
     if cfg.augmentation != "crop_flip" and x.shape[1] != size:

@@ -39,7 +39,7 @@ from bench.datasets.streamed_batches import PhotographData
 from bench.errors import InputError
 from bench.experiments import catalog
 from bench.experiments.identity import identity
-from bench.randomness import combine, fold, permutation, sample_bits
+from bench.randomness import combine, key_of, permutation, sample_bits
 from bench.records.store import Store
 from bench.training.trial import comparable, run_trial
 from tests.configs import make_config
@@ -967,7 +967,7 @@ def test_a_batch_is_a_function_of_seed_and_step(folder, augmentation):
     assert not torch.equal(other.train_batch(0)[0], images)
     seen = torch.cat([straight.indices(step) for step in range(4)])
     assert len(set(seen.tolist())) == 16
-    assert torch.equal(seen, permutation(18, fold(0, "order", 0))[:16])
+    assert torch.equal(seen, permutation(18, key_of(0, "order", 0))[:16])
 
 
 def test_the_pixels_of_a_batch_are_those_of_its_windows(folder):
@@ -976,7 +976,7 @@ def test_the_pixels_of_a_batch_are_those_of_its_windows(folder):
     images, labels = data.train_batch(5)
     numbers = data.indices(5).tolist()
     values = sample_bits(
-        combine(fold(0, "augmentation", "random_resized_crop"), 5), torch.arange(4), (23,)
+        combine(key_of(0, "augmentation", "random_resized_crop"), 5), torch.arange(4), (23,)
     ).numpy()
     for i, number in enumerate(numbers):
         whole = loaded.train.read(number)

@@ -22,7 +22,7 @@ from bench.datasets.resize import OpenCVBilinear
 from bench.errors import InputError
 from bench.experiments.config import make_config
 from bench.experiments.identity import identity
-from bench.randomness import combine, fold, sample_bits
+from bench.randomness import combine, key_of, sample_bits
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "released"
 
@@ -109,7 +109,7 @@ def test_the_released_views_reach_the_batches(tmp_path):
         expected = crops.resized(pixels, *window[4:8], 32, True)
         assert torch.equal(found[0].permute(1, 2, 0).mul(255).round().to(torch.uint8), expected)
     draws = sample_bits(
-        combine(fold(0, "augmentation", "scale_jitter_released"), 0), torch.arange(8), (crops.JITTER_DRAWS,)
+        combine(key_of(0, "augmentation", "scale_jitter_released"), 0), torch.arange(8), (crops.JITTER_DRAWS,)
     ).numpy()
     numbers = data.indices(0).numpy()
     sizes = tuple(images.train.index[side][numbers].astype(np.int64) for side in ("height", "width"))

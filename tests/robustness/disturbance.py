@@ -197,7 +197,7 @@ class _Disturbed:
         first, _active = _active is None, self
         if self.settings.get("mode") == "compiled":
             execution.COMPILED_STEPS = {"cpu": 1, "cuda": 1}
-        loop.CHECKPOINT_SECONDS, loop.CHECKPOINT_SHARE = float(self.settings.get("every_steps", 3)) - 0.5, 0.0
+        loop.CHECKPOINT_SECONDS, loop.CHECKPOINT_RATIO = float(self.settings.get("every_steps", 3)) - 0.5, 0.0
         if not first:
             return
         # a clock that ticks once a step: checkpoints at steps that do not depend on how busy the machine is
