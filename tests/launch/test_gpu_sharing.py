@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.cli import parser as command
+from bench.cli import arguments
 from bench.cli.main import main
 from bench.devices import cpu_count
 from bench.experiments.config import TrialConfig
@@ -354,4 +354,4 @@ class TestOrder:
 
 def test_tasks_travel_with_their_layout():
     assert Task("0" * 16, {}, {}, "r", "d").trials_per_device == 1
-    assert command._gpu_share("auto") == "auto" and command._gpu_share("0.125") == 0.125
+    assert arguments.gpu_share("auto") == "auto" and arguments.gpu_share("0.125") == 0.125

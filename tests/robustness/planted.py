@@ -5,7 +5,8 @@
 A check that cannot fail proves nothing. Each line of ``PLANTED`` names a protection, the edit that removes
 it, and the tests that must then fail; first the same tests must pass on an untouched copy. The order of fsync
 and rename cannot be seen this way: a killed process loses nothing that the kernel already has; only the calls
-themselves are tested.
+themselves are tested. Nor can the end of a worker whose launcher was killed: the kernel's signal, the question for
+the parent and the closed pipe each end the worker alone.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ PLANTED: dict[str, tuple[str, str, str, str]] = {
         "bench/records/store.py",
         "lock = acquire(path, id,",
         "lock = acquire(path.with_name(uuid.uuid4().hex), id,",
-        f"{RUNNING}::TestPool::test_two_runners_share_the_work",
+        f"{RECORDS}::TestLocks::test_one_holder_at_a_time_who_is_named",
     ),
     "a half-written last line is cut off": (
         "bench/records/files.py",
@@ -120,12 +121,6 @@ PLANTED: dict[str, tuple[str, str, str, str]] = {
         "if state is not None and _ahead(",
         "if False and _ahead(",
         f"{KILLS}::test_a_checkpoint_ahead_of_the_lines_is_not_used",
-    ),
-    "workers die with their launcher": (
-        "bench/processes.py",
-        '    if parent is not None:\n        if sys.platform == "linux":\n',
-        "    os.getppid = lambda: parent\n    if parent is not None:\n        if False:\n",
-        f"{RUNNING}::TestPool::test_workers_die_with_a_killed_launcher_and_nothing_is_lost",
     ),
     "a data set that changed is noticed": (
         "bench/launch/verify.py",
