@@ -5,8 +5,8 @@
 A check that cannot fail proves nothing. Each line of ``PLANTED`` names a protection, the edit that removes
 it, and the tests that must then fail; first the same tests must pass on an untouched copy. The order of fsync
 and rename cannot be seen this way: a killed process loses nothing that the kernel already has; only the calls
-themselves are tested. Nor can the end of a worker whose launcher was killed: the kernel's signal, the question for
-the parent and the closed pipe each end the worker alone.
+themselves are tested. Nor can the end of a worker whose launcher was killed: the kernel's signal, the
+question for the parent and the closed pipe each end the worker alone.
 """
 
 from __future__ import annotations
