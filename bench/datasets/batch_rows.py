@@ -116,10 +116,8 @@ class ChosenImages:
         """
         epoch, position = divmod(step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
-            self._order = (
-                epoch,
-                permutation(self.train_count, key_of(self._seed, "order", epoch), self.device),
-            )
+            key = key_of(self._seed, "order", epoch)
+            self._order = epoch, permutation(self.train_count, key, self.device)
         batch = self._order[1][position * self.batch_size : (position + 1) * self.batch_size]
         return batch if self._share == WHOLE else batch[self._samples]
 

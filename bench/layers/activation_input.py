@@ -1,7 +1,4 @@
-"""What a layer reads.
-
-The main path, bounded and quantized, and what the branch of the layer before handed on.
-"""
+"""The input of a layer: the quantized main path, and the output of the previous layer's branch."""
 
 from __future__ import annotations
 
@@ -15,17 +12,14 @@ Pair = tuple[Tensor, Tensor | None]
 
 
 class ActivationInput(nn.Module):
-    """The input of a layer that reads a pair ``(y, side)``.
-
-    It bounds and quantizes ``y`` and joins ``side``.
-    """
+    """The input of a layer that reads a pair ``(y, side)``: ``y`` is quantized, ``side`` joined."""
 
     quantizer: Quantizer
     clock: Clock
     merge: str | None
     magnitude_first: bool
     weight_extra: nn.Parameter | None
-    interims: tuple[Quantizer, ...] = ()  # in a strategy of stages: what quantizes in each stage but the last
+    interims: tuple[Quantizer, ...] = ()  # the quantizers of a strategy's stages, the last stage left out
 
     def set_up_input(
         self, quantizer: Quantizer, clock: Clock, merge: str | None, blend: str | None, magnitude_first: bool
@@ -39,17 +33,17 @@ class ActivationInput(nn.Module):
 
     @property
     def acting(self) -> Quantizer:
-        """The quantizer in use: that of the stage while the factor is above 0, else the layer's own."""
+        """The quantizer in use: the stage's while the factor is above 0, else the layer's own."""
         return self.interims[self.clock.stage] if self.interims and self.clock.active else self.quantizer
 
     def bounded(self, y: Tensor) -> Tensor:
-        """Return the bounding map of ``y``, any shape; of min(1, |y|) with ``magnitude_first``."""
+        """Return the bounded ``y``, any shape; with ``magnitude_first`` min(1, |y|) is bounded instead."""
         return self.acting.bound(_magnitude(y) if self.magnitude_first else y)
 
     def activate(self, y: Tensor) -> Tensor:
         """Return the low-precision activations of ``y``, any shape.
 
-        With ``blend``, f of the bounded ones in them.
+        With ``blend`` they are mixed with the bounded activations, which have the weight f.
         """
         if self.magnitude_first:
             y = _magnitude(y)
@@ -59,7 +53,7 @@ class ActivationInput(nn.Module):
         return x
 
     def join(self, x: Tensor, side: Tensor | None) -> Tensor:
-        """Return the activated input ``x`` joined with ``side``, the output of the branch before."""
+        """Return the activated input ``x`` joined with ``side``, the output of a branch."""
         if side is None:
             return x
         if self.merge == "concat":

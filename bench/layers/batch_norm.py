@@ -1,9 +1,9 @@
-"""Batch norm whose statistics are accurate on a CPU too.
+"""Batch norm whose statistics are accurate on a CPU, too.
 
-PyTorch's CPU kernel for channels-last tensors adds up all positions of all images in one float32 sum a
-channel, so the rounding error of mean and variance grows with their number: outputs of a batch of 128 images
-of 18 x 18 are off by up to 1e-4, where the contiguous kernel, which adds up in float64, is off by 1e-6. With
-1-bit activations that tips some of them.
+PyTorch's CPU kernel for channels-last tensors adds up all positions of all images of a channel in float32. So
+the rounding error of mean and variance grows with the number of positions. For 128 images of 18 x 18 pixels
+the outputs are wrong by up to 1e-4; PyTorch's contiguous kernel, which adds up in float64, is wrong by 1e-6.
+An error of 1e-4 changes the sign of some 1-bit activations.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class _Normalized(Function):
-    """(x, weight, bias) -> (y, mean, variance over n); the sums of an image are float32, those over images
-    float64.
+    """(x, weight, bias) -> (y, mean, variance over n).
+
+    Sums over the positions of an image are float32, sums over images float64.
     """
 
     @staticmethod
@@ -51,10 +52,10 @@ class _Normalized(Function):
 
 
 class AccurateBatchNorm(_BatchNorm):
-    """Takes the place of ``like``, with its parameters and buffers; given a ``factor`` it is that times batch
-    norm.
+    """Replaces the batch norm ``like`` and shares its parameters and buffers.
 
-    Only training on channels-last float32 batches (B, C, H, W) on the CPU differs from PyTorch's batch norm.
+    With a ``factor`` the output is the factor times batch norm. The layer differs from PyTorch's batch norm
+    only in training on channels-last float32 batches (B, C, H, W) on the CPU.
     """
 
     def __init__(self, like: _BatchNorm) -> None:
@@ -62,7 +63,7 @@ class AccurateBatchNorm(_BatchNorm):
         self.weight, self.bias = like.weight, like.bias
         self.running_mean, self.running_var = like.running_mean, like.running_var
         self.num_batches_tracked = like.num_batches_tracked
-        for name, child in like.named_children():  # of a norm that holds its activation
+        for name, child in like.named_children():  # only a norm that holds its activation has children
             self.add_module(name, child)
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -78,7 +79,7 @@ class AccurateBatchNorm(_BatchNorm):
         if self.training:
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
-            # without momentum: a cumulative average, while statistics are re-estimated
+            # Without momentum, the running statistics are a cumulative average (re-estimation).
             momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         if not self.training or not _is_summed_in_float32(x):
             return F.batch_norm(
@@ -94,7 +95,7 @@ class AccurateBatchNorm(_BatchNorm):
 
 
 def _is_summed_in_float32(x: Tensor) -> bool:
-    """Return whether PyTorch's kernel for ``x`` is the one that adds up in float32."""
+    """Return whether PyTorch's batch norm of ``x`` would add up in float32."""
     return (
         x.dim() == 4
         and x.device.type == "cpu"

@@ -20,13 +20,14 @@ class Branch:
 
     ``merge``        one of ``MERGES``: how branch and main path are joined
     ``kernel``       largest size of the branch's kernel, which reads the centre of the main kernel's window;
-                     None: the main kernel's size
-    ``width_ratio``  channels of the branch over channels of the main path; other than 1 with ``concat`` alone
+                     None: the size of the main kernel
+    ``width_ratio``  channels of the branch over channels of the main path; only ``concat`` allows other
+                     values than 1
     ``batch_norm``   whether the branch has its own batch norm (never with ``preactivation``)
     ``relu``         a ReLU behind the branch's batch norm and pooling (never with ``preactivation``)
     ``layers``       names of the layers that get a branch; None: every low-precision convolution
-    ``statistics``   of ``concat``: "main", main and extra weights have a scale each; "joint", both have one,
-                     as in the release
+    ``statistics``   for ``concat``: with "main", main and extra weights each have a scale of their own; with
+                     "joint" they have one scale together, as in the release
     """
 
     merge: str
@@ -41,7 +42,7 @@ class Branch:
 class FactorBatchNorm(nn.modules.batchnorm._BatchNorm):
     """f times batch norm of (B, C) or (B, C, H, W).
 
-    The factor goes into scale and shift, which costs no pass.
+    The factor multiplies scale and shift, which costs no further pass over the data.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -53,7 +54,7 @@ class FactorBatchNorm(nn.modules.batchnorm._BatchNorm):
         if self.training:
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
-            if momentum is None:  # a cumulative average, while statistics are re-estimated
+            if momentum is None:  # statistics are re-estimated: a cumulative average
                 momentum = 1.0 / float(self.num_batches_tracked)
         return F.batch_norm(
             x,
@@ -68,7 +69,7 @@ class FactorBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 class BranchConv2d(nn.Conv2d):
-    """The branch's convolution: ``f * pool(BN'(FP x))``, of the main layer's output size.
+    """The convolution of a branch, ``f * pool(BN'(FP x))``; its output is as large as the main layer's.
 
     ``pool_first``: pooling comes before the batch norm, as on the main path. ``relu``: a ReLU stands at the
     end. f is at least 0, so f commutes with max-pooling and with the ReLU.
@@ -115,7 +116,7 @@ class BranchConv2d(nn.Conv2d):
         return y if self.pool is None else self.pool(y)
 
     def centred(self) -> Tensor:
-        """Return the kernel in the size of the main one, zeros around it."""
+        """Return the kernel, padded with zeros to the size of the main kernel."""
         return F.pad(self.weight, [self.margin] * 4) if self.margin else self.weight
 
 

@@ -1,4 +1,4 @@
-"""The last layer of a network, and where a branch meets the main path outside a layer."""
+"""The last layer of a network, and the module in which a branch meets the main path outside a layer."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from bench.randomness import Clock
 class Classifier(ActivationInput, nn.Linear):
     """The last layer: full-precision weights, logits (B, classes).
 
-    ``reads`` says what happens to its input: it is "bounded", "quantized" as the input of a low-precision
-    layer, goes through "relu", or stays "unbounded". ``average``: the input's mean over positions is read,
-    else the input is flattened. Behind a layer with a ``concat`` branch the features of the branch are read
-    with ``weight_extra``, in full precision.
+    ``reads`` says what happens to the input: it is "bounded", "quantized" as the input of a low-precision
+    layer, goes through "relu", or stays "unbounded". With ``average`` the layer reads the mean of the input
+    over all positions, otherwise the flattened input. Behind a layer with a ``concat`` branch
+    ``weight_extra`` reads the features of the branch, in full precision.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Classifier(ActivationInput, nn.Linear):
         return self.quantizer.a_bits if self.reads == "quantized" else 32
 
     def activate(self, y: Tensor) -> Tensor:
-        """Return the main path's input as ``reads`` says, any shape."""
+        """Return the input from the main path, transformed as ``reads`` says; any shape."""
         if self.reads == "quantized":
             return super().activate(y)
         if self.reads == "unbounded":
@@ -67,21 +67,21 @@ class Classifier(ActivationInput, nn.Linear):
         self.quantizer.add_penalty_()
 
     def strip_(self) -> None:
-        """Remove the extra weights and what a strategy of stages gave."""
+        """Remove the extra weights and the quantizers of a strategy's stages."""
         self.weight_extra = None
         self.interims = ()
         self.merge = None
 
 
 class Meeting(nn.Module):
-    """Where a branch meets the main path outside a layer: behind the batch norm of both."""
+    """The place where a branch meets the main path outside a layer: behind the batch norm of both."""
 
     def __init__(self, merge: str | None) -> None:
         super().__init__()
         self.merge = merge
 
     def forward(self, y: Tensor, side: Tensor | None) -> Pair:
-        """Join ``side`` to ``y`` for sum and difference; hand both on for concat."""
+        """Return the next layer's pair: sum and difference join ``side`` to ``y``, concat keeps both."""
         if side is None or self.merge == "concat":
             return y, side
         return (y - side if self.merge == "difference" else y + side), None

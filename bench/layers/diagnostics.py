@@ -1,4 +1,4 @@
-"""What happens in the layers of a network on one batch: numbers for a record, not for training."""
+"""Diagnostics of the layers of a network on one batch: for a record, without an effect on training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bench.layers.low_precision import LowPrecisionLayer
 
 @contextlib.contextmanager
 def in_evaluation(network: nn.Module) -> Iterator[None]:
-    """Keep ``network`` in evaluation mode meanwhile; each module then has its own mode again."""
+    """Keep ``network`` in evaluation mode within the context; each module's own mode is restored after it."""
     modes = [(module, module.training) for module in network.modules()]
     try:
         network.eval()
@@ -30,14 +30,14 @@ def in_evaluation(network: nn.Module) -> Iterator[None]:
 def layer_diagnostics(
     network: nn.Module, images: Tensor, *, detailed: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Return, for each low-precision layer by name, the size of its branch and whether its input varies.
+    """Return the diagnostics of each low-precision layer, by its name.
 
-    ``branch_ratio``: the norm of f times the branch's output over the norm of the main path where the two
-    meet. None without an active branch. ``one_level``: whether all activations that the layer reads on the
-    main path have one value, which says nothing of the image. With ``detailed`` also ``saturation``, the
-    share of the layer's inputs that the bounding map changes, and ``activation_error``, the norm of q(x) -
-    bound(x) over that of bound(x). ``images`` (B, 3, S, S). The network is in evaluation mode meanwhile: no
-    running statistic and no draw changes.
+    ``branch_ratio``: the norm of f times the branch's output over the norm of the main path, at the place
+    where the two meet; None without an active branch. ``one_level``: whether all activations that the layer
+    reads on the main path have the same value, so that they say nothing about the image. With ``detailed``
+    also ``saturation``, the share of the layer's inputs that the bounding map changes, and
+    ``activation_error``, the norm of q(x) - bound(x) over the norm of bound(x). ``images``: (B, 3, S, S). The
+    network is in evaluation mode meanwhile: no running statistic and no draw changes.
     """
     found = _Diagnosis(detailed)
     kinds = (LowPrecisionLayer, Classifier, Meeting)
@@ -63,8 +63,8 @@ def layer_diagnostics(
 class _Diagnosis:
     """Collects norms and levels while a batch goes through the network.
 
-    A branch's output is recognised, where it meets the main path, by the tensor that its layer handed on.
-    Where that tensor was pooled or joined with others on the way, the ratio at the layer's own output stands
+    Where a branch meets the main path, its output is recognised as the tensor that its layer returned. If
+    that tensor was pooled or joined with others in between, the ratio at the layer's own output is used
     instead.
     """
 
@@ -74,9 +74,8 @@ class _Diagnosis:
         self.at_meeting: dict[str, Tensor] = {}
         self.at_output: dict[str, Tensor] = {}
         self.one_level: dict[str, Tensor] = {}
-        self._handed_on: dict[
-            int, tuple[str, Tensor]
-        ] = {}  # id of a tensor -> (its layer, the tensor, kept alive)
+        # id of a returned tensor -> (name of its layer, the tensor, whose reference keeps the id valid)
+        self._handed_on: dict[int, tuple[str, Tensor]] = {}
 
     def hook(self, name: str, layer: LowPrecisionLayer | Classifier | Meeting) -> Callable[..., None]:
         """Return the forward hook of ``layer``."""

@@ -8,10 +8,7 @@ from bench.randomness import Draws
 
 
 class Dropout(nn.Module):
-    """Dropout (1207.0580) with counter-based draws.
-
-    While training, x / (1 - p) with probability 1 - p, else 0.
-    """
+    """Dropout (1207.0580) with counter-based draws: in training x / (1 - p), or 0 with probability p."""
 
     def __init__(self, p: float, draws: Draws) -> None:
         super().__init__()
@@ -19,10 +16,7 @@ class Dropout(nn.Module):
         self.draws = draws
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``x`` (B, ...) to the same shape.
-
-        The draws of a channel do not depend on the channels behind it.
-        """
+        """Map ``x`` (B, ...) to the same shape; the draws of a channel do not depend on later channels."""
         if not self.training or self.p == 0.0:
             return x
         keep = (self.draws.uniform(x) >= self.p).to(x.dtype)

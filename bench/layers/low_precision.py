@@ -14,7 +14,8 @@ quantized weights. The strategy's ``merge`` says how they are joined:
     preactivation   x = q(y)                     LP x + f FP x leaves the layer as its main output
 
 The activation quantizer stands at the input of the layer that reads ``y``, not at the output of the layer
-that wrote it. In a chain that is the same arithmetic; in a residual network it is where the method wants it.
+that wrote it. In a network without shortcuts both places give the same arithmetic; in a residual network the
+method places the quantizer at the input.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class LowPrecisionLayer(ActivationInput):
     quantizer_extra: Quantizer | None
     fixed_statistics: Tensor | None
     dropout: Dropout | None
-    partition: Partition | None  # of the weights, while a strategy quantizes one part after the other
+    partition: Partition | None  # the frozen weights, for a strategy that quantizes weights in parts
 
     def setup(
         self,
@@ -109,10 +110,7 @@ class LowPrecisionLayer(ActivationInput):
         raise NotImplementedError
 
     def input_scale(self, y: Tensor) -> Tensor:
-        """Return the input scale K of XNOR-Net.
-
-        It reads the main path alone, so it does not jump at removal.
-        """
+        """Return XNOR-Net's input scale K of the main path alone, so that K does not jump at removal."""
         raise NotImplementedError
 
     def prepare(self, y: Tensor, side: Tensor | None) -> Tensor:
@@ -123,13 +121,13 @@ class LowPrecisionLayer(ActivationInput):
     def carried(self, y: Tensor, side: Tensor | None) -> Tensor:
         """Return what a shortcut around this layer carries: the bounded input, not quantized.
 
-        ``side`` is joined for sum and difference; the channels of concat are left out.
+        Sum and difference join ``side`` to it. The extra channels of concat are left out.
         """
         x = self.bounded(y)
         return x if self.merge == "concat" else self.join(x, side)
 
     def low_precision_weight(self, with_extra: bool) -> Tensor:
-        """Return the quantized main weights, and where asked the extra weights behind them."""
+        """Return the quantized main weights; ``with_extra`` appends the extra weights."""
         weight, extra, quantizer = self.weight, self.weight_extra, self.acting
         if extra is None:
             low = quantizer.weight(weight, self.fixed_statistics)
@@ -149,7 +147,7 @@ class LowPrecisionLayer(ActivationInput):
         return low
 
     def joint_statistics(self) -> Tensor | None:
-        """Return the statistic over main and extra weights; the extra ones are constants of its gradient."""
+        """Return the statistic over main and extra weights; the extra ones are constants to its gradient."""
         assert self.weight_extra is not None
         return self.quantizer.statistics(torch.cat([self.weight, self.weight_extra.detach()], 1))
 
@@ -161,7 +159,7 @@ class LowPrecisionLayer(ActivationInput):
         )
 
     def forward(self, y: Tensor, side: Tensor | None = None) -> Pair:
-        """Map the pair ``(y, side)`` to the main output and f times the branch's output, None without one."""
+        """Map the pair ``(y, side)`` to (main output, f times the branch's output or None)."""
         clock = self.clock
         branch = self.branch if clock.active else None
         x = self.prepare(y, side)
@@ -181,14 +179,12 @@ class LowPrecisionLayer(ActivationInput):
         return main, branch_output
 
     def _scaled(self, scale: Tensor, like: Tensor) -> Tensor:
-        if self.blend_activations and self.clock.active:  # at f = 1 nothing of the activation is approximated
+        if self.blend_activations and self.clock.active:  # at f = 1 the activations are not approximated
             scale = scale + self.clock.factor * (1.0 - scale)
         return scale.to(like.dtype)
 
     def after_step_(self) -> None:
-        """Do what the quantizer does to the stored weights after an update; put back those that are
-        frozen.
-        """
+        """Let the quantizer change the stored weights after an update, then restore the frozen weights."""
         if self.partition is not None:
             self.partition.restore_(self.weight)
         if type(self.quantizer).after_step_ is Quantizer.after_step_:
@@ -208,8 +204,9 @@ class LowPrecisionLayer(ActivationInput):
             self.quantizer_extra.add_penalty_(self.weight_extra)
 
     def strip_(self) -> None:
-        """Remove branch, extra weights and all that a strategy gave; a joint statistic stays as the constant
-        ``fixed_statistics``.
+        """Remove the branch, the extra weights and all other parts of the strategy.
+
+        A joint statistic stays as the constant ``fixed_statistics``.
         """
         if self.weight_extra is not None and self.joint:
             statistics = self.joint_statistics()
@@ -221,12 +218,10 @@ class LowPrecisionLayer(ActivationInput):
 
 
 class LowPrecisionConv2d(LowPrecisionLayer, nn.Conv2d):  # type: ignore[misc]
-    """A convolution without bias, of quantized weights and quantized input.
+    """A convolution without bias of quantized weights and quantized input: (B, in, H, W) -> (B, out, H', W').
 
-    (B, in, H, W) -> (B, out, H', W').
-
-    With groups, the extra channels of ``concat`` are dealt out among them like the main ones, and the input
-    scale is that of each group's own channels.
+    With groups, the extra channels of ``concat`` are divided among the groups like the main channels. Each
+    group has the input scale of its own channels.
     """
 
     def join(self, x: Tensor, side: Tensor | None) -> Tensor:
@@ -250,9 +245,9 @@ class LowPrecisionConv2d(LowPrecisionLayer, nn.Conv2d):  # type: ignore[misc]
 
 
 class LowPrecisionLinear(LowPrecisionLayer, nn.Linear):  # type: ignore[misc]
-    """A linear layer without bias, of quantized weights and input.
+    """A linear layer without bias of quantized weights and quantized input.
 
-    (B, ...), flattened to (B, in) -> (B, out).
+    The input (B, ...) is flattened to (B, in); the output is (B, out).
     """
 
     def prepare(self, y: Tensor, side: Tensor | None) -> Tensor:
@@ -272,11 +267,11 @@ def low_precision_modules(network: nn.Module) -> list[tuple[str, LowPrecisionLay
 
 
 def strip(network: nn.Module) -> nn.Module:
-    """Return a deep copy without branches and extra weights: the low-precision network that would ship.
+    """Return a deep copy without branches and extra weights: the low-precision network that ships.
 
-    Its state dict has the keys of the network built plain (with joint statistics also
-    ``<layer>.fixed_statistics``), and in evaluation it equals ``network`` at f = 0 bit for bit. It keeps the
-    clock of ``network``.
+    Its state dict has the keys of the same network built without a strategy; with joint statistics also
+    ``<layer>.fixed_statistics``. In evaluation it equals ``network`` at f = 0 bit for bit. Both networks have
+    the same clock.
     """
     clocks = {id(layer.clock): layer.clock for _, layer in low_precision_modules(network)}
     memo: dict[int, Any] = {**clocks}

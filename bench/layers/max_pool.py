@@ -1,9 +1,10 @@
-"""The largest of 2x2, with the numbers of ``nn.MaxPool2d(2)`` and without its costs on a CPU.
+"""Max-pooling 2x2 with the numbers of ``nn.MaxPool2d(2)``, faster on a CPU.
 
-There the library's kernel writes int64 indices that evaluation never reads, and compiled it stores them, as
-it does bools, one at a time: half the compiled step of a small network. So in evaluation the maximum is three
-vectorised passes, and compiled the place of the largest is kept as a float, computed without a comparison
-(which a compiler would keep as a bool instead).
+On a CPU PyTorch's kernel writes int64 indices, which evaluation never reads. Compiled code stores these
+indices (and bools) one at a time, which takes half of the compiled step of a small network. So this module
+computes the maximum in three vectorised passes in evaluation. In compiled training it keeps the position of
+the largest element as a float, computed without a comparison, since a compiler would store a comparison as a
+bool.
 """
 
 from __future__ import annotations
@@ -15,10 +16,7 @@ from torch.autograd import Function
 
 
 def _quarters(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the upper left, upper right, lower left and lower right elements of all windows.
-
-    (B, C, H//2, W//2) each.
-    """
+    """Return the upper left, upper right, lower left and lower right elements, (B, C, H//2, W//2) each."""
     height, width = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
     upper, lower = x[:, :, 0:height:2], x[:, :, 1:height:2]
     return upper[..., 0:width:2], upper[..., 1:width:2], lower[..., 0:width:2], lower[..., 1:width:2]
@@ -27,9 +25,8 @@ def _quarters(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def largest(x: Tensor) -> Tensor:
     """Return the largest of 2x2 windows, (B, C, H, W) -> (B, C, H//2, W//2), in the same memory format."""
     height, width = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
-    rows = torch.maximum(
-        x[:, :, 0:height:2], x[:, :, 1:height:2]
-    )  # whole rows first: the longest inner loops
+    # Whole rows come first: their inner loops are the longest.
+    rows = torch.maximum(x[:, :, 0:height:2], x[:, :, 1:height:2])
     return torch.maximum(rows[..., 0:width:2], rows[..., 1:width:2])
 
 
@@ -38,7 +35,7 @@ class _Largest(Function):
     def forward(ctx, x):
         first, second, third, fourth = _quarters(x)
         y = torch.maximum(torch.maximum(first, second), torch.maximum(third, fourth))
-        # 0 to 3: the first of the window, row by row, that is the largest; each sign is 0 or 1
+        # The position, 0 to 3, of the first largest element of the window, row by row. Each sign is 0 or 1.
         place = (y - first).sign() * (1.0 + (y - second).sign() * (1.0 + (y - third).sign()))
         ctx.save_for_backward(place)
         ctx.size = x.shape[2:]
@@ -54,7 +51,7 @@ class _Largest(Function):
         whole = (grad.permute(0, 2, 3, 1).reshape(spread) * here).reshape(
             count, 2 * rows, 2 * columns, channels
         )
-        # what permute(0, 3, 1, 2) gives, but a compiler stores it as it lies here instead of transposing it
+        # Equal to permute(0, 3, 1, 2), but a compiler stores this tensor as it lies, without transposing it.
         whole = whole.as_strided(
             (count, channels, 2 * rows, 2 * columns),
             (4 * rows * columns * channels, 1, 2 * columns * channels, channels),
@@ -68,7 +65,7 @@ class _Largest(Function):
 class MaxPool2(nn.MaxPool2d):
     """``nn.MaxPool2d(2)``: (B, C, H, W) -> (B, C, H//2, W//2).
 
-    The gradient goes to the first of equal largest ones.
+    Where several elements of a window are largest, the gradient goes to the first one.
     """
 
     def __init__(self) -> None:

@@ -1,5 +1,4 @@
-"""The part of a layer's weights that is quantized for good, while the rest is still trained in full
-precision.
+"""The part of a layer's weights that is quantized and frozen, while full precision still trains the others.
 
 Source: Zhou, Yao, Guo, Xu and Chen, *Incremental Network Quantization*, arXiv 1702.03044, section 2.
 """
@@ -13,8 +12,8 @@ from torch import Tensor, nn
 class Partition(nn.Module):
     """Which weights of a layer are frozen, and the values at which they were frozen.
 
-    ``frozen``: bool, in the shape of the weights; ``held``: the stored weights as they were when they were
-    frozen, in that shape (elsewhere without meaning). Both are buffers, so that a checkpoint keeps them.
+    ``frozen`` is a bool tensor in the shape of the weights. ``held`` has the same shape and the value of each
+    frozen weight; its other elements mean nothing. Both are buffers, so a checkpoint keeps them.
     """
 
     frozen: Tensor
@@ -26,15 +25,14 @@ class Partition(nn.Module):
         self.register_buffer("held", torch.zeros_like(weight, requires_grad=False))
 
     def mixed(self, weight: Tensor, low: Tensor) -> Tensor:
-        """Return ``low`` where the weights are frozen and ``weight`` elsewhere; frozen weights get no
-        gradient.
-        """
+        """Return ``low`` for frozen weights and ``weight`` for others; frozen weights get no gradient."""
         return torch.where(self.frozen, low.detach(), weight)
 
     @torch.no_grad()
     def freeze_(self, weight: Tensor, share: float) -> None:
-        """Freeze the largest free weights by magnitude until ``share`` of all are frozen; of equals the
-        first.
+        """Freeze free weights, the largest magnitude first, until ``share`` of all weights are frozen.
+
+        Of weights of equal magnitude the first is frozen.
         """
         size = weight.detach().abs().flatten()
         size = torch.where(self.frozen.flatten(), torch.inf, size)  # what is frozen stays so
@@ -47,7 +45,5 @@ class Partition(nn.Module):
 
     @torch.no_grad()
     def restore_(self, weight: Tensor) -> None:
-        """Undo in place what an update did to the frozen weights (momentum and weight decay move them,
-        too).
-        """
+        """Restore the frozen weights in place after an update, whose momentum and weight decay move them."""
         weight.copy_(torch.where(self.frozen, self.held, weight))

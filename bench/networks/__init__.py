@@ -3,9 +3,9 @@
     network = build(config, num_classes=10, clock=clock, branch=branch, blend=None)
     initialize(network, config.seed, config.initialization)
 
-A factory gets a ``Builder`` (see ``bench/networks/builder.py``) and connects the layers that it makes. First
-convolution and last linear layer are full precision and have no branch; ``describe_layers`` says of every
-layer what it is and why.
+A factory gets a ``Builder`` (see ``bench/networks/builder.py``) and connects the layers that the builder
+makes. The first convolution and the last linear layer are full precision and have no branch.
+``describe_layers`` says for every layer whether it is quantized, and why not.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def build(
     blend: str | None = None,
     check_original: bool = False,
 ) -> Network:
-    """Return the network that ``config`` names, on the CPU, in PyTorch's own initialisation (see
-    ``initialize``).
+    """Return the network that ``config`` names, on the CPU, before ``initialize``.
 
-    ``branch`` expands it, ``blend`` is that of the strategy ``anneal``; neither changes a parameter's name on
-    the main path. ``check_original`` asks that a network which is not the suite's own be checked against its
-    original first (``bench.networks.convert.invariant``). Raises ``InputError`` for what cannot be built:
-    unknown branch layers, a kernel without a centre, a network that is not its original any more, ...
+    ``branch`` is the branch of a progressive strategy, ``blend`` that of the strategy ``anneal``. Neither
+    changes the name of a parameter on the main path. With ``check_original`` a network that is not the
+    suite's own is first compared with its original (``bench.networks.convert.invariant``). Raises
+    ``InputError`` for a network that cannot be built: unknown branch layers, a kernel without a centre, a
+    transformed network that differs from its original, ...
     """
     options = keywords(config.network)
     builder = Builder(config, clock, branch, blend)
@@ -57,7 +57,7 @@ def build(
 
 @torch.no_grad()
 def _check_single_image(network: Network) -> None:
-    """Raise where one image gives a batch norm one value a channel, which has no variance to divide by."""
+    """Raise where an image gives a batch norm a single value a channel, which has no variance."""
     few: list[str] = []
 
     def watch(name: str) -> Callable[..., None]:

@@ -1,6 +1,4 @@
-"""Modules that the suite did not write, made, checked and transformed: those of torchvision, of timm, of the
-user's.
-"""
+"""Builds, checks and transforms modules that the suite did not write: torchvision's, timm's, the user's."""
 
 from __future__ import annotations
 
@@ -32,11 +30,11 @@ def adopted(
     input_size: int | None,
     **choices: str,
 ) -> Network:
-    """Return what ``make`` returns as a network of low precision.
+    """Return the module that ``make`` returns, transformed to a low-precision network.
 
     Args:
         make: returns the module, in its own initialisation.
-        builder: makes the low-precision layers; ``check_original`` asks for the check.
+        builder: makes the low-precision layers; its ``check_original`` asks for the comparison.
         num_classes: length of the logits of an image.
         who: the name of the network in messages.
         input_size: height and width of the images in pixels; None: the module's attribute ``input_size``.
@@ -44,8 +42,8 @@ def adopted(
 
     Raises:
         NetworkError: ``make`` raises or returns no module; the size is unknown; the module cannot be
-            transformed; the transformed network is not the original. All of this may depend on the seed.
-        InputError: what ``make`` refuses itself, for instance code that is not allowed.
+            transformed; the transformed network differs from the original. Each may depend on the seed.
+        InputError: ``make`` itself raised it, for instance for code that is not allowed.
     """
 
     def made() -> nn.Module:
@@ -67,16 +65,14 @@ def adopted(
 
 
 def _made(make: Callable[[], Any], builder: Builder, who: str) -> nn.Module:
-    """Return what ``make`` returns; parameters that the suite does not initialise are drawn from the trial's
-    seed.
-    """
+    """Return the module of ``make``; parameters that the suite does not initialise depend on the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key_of(builder.clock.seed, "init", who))
         try:
             root = make()
         except InputError:
             raise
-        except (Exception, SystemExit) as error:  # code of the user's can raise anything
+        except (Exception, SystemExit) as error:  # the user's code can raise anything
             log.info("%s raised", who, exc_info=True)
             raise NetworkError(f"network: {who} raised {type(error).__name__}: {clean(error, 300)}") from None
     if not isinstance(root, nn.Module):
@@ -85,9 +81,9 @@ def _made(make: Callable[[], Any], builder: Builder, who: str) -> nn.Module:
 
 
 def cached_file(source: str, url: str) -> Path:
-    """Return the file that torch's local cache holds of ``url``; ``source`` for messages.
+    """Return the path of ``url`` in torch's local cache; ``source`` names the file in messages.
 
-    Nothing is downloaded, and the file is not read. Raises ``InputError`` where it is absent.
+    Nothing is downloaded, and the file is not read. Raises ``InputError`` where the file is absent.
     """
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if not file.is_file():
@@ -99,10 +95,10 @@ def cached_file(source: str, url: str) -> Path:
 
 
 def renamed(network: Network, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return ``state``, a state dict of the original, under the names that its entries have in ``network``.
+    """Return ``state``, a state dict of the original, with the names that its entries have in ``network``.
 
-    Entries of layers that ``forward`` does not call are left out; names that the original does not have stay,
-    for the caller to name in a message. A network of the suite's own has the names of its state dict already.
+    Entries of layers that ``forward`` does not call are left out. Names that the original does not have stay,
+    so that the caller can report them. Names of the suite's own networks stay as they are.
     """
     names: dict[str, str | None] = getattr(network, "original_keys", {})
     found = {names.get(name, name): value for name, value in state.items()}

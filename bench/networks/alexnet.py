@@ -1,9 +1,9 @@
-"""AlexNet in the three forms of the low-bit literature: five convolutions, two hidden linear layers, a
-classifier.
+"""AlexNet in three forms of the low-bit literature.
 
-First convolution and classifier are full precision. Every other convolution and both hidden linear layers are
-low precision; ``alexnet_syq`` can leave the weights of some of them in full precision. The convolutions get a
-branch, the linear layers only where ``layers`` names them.
+Each has five convolutions, two hidden linear layers and a classifier. First convolution and classifier are
+full precision. Every other convolution and both hidden linear layers are low precision; ``alexnet_syq`` can
+leave the weights of some of them in full precision. The convolutions get a branch, a linear layer only where
+``layers`` names it.
 """
 
 from __future__ import annotations
@@ -87,9 +87,10 @@ ENTRIES = [
 
 @dataclass(frozen=True)
 class Spec:
-    """One low-precision convolution, padded to keep its size: channels before the width multiplier, kernel,
-    groups, and whether a 3x3 max-pool of stride 2 stands behind it (``same``: with TensorFlow's padding,
-    which rounds sizes up).
+    """One low-precision convolution, padded to keep the size of its input.
+
+    It has the channels before the width multiplier, the kernel, the groups, and whether a 3x3 max-pool of
+    stride 2 follows (``same``: with TensorFlow's padding, which rounds sizes up).
     """
 
     channels: int
@@ -109,9 +110,9 @@ class Spec:
 class AlexNet(Network):
     """conv0 (stride 4), then ``convs`` (each with batch norm and pool), fc1, fc2, classifier.
 
-    ``stem``: behind conv0 batch norm, ReLU, a 3x3 max-pool of stride 2 and a batch norm, all in full
-    precision. ``pool_first``: pool before the batch norm. ``last_eps``: epsilon of the batch norm behind fc2.
-    ``reads``: see ``Classifier``. Activations are applied by the layer that reads them.
+    ``stem``: conv0 is followed by batch norm, ReLU, a 3x3 max-pool of stride 2 and a batch norm, all in full
+    precision. ``pool_first``: the pool comes before the batch norm. ``last_eps``: epsilon of the batch norm
+    behind fc2. ``reads``: see ``Classifier``. A layer applies the activation of the input that it reads.
     """
 
     def __init__(
@@ -207,18 +208,18 @@ _LOW_PRECISION = ("conv1", "conv2", "conv3", "conv4", "fc1", "fc2")
 def alexnet_syq(
     builder: Builder, num_classes: int, *, input_size: int, quantized: list[str] | None = None
 ) -> Network:
-    """Return the AlexNet of the released ImageNet script; width scales everything but the classes, to even
-    counts.
+    """Return the AlexNet of the released ImageNet script.
 
-    conv0 is 12x12/4 without padding, bias or batch norm, with an activation. conv1 to conv4 have no bias and
-    two groups (conv2: one), each with batch norm (eps 1e-4), a pool where there is one, and an activation.
-    fc1 and fc2 have batch norm and an activation, so that the classifier reads quantized activations. The
-    pools behind conv1 and conv2 are padded as TensorFlow pads: 54 -> 27 right and bottom alone, 27 -> 14 on
-    both sides. The pool behind conv4 is not padded. There is no dropout.
+    The width scales everything but the classes; channel counts are even. conv0 is 12x12/4 without padding,
+    bias or batch norm, and has an activation. conv1 to conv4 have no bias and two groups (conv2: one), batch
+    norm (eps 1e-4), a pool (not conv3) and an activation. fc1 and fc2 have batch norm and an activation, so
+    the classifier reads quantized activations. The pools behind conv1 and conv2 have TensorFlow's padding:
+    54 -> 27 at the right and bottom alone, 27 -> 14 on all sides. The pool behind conv4 has no padding. There
+    is no dropout.
 
-    ``quantized`` names the layers whose weights are quantized; None means all six. The released scripts, run
-    as they are, quantize conv1, conv3 and conv4: their replacement of the variable getter reaches grouped
-    convolutions only. The activations that a layer reads are quantized whatever its weights are. Raises
+    ``quantized`` names the layers whose weights are quantized; None means all six. The unchanged released
+    scripts quantize conv1, conv3 and conv4, because their replacement of the variable getter reaches grouped
+    convolutions only. A layer whose weights are not quantized still reads quantized activations. Raises
     ``InputError`` for unknown names.
     """
     if quantized is not None:
@@ -235,24 +236,23 @@ def alexnet_syq(
 
 
 def alexnet_dorefa(builder: Builder, num_classes: int, *, input_size: int) -> Network:
-    """Return the AlexNet of DoReFa-Net's authors for tensorpack, from which ``alexnet_syq`` descends.
+    """Return the AlexNet of DoReFa-Net's authors for tensorpack, from which ``alexnet_syq`` was derived.
 
-    They differ in what the classifier reads: bounded here, quantized there. (At 32-bit activations the
-    authors use ReLU; here the bounding map is the quantizer's.)
+    Here the classifier reads bounded activations, in ``alexnet_syq`` quantized ones. With 32-bit activations
+    the authors use ReLU; here the quantizer's bounding map is used.
     """
     return _tensorpack(builder, num_classes, input_size, "bounded")
 
 
 def alexnet_xnor(builder: Builder, num_classes: int, *, input_size: int) -> Network:
-    """Return XNOR-Net's AlexNet in its block order: batch norm (eps 1e-4), activation, convolution, pool; no
-    groups.
+    """Return XNOR-Net's AlexNet without groups.
 
-    conv0 11x11/4 with padding 2, batch norm (eps 1e-5), ReLU, max-pool 3/2; pools 3/2 without padding behind
-    conv1 and
-    conv4: 55 -> 27 -> 13 -> 6; batch norm (eps 1e-3) and ReLU before the classifier. ``bn1`` is the one
-    behind conv1, before conv2's activation. The biases of the authors' convolutions all stand before a batch
-    norm, which takes any constant away again; there are none here. No dropout, as in their network with
-    binary activations.
+    The order of a block is batch norm (eps 1e-4), activation, convolution, pool. conv0 is 11x11/4, padded by
+    2. Batch norm (eps 1e-5), ReLU and max-pool 3/2 follow. Pools 3/2 without padding follow conv1 and conv4:
+    55 -> 27 -> 13 -> 6. Batch norm (eps 1e-3) and ReLU come before the classifier. ``bn1`` stands behind
+    conv1, before the activation of conv2. The authors' convolutions have biases, but a batch norm follows
+    each and subtracts any constant, so there are no biases here. There is no dropout, as in the authors'
+    network with binary activations.
     """
     builder.eps = 1e-4
     return AlexNet(

@@ -52,14 +52,20 @@ class Network(nn.Module):
 class Builder:
     """Makes the layers of one network.
 
-    Low-precision layers get their quantizers and branches, full-precision ones the reason why they are.
+    A low-precision layer gets its quantizer and its branch. A full-precision layer gets the reason why it is
+    not quantized. Raises ``InputError`` for an impossible branch.
 
-    ``clock`` tells the layers step and factor; ``branch`` expands them; ``blend`` (None, "both", "weights",
-    "activations") blends full into low precision; ``eps`` is that of every batch norm; ``magnitude_first``
-    puts min(1, |y|) before the bounding maps; ``merge_at_output``: sum and difference meet at the
-    convolution's output instead of after the activation; ``multiple``: channel counts, the branches' as well,
-    are multiples of it (for grouped convolutions); ``full_precision_weights``: names of the layers whose
-    weights are not quantized (their activations are). Raises ``InputError`` for what a branch cannot be.
+    ``clock``                   gives the layers step and factor
+    ``branch``                  the branch of every low-precision convolution, or None
+    ``blend``                   what is blended from full to low precision: None, "both", "weights" or
+                                "activations"
+    ``eps``                     epsilon of every batch norm
+    ``magnitude_first``         min(1, |y|) comes before the bounding maps
+    ``merge_at_output``         sum and difference meet at the output of the convolution, not after the
+                                activation
+    ``multiple``                all channel counts, those of branches too, are multiples of this number (for
+                                grouped convolutions)
+    ``full_precision_weights``  names of layers whose weights are not quantized; their activations are
     """
 
     def __init__(
@@ -74,7 +80,7 @@ class Builder:
         self.merge_at_output = False
         self.multiple = 1
         self.full_precision_weights: frozenset[str] = frozenset()
-        self.check_original = False  # of a network that is not the suite's own: see networks.adoption
+        self.check_original = False  # for a network that is not the suite's own: see networks.adoption
         self._eligible: list[str] = []
         self._kernels: list[int] = []  # of the convolutions that got a branch
         if branch is not None:
@@ -94,10 +100,9 @@ class Builder:
     def quantizer(
         self, name: str, weight_shape: tuple[int, ...] | None, channels: int | None = None
     ) -> Quantizer:
-        """Return a quantizer for one weight tensor (or for activations alone), with a stream of random
-        numbers.
+        """Return a quantizer for one weight tensor (or for activations alone) with random draws of its own.
 
-        ``channels``: of its activations, where they are one dimension of what the layer reads.
+        ``channels``: the channels of its activations, where the layer's input has a dimension of channels.
         """
         options = keywords(self.config.quantizer)
         kept = name.removesuffix(".extra") in self.full_precision_weights
@@ -114,7 +119,7 @@ class Builder:
 
     @property
     def merge(self) -> str | None:
-        """How the branches merge, None without."""
+        """How branches and main path are joined; None without branches."""
         return None if self.branch is None else self.branch.merge
 
     # -- full precision --------------------------------------------------------------------------------------
@@ -122,17 +127,17 @@ class Builder:
     def first_conv(
         self, channels: int, kernel: int, *, stride: int = 1, padding: int = 0, bias: bool = False
     ) -> nn.Conv2d:
-        """Return the first convolution, of RGB images: full precision, without a branch."""
+        """Return the first convolution, which reads RGB images: in full precision, without a branch."""
         conv = nn.Conv2d(3, channels, kernel, stride, padding, bias=bias)
         return _full_precision(conv, "the first convolution")
 
     def projection(
         self, in_channels: int, out_channels: int, stride: int, *, pooled: bool = False
     ) -> nn.Sequential:
-        """Return a shortcut's 1x1 convolution and batch norm (option B of 1512.03385).
+        """Return the 1x1 convolution and batch norm of a shortcut (option B of 1512.03385).
 
-        ``pooled``: behind average pooling, instead of a stride that skips three of four pixels (1808.00278,
-        1812.01187).
+        With ``pooled`` average pooling precedes the convolution, instead of a stride that skips three of four
+        pixels (1808.00278, 1812.01187).
         """
         pools = pooled and stride > 1
         conv = nn.Conv2d(in_channels, out_channels, 1, stride=1 if pools else stride, bias=False)
@@ -144,7 +149,7 @@ class Builder:
     def classifier(
         self, in_features: int, classes: int, *, extra: int = 0, average: bool = False, reads: str = "bounded"
     ) -> Classifier:
-        """Return the last linear layer; ``extra``: features of the branch before it, which it reads as well.
+        """Return the last linear layer; it reads ``extra`` features of the previous layer's branch as well.
 
         ``average`` and ``reads``: see ``Classifier``.
         """
@@ -163,7 +168,7 @@ class Builder:
         return _full_precision(layer, "the last linear layer")
 
     def norm(self, channels: int) -> nn.BatchNorm2d:
-        """Return batch norm of (B, C, H, W); momentum 0.1 is a running average that decays by 0.9."""
+        """Return batch norm of (B, C, H, W), whose running averages decay by 0.9 (momentum 0.1)."""
         return nn.BatchNorm2d(channels, eps=self.eps, momentum=0.1)
 
     def norm_1d(self, channels: int) -> nn.BatchNorm1d:
@@ -189,9 +194,9 @@ class Builder:
     ) -> LowPrecisionConv2d:
         """Return the low-precision convolution that will be the module ``name`` of the network.
 
-        ``extra``: ``extra_out`` of the layer whose ``side`` it reads. ``pool``: how the main path is pooled
-        behind it, so that the branch is as well; ``pool_first``: before the batch norm. ``dropout``: of its
-        activated input.
+        ``extra`` is ``extra_out`` of the layer whose ``side`` the convolution reads. ``pool`` is the pooling
+        of the main path behind the convolution, which the branch repeats; with ``pool_first`` it comes before
+        the batch norm. ``dropout`` applies to the activated input.
         """
         layer = LowPrecisionConv2d(
             in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False
@@ -202,7 +207,7 @@ class Builder:
             size = self._branch_kernel(name, kernel)
             width = self._branch_width(out_channels)
             if self.merge == "preactivation" or self.merge_at_output:
-                pool = None  # the merge stands before the main path's pooling
+                pool = None  # branch and main path are joined before the pooling
             layer.branch = BranchConv2d(
                 layer, in_channels + extra, width, size, self._branch_eps(), pool, pool_first
             )
@@ -211,9 +216,9 @@ class Builder:
         return layer
 
     def linear(self, name: str, in_features: int, out_features: int, *, extra: int = 0) -> LowPrecisionLinear:
-        """Return the low-precision linear layer ``name``; it has a branch only where ``layers`` names it.
+        """Return the low-precision linear layer ``name``, with a branch only where ``layers`` names it.
 
-        ``extra``: the extra features of its flattened input.
+        ``extra`` is the number of extra features in its flattened input.
         """
         layer = LowPrecisionLinear(in_features, out_features, bias=False)
         self._set_up(layer, name, extra, 0.0)
@@ -273,7 +278,7 @@ class Builder:
         return size
 
     def finish(self, network: Network) -> Network:
-        """Return the finished network; raises ``InputError`` for branch layers that it does not have."""
+        """Return the finished ``network``; raises ``InputError`` where ``layers`` names absent layers."""
         for name, layer in low_precision_modules(network):
             if layer.name != name:
                 raise ValueError(f"the layer made as '{layer.name}' is the module '{name}'")
@@ -297,7 +302,7 @@ class Builder:
 
 
 def _check(branch: Branch) -> None:
-    """Raise ``InputError`` for a branch that contradicts itself."""
+    """Raise ``InputError`` for a branch whose options contradict each other."""
     if branch.merge not in MERGES:
         raise InputError(
             f"strategy.merge: {branch.merge!r} is not one of "
@@ -323,7 +328,5 @@ def _full_precision(layer: Any, reason: str) -> Any:
 
 
 def is_bipolar(quantizer: Quantizer) -> bool:
-    """Return whether the quantizer's bounded activations are negative for negative inputs (signs, not [0,
-    1]).
-    """
+    """Return whether the bounded activations are negative for negative inputs: signs, not [0, 1]."""
     return bool(quantizer.bound(torch.tensor([-1.0])).item() < 0)

@@ -1,5 +1,4 @@
-"""Networks without shortcuts: full-precision first convolution, low-precision layers one behind the other,
-classifier.
+"""Networks without shortcuts: a full-precision convolution, low-precision layers in a row, a classifier.
 
 ``svhn_convnet`` is the network of EXP-Net's SVHN figure (arXiv 1905.11781, and the DoReFa-Net script before
 it), ``vgg_small`` that of the low-bit CIFAR literature, ``bnn_convnet`` that of Binarized Neural Networks.
@@ -68,8 +67,9 @@ ENTRIES = [
 
 @dataclass(frozen=True)
 class Spec:
-    """One low-precision convolution of a chain: channels before the width multiplier, kernel, padding,
-    max-pool 2.
+    """One low-precision convolution of a chain.
+
+    It has the channels before the width multiplier, the kernel, the padding, and whether max-pool 2 follows.
     """
 
     channels: int
@@ -80,11 +80,10 @@ class Spec:
 
 
 class ChainNetwork(Network):
-    """conv0 (batch norm, pool), then ``convs`` (each with batch norm, pool), then linear layers and the
-    classifier.
+    """conv0 (batch norm, pool), ``convs`` (each with batch norm, pool), linear layers, the classifier.
 
-    ``pool_first``: pool before the batch norm. Activations are applied by the layer that reads them; those
-    before the classifier are bounded, not quantized.
+    ``pool_first``: the pool comes before the batch norm. A layer applies the activation of the input that it
+    reads. The classifier bounds its input and does not quantize it.
     """
 
     def __init__(
@@ -164,10 +163,10 @@ def _size(size: int, spec: Spec) -> int:
 def svhn_convnet(builder: Builder, num_classes: int, *, activation: str, dropout: float) -> Network:
     """Return EXP-Net's SVHN network; the width multiplier scales conv0 to conv6.
 
-    conv0 5x5 valid with bias and no batch norm, pool; conv1 to conv6 low precision without bias, each
-    followed by batch norm (eps 1e-4); pool behind conv2, dropout before conv6. The activation behind conv6 is
-    bounded, not quantized. Raises ``InputError`` for ``activation="abs"`` with a quantizer of signs, where
-    every activation would be +1.
+    conv0 is 5x5 without padding, has a bias and no batch norm, and a pool follows. conv1 to conv6 are low
+    precision without bias; batch norm (eps 1e-4) follows each. A pool follows conv2, and dropout precedes
+    conv6. The activation behind conv6 is bounded, not quantized. Raises ``InputError`` for
+    ``activation="abs"`` with a quantizer of signs, since every activation would be +1.
     """
     builder.eps = 1e-4
     builder.magnitude_first = activation == "abs"
@@ -194,11 +193,10 @@ _VGG = [Spec(128, 3, 1, True), Spec(256, 3, 1), Spec(256, 3, 1, True), Spec(512,
 
 
 def vgg_small(builder: Builder, num_classes: int) -> Network:
-    """Return VGG-Small (VGG-7) as LQ-Nets describes it for CIFAR-10, after HWGQ (1702.00953); width scales
-    every conv.
+    """Return VGG-Small (VGG-7) as LQ-Nets describes it for CIFAR-10, after HWGQ (1702.00953).
 
-    Each convolution (3x3, same, no bias) is followed by batch norm, max-pool 2 behind every second, and the
-    activation.
+    The width scales every convolution. Each convolution is 3x3, keeps the size and has no bias. Batch norm
+    follows, then max-pool 2 after every second convolution, then the activation.
     """
     first = Spec(128, 3, 1)
     return ChainNetwork(
@@ -207,12 +205,12 @@ def vgg_small(builder: Builder, num_classes: int) -> Network:
 
 
 def bnn_convnet(builder: Builder, num_classes: int) -> Network:
-    """Return the BNN paper's ConvNet in its block order: convolution, max-pool, batch norm (eps 1e-4),
-    activation.
+    """Return the ConvNet of the BNN paper.
 
-    Width scales every convolution and both hidden linear layers; the paper's SVHN network is ``width = 0.5``.
-    Otherwise than there, first convolution and last linear layer are full precision, nothing has a bias but
-    the classifier, and the logits have no batch norm.
+    The order of a block is convolution, max-pool, batch norm (eps 1e-4), activation. The width scales every
+    convolution and both hidden linear layers; the paper's SVHN network has ``width = 0.5``. Three things
+    differ from the paper: first convolution and last linear layer are full precision, only the classifier has
+    a bias, and no batch norm follows the logits.
     """
     builder.eps = 1e-4
     first = Spec(128, 3, 1)

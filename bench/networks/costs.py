@@ -18,17 +18,16 @@ from bench.quantizers import Quantizer
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs of one image; the first four are of the deployed network, without branches and extra weights.
+    """The costs of one image. The first four are of the deployed network, without branches and extra weights.
 
     ``parameters``      learned numbers
-    ``model_bits``      what is stored: low-precision weights at their bits, everything else at 32, batch
-                        norm's running mean and variance and the scales that 1-bit weights are multiplied by
-                        included
+    ``model_bits``      bits of the stored network: low-precision weights at their bits, all else at 32 bits,
+                        with the running mean and variance of batch norms and the scales of 1-bit weights
     ``macs``            multiply-accumulates of convolutions and linear layers
-    ``bit_operations``  the sum over these layers of MACs x weight bits x bits of the activations they read
-                        (32 x 32 in full precision)
-    ``train_flops_per_image``        forward, gradient of the input and of the weights: 3 x 2 x MACs, the
-                                     branch on
+    ``bit_operations``  the sum over these layers of MACs x bits of the weights x bits of the activations that
+                        the layer reads (32 x 32 in full precision)
+    ``train_flops_per_image``        forward pass, gradients of the input and of the weights: 3 x 2 x MACs,
+                                     with the branch on
     ``train_flops_per_image_plain``  the same with the branch off
     """
 
@@ -44,9 +43,9 @@ class Costs:
 class LayerRow:
     """One layer of the deployed network.
 
-    ``shape`` of its weight; ``branch``: whether one stands beside it in training; ``full_precision``: the
-    reason why it is not quantized, None where it is; ``train_macs``: multiply-accumulates with branch and
-    extra weights.
+    ``shape`` is that of the weight. ``branch``: whether the layer has a branch in training.
+    ``full_precision`` is the reason why the layer is not quantized, None for a quantized layer.
+    ``train_macs`` are the multiply-accumulates with branch and extra weights.
     """
 
     name: str
@@ -81,7 +80,7 @@ def describe_layers(network: Network) -> list[LayerRow]:
         elif isinstance(module, nn.Conv2d | nn.Linear):
             rows.append(_full_precision(name, module, outputs[name]))
         elif isinstance(module, _NORM):
-            parameters = 2 * module.num_features  # and a running mean and variance
+            parameters = 2 * module.num_features  # and a running mean and variance, which are not learned
             shape, bits = (module.num_features,), 32 * 2 * parameters
             reason = "batch norm: four numbers a channel"
             rows.append(LayerRow(name, "batch norm", shape, parameters, 0, 0, 32, 32, bits, False, reason))
@@ -95,9 +94,9 @@ def describe_layers(network: Network) -> list[LayerRow]:
 
 
 def costs(network: Network, input_size: int | None = None) -> Costs:
-    """Return the costs of ``network`` for one image; its expansion and clock are left as they are.
+    """Return the costs of ``network`` for one image; its branches and its clock stay as they are.
 
-    ``input_size``: that of the network, which is also the default.
+    ``input_size`` is the height and width of the image; by default the network's own.
     """
     if input_size is not None and input_size != network.input_size:
         raise ValueError(f"the network reads images of {network.input_size} pixels, not {input_size}")
@@ -121,9 +120,8 @@ def _low_precision(name: str, layer: Any, positions: int) -> LayerRow:
     macs = positions * weights
     train = macs + (positions * layer.weight_extra.numel() if layer.weight_extra is not None else 0)
     if layer.branch is not None and not layer.one_convolution:
-        train += (
-            positions * layer.branch.weight.numel()
-        )  # as many positions as the main path; pooling comes after
+        # The branch computes as many positions as the main path; its pooling comes after.
+        train += positions * layer.branch.weight.numel()
     low = quantizer.w_bits < 32 or quantizer.a_bits < 32
     unquantized = "the quantizer is full_precision at 32/32 bits"
     return LayerRow(
@@ -145,9 +143,8 @@ def _full_precision(name: str, layer: nn.Conv2d | nn.Linear, positions: int) -> 
     weights = layer.weight.numel()
     parameters = weights + (0 if layer.bias is None else layer.bias.numel())
     macs, extra = positions * weights, 0
-    if isinstance(
-        layer, Classifier
-    ):  # learned parameters of its input, PACT's bound for instance, are stored too
+    if isinstance(layer, Classifier):
+        # Learned parameters of the input quantizer, for instance PACT's bound, are stored, too.
         parameters += sum(p.numel() for p in layer.quantizer.parameters())
         extra = 0 if layer.weight_extra is None else layer.weight_extra.numel()
     return LayerRow(
@@ -167,12 +164,11 @@ def _full_precision(name: str, layer: nn.Conv2d | nn.Linear, positions: int) -> 
 
 @torch.no_grad()
 def _positions(network: Network) -> dict[str, int]:
-    """Return how many output positions each convolution and linear layer computes for one image (1 for a
-    linear layer).
+    """Return the number of output positions of each convolution for one image, and 1 for a linear layer.
 
-    Found by sending one image through the deployed form of the network; mode and clocks are put back.
+    One image goes through the deployed form of the network; mode and clocks are restored.
     """
-    found: dict[str, int] = {}  # 0 where it is never called
+    found: dict[str, int] = {}  # 0 for a layer that is never called
 
     def watch(name: str):
         def hook(module: Any, _inputs: Any, output: Any) -> None:

@@ -1,4 +1,4 @@
-"""Initialisation of networks as a function of (seed, parameter name), the same with and without a branch."""
+"""Initialisation of networks: a function of (seed, parameter name), equal with and without a branch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from bench.layers.low_precision import low_precision_modules
 from bench.randomness import key_of, normal, truncated_normal, uniform
 
-# A standard normal that is truncated at two deviations keeps this deviation: sqrt(1 - 4 phi(2) / (2 Phi(2) -
-# 1)) = 0.8796.
+# The standard deviation of a standard normal number truncated at two deviations:
+# sqrt(1 - 4 phi(2) / (2 Phi(2) - 1)) = 0.8796.
 _TRUNCATED_DEVIATION = math.sqrt(
     1.0 - 4.0 * math.exp(-2.0) / math.sqrt(2.0 * math.pi) / math.erf(math.sqrt(2.0))
 )
@@ -48,7 +48,7 @@ def kernel(scheme: str, key: int, shape: tuple[int, ...], inputs: int | None = N
 
 @torch.no_grad()
 def initialize(network: nn.Module, seed: int, scheme: str) -> None:
-    """Initialise ``network`` in place; every tensor depends on (seed, its name) alone, wherever it lives.
+    """Initialise ``network`` in place; a tensor depends on the seed and its name alone, on every device.
 
     Kernels are drawn as ``scheme`` says, each tensor by its own fans (``weight_extra`` and branches too).
     Biases are 0. Batch norms have scale 1, shift 0, mean 0 and variance 1. Learned scales start as their
@@ -72,18 +72,16 @@ def initialize(network: nn.Module, seed: int, scheme: str) -> None:
 
 
 def _inputs(module: nn.Module) -> int | None:
-    """Return how many input channels main and extra weights of a layer have together; None without extra
-    weights.
-    """
+    """Return the number of input channels of main and extra weights together; None without extra weights."""
     weight: Any = module.weight
     extra: Any = getattr(module, "weight_extra", None)
     return None if extra is None else weight.shape[1] + extra.shape[1]
 
 
 def start_scales_(network: nn.Module) -> None:
-    """Let each quantizer set its learned scales from the weights that training starts from, in place.
+    """Let each quantizer compute its learned scales from the initial weights, in place.
 
-    To be called again after other weights are loaded as a start.
+    Call this function again after other weights were loaded as a start.
     """
     for _, layer in low_precision_modules(network):
         layer.quantizer.start_(layer.weight)

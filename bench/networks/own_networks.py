@@ -1,5 +1,6 @@
-"""A network of the user's own, ``network = "python:module.factory"``, transformed; no file can allow its code
-to run.
+"""A network of the user's own, ``network = "python:module.factory"``, transformed.
+
+Only the command line can allow its code to run, never a file.
 """
 
 from __future__ import annotations
@@ -54,10 +55,10 @@ def own_network(
 ) -> Network:
     """Return ``factory(num_classes=..., **options)`` of the user's module, transformed.
 
-    The factory is also given ``width``, where that is not 1, and ``input_size``, where the experiment sets it
-    and the factory takes it. Without it the module has an attribute ``input_size``. Raises ``InputError`` for
-    code that is not allowed or has changed, and for whatever the factory raises; the traceback goes to the
-    trial's log.
+    The factory also gets ``width`` where the width is not 1, and ``input_size`` where the experiment sets it
+    and the factory takes it. Where the experiment does not set it, the module needs an attribute
+    ``input_size``. Raises ``InputError`` for code that is not allowed or has changed, and where the factory
+    raises; the traceback goes to the trial's log.
     """
     kind, width = builder.config.network["kind"], builder.config.width
     choices = {key: options.pop(key) for key in ("first", "last", "depthwise", "projection")}
@@ -81,5 +82,5 @@ def own_network(
 def _parameters(factory: Callable[..., Any]) -> Mapping[str, Any]:
     try:
         return inspect.signature(factory).parameters
-    except (TypeError, ValueError):  # of C
+    except (TypeError, ValueError):  # a function written in C
         return {}

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Return the (before, after) padding of one axis of ``size`` pixels that gives ceil(size / stride)
-    outputs.
+    """Return the padding (before, after) of an axis of ``size`` pixels, for ceil(size / stride) outputs.
 
-    An odd total puts the extra pixel after: PyTorch's symmetric padding would shift every window by one.
+    If the total is odd, the extra pixel comes after. PyTorch's symmetric padding would shift every window by
+    one pixel.
     """
     outputs = -(-size // stride)
     total = max((outputs - 1) * stride + kernel - size, 0)
@@ -18,8 +18,9 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 class SameMaxPool2d(nn.Module):
-    """Max-pooling with padding "SAME": (B, C, H, W) -> (B, C, ceil(H / stride), ceil(W / stride)); padding
-    never wins.
+    """Max-pooling with padding "SAME": (B, C, H, W) -> (B, C, ceil(H / stride), ceil(W / stride)).
+
+    The padding is -infinity, so it is never the largest element.
     """
 
     def __init__(self, kernel: int, stride: int) -> None:

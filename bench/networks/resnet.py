@@ -1,7 +1,6 @@
-"""Residual networks for CIFAR (He et al., arXiv 1512.03385): 6n+2 layers in three stages of 16, 32 and 64
-channels.
+"""Residual networks for CIFAR (He et al., arXiv 1512.03385): 6n+2 layers, stages of 16, 32 and 64 channels.
 
-The quantizers stand at each low-precision convolution's input; the residual stream is never quantized.
+A quantizer stands at the input of each low-precision convolution. The residual stream is never quantized.
 """
 
 from __future__ import annotations
@@ -116,8 +115,9 @@ ENTRIES = [
 
 
 class PaddedShortcut(nn.Module):
-    """Option A of 1512.03385: every second pixel, zeros for the new channels; the identity where nothing
-    changes.
+    """Option A of 1512.03385: every second pixel, and zeros for the new channels.
+
+    Without new channels and with stride 1 the shortcut is the identity.
     """
 
     def __init__(self, new_channels: int, stride: int) -> None:
@@ -135,9 +135,9 @@ class PaddedShortcut(nn.Module):
 class Block(nn.Module):
     """Convolutions ``conv1``, ... with batch norms ``bn1``, ... and a shortcut around them.
 
-    ``convs``: (output channels, kernel, stride) of each, padded to keep the size. ``shortcut``: "A", zeros
-    for the new channels; "B", a full-precision 1x1 convolution; "D", the same behind average pooling of the
-    stride.
+    ``convs`` lists (output channels, kernel, stride); padding keeps the size. ``shortcut`` is "A", zeros for
+    the new channels; "B", a full-precision 1x1 convolution; or "D", average pooling by the stride and then a
+    full-precision 1x1 convolution.
     """
 
     def __init__(
@@ -180,8 +180,8 @@ class Block(nn.Module):
 class PreBlock(Block):
     """DoReFa-Net's order (and 1603.05027's): batch norm, activation, convolution; the sum is the stream.
 
-    The merge stands at each convolution's output and joins the stream; what ``concat`` leaves over goes
-    beside the stream to the next convolution, never into the shortcut.
+    Branch and main path meet at the output of each convolution and join the stream. The extra channels of
+    ``concat`` go beside the stream to the next convolution, never into the shortcut.
     """
 
     @staticmethod
@@ -189,7 +189,7 @@ class PreBlock(Block):
         return before
 
     def forward(self, stream: Tensor, side: Tensor | None) -> Pair:
-        """Map the stream (B, C, H, W) and what the block before left over to the next ones."""
+        """Map (stream (B, C, H, W), side of the block before) to the pair for the next block."""
         y = stream
         for conv, norm in self.layers():
             y, side = conv(norm(y), side)
@@ -197,15 +197,15 @@ class PreBlock(Block):
 
 
 class PostBlock(Block):
-    """The order of 1512.03385: convolution, batch norm, + shortcut, activation; it hands on the sum before
-    activation.
+    """The order of 1512.03385: convolution, batch norm, + shortcut, activation.
 
-    The merge stands after the activation. The shortcut carries the bounded, not the quantized tensor: merged
-    for ``sum`` and ``difference``, the main channels alone for ``concat``.
+    The block returns the sum before its activation. Branch and main path meet after the activation. The
+    shortcut carries the bounded tensor, not the quantized one. With ``sum`` and ``difference`` the branch is
+    joined to it; with ``concat`` it has the main channels alone.
     """
 
     def forward(self, y: Tensor, side: Tensor | None) -> Pair:
-        """Map the pair (sum before its activation, what the block before left over) to the next one."""
+        """Map (sum before its activation, side of the block before) to the pair for the next block."""
         layers = self.layers()
         stream = layers[0][0].carried(y, side)
         for conv, norm in layers:
@@ -217,8 +217,8 @@ class PostBlock(Block):
 class ResNet(Network):
     """conv0 (3x3, 16 channels), three stages of ``depth`` blocks, average pooling, classifier.
 
-    Width scales the 16, 32 and 64 channels, conv0's included. The input of the classifier is bounded, not
-    quantized.
+    The width scales the channels of conv0 and of the stages. The classifier bounds its input and does not
+    quantize it.
     """
 
     input_size = 32

@@ -1,7 +1,7 @@
 """Residual networks for ImageNet (He et al., arXiv 1512.03385): 18, 34 and 50 layers in four stages.
 
-The quantizers stand at each low-precision convolution's input; the residual stream is never quantized. First
-convolution, classifier and the shortcuts' projections are full precision.
+A quantizer stands at the input of each low-precision convolution. The residual stream is never quantized.
+First convolution, classifier and the projections of shortcuts are full precision.
 """
 
 from __future__ import annotations
@@ -132,12 +132,12 @@ ENTRIES = [
 
 
 class RealBlock(Block):
-    """Bi-Real Net's order (1808.00278): activation, convolution, batch norm, + shortcut; one convolution a
-    block.
+    """A block of one convolution in Bi-Real Net's order (1808.00278).
 
-    The shortcut carries the real-valued stream as it is, without a bound. The merge stands behind the batch
-    norms, ``BN(LP u) + f BN'(FP u)``, and joins the stream; what ``concat`` leaves over goes beside the
-    stream to the next convolution, never into the shortcut.
+    The order is activation, convolution, batch norm, + shortcut. The shortcut carries the unchanged
+    real-valued stream, without a bound. Branch and main path meet behind their batch norms,
+    ``BN(LP u) + f BN'(FP u)``, and join the stream. The extra channels of ``concat`` go beside the stream to
+    the next convolution, never into the shortcut.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class RealBlock(Block):
         self.meeting = Meeting(builder.merge)
 
     def forward(self, stream: Tensor, side: Tensor | None) -> Pair:
-        """Map the stream (B, C, H, W) and what the block before left over to the next ones."""
+        """Map (stream (B, C, H, W), side of the block before) to the pair for the next block."""
         ((conv, norm),) = self.layers()
         y, side = conv(stream, side)
         y, side = self.meeting(norm(y), side)
@@ -161,18 +161,17 @@ class RealBlock(Block):
 
 
 class ImageNetResNet(Network):
-    """conv0 (7x7/2, 64 channels), max-pool 3/2, four stages of 64 to 512 channels, average pooling,
-    classifier.
+    """conv0 (7x7/2, 64 channels), max-pool 3/2, four stages (64 to 512 channels), average pool, classifier.
 
-    ``depths``: blocks a stage. ``bottleneck``: 1x1, 3x3 and 1x1 with four times the channels instead of two
-    3x3. ``shortcut_per``: "convolution", blocks of one convolution each. Width scales the channels of conv0
-    and the stages.
+    ``depths`` are the numbers of blocks of the stages. ``bottleneck``: a block has convolutions 1x1, 3x3 and
+    1x1 with four times the channels, instead of two 3x3. ``shortcut_per`` = "convolution": a block has one
+    convolution. The width scales the channels of conv0 and of the stages.
 
-    Block "pre" has no batch norm between conv0 and the first block's; "post" has one there, and the pool
-    before the activation, with which it commutes. The classifier's input is bounded, not quantized; with
-    "post" and a shortcut per convolution it is the stream itself. Block "react" is "post" with one
-    convolution a shortcut, which carries the bounded sum: with the quantizer ``reactnet`` that is ReActNet's
-    order, whose RPReLU stands in front of the first block, too.
+    With the block "pre" no batch norm stands between conv0 and the batch norm of the first block. With "post"
+    one stands there, and the pool comes before the activation, with which it commutes. The classifier bounds
+    its input and does not quantize it; with "post" and a shortcut per convolution it reads the stream itself.
+    The block "react" is "post" with a shortcut around each convolution, which carries the bounded sum. With
+    the quantizer ``reactnet`` this is ReActNet's order; its RPReLU also stands before the first block.
     """
 
     def __init__(
@@ -240,7 +239,7 @@ def resnet34(builder: Builder, num_classes: int, **options) -> Network:
 def resnet50(builder: Builder, num_classes: int, **options) -> Network:
     """Return ResNet-50: 3, 4, 6 and 3 bottlenecks, the stride at their 3x3 convolution.
 
-    1512.03385 has the stride at the first 1x1 convolution (3.8 instead of 4.1 billion MACs); the
-    implementations that published accuracies come from moved it.
+    1512.03385 has the stride at the first 1x1 convolution, which gives 3.8 instead of 4.1 billion MACs. The
+    implementations behind the published accuracies have the stride at the 3x3 convolution.
     """
     return ImageNetResNet(builder, num_classes, (3, 4, 6, 3), bottleneck=True, **options)

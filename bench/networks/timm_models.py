@@ -31,9 +31,7 @@ ENTRIES = [
 
 
 def timm(builder: Builder, num_classes: int, *, name: str, input_size: int, **choices: str) -> Network:
-    """Return the network that timm calls ``name``; raises ``InputError`` for unknown names and where timm is
-    absent.
-    """
+    """Return timm's network ``name``; raises ``InputError`` for unknown names and where timm is absent."""
     library = _library("network.name")
     _check_name(library, name, "network.name")
     if builder.config.width != 1.0:
@@ -41,7 +39,7 @@ def timm(builder: Builder, num_classes: int, *, name: str, input_size: int, **ch
 
     def make() -> Any:
         arguments = {"pretrained": False, "num_classes": num_classes}
-        try:  # most networks with positions of their patches want to know the size
+        try:  # most networks with embedded patch positions need the size
             return library.create_model(name, **arguments, img_size=input_size)
         except TypeError as error:
             if "img_size" not in str(error):
@@ -70,8 +68,8 @@ def _check_name(library: ModuleType, name: str, field: str) -> None:
 def trained_file(name: str) -> Path:
     """Return the file of timm's default trained weights of ``name``, in the local cache.
 
-    timm keeps its weights in the cache of huggingface_hub or in torch's. Raises ``InputError`` for an unknown
-    name, for a network without trained weights, and where the file is not there: nothing is downloaded.
+    timm keeps its weights in the cache of huggingface_hub or in torch's. Nothing is downloaded. Raises
+    ``InputError`` for an unknown name, for a network without trained weights, and where the file is absent.
     """
     library = _library("start")
     _check_name(library, name, "start")

@@ -1,7 +1,7 @@
 """Networks of torchvision, transformed.
 
-What the transformation decides and why is in ``bench/networks/convert/plan.py``; ``bench show FILE --layers``
-prints it.
+``bench/networks/convert/plan.py`` makes the decisions of the transformation; ``bench show FILE --layers``
+prints them with their reasons.
 """
 
 from __future__ import annotations
@@ -65,9 +65,7 @@ ENTRIES = [
 
 
 def mobilenet_v2(builder: Builder, num_classes: int, **options: Any) -> Network:
-    """Return MobileNetV2, 17 inverted residuals; the linear bottlenecks are quantized where the next block
-    reads them.
-    """
+    """Return MobileNetV2, 17 inverted residuals; a block quantizes the linear bottleneck that it reads."""
     return _torchvision("mobilenet_v2", builder, num_classes, **options)
 
 
@@ -77,9 +75,7 @@ def squeezenet1_1(builder: Builder, num_classes: int, **options: Any) -> Network
 
 
 def torchvision(builder: Builder, num_classes: int, *, name: str, **options: Any) -> Network:
-    """Return the classification network that torchvision calls ``name``; raises ``InputError`` for unknown
-    names.
-    """
+    """Return torchvision's classification network ``name``; raises ``InputError`` for unknown names."""
     return _torchvision(name, builder, num_classes, **options)
 
 
@@ -117,9 +113,8 @@ def _check_name(name: str, field: str) -> None:
 def trained_file(name: str) -> Path:
     """Return the file of torchvision's default trained weights of ``name``, in torch's local cache.
 
-    Raises ``InputError`` for an unknown name, for a network without trained weights, and where the file is
-    not
-    there: nothing is downloaded.
+    Nothing is downloaded. Raises ``InputError`` for an unknown name, for a network without trained weights,
+    and where the file is absent.
     """
     from torchvision import models
 

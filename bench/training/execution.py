@@ -199,9 +199,8 @@ def reset_peak_memory(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
         return
-    with contextlib.suppress(
-        OSError
-    ):  # without support, the peak since the process began is reported: an upper bound
+    # Without support, ``peak_memory`` returns the peak since the process began: an upper bound.
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
