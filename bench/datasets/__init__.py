@@ -1,7 +1,7 @@
 """Sources of images, one module each, and the pipelines that make batches of them on the training device.
 
-Importing this package, ``catalog``, ``manage`` or a source imports no torch; ``DeviceData`` and ``make_data``
-do.
+Importing this package, ``catalog``, ``manage`` or a source does not import torch. ``DeviceData`` and
+``make_data`` import torch.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ __all__ = ["Arrays", "DeviceData", "load", "make_data"]
 def load(dataset: Mapping[str, Any], data_dir: Path, expected: str | None = None) -> Loaded:
     """Return the images of ``dataset`` (``{"kind": ..., options}``), every byte of its files checked.
 
-    Of photographs in shards, which may be larger than memory, sizes and indices are checked, and the images
-    stay where they are.
+    Photographs in shards may be larger than memory: their sizes and indices are checked, and the images stay
+    on disk.
 
-    ``expected`` is a checksum taken before (``catalog.checksum``), for instance the one a record was made
-    with. Raises ``InputError`` where the data is absent, corrupt, or not the one expected.
+    ``expected`` is an earlier checksum (``catalog.checksum``), for instance that of a record. Raises
+    ``InputError`` where the data is absent, corrupt, or has another checksum than ``expected``.
     """
     from bench.experiments import catalog
 
@@ -53,8 +53,9 @@ def make_data(
     device: torch.device | str,
     share: tuple[int, int] = (0, 1),
 ) -> Batches:
-    """Return the batches of what ``load`` returned: resident on the device, or photographs cut by threads as
-    needed.
+    """Return the batches of the images that ``load`` returned.
+
+    The images lie on the device; photographs are read and cut by threads when a batch needs them.
     """
     if isinstance(images, Arrays):
         from bench.datasets.device_batches import DeviceData

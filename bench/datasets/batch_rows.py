@@ -1,6 +1,4 @@
-"""Which images a trial trains on, in which order, and which rows of a batch belong to a worker that shares
-the trial.
-"""
+"""The images that a trial trains on, their order, and the rows of a batch that belong to a worker."""
 
 from __future__ import annotations
 
@@ -21,10 +19,11 @@ WHOLE = (0, 1)  # the share (rank, ranks) of a trial's only worker
 def rows(batch_size: int, share: tuple[int, int] = WHOLE, micro_batches: int = 1) -> Tensor:
     """Return the positions in the global batch of a worker's images: int64 (batch_size / ranks,) on the CPU.
 
-    ``share = (rank, ranks)``. The batch is cut into ``micro_batches`` parts and each part among the ranks, in
-    order, so that part m of the global batch is the same images whatever the number of workers: without
-    micro-batches rank r has the rows [r B / R, (r + 1) B / R). Raises ``ValueError`` where that does not come
-    out even.
+    ``share = (rank, ranks)``: the rank of the worker and the number of workers. The batch is cut into
+    ``micro_batches`` parts, and each part is divided among the workers in the order of their ranks. So part m
+    of the global batch has the same images for every number of workers. Without micro-batches, rank r of R
+    workers has the rows [r B / R, (r + 1) B / R) of a batch of B images. Raises ``ValueError`` where the
+    batch cannot be divided evenly.
     """
     rank, ranks = share
     if not 0 <= rank < ranks or batch_size % (ranks * micro_batches):
@@ -35,7 +34,7 @@ def rows(batch_size: int, share: tuple[int, int] = WHOLE, micro_batches: int = 1
 def chosen_images(
     total: int, train_count: int, holdout: int, groups: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices, ascending, of the images trained on and of those set aside (see ``ChosenImages``).
+    """Return the indices, ascending, of the training images and of the held-out images (``ChosenImages``).
 
     ``groups`` (total,) numbers the images that belong together. Raises ``InputError`` where whole groups
     cannot make up ``holdout`` images.
@@ -46,7 +45,7 @@ def chosen_images(
     names, sizes = np.unique(groups, return_counts=True)
     chosen, left = [], holdout
     for place in permutation(len(names), key_of(0, "subset", "groups")).tolist():
-        if sizes[place] <= left:  # a group that is too large for the rest is passed over
+        if sizes[place] <= left:  # a group that is larger than what is still missing is skipped
             chosen.append(names[place])
             left -= int(sizes[place])
     if left:
@@ -59,21 +58,21 @@ def chosen_images(
 
 
 class ChosenImages:
-    """Which images a trial trains on and in which order; the base of both kinds of batches.
+    """The images that a trial trains on, and their order: the base of both kinds of batches.
 
-    ``steps_per_epoch`` is ``train_count`` over the batch size, rounded down: the images left over at the end
-    of an epoch's order are not used in it.
+    ``steps_per_epoch`` is ``train_count`` over the batch size, rounded down. The remaining images at the end
+    of an epoch's order are not used in this epoch.
 
-    ``train_size`` and ``holdout`` are cut from one random order of the training images that depends on their
-    number alone, not on the trial's seed: the first ``train_size`` train, the last ``holdout`` are set aside.
-    So every seed trains on the same images, a smaller ``train_size`` is part of a larger one, and changing
-    one leaves the other's images as they were. Where the data knows which images belong together
-    (``Arrays.groups``), whole groups are set aside, as they come in a random order of the groups, and the
-    others train.
+    ``train_size`` and ``holdout`` are cut from one random order of the training images. This order depends on
+    the number of images alone, not on the trial's seed. The first ``train_size`` images train, the last
+    ``holdout`` images are held out. So every seed trains on the same images, a smaller ``train_size`` is part
+    of a larger one, and a change of one number does not change the images of the other. Where the data says
+    which images belong together (``Arrays.groups``), whole groups are held out, in a random order of the
+    groups, and the other groups train.
 
-    ``share = (rank, ranks)``: of each training and estimation batch the rows that are this worker's (see
-    ``rows``), with the draws of their positions in the global batch, and every ``ranks``-th batch of the
-    tests.
+    ``share = (rank, ranks)``: the worker gets its own rows of each training and estimation batch (see
+    ``rows``), with the draws of their positions in the global batch, and every ``ranks``-th batch of an
+    evaluation.
     """
 
     def __init__(
@@ -86,10 +85,7 @@ class ChosenImages:
         share: tuple[int, int],
         groups: np.ndarray | None = None,
     ) -> None:
-        """Choose among ``total`` training images.
-
-        Raises ``InputError`` where they are fewer than asked for.
-        """
+        """Choose among ``total`` training images; raises ``InputError`` where there are too few."""
         self.train_count = catalog.split(
             total,
             batch_size=config.batch_size,
@@ -110,9 +106,9 @@ class ChosenImages:
         self._order: tuple[int, Tensor] | None = None
 
     def indices(self, step: int) -> Tensor:
-        """Return this worker's images of the batch of ``step``, counted among the images trained on.
+        """Return the indices of this worker's images in the batch of ``step``, among the training images.
 
-        int64 (batch_size / ranks,) on the device.
+        They are int64 (batch_size / ranks,) on the device.
         """
         epoch, position = divmod(step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
@@ -122,8 +118,9 @@ class ChosenImages:
         return batch if self._share == WHOLE else batch[self._samples]
 
     def _estimated(self, count: int, batch_size: int) -> Iterator[Tensor]:
-        """Yield this worker's indices of ``count`` batches in a random order fixed by the seed, begun again
-        at its end.
+        """Yield this worker's indices of ``count`` batches, in a random order that the seed determines.
+
+        The order begins again at its end.
         """
         order = permutation(self.train_count, key_of(self._seed, "estimation"), self.device)
         places = rows(batch_size, self._share).to(self.device)

@@ -1,6 +1,4 @@
-"""What the training loop asks of data: one interface for images on the device and for photographs read as
-needed.
-"""
+"""The data's interface for the training loop: images on the device, or photographs read when needed."""
 
 from __future__ import annotations
 
@@ -13,13 +11,12 @@ if TYPE_CHECKING:
 
 
 class Batches(Protocol):
-    """The images of one trial. A batch is a function of the seed and the global step, so nothing has to be
-    restored.
+    """The images of one trial.
 
-    Images of a batch are float32 (B, 3, S, S) in channels-last memory, labels int64 (B,), both on ``device``.
-    A worker that shares a trial with others has its own rows of each training batch and every n-th batch of
-    an evaluation. ``resident``: all images lie on the device, so ``prepare`` may be compiled and recorded
-    with the step.
+    A batch is a function of the seed and the global step, so a resumed trial has no state to restore. Images
+    of a batch are float32 (B, 3, S, S) in channels-last memory, labels are int64 (B,), both on ``device``.
+    With several workers, each has its own rows of a training batch and every n-th batch of an evaluation.
+    ``resident``: all images lie on the device, so ``prepare`` may be compiled and recorded with the step.
     """
 
     train_count: int
@@ -32,13 +29,11 @@ class Batches(Protocol):
     resident: bool
 
     def inputs(self, step: int) -> tuple[Tensor, ...]:
-        """Return what ``prepare`` makes the training batch of the global ``step`` (from 0) from."""
+        """Return the inputs of ``prepare`` for the training batch of the global ``step`` (from 0)."""
 
     @property
     def prepare(self) -> Callable[..., tuple[Tensor, Tensor]]:
-        """The function of ``*inputs(step)`` and the step, int64 of shape (), that returns the augmented
-        batch.
-        """
+        """The function that returns the augmented batch, given ``*inputs(step)`` and the 0-d step."""
 
     def train_batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return the training batch of the global ``step``: ``prepare(*inputs(step), step)``."""

@@ -1,6 +1,4 @@
-"""SHA-256 of files, computed once and remembered by path, size and time of the last change, in the user's
-cache.
-"""
+"""SHA-256 of files, computed once. The user's cache keeps them by path, size and time of the last change."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from bench.folders import cache_folder
 
 
 def of_file(path: Path) -> str:
-    """Return ``"sha256:<hex>"`` of a file, from the cache where size and time are those remembered."""
+    """Return ``"sha256:<hex>"`` of a file: from the cache where size and time are unchanged."""
     try:
         with path.open("rb") as stream:
             return remembered(path, stream) or _remember(path, stream, compute(stream))
@@ -29,8 +27,8 @@ def of_file(path: Path) -> str:
 def check(path: Path, stream: BinaryIO) -> str:
     """Return the checksum of the open file, computed now.
 
-    Raises ``InputError`` where the cache remembers another for the same size and time: the bytes changed
-    unnoticed.
+    Raises ``InputError`` where the cache has another checksum for the same size and time: the bytes changed,
+    but not the time.
     """
     known, found = remembered(path, stream), compute(stream)
     _remember(path, stream, found)
@@ -43,10 +41,9 @@ def check(path: Path, stream: BinaryIO) -> str:
 
 
 def of_many(key: Path, signature: str, compute: Callable[[], str]) -> str:
-    """Return what ``compute`` returned for the files under ``key`` when their names, sizes and times were
-    ``signature``.
+    """Return the checksum of the files under ``key``: from the cache, or else the result of ``compute``.
 
-    Computed where the cache does not remember it.
+    The cache is used where ``signature``, the names, sizes and times of the files, is unchanged.
     """
     known = _noted(key)
     mark: list[str | int] = [str(key.resolve()), signature]
@@ -62,7 +59,7 @@ def compute(stream: BinaryIO) -> str:
 
 
 def remembered(path: Path, stream: BinaryIO) -> str | None:
-    """Return the checksum in the cache for this path, size and time, or None."""
+    """Return the cache's checksum for the file's path, size and time, or None."""
     known = _noted(path)
     return known["checksum"] if known is not None and known["file"] == _signature(path, stream) else None
 
@@ -80,9 +77,7 @@ def _remember(path: Path, stream: BinaryIO, checksum: str) -> str:
 
 
 def _write(path: Path, mark: list[str | int], checksum: str) -> str:
-    """Write the checksum into the cache, whole or not at all; where that cannot be done, nothing is
-    remembered.
-    """
+    """Write the checksum into the cache, whole or not at all; a cache that cannot be written is ignored."""
     note = _note(path)
     with contextlib.suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)

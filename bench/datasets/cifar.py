@@ -1,8 +1,8 @@
 """CIFAR-10 and CIFAR-100 (A. Krizhevsky, Learning multiple layers of features from tiny images, 2009).
 
-The python version of the archives, in the folders torchvision uses (``cifar-10-batches-py``,
-``cifar-100-python``). They are pickles: each is read only after its MD5 matched, and then by a reader that
-knows NumPy arrays alone.
+The files are those of the archives' Python version, in torchvision's folders (``cifar-10-batches-py``,
+``cifar-100-python``). The files are pickles. Each is read only after its MD5 matched, by a reader that
+accepts NumPy arrays and plain Python types alone.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 class CIFAR(PublishedSource):
-    """One of the two: its training and test files, the key of its labels, its archive."""
+    """CIFAR-10 or CIFAR-100: training and test files, the key of the labels, the archive."""
 
     def __init__(
         self,
@@ -114,9 +114,7 @@ class CIFAR(PublishedSource):
 
 
 def pixels(rows: Any) -> Any:
-    """Return images (N, 32, 32, 3) of rows (N, 3072): the red plane, the green one, the blue one, each 32
-    rows of 32.
-    """
+    """Return images (N, 32, 32, 3) of rows (N, 3072): red, green and blue plane, each 32 rows of 32."""
     import numpy as np
 
     if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 3072:

@@ -1,8 +1,9 @@
 """Images resident on the training device as uint8, and the batches made of them there.
 
-Which images, in which order, augmented how, are functions of the seed and the global step: ``train_batch``
-answers for any step in any order, so that a resumed trial needs no state of the data, and two arms of one
-seed see the same batches. Nothing waits for the device and nothing is left to worker processes.
+The images of a batch, their order and their augmentation are functions of the seed and the global step.
+``train_batch`` returns the batch of any step in any order. So a resumed trial needs no state of the data, and
+two arms with one seed see the same batches. The host never waits for the device, and there are no worker
+processes.
 """
 
 from __future__ import annotations
@@ -24,14 +25,13 @@ _CHUNK = 256  # images resized or measured at a time
 
 
 class DeviceData(ChosenImages):
-    """The images of one trial on its device.
+    """The images of one trial on its device; ``ChosenImages`` chooses them and their order.
 
-    Which images, and in which order, says ``ChosenImages``.
-
-    Batches are ``(images, labels)``: float32 (B, 3, S, S) in channels-last memory, S the network's input
-    size, grey repeated to three channels; int64 (B,). With augmentation ``crop_flip`` images stay at their
-    own size on the device, are cropped and mirrored there, normalised and resized to S without rounding, in
-    tests too; otherwise they are resized once and kept as uint8, as the paper does.
+    Batches are ``(images, labels)``: images float32 (B, 3, S, S) in channels-last memory, labels int64 (B,).
+    S is the input size of the network; grey images are repeated to three channels. With the augmentation
+    ``crop_flip`` images stay on the device in their own size. There they are cropped, mirrored, normalised
+    and resized to S without rounding; test images are resized in the same way. Otherwise images are resized
+    once and kept as uint8, as in the paper.
     """
 
     def __init__(
@@ -42,9 +42,7 @@ class DeviceData(ChosenImages):
         device: torch.device | str,
         share: tuple[int, int] = WHOLE,
     ) -> None:
-        """Choose the images and move them to ``device``; raises ``InputError`` where they are fewer than
-        asked for.
-        """
+        """Choose the images and move them to ``device``; raises ``InputError`` where there are too few."""
         total = len(arrays.x_train)
         super().__init__(config, total, len(arrays.x_test), arrays.num_classes, device, share, arrays.groups)
         self.resident = True
@@ -54,7 +52,7 @@ class DeviceData(ChosenImages):
         fits = (height, width) == (input_size, input_size)
         resize = None if fits else RESIZES[config.resize](height, width, input_size, 3, self.device)
         self._augmentation = config.augmentation
-        # crop_flip resizes batches, not the stored images
+        # With crop_flip, batches are resized instead of the stored images.
         self._late = resize if config.augmentation == "crop_flip" and isinstance(resize, Bilinear) else None
         early = None if self._late else resize
         self._train = _resident(x_train, arrays.y_train[train], early, self.device)
@@ -69,12 +67,13 @@ class DeviceData(ChosenImages):
         return self.prepare(self.indices(step), torch.full((), step, dtype=torch.int64, device=self.device))
 
     def inputs(self, step: int) -> tuple[Tensor, ...]:
-        """Return what ``prepare`` makes the batch of ``step`` from: the indices of its images."""
+        """Return the inputs of ``prepare`` for the batch of ``step``: the indices of its images."""
         return (self.indices(step),)
 
     def prepare(self, indices: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """Gather, augment and normalise a training batch; ``step`` is a 0-d int64 tensor. Fit for
-        ``torch.compile``.
+        """Gather, augment and normalise a training batch; ``step`` is a 0-d int64 tensor.
+
+        ``torch.compile`` can compile this method.
         """
         images, labels = (part.index_select(0, indices) for part in self._train)
         key = combine(self._augmentation_key, step)
@@ -97,7 +96,7 @@ class DeviceData(ChosenImages):
     def estimation_batches(self, count: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over ``count`` batches of un-augmented training images in a random order fixed by the seed.
 
-        Where they are more than the training images the order begins again.
+        The order begins again at its end.
         """
         for indices in self._estimated(count, batch_size):
             images, labels = (part.index_select(0, indices) for part in self._train)
@@ -110,16 +109,16 @@ class DeviceData(ChosenImages):
             yield self._finished(images[start : start + batch_size]), labels[start : start + batch_size]
 
     def _finished(self, images: Tensor) -> Tensor:
-        """Return uint8 images resized where that was not done before, normalised, channels last."""
+        """Return uint8 images normalised and channels last; images that are not yet resized are resized."""
         if self._late is None:
             return self._normalized(images.to(torch.float32))
         return self._normalized(self._late.sums(images), self._late.denominator)
 
     def _normalized(self, x: Tensor, denominator: int = 1) -> Tensor:
-        """Return (x / denominator - shift) * scale of a fresh x, (B, S, S, 3), as float32 (B, 3, S, S),
-        channels last.
+        """Return (x / denominator - shift) * scale as float32 (B, 3, S, S), channels last.
 
-        One subtraction and one multiplication, in this order, which no compiler may fuse into one rounding.
+        ``x``, (B, S, S, 3), may be overwritten. Subtraction and multiplication are two operations in this
+        order; a compiler must not fuse them into one rounding.
         """
         count, height, width, channels = x.shape
         if self._shift is None or isinstance(self._scale, float):
@@ -151,11 +150,10 @@ def _resident(
 def _normalization(
     kind: str, images: np.ndarray, device: torch.device
 ) -> tuple[Tensor | None, float | Tensor]:
-    """Return (shift, scale) of pixels 0..255: a shift of None for none; float32 (3,) where they differ by
-    channel.
+    """Return (shift, scale) for pixels 0..255: numbers, or float32 (3,) where channels differ.
 
-    ``standardize`` takes each channel's mean and (population) standard deviation over the images trained on,
-    at their own size, from exact integer sums.
+    A shift of None means that there is no shift. ``standardize`` takes each channel's mean and (population)
+    standard deviation over the training images in their own size, from exact integer sums.
     """
     if kind != "standardize":
         return None, {"divide_256": 1.0 / 256.0, "divide_255": 1.0 / 255.0}[kind]
@@ -169,7 +167,7 @@ def _normalization(
     count = images.size // channels
     mean = total / count
     deviation = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
-    deviation[deviation == 0.0] = 1.0  # a channel of one value
+    deviation[deviation == 0.0] = 1.0  # a channel whose pixels are all equal
     shift, scale = (
         torch.tensor(np.broadcast_to(v, 3).copy(), dtype=torch.float32) for v in (mean, 1.0 / deviation)
     )

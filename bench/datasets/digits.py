@@ -1,9 +1,9 @@
-"""The 1,797 handwritten digits of 8x8 that scikit-learn carries (E. Alpaydin and C. Kaynak, UCI, 1998): no
-download.
+"""The 1,797 handwritten digits of 8x8 pixels in scikit-learn (E. Alpaydin and C. Kaynak, UCI, 1998).
 
-Grey values 0..16 become uint8 by ``round(255 v / 16)``. In each class, in the order of the data set, the
-first two thirds (rounded down) train and the rest test: 1,195 and 602 images. The order goes by writer, so
-most of the test images come from writers who are not in the training images, which a random split would hide.
+Nothing is downloaded. Grey values v in 0..16 become uint8 by ``round(255 v / 16)``. In each class, in the
+order of the data set, the first two thirds (rounded down) are training images and the others test images:
+1,195 and 602. The data set is ordered by writer, so most test images come from writers without training
+images. A random split would mix the writers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Downloads: a file arrives whole, with the MD5 that was published for it, or not at all.
+"""Downloads a file completely and with its published MD5, or not at all.
 
-What has arrived is kept in NAME.part. A connection that breaks off is taken up again where it stopped (HTTP
-ranges), at once and by the next command. A file with another MD5 is removed.
+NAME.part keeps the bytes received so far. After a broken connection the download continues where it stopped
+(HTTP ranges), at once or with the next command. A file with another MD5 is removed.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from bench.errors import InputError
 from bench.text import clean
 
 CHUNK = 1 << 18
-SILENCE = 30.0  # seconds without a byte after which a connection is given up
-TRIES = 5  # connections in a row that bring nothing
-PAUSE = 1.0  # seconds before the second try; doubled before each further one
-LINES = 15.0  # seconds between two lines about progress, where the output is no terminal
-Report = Callable[[int, int | None], None]  # bytes that are there, bytes of the whole file
+SILENCE = 30.0  # seconds without a byte, after which a connection is closed
+TRIES = 5  # connections in a row without a byte, after which the download fails
+PAUSE = 1.0  # seconds before the second try; doubled before each further try
+LINES = 15.0  # seconds between two lines of progress, where the output is not a terminal
+Report = Callable[[int, int | None], None]  # (bytes received so far, bytes of the whole file)
 
 
 def download(url: str, path: Path, md5: str) -> None:
     """Download ``url`` to ``path`` unless the file there has this MD5 already.
 
-    Raises ``InputError`` where the server has another file, and ``OSError`` (``urllib.error.URLError``, ...)
-    where nothing more arrives; what has arrived is kept then.
+    Raises ``InputError`` where the server's file has another MD5, and ``OSError`` (``urllib.error.URLError``,
+    ...) where the server sends nothing more; the bytes received so far are kept.
     """
     if path.is_file() and _md5(path) == md5:
         return
@@ -41,7 +41,7 @@ def download(url: str, path: Path, md5: str) -> None:
     with _progress(path.name) as report:
         _arrive(url, part, report)
         found = _md5(part)
-        if found != md5 and begun:  # the beginning may be of another version of the file
+        if found != md5 and begun:  # the first bytes may belong to another version of the file
             part.unlink()
             _arrive(url, part, report)
             found = _md5(part)
@@ -54,9 +54,7 @@ def download(url: str, path: Path, md5: str) -> None:
 
 
 def _arrive(url: str, part: Path, report: Report) -> None:
-    """Append to ``part`` until the whole file is there; raise the last error after ``TRIES`` vain
-    connections.
-    """
+    """Append to ``part`` until the file is complete; raise the last error after ``TRIES`` vain tries."""
     vain = 0
     while True:
         before = part.stat().st_size if part.is_file() else 0
@@ -65,7 +63,7 @@ def _arrive(url: str, part: Path, report: Report) -> None:
             if _receive(url, part, before, report):
                 return
         except urllib.error.HTTPError as refused:
-            if refused.code == 416 and before:  # the server's file is shorter than what is here
+            if refused.code == 416 and before:  # the server's file is shorter than the part received
                 part.unlink()
                 continue
             if refused.code < 500:
@@ -84,7 +82,7 @@ def _arrive(url: str, part: Path, report: Report) -> None:
 
 
 def _receive(url: str, part: Path, have: int, report: Report) -> bool:
-    """Receive what the server sends in one connection; return whether the file is complete then."""
+    """Receive the bytes of one connection; return whether the file is complete after it."""
     headers = {"User-Agent": f"progressive-bench/{__version__}"}
     if have:
         headers["Range"] = f"bytes={have}-"
@@ -112,7 +110,7 @@ def _md5(path: Path) -> str:
 
 @contextlib.contextmanager
 def _progress(name: str) -> Iterator[Report]:
-    """Show how far a download is: a bar on a terminal, a line every ``LINES`` seconds elsewhere."""
+    """Show the progress of a download: a bar on a terminal, a line every ``LINES`` seconds elsewhere."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn

@@ -1,11 +1,11 @@
 """Photographs of the user's own in folders of classes: ``imagefolder:NAME``.
 
-NAME is a folder in the data folder with ``train/CLASS/`` and ``val/CLASS/`` (or ``test/CLASS/``). The images
-that ``torchvision.datasets.ImageFolder`` reads are read, in the folders below a class as well, and the files
-that are left out are counted and named (``photographs.listing``). ``photographs.decode`` says what becomes of
-each kind of image. Up to 1 GiB of files is read as it lies. ``bench data prepare`` writes shards into
-NAME.shards, which are then read in place of the files. A held-out part is chosen by file, because nothing
-says which files belong together.
+NAME is a folder in the data folder with ``train/CLASS/`` and ``val/CLASS/`` (or ``test/CLASS/``). The same
+images are read as by ``torchvision.datasets.ImageFolder``, also from folders below a class. Other files are
+counted and named (``photographs.listing``). ``photographs.decode`` describes the decoding of each kind of
+image. Up to 1 GiB of files is read without preparation. ``bench data prepare`` writes shards into
+NAME.shards, which are then read instead of the files. A held-out part is chosen by file, since nothing says
+which files belong together.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ENTRIES = [
     },
 ]
 
-FOLDER_BYTES = 1 << 30  # of files that are read as they lie, unprepared
+FOLDER_BYTES = 1 << 30  # up to so many bytes of files are read without preparation
 
 
 class _ImageFolder(PhotographSource):

@@ -1,16 +1,16 @@
 """ImageNet, ILSVRC-2012 (Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, 1409.0575).
 
-It cannot be downloaded without an account at image-net.org: ``bench data prepare imagenet`` reads what was
-put in the folder ``imagenet`` of the data folder and writes shards into ``imagenet.shards``, which training
-reads. It takes
+A download needs an account at image-net.org. ``bench data prepare imagenet`` reads the files in the folder
+``imagenet`` of the data folder and writes shards into ``imagenet.shards``; training reads the shards. The
+files are
 
-- ``ILSVRC2012_img_train.tar``, or the folder ``train`` of 1,000 folders named by synset;
-- ``ILSVRC2012_img_val.tar`` or the folder ``val``, and which class each image shows: from the folders named
-  by synset in ``val``, or for images that lie side by side from ``ILSVRC2012_devkit_t12.tar.gz`` or Kaggle's
-  ``LOC_val_solution.csv``.
+- ``ILSVRC2012_img_train.tar``, or the folder ``train`` with 1,000 folders named by synset;
+- ``ILSVRC2012_img_val.tar``, or the folder ``val``. The class of an image is the folder of ``val``, named by
+  synset, that it lies in. For images without such folders, ``ILSVRC2012_devkit_t12.tar.gz`` or Kaggle's
+  ``LOC_val_solution.csv`` gives the classes.
 
-Archives are read where they lie, nothing is unpacked: names in them are compared with what the official ones
-hold and never become paths. Classes are numbered by sorted synset, as everywhere.
+Archives are read without unpacking. Names in an archive are compared with the official names and never become
+paths. Classes are numbered in the order of their synsets, as in other software.
 """
 
 from __future__ import annotations
@@ -58,14 +58,12 @@ DEVKIT, SOLUTION = "ILSVRC2012_devkit_t12.tar.gz", "LOC_val_solution.csv"
 _SYNSET = re.compile(r"n\d{8}")
 _IMAGE = re.compile(r"(n\d{8})_\d{1,9}\.JPEG")
 _VAL = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
-_MAX_READ = 64 << 20  # bytes of anything that is read whole; what the official devkit holds is under 2 MB
+_MAX_READ = 64 << 20  # bytes of a file that is read whole; the official devkit has files under 2 MB
 
 
 @dataclass(frozen=True)
 class Published:
-    """How many classes and images there are, and the MD5 of the devkit, which says which class each number
-    means.
-    """
+    """The published numbers of classes and images, and the MD5 of the devkit, which numbers the classes."""
 
     classes: int = 1000
     train: int = 1_281_167
@@ -204,7 +202,7 @@ class ImageNet(PhotographSource):
 
 
 def _missing(root: Path) -> str | None:
-    """Return what of the official files is not there at all, or None."""
+    """Return a sentence about the official files that are missing, or None."""
     missing = []
     for archive, folder in ((TRAIN_TAR, "train"), (VAL_TAR, "val")):
         if not (root / folder).is_dir() and not (root / archive).is_file():
@@ -254,7 +252,7 @@ class _Window(io.RawIOBase):
         return self.place
 
     def read(self, size: int = -1) -> bytes:
-        left = min(max(0, self.length - self.place), _MAX_READ)  # a header that claims more is none
+        left = min(max(0, self.length - self.place), _MAX_READ)  # a header of more bytes is not a header
         self.stream.seek(self.start + self.place)
         data = self.stream.read(left if size < 0 else min(size, left))
         self.place += len(data)
@@ -262,17 +260,17 @@ class _Window(io.RawIOBase):
 
 
 def _members(path: Path, start: int = 0, length: int | None = None) -> Iterator[tuple[str, int, int]]:
-    """Yield (name, offset in the file, length) of the files in a tar archive, or in one within it; nothing is
-    unpacked.
+    """Yield (name, offset in the file, length) of the files in a tar archive, or in an archive within it.
 
-    Raises ``InputError`` where the archive is damaged, ends early, or holds links and the like.
+    Nothing is unpacked. Raises ``InputError`` where the archive is damaged, ends early, or holds anything but
+    files and folders, for instance links.
     """
     try:
         with path.open("rb") as stream:
             length = path.stat().st_size - start if length is None else length
             with tarfile.open(fileobj=_Window(stream, start, length), mode="r:") as archive:
                 while (member := archive.next()) is not None:
-                    archive.members = []  # type: ignore[attr-defined]  # they are 1.28 million in all
+                    archive.members = []  # type: ignore[attr-defined]  # there are 1.28 million of them
                     if member.isdir():
                         continue
                     if not member.isreg() or member.issparse():
@@ -291,8 +289,9 @@ def _members(path: Path, start: int = 0, length: int | None = None) -> Iterator[
 
 
 def _solution(path: Path) -> dict[int, str]:
-    """Return the synset of each validation image by its number, from Kaggle's table:
-    ``ImageId,PredictionString``.
+    """Return the synset of each validation image by its number, from Kaggle's table.
+
+    The columns of the table are ``ImageId,PredictionString``.
     """
     try:
         with path.open(newline="", encoding="utf-8") as stream:
@@ -309,8 +308,9 @@ def _solution(path: Path) -> dict[int, str]:
 
 
 def _devkit(path: Path, md5: str) -> dict[int, str]:
-    """Return the synset of each validation image by its number, from the devkit, read only after its MD5
-    matched.
+    """Return the synset of each validation image by its number, from the devkit.
+
+    The devkit is read only after its MD5 matched.
     """
     import scipy.io
 

@@ -1,13 +1,11 @@
-"""Images as others keep them, made into a data set of the user's own (``bench data import``).
+"""``bench data import``: images in other formats become a data set of the user's own.
 
-- a folder of Parquet files with images, as Hugging Face's ``datasets`` writes them -> ``imagefolder:NAME``;
-the
-  encoded images are taken as they are;
-- ``torchvision:CLASS``, a data set of torchvision by the name of its class -> ``npz:NAME`` where all images
-have
-  one size, else ``imagefolder:NAME`` as PNG files.
+- A folder of Parquet files with images, as Hugging Face's ``datasets`` writes them, becomes
+  ``imagefolder:NAME``. The encoded images are not changed.
+- ``torchvision:CLASS``, a data set of torchvision by the name of its class, becomes ``npz:NAME`` where all
+  images have one size, otherwise ``imagefolder:NAME`` with PNG files.
 
-What was imported is an ordinary data set with a checksum of its own: the original is not needed again.
+The new data set has a checksum of its own, and the original is not needed again.
 """
 
 from __future__ import annotations
@@ -32,16 +30,16 @@ _SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "BMP": ".bmp", "PPM": ".ppm", "TIFF": 
 
 
 def import_images(source: str, name: str | None, data_dir: Path, label: str | None = None) -> str:
-    """Import images and return a line that says what they are now.
+    """Import images and return a line that describes the new data set.
 
     Args:
         source: A folder with Parquet files, or ``torchvision:CLASS``.
         name: The name of the new data set; by default that of the folder or class, in small letters.
         data_dir: The data folder.
-        label: The column of the labels, where there are several.
+        label: The column of the labels, where several columns could be the labels.
 
     Raises:
-        InputError: There are no such images, or a data set of this name is there already.
+        InputError: There are no such images, or a data set of this name exists already.
     """
     kind = source.removeprefix(TORCHVISION)
     name = name or re.sub(r"[^a-z0-9_.-]+", "-", Path(kind).resolve().name.lower())
@@ -86,8 +84,9 @@ def _from_parquet(folder: Path, name: str, data_dir: Path, label: str | None) ->
 
 
 def _split_files(folder: Path) -> dict[str, list[Path]]:
-    """Return the Parquet files of the training and test images, by their names:
-    ``train-00000-of-00001.parquet``.
+    """Return the Parquet files of the training and of the test images.
+
+    The name of a file tells its part: ``train-00000-of-00001.parquet``.
     """
     if not folder.is_dir():
         raise InputError(
@@ -111,7 +110,7 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
 
 
 def _columns(schema: Any, folder: Path, label: str | None) -> tuple[str, str, list[str] | None]:
-    """Return the columns of the images and labels, and the names of the classes where the file has them."""
+    """Return (column of the images, column of the labels, names of the classes or None)."""
     features = {}
     if b"huggingface" in (schema.metadata or {}):
         try:
@@ -158,7 +157,7 @@ def _rows(paths: list[Path], image: str, label: str) -> Iterator[tuple[bytes, An
 
 
 def _class_folder(value: Any, names: list[str] | None, folder: Path) -> str:
-    """Return the folder of a class: its number, which keeps the order of the classes, and its name."""
+    """Return the name of a class's folder: its number, which keeps the order of classes, and its name."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         named = f"-{names[value]}" if names is not None and value < len(names) else ""
         return f"{value:04d}{re.sub(r'[^A-Za-z0-9_.-]+', '_', named)}"[:100]
@@ -168,7 +167,7 @@ def _class_folder(value: Any, names: list[str] | None, folder: Path) -> str:
 
 
 def _suffix(data: bytes, where: str) -> str:
-    """Return the suffix of an encoded image; the image itself is checked when it is read for training."""
+    """Return the suffix of an encoded image, which is not decoded here: training checks the image."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -185,7 +184,7 @@ def _suffix(data: bytes, where: str) -> str:
 
 
 def _from_torchvision(kind: str, name: str, data_dir: Path) -> str:
-    """Download a data set of torchvision and keep its images as they come, in torchvision's order."""
+    """Download a data set of torchvision and keep its unchanged images in torchvision's order."""
     import numpy as np
     from torchvision import datasets
 
@@ -241,9 +240,7 @@ def _from_torchvision(kind: str, name: str, data_dir: Path) -> str:
 
 
 def _way(maker: Any) -> str | None:
-    """Return how a class of torchvision is asked for its parts: "train", "split", or None where it cannot
-    be.
-    """
+    """Return the argument that chooses a part in a class of torchvision: "train", "split", or None."""
     if not inspect.isclass(maker):
         return None
     parameters = inspect.signature(maker.__init__).parameters

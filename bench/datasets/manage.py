@@ -14,7 +14,7 @@ from bench.text import command
 
 
 def _offered(data_dir: Path) -> dict[str, tuple[Source, dict]]:
-    """Return every data set ``bench data`` knows by name; of the user's own those that are in the folder."""
+    """Return, by name, the suite's data sets and the user's own data sets in the data folder."""
     found: dict[str, tuple[Source, dict]] = {}
     for kind in registry.entries("datasets"):
         source: Source = registry.load("datasets", kind)
@@ -36,9 +36,7 @@ def _named(name: str, data_dir: Path) -> tuple[Source, dict]:
 
 
 def list_text(data_dir: Path) -> str:
-    """Return a table of every data set: whether it is there, images, classes, size on disk; then what is
-    missing.
-    """
+    """Return a table of the data sets, with state, images, classes and size, and lines on missing files."""
     rows: list[tuple[str, ...]] = [("data set", "state", "train", "test", "classes", "on disk")]
     notes = []
     offered = _offered(data_dir)
@@ -80,10 +78,7 @@ def list_text(data_dir: Path) -> str:
 
 
 def fetch(name: str, data_dir: Path) -> str:
-    """Download what is missing of ``name``, check it, and return a line that says so.
-
-    Raises ``InputError``.
-    """
+    """Download and check the missing files of ``name``; return a line about them. Raises ``InputError``."""
     source, options = _named(name, data_dir)
     source.fetch(options, data_dir)
     paths = source.paths(options, data_dir)
@@ -102,10 +97,10 @@ def prepare(
     yes: bool,
     say: Callable[[str], None],
 ) -> str:
-    """Write photographs as shards, or build ``svhn_subset``, and return a line that says so; raises
-    ``InputError``.
+    """Write photographs as shards, or build ``svhn_subset``; return a line about the result.
 
-    The size of shards is announced first and has to be confirmed, by ``yes`` or on the terminal.
+    The size of the shards is printed first and must be confirmed, by ``yes`` or on the terminal. Raises
+    ``InputError``.
     """
     from bench.datasets import svhn_subset
     from bench.datasets.photographs import prepare
@@ -138,10 +133,9 @@ def prepare(
 
 
 def verify(name: str | None, data_dir: Path) -> str:
-    """Check every byte of ``name``, or of all that is there, and return a line each.
+    """Check every byte of ``name``, or of all data sets on disk; return a line for each.
 
-    Raises ``InputError`` naming each corrupt file; without ``name`` a data set of which nothing is there is
-    no error.
+    Raises ``InputError`` naming each corrupt file. Without ``name``, absent data sets are no error.
     """
     chosen = _offered(data_dir) if name is None else {name: _named(name, data_dir)}
     lines, problems = [], []
@@ -165,8 +159,9 @@ def verify(name: str | None, data_dir: Path) -> str:
 
 
 def _covered(label: str, paths: list[Path], chosen: dict, data_dir: Path) -> bool:
-    """Whether the files of ``label`` that are there all belong to another data set that is complete
-    (svhn_extra's).
+    """Return whether all files of ``label`` on disk belong to another, complete data set.
+
+    ``svhn`` and ``svhn_extra`` have common files.
     """
     there = {path for path in paths if path.is_file()}
     others = (
@@ -178,7 +173,7 @@ def _covered(label: str, paths: list[Path], chosen: dict, data_dir: Path) -> boo
 
 
 def _strangers(data_dir: Path, offered: Mapping[str, tuple[Source, dict]]) -> list[str]:
-    """Return a line for each folder in the data folder that belongs to no data set, saying what it lacks."""
+    """Return a line for each folder that belongs to no data set: what the folder lacks to be one."""
     from bench.datasets.photographs.listing import class_folders, form_problem
 
     if not data_dir.is_dir():

@@ -1,5 +1,4 @@
-"""A data set of the user's own: ``npz:NAME`` is NAME.npz in the data folder, as ``numpy.savez_compressed``
-writes it.
+"""A data set of the user's own: ``npz:NAME`` is the file NAME.npz of ``numpy.savez_compressed``.
 
 ``x_train`` and ``x_test`` are uint8, (N, H, W), (N, H, W, 1) or (N, H, W, 3); ``y_train`` and ``y_test`` are
 integers (N,) from 0 to classes - 1, each class among the training labels. ``group_train``, integers (N,), is
@@ -49,14 +48,14 @@ KEYS = ("x_train", "y_train", "x_test", "y_test")
 GROUPS = "group_train"
 MAX_SIDE = 1024
 MAX_BYTES = 64 << 30
-# Photographs shrink to a half, drawings to a tenth; a deflate bomb to a thousandth.
+# Compression shrinks photographs to a half, drawings to a tenth; a deflate bomb shrinks to a thousandth.
 MAX_RATIO = 200
-SMALL = 64 << 20  # what is smaller unpacked does no harm, however well it was packed
+SMALL = 64 << 20  # an array of fewer bytes does no harm, whatever its compression
 
 
 @dataclass(frozen=True)
 class _Header:
-    """What a member of the archive says of its array, and where the array starts in it."""
+    """The header of an archive member: dtype and shape of its array, and where the array starts."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -173,7 +172,7 @@ def _archive(path: Path, stream: BinaryIO) -> zipfile.ZipFile:
 
 
 def _headers(path: Path, archive: zipfile.ZipFile) -> dict[str, _Header]:
-    """Return the headers of the four arrays, checked: nothing larger than a header has been read then."""
+    """Return the checked headers of the four arrays; nothing larger than a header is read."""
     members = archive.infolist()
     names = [member.filename for member in members]
     missing = [key for key in KEYS if f"{key}.npy" not in names]
@@ -228,9 +227,7 @@ def _header(path: Path, archive: zipfile.ZipFile, key: str) -> _Header:
             offset = stream.tell()
     except InputError:
         raise
-    except (
-        Exception
-    ) as error:  # whatever numpy's parser makes of bytes that are no header: tokenizer errors and more
+    except Exception as error:  # numpy's parser raises various errors for bytes that are no header
         raise InputError(f"{where} is corrupt: {error}") from None
     images = key.startswith("x_")
     if dtype.hasobject:
@@ -271,7 +268,7 @@ def _brief(shape: tuple[int, ...]) -> str:
 
 
 def _memory() -> int:
-    """Return the machine's memory in bytes, or the limit where it cannot be asked."""
+    """Return the machine's memory in bytes, or the fixed limit where the system does not tell it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -279,10 +276,7 @@ def _memory() -> int:
 
 
 def _read(path: Path, archive: zipfile.ZipFile, key: str, header: _Header) -> np.ndarray:
-    """Return one array.
-
-    What is read never exceeds what its header announced. The archive's CRC is checked.
-    """
+    """Return one array; only the bytes that its header announced are read, and the CRC is checked."""
     import numpy as np
 
     buffer = np.empty(header.bytes, dtype=np.uint8)
@@ -296,7 +290,7 @@ def _read(path: Path, archive: zipfile.ZipFile, key: str, header: _Header) -> np
                     raise EOFError("it ends early")
                 buffer[done : done + len(block)] = np.frombuffer(block, dtype=np.uint8)
                 done += len(block)
-            stream.read(1)  # reaches the end, where the CRC is compared
+            stream.read(1)  # reads to the end, where the archive compares the CRC
     except (EOFError, *_BROKEN) as error:
         raise InputError(f"{path}: {key} is corrupt: {error}") from None
     array = buffer.view(header.dtype).reshape(header.shape, order="F" if header.fortran else "C")

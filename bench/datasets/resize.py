@@ -1,12 +1,10 @@
-"""Bilinear resizing in exact arithmetic, so that it gives the same numbers on every device, eager and
-compiled.
+"""Bilinear resizing in exact arithmetic: the same numbers on every device, in eager and compiled code.
 
-Output pixel i of n looks at the source position s = (i + 1/2) m / n - 1/2 of m pixels (half-pixel centres,
-positions below 0 taken as 0, the last pixel repeated), and weighs its two neighbours by 1 - frac(s) and
-frac(s). These weights are fractions of a small denominator d (10 for 32 -> 40), so weights times d, times
-pixels 0..255, are integers and the sums of an image, d_rows * d_columns * 255 at most, are exact whatever the
-order of summation. There is no antialiasing: enlarging, which is what the networks here need, has no use for
-it.
+Output pixel i of n has the source position s = (i + 1/2) m / n - 1/2 among m pixels (half-pixel centres,
+positions below 0 taken as 0, the last pixel repeated). It weighs the two neighbours of s by 1 - frac(s) and
+frac(s). The weights are fractions with a small denominator d (10 for 32 -> 40). So weights times d, times
+pixels 0..255, are integers, and the sums of an image, at most d_rows * d_columns * 255, are exact in any
+order of summation. There is no antialiasing: the networks here need enlarged images, which do not need it.
 """
 
 from __future__ import annotations
@@ -22,8 +20,9 @@ _EXACT_FLOAT32 = 1 << 24
 
 @dataclass(frozen=True)
 class Axis:
-    """Each output pixel's two neighbours along an axis (int64) and their integer weights (floats), of sum
-    ``denominator``.
+    """The two neighbours of each output pixel along an axis, and their weights.
+
+    Neighbours are int64. Weights are whole numbers, stored as floats, with the sum ``denominator``.
     """
 
     low: Tensor
@@ -34,9 +33,7 @@ class Axis:
 
 
 class Bilinear:
-    """Resizes (B, height, width, C) to (B, size, size, C); ``denominator`` is what its sums are to be divided
-    by.
-    """
+    """Resizes (B, height, width, C) to (B, size, size, C): sums over ``denominator`` are the pixels."""
 
     def __init__(
         self, height: int, width: int, size: int, channels: int, device: torch.device | str = "cpu"
@@ -50,9 +47,7 @@ class Bilinear:
         self.columns = _axis(*columns, width, channels, self.dtype, device)
 
     def sums(self, images: Tensor) -> Tensor:
-        """Return ``denominator`` times the resized uint8 ``images``: float32 or, where that is not exact,
-        float64.
-        """
+        """Return ``denominator`` times the resized uint8 ``images``, exact: in float32 or else in float64."""
         count, height, width, channels = images.shape
         x = images.to(self.dtype).view(count, height, width * channels)
         x = _interpolate(x, self.rows, self.rows.low_weight[:, None], self.rows.high_weight[:, None], 1)
@@ -68,13 +63,12 @@ class Bilinear:
 
 
 class OpenCVBilinear:
-    """Resizes as OpenCV's ``resize`` (``INTER_LINEAR``) does for bytes, in its integer arithmetic, bit for
-    bit.
+    """Resizes bytes like OpenCV's ``resize`` (``INTER_LINEAR``), in its integer arithmetic, bit for bit.
 
-    The two weights of an axis are rounded to multiples of 2^-11. Sums along a row are exact; down a column
-    each of the two products loses its low bits before they are added, and the result is rounded. For 32 -> 40
-    pixels the outcome is one level below the exact one, rounded to nearest, in 13 % of the values, and equal
-    in the rest. The released SVHN scripts resize so. Source: OpenCV, modules/imgproc/src/resize.cpp,
+    The two weights of an axis are rounded to multiples of 2^-11. Sums along a row are exact. Along a column
+    each of the two products loses its low bits before the addition, and the sum is rounded. For 32 -> 40
+    pixels, 13 % of the values are one level below the exact value rounded to nearest; the others are equal to
+    it. The released SVHN scripts resize in this way. Source: OpenCV, modules/imgproc/src/resize.cpp,
     ``VResizeLinear`` for 8 bits.
     """
 
@@ -99,7 +93,7 @@ class OpenCVBilinear:
 
 
 def _opencv_axis(source: int, target: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return of each output pixel its two neighbours (int64) and their weights times 2^11 (int32)."""
+    """Return the two neighbours of each output pixel (int64) and their weights times 2^11 (int32)."""
     scale = 1.0 / (target / source)  # in this order, as OpenCV divides
     position = ((torch.arange(target, dtype=torch.float64) + 0.5) * scale - 0.5).to(torch.float32)
     base = position.floor()
@@ -119,9 +113,7 @@ def _interpolate(x: Tensor, axis: Axis, low_weight: Tensor, high_weight: Tensor,
 
 
 def _fractions(source: int, target: int) -> tuple[list[int], list[int], int]:
-    """Return of each output pixel its lower neighbour and the weight of the upper one, and the weights'
-    denominator.
-    """
+    """Return (lower neighbour of each output pixel, weight of its upper neighbour, common denominator)."""
     positions = [max((2 * i + 1) * source - target, 0) for i in range(target)]  # in units of 1 / (2 target)
     common = math.gcd(2 * target, *positions)
     denominator = 2 * target // common

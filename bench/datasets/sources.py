@@ -1,7 +1,4 @@
-"""What a source of images is, and the sources whose files are published with checksums.
-
-No torch is imported.
-"""
+"""The base classes of sources of images, also for sources whose files have published checksums. No torch."""
 
 from __future__ import annotations
 
@@ -29,8 +26,8 @@ CHUNK = 1 << 20
 class Arrays:
     """A data set in memory: images uint8 (N, H, W, C) with C 1 or 3, labels int64 (N,) in [0, num_classes).
 
-    ``groups``, int64 (N,) or None where it is not known: training images of one photograph (patient, writer,
-    ...) have the same number. A held-out part never splits a group.
+    ``groups`` is int64 (N,): training images of one photograph (patient, writer, ...) have the same number. A
+    held-out part never splits a group. None means that the groups are not known.
     """
 
     x_train: np.ndarray
@@ -42,14 +39,15 @@ class Arrays:
 
 
 def brief(value: Any) -> str:
-    """Return what a message says of an array, or of what is there in its place."""
+    """Return a short description of an array, or of another value in its place, for a message."""
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     return type(value).__name__ if shape is None or dtype is None else f"{str(dtype)[:40]} {str(shape)[:80]}"
 
 
 def checked_labels(labels: np.ndarray, count: int, classes: int) -> np.ndarray:
-    """Return int64 labels (N,); raises ``ValueError`` unless they are ``count`` whole numbers from 0 to
-    classes - 1.
+    """Return labels as int64 (N,).
+
+    Raises ``ValueError`` unless they are ``count`` whole numbers from 0 to classes - 1.
     """
     import numpy as np
 
@@ -78,18 +76,18 @@ class Source:
         return self.kind
 
     def facts(self, options: Mapping[str, Any], data_dir: Path) -> Facts:
-        """Return what is known without reading the images; quick."""
+        """Return what is known of the images without reading them; quick."""
         from bench import registry
 
         known = registry.get("datasets", self.kind).facts
         return Facts(**{name: known.get(name) for name in Facts.__dataclass_fields__})
 
     def problem(self, options: Mapping[str, Any], data_dir: Path) -> str | None:
-        """Return what keeps it from being loaded, by presence and sizes of its files, or None; quick."""
+        """Return why the data cannot be loaded (absent files, wrong sizes), or None; quick."""
         raise NotImplementedError
 
     def checksum(self, options: Mapping[str, Any], data_dir: Path) -> str | None:
-        """Return the checksum that stands for the data in a trial's identity; None where it is absent."""
+        """Return the checksum that stands for the data in a trial's identity; None for absent data."""
         raise NotImplementedError
 
     def load(self, options: Mapping[str, Any], data_dir: Path) -> Arrays | Photographs:
@@ -97,9 +95,9 @@ class Source:
         raise NotImplementedError
 
     def remarks(self, options: Mapping[str, Any], data_dir: Path, thorough: bool = False) -> list[str]:
-        """Return what of its files is not read (other suffixes, dangling links, ...), counted and named.
+        """Return remarks on the files that are not read (other suffixes, dangling links, ...).
 
-        ``thorough`` opens the images, too; otherwise the answer is quick.
+        With ``thorough`` the images are opened, too; otherwise the answer is quick.
         """
         return []
 
@@ -135,9 +133,7 @@ class PublishedFile:
 
 @dataclass(frozen=True)
 class Download:
-    """What is downloaded: an address, the name it gets in the data folder, its MD5, and whether it is an
-    archive.
-    """
+    """A download: its address, its name in the data folder, its MD5, and whether it is an archive."""
 
     url: str
     filename: str
@@ -203,9 +199,7 @@ class PublishedSource(Source):
         return problems
 
     def opened(self, file: PublishedFile, data_dir: Path, options: Mapping[str, Any]) -> BinaryIO:
-        """Return the file open at its start, its MD5 checked; raises ``InputError`` naming it where it is
-        corrupt.
-        """
+        """Return the checked file, open at its start; raises ``InputError`` naming a corrupt file."""
         path = data_dir / file.path
         try:
             stream = path.open("rb")
@@ -222,7 +216,7 @@ class PublishedSource(Source):
         return stream
 
     def fetch(self, options: Mapping[str, Any], data_dir: Path) -> None:
-        """Download what is missing (``bench.datasets.download``); what is there and intact is kept."""
+        """Download missing and damaged files (``bench.datasets.download``); intact files are kept."""
         from bench.datasets.download import download
 
         if not self.verify(options, data_dir):

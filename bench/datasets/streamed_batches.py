@@ -1,9 +1,9 @@
 """Batches of photographs, decoded and cut by threads a few steps ahead, from memory or from shards on disk.
 
-As in ``bench.datasets.device_batches`` a batch is a function of the seed and the global step. The threads are
-told step numbers; what they hold is a cache, so a resumed trial begins at any step with nothing to restore,
-and reading ahead changes no pixel. Shards are read image by image at random places: they want a solid-state
-disk or a warm cache.
+As in ``bench.datasets.device_batches`` a batch is a function of the seed and the global step. The threads get
+step numbers, and their results are a cache. So a resumed trial begins at any step without restoring anything,
+and reading ahead changes no pixel. Shards are read image by image at random positions, which is fast on a
+solid-state disk or from a warm cache.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from bench.errors import InputError
 from bench.experiments.config import TrialConfig
 from bench.randomness import combine, key_of, sample_bits
 
-AHEAD = 3  # batches under way while one is trained on
-KEPT_BYTES = 1 << 30  # test views that take no more are kept from the first evaluation on
+AHEAD = 3  # batches that threads prepare while the network trains on another
+KEPT_BYTES = 1 << 30  # views of test images up to this size are kept after the first evaluation
 
 
 class PhotographData(ChosenImages):
-    """The photographs of one trial: the interface of ``DeviceData``, for images of many sizes and any number.
+    """The photographs of one trial, of any sizes and number, with the interface of ``DeviceData``.
 
-    Which images, and in which order, says ``ChosenImages``. Batches are ``(images, labels)``: float32 (B, 3,
-    S, S) in channels-last memory on the device, int64 (B,). What is done to the images is described in
-    ``photographs.crops``; it ends in uint8, which is normalised on the device. ``standardize`` takes the
-    channels' mean and deviation over the images trained on, in the size they are stored in; ``pixel_mean``
-    subtracts the mean image of all training images (short side 256, central square; its central S/256 *
-    256/224 part at S) and divides by 255.
+    ``ChosenImages`` chooses the images and their order. Batches are ``(images, labels)``: images float32
+    (B, 3, S, S) in channels-last memory on the device, labels int64 (B,). ``photographs.crops`` describes the
+    crops; they are uint8 and are normalised on the device. ``standardize`` takes the mean and deviation of
+    each channel over the training images in their stored size. ``pixel_mean`` subtracts the mean image of all
+    training images (short side 256, central square; its central S/256 * 256/224 part at S) and divides by
+    255.
     """
 
     def __init__(
@@ -48,9 +48,7 @@ class PhotographData(ChosenImages):
         share: tuple[int, int] = WHOLE,
         workers: int | None = None,
     ) -> None:
-        """Choose the images; ``workers`` threads cut them. Raises ``InputError`` where they are fewer than
-        asked for.
-        """
+        """Choose the images; ``workers`` threads cut them. Raises ``InputError`` for too few images."""
         if config.augmentation not in crops.AUGMENTATIONS:
             raise InputError(
                 f"augmentation: '{config.augmentation}' is for images of one small size; "
@@ -77,7 +75,7 @@ class PhotographData(ChosenImages):
     # -- training --------------------------------------------------------------------------------------------
 
     def train_batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return the training batch of the global ``step`` (from 0), augmented; the next ones are begun."""
+        """Return the augmented training batch of ``step`` (from 0); threads begin the next batches."""
         wanted = range(step, step + AHEAD + 1)
         for other in [other for other in self._under_way if other not in wanted]:
             for future in self._under_way.pop(other)[0]:
@@ -95,11 +93,11 @@ class PhotographData(ChosenImages):
         return self._finished(pixels), self._labels(self._images.train, numbers)
 
     def inputs(self, step: int) -> tuple[Tensor, ...]:
-        """Return the batch of ``step`` itself: images are cut on the CPU, before the step."""
+        """Return the finished batch of ``step``: images are cut on the CPU, before the step."""
         return self.train_batch(step)
 
     def prepare(self, images: Tensor, labels: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """Return images and labels as they are: ``inputs`` has done everything."""
+        """Return images and labels unchanged, since ``inputs`` returns finished batches."""
         return images, labels
 
     def _numbers(self, step: int) -> np.ndarray:
@@ -126,7 +124,7 @@ class PhotographData(ChosenImages):
     def estimation_batches(self, count: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over ``count`` batches of un-augmented training images in a random order fixed by the seed.
 
-        Where they are more than the training images the order begins again.
+        The order begins again at its end.
         """
         batches = [self._chosen[indices.cpu().numpy()] for indices in self._estimated(count, batch_size)]
         for pixels, numbers in self._views(self._images.train, batches):
@@ -152,7 +150,7 @@ class PhotographData(ChosenImages):
             self._kept[key] = views
 
     def _views(self, images: Images, batches: list[np.ndarray]) -> Iterator[tuple[Tensor, np.ndarray]]:
-        """Yield the uint8 views of batches, the next ones under way."""
+        """Yield the uint8 views of batches while threads prepare the next ones."""
         begun: dict[int, tuple[list[Future], Tensor]] = {}
         try:
             for place, numbers in enumerate(batches):
@@ -176,9 +174,7 @@ class PhotographData(ChosenImages):
     def _begin(
         self, images: Images, numbers: np.ndarray, windows: crops.Window
     ) -> tuple[list[Future], Tensor]:
-        """Let the threads cut a batch; return what to wait for and the pixels, uint8 (B, S, S, 3), that they
-        write.
-        """
+        """Let the threads cut a batch; return (futures to wait for, the pixels, uint8 (B, S, S, 3))."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="photographs")
             weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
@@ -199,8 +195,9 @@ class PhotographData(ChosenImages):
 
 
 class _Cut:
-    """Cuts the images of a batch, a chunk a call, into its rows of ``pixels``; holds no reference to the
-    data's owner.
+    """Cuts the images of a batch into its rows of ``pixels``, one chunk a call.
+
+    The object has no reference to ``PhotographData``, so that waiting threads do not keep the data alive.
     """
 
     CHUNK = 8
@@ -233,8 +230,9 @@ def _sizes(images: Images, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 def _normalization(
     kind: str, photographs: Photographs, chosen: np.ndarray, size: int
 ) -> tuple[Tensor | None, float | Tensor]:
-    """Return (shift, scale) of pixels 0..255: a shift of None for none; float32 (S, S, 3) where they differ
-    by place.
+    """Return (shift, scale) for pixels 0..255: numbers, or float32 (S, S, 3) where positions differ.
+
+    A shift of None means that there is no shift.
     """
     if kind in ("divide_255", "divide_256"):
         return None, 1.0 / {"divide_255": 255.0, "divide_256": 256.0}[kind]
@@ -251,7 +249,7 @@ def _normalization(
     count = int((index["height"].astype(np.int64) * index["width"]).sum())
     mean = index["sums"].astype(np.int64).sum(0) / count
     deviation = np.sqrt(np.maximum(index["squares"].astype(np.int64).sum(0) / count - mean**2, 0.0))
-    deviation[deviation == 0.0] = 1.0  # a channel of one value
+    deviation[deviation == 0.0] = 1.0  # a channel whose pixels are all equal
     shift, scale = (
         torch.tensor(np.broadcast_to(v, (size, size, 3)), dtype=torch.float32) for v in (mean, 1 / deviation)
     )

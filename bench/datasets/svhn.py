@@ -1,9 +1,9 @@
-"""SVHN, cropped digits (Netzer et al., Reading digits in natural images with unsupervised feature learning,
-2011).
+"""SVHN, cropped digits.
 
-``svhn`` is the 73,257 training and 26,032 test digits; ``{ kind = "svhn", extra = true }`` trains on the
-paper's "train + extra", 604,388 digits, the 73,257 first. The MATLAB files lie in the data folder itself,
-where torchvision puts them. The files call the digit 0 "10"; here it is class 0, as in torchvision.
+Source: Netzer et al., Reading digits in natural images with unsupervised feature learning, 2011. ``svhn`` has
+73,257 training and 26,032 test digits. ``{ kind = "svhn", extra = true }`` trains on the paper's "train +
+extra", 604,388 digits of which the 73,257 come first. The MATLAB files lie in the data folder itself, where
+torchvision puts them. In the files the digit 0 has the label 10; here it is class 0, as in torchvision.
 """
 
 from __future__ import annotations
@@ -93,8 +93,7 @@ class _SVHN(PublishedSource):
     def part(
         self, split: str, data_dir: Path, options: Mapping[str, Any] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the digits, uint8 (N, 32, 32, 3), and labels, int64 (N,), of ``train``, ``extra`` or
-        ``test``.
+        """Return digits, uint8 (N, 32, 32, 3), and labels, int64 (N,), of ``train``, ``extra`` or ``test``.
 
         The file's MD5 is checked. Raises ``InputError``.
         """

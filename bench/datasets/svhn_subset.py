@@ -1,5 +1,4 @@
-"""``svhn_subset.npz``: 9,084 training and 1,999 test digits cut from the official files of SVHN, cropped
-digits.
+"""``svhn_subset.npz``: 9,084 training and 1,999 test digits from SVHN's official files of cropped digits.
 
 Training: the first 8,001 digits of SVHN's test part, then the first 1,083 of its training part. Test: the
 digits 8,001 to 9,999 of SVHN's test part. No photograph contributes to both: the cut lies between two
@@ -91,9 +90,8 @@ def photographs() -> np.ndarray:
 def build(data_dir: Path) -> Path:
     """Write ``svhn_subset.npz`` from SVHN's official files in ``data_dir`` and return its path.
 
-    A file that is there and has the known checksum is kept. Raises ``InputError`` where SVHN's files are
-    absent or corrupt, where another file of that name is there, or where what was built is not the known
-    subset.
+    An existing file with the known checksum is kept. Raises ``InputError`` where SVHN's files are absent or
+    corrupt, where another file of that name exists, or where the built file is not the known subset.
     """
     import numpy as np
 
