@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from bench.launch.ray_trials import RayRun, home_of, train_together
 from bench.launch.session import Session
+from bench.records.files import write_atomic
+from bench.records.locks import Owner
 from bench.temporary import temporary_folder
 
 if TYPE_CHECKING:
@@ -47,11 +49,7 @@ def run_ray(
 
     device = "cuda:0" if gpus else "cpu"  # Ray shows a trial its own GPU alone
     root = Path(next(iter(session.tasks.values())).results)
-    go_on = root / ".locks" / f"go-on-{uuid.uuid4().hex[:8]}"
-    go_on.parent.mkdir(parents=True, exist_ok=True)
-    go_on.touch()  # taken away to stop: that works on a full disk, too, and on every host of the cluster
-    mark = go_on.with_name(go_on.name.replace("go-on", "here"))
-    mark.touch()  # stays until the end: a host that sees the mark shares the folder
+    go_on, mark = _marks(root / ".locks")
     ray_run = RayRun(go_on, mark, workers, home_of(root, go_on) if cluster else None)
 
     def tell() -> None:
@@ -84,6 +82,25 @@ def run_ray(
             mark.unlink()
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
+
+
+def _marks(folder: Path) -> tuple[Path, Path]:
+    """Write this launcher's two marks into ``folder``; remove those of launchers that were killed.
+
+    The first is taken away to stop the trials: that works on a full disk, too, and on every host of the
+    cluster. The second stays until the end: a host that sees it shares the folder. Both say who wrote them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in [*folder.glob("go-on-*"), *folder.glob("here-*")]:
+        with contextlib.suppress(OSError):
+            owner = Owner.read(path.read_bytes())
+            if owner is not None and owner.local and owner.dead():
+                path.unlink()
+    go_on = folder / f"go-on-{uuid.uuid4().hex[:8]}"
+    mark = folder / go_on.name.replace("go-on", "here")
+    for path in (go_on, mark):
+        write_atomic(path, json.dumps(asdict(Owner.here())).encode())
+    return go_on, mark
 
 
 def _run_stream(

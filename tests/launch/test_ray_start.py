@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from bench.errors import InputError
 from bench.launch import ray_cluster
+from bench.launch.ray_tune import _marks
+from bench.records.locks import Owner
 from bench.records.store import Store
 
 FILE = """
@@ -100,3 +104,22 @@ class TestToken:
         ray_cluster._authenticate(local=True)
         assert "RAY_AUTH_MODE" not in environment and len(environment["RAY_AUTH_TOKEN"]) == 64
         assert list(tmp_path.iterdir()) == []
+
+
+def test_marks_of_killed_launchers_go_and_those_of_others_stay(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    here = Owner.here()
+    owners = {
+        "go-on-0000000a": replace(here, pid=dead.pid),
+        "here-0000000a": replace(here, pid=dead.pid),
+        "go-on-0000000b": here,
+        "here-0000000c": replace(here, pid=dead.pid, boot="another machine"),
+    }
+    for name, owner in owners.items():
+        (tmp_path / name).write_text(json.dumps(asdict(owner)))
+    (tmp_path / "go-on-0000000d").touch()  # of an older version: nobody can tell
+    made = _marks(tmp_path)
+    kept = {path.name for path in tmp_path.iterdir()} - {path.name for path in made}
+    assert kept == {"go-on-0000000b", "here-0000000c", "go-on-0000000d"}
+    assert all(path.is_file() for path in made)
