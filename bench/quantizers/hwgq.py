@@ -77,8 +77,12 @@ class HWGQ(BWN):
         if self.a_bits < 32:
             levels = torch.tensor((0.0, *half_gaussian_levels(self.a_bits, uniform)))
             middles = (levels[1:-1] + levels[2:]) / 2.0
-            self.register_buffer("levels", levels, persistent=False)
-            self.register_buffer("thresholds", torch.cat([torch.zeros(1), middles]), persistent=False)
+            self.set_table(torch.cat([torch.zeros(1), middles]), levels)
+
+    def set_table(self, thresholds: Tensor, levels: Tensor) -> None:
+        """Set the levels of the activations, (2^k,), and the thresholds between them, (2^k - 1,)."""
+        self.register_buffer("levels", levels, persistent=False)
+        self.register_buffer("thresholds", thresholds, persistent=False)
 
     def bound_map(self) -> ActivationMap:
         """Return the clipped ReLU; ReLU at 32 bits."""

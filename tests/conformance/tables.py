@@ -219,6 +219,11 @@ QUANTIZERS: dict[str, QuantizerOracle] = {
         lambda x, g, bits: oracle.sign_activation(x, g),
     ),
     "bwn": QuantizerOracle(_without_scales(oracle.filter_sign), _unit_or_relu),
+    "clipq": QuantizerOracle(
+        lambda w, g, bits, options, scales: (oracle.clipped_means(w, bits, options.get("clip", 0.5)), g, {}),
+        _unit_or_relu,
+        ({"clip": 0.0}, {"clip": 0.8}),
+    ),
     "dorefa": QuantizerOracle(_dorefa, _unit, ties=_dorefa_ties),
     "dorefa_bitorch": QuantizerOracle(
         lambda w, g, bits, options, scales: (oracle.tanh_round(w, g, bits)[0], g, {}),
@@ -272,6 +277,11 @@ QUANTIZERS: dict[str, QuantizerOracle] = {
         _tang_activation,
         activation_ties=_tang_ties,
         learned_activation=True,
+        exact=False,
+    ),
+    "tsq": QuantizerOracle(
+        _without_scales(lambda w, g: (oracle.best_ternary(w), g)),
+        lambda x, g, bits: _relu(x, g) if bits == 32 else oracle.sparse_levels(x, g, bits),
         exact=False,
     ),
     "ttq": QuantizerOracle(_ttq, _unit_or_relu, ({"threshold": 0.4},)),

@@ -223,6 +223,51 @@ def logarithmic(x, g, bits):
     return y, g * (x > 0)
 
 
+def clipped_means(w, bits, part):
+    """CLIP-Q: the weights of each sign that are not clipped, in equal intervals, as the means of these."""
+    half = 2 ** (bits - 1)
+    sides = [np.sort(np.abs(w[keep])) for keep in (w < 0, w > 0)]
+    kept = [side[int(np.floor(part * len(side))) :] for side in sides]
+    reach = [side[-1] - side[0] if len(side) else 0.0 for side in kept]
+    counts = (half, half - 1) if reach[0] > reach[1] else (half - 1, half)
+    q = np.zeros(w.shape)
+    for side, count, s in zip(kept, counts, (-1, 1), strict=True):
+        if not len(side):
+            continue
+        inner = side[0] + (side[-1] - side[0]) * np.arange(1, count) / count
+        codes = np.searchsorted(np.float32(inner).astype(float), s * w, side="left" if s > 0 else "right")
+        for code in range(count):
+            within = (codes == code) & (s * w >= side[0])
+            if within.any():
+                q[within] = w[within].mean()
+    return q
+
+
+def best_ternary(w):
+    """a t of each filter by trial of every number of weights that are not 0."""
+    q = np.empty(w.shape)
+    for i, filter in enumerate(w):
+        best = np.inf
+        for threshold in np.unique(np.abs(filter)):
+            t = np.sign(filter) * (np.abs(filter) >= threshold)
+            a = (filter * t).sum() / max((t * t).sum(), 1)
+            error = ((filter - a * t) ** 2).sum()
+            if error < best:
+                best, q[i] = error, a * t
+    return q
+
+
+SPARSE_STEPS = {1: 1.271106, 2: 0.786785, 3: 0.388808, 4: 0.200832}
+
+
+def sparse_levels(x, g, bits):
+    """0 up to the upper quartile of a normal variable, then the nearest of d, 2 d, ..."""
+    step = SPARSE_STEPS[bits]
+    levels = np.float32(step * np.arange(1, 2**bits)).astype(np.float64)
+    y = np.where(x > np.float32(0.67449), nearest(x, levels), 0.0)
+    return y, g * ((x > 0) & (x <= levels[-1]))
+
+
 def residual_signs(x, g, count, slope):
     """PReLU, then signs of residuals; the last value: how close a residual is to 0, in units of its error."""
     z = np.where(x > 0, x, slope * x)
