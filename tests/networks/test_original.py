@@ -333,6 +333,67 @@ def test_the_layer_behind_a_formula_reads_the_bounded_formula():
     assert rows["relu6 in act1 (relu6)"][0] == "left as is" and "formula" in rows["relu6 in act1 (relu6)"][1]
 
 
+CLAMPS = [
+    (nn.ReLU, lambda x: x.clamp(min=0)),
+    (nn.ReLU, lambda x: torch.clamp_min(x, 0.0)),
+    (nn.ReLU, lambda x: x.clamp_(min=0)),
+    (nn.ReLU6, lambda x: torch.clip(x, 0, 6)),
+    (nn.Hardtanh, lambda x: torch.clamp(x, min=-1.0, max=1.0)),
+]
+
+
+@pytest.mark.parametrize("quantizer", ["dorefa", "bnn", "xnor"])
+@pytest.mark.parametrize(("layer", "formula"), CLAMPS)
+def test_an_activation_written_as_a_clamp_is_its_layer(layer, formula, quantizer):
+    """Equal logits; the layer behind the clamp reads both levels."""
+    torch.manual_seed(1)
+    first = transformed(Net(act=layer), quantizer)
+    second = transformed(Net(act=by_hand(formula)), quantizer)
+    second.load_state_dict(first.state_dict())
+    seen = []
+    second.conv2.register_forward_pre_hook(lambda _m, inputs: seen.append(second.conv2.activate(inputs[0])))
+    torch.testing.assert_close(first.train()(images()), second.train()(images()), rtol=0, atol=0)
+    assert len(torch.unique(seen[0])) == 2
+
+
+NEVER_NEGATIVE = {
+    "squared ReLU": lambda x: F.relu(x) ** 2,
+    "a square": lambda x: x * x,
+    "absolute value": lambda x: x.abs(),
+    "maximum": lambda x: torch.maximum(x, torch.zeros_like(x)),
+    "a gated ReLU": lambda x: F.relu(x) * torch.sigmoid(x.mean((2, 3), keepdim=True)),
+    "ReLU in half precision": lambda x: F.relu(x).half().float(),
+    "detached ReLU": lambda x: F.max_pool2d(F.relu(x).detach(), 1),
+    "sigmoid": torch.sigmoid,
+    "softmax": lambda x: torch.softmax(x, 1),
+    "two ReLUs": lambda x: 0.5 * F.relu(x) + 2 * F.relu(x),
+}
+BOTH_SIGNS = {
+    "minus ReLU": lambda x: -F.relu(x),
+    "centred ReLU": lambda x: F.relu(x) - 0.4,
+    "leaky ReLU": lambda x: torch.where(x > 0, x, 0.1 * x),
+    "gated": lambda x: x * torch.sigmoid(x),
+    "cube": lambda x: F.relu(x) * x,
+    "norm behind": lambda x: F.layer_norm(F.relu(x) ** 2, x.shape[1:]),
+}
+
+
+@pytest.mark.parametrize("name", NEVER_NEGATIVE)
+def test_a_quantizer_of_signs_refuses_values_without_signs(name):
+    """Every value would be +1: the layer could learn nothing, and the accuracy would say nothing of it."""
+    make = by_hand(NEVER_NEGATIVE[name])
+    for quantizer in ("bnn", "xnor"):
+        with pytest.raises(InputError, match=r"what conv2 would read is never negative.*sign of activations"):
+            transformed(Net(act=make), quantizer)
+    assert decisions(transformed(Net(act=make), "dorefa"))["conv2"][0] == "low precision"
+
+
+@pytest.mark.parametrize("name", BOTH_SIGNS)
+def test_a_quantizer_of_signs_takes_values_of_both_signs(name):
+    network = transformed(Net(act=by_hand(BOTH_SIGNS[name])), "bnn")
+    assert decisions(network)["conv2"][0] == "low precision"
+
+
 class Gate(nn.Module):
     """Squeeze and excitation by hand: the gate is a hard sigmoid that is written out."""
 

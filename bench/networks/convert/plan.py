@@ -11,9 +11,11 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 from torchvision.ops import SqueezeExcitation
 
+from bench.errors import InputError
 from bench.networks.convert.formulas import is_gate, reaches
 from bench.networks.convert.names import function_name, place
 from bench.networks.convert.roles import WEIGHTED, is_self_gated, role_of
+from bench.networks.convert.signs import keeps_signs_alone, never_negative
 from bench.networks.convert.trace import Traced, calls
 from bench.quantizers import Quantizer
 
@@ -88,7 +90,7 @@ class Plan:
 def choose(traced: Traced, kind: str, choices: Choices, probe: Quantizer) -> Plan:
     """Return the plan for a traced network; ``kind`` of the quantizer and ``probe``, one of that kind.
 
-    Raises ``InputError`` for layers that cannot stay as they are either.
+    Raises ``InputError`` for layers whose quantized input would be a constant.
     """
     plan = Plan(traced)
     for node in traced.graph.nodes:
@@ -97,6 +99,7 @@ def choose(traced: Traced, kind: str, choices: Choices, probe: Quantizer) -> Pla
             plan.roles[node] = role
     _layers(plan, choices, probe)
     _activations(plan, kind)
+    _check_signs(plan, kind, probe)
     _dropouts(plan)
     _rows(plan, kind)
     return plan
@@ -276,6 +279,25 @@ def _activations(plan: Plan, kind: str) -> None:
     for node in [n for n, role in plan.roles.items() if role == "activation"]:
         if not is_self_gated(plan.traced, node) and reaches(node, plan.roles, plan.traced):
             plan.bounded.add(node)
+
+
+def _check_signs(plan: Plan, kind: str, probe: Quantizer) -> None:
+    """Raise for low-precision layers whose input is never negative, where the quantizer keeps signs alone."""
+    if kind == "full_precision" or not keeps_signs_alone(probe):
+        return
+    values = never_negative(plan.traced, plan.roles, plan.bounded)
+    wrong = [
+        str(node.target)
+        for node, role in plan.roles.items()
+        if role == "low" and node not in plan.reads_images and node.all_input_nodes[0] in values
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise InputError(
+            f"network: what {', '.join(wrong[:3])}{more} would read is never negative (an activation, then a "
+            f"gate or a formula), and '{kind}' keeps the sign of activations alone: every value would be "
+            "+1. Take a quantizer with more levels, or let a norm stand before the layer"
+        )
 
 
 def _dropouts(plan: Plan) -> None:

@@ -40,6 +40,8 @@ _SELF_GATED = (nn.SiLU, nn.Mish, nn.GELU, nn.Hardswish)
 _SELF_GATED_FUNCTIONS = {"silu", "mish", "gelu", "hardswish"}
 _SATURATING = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Tanh, nn.Hardtanh, nn.ReLU6)
 _SATURATING_FUNCTIONS = set("sigmoid hardsigmoid softmax tanh hardtanh relu6 clamp clip".split())
+# (lowest, highest) of ReLU, ReLU6, the unit interval and hard tanh, where they are written as clamp
+_CLAMPED_ACTIVATIONS = ((0, None), (0, 1), (0, 6), (-1, 1))
 _SPATIAL = (
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.LPPool2d, nn.Upsample),
     *(nn.ZeroPad2d, nn.Identity, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d),
@@ -64,7 +66,7 @@ def role_of(traced: Traced, node: fx.Node) -> str:
         return "spatial" if flat else next((role for types, role in table if isinstance(module, types)), "")
     if node.op not in ("call_function", "call_method"):
         return ""
-    if name in _ACTIVATION_FUNCTIONS:
+    if name in _ACTIVATION_FUNCTIONS or clamp_bounds(node) in _CLAMPED_ACTIVATIONS:
         return "activation"
     if name in _NORM_FUNCTIONS:
         return "norm"
@@ -113,6 +115,18 @@ def has_weights(traced: Traced, node: fx.Node) -> bool:
 def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
     """Return an argument of a node, given by position or by name."""
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def clamp_bounds(node: fx.Node) -> tuple[float | None, float | None] | None:
+    """Return the (lowest, highest) value that a clamp lets pass, each None where there is no such bound.
+
+    Return None for other nodes, and for bounds that are no numbers.
+    """
+    name = function_name(node)
+    if node.op not in ("call_function", "call_method") or name not in ("clamp", "clip", "clamp_min"):
+        return None
+    bounds = (argument(node, 1, "min", None), argument(node, 2, "max", None))
+    return bounds if all(bound is None or isinstance(bound, int | float) for bound in bounds) else None
 
 
 def _dims(value: Any) -> list[int]:
