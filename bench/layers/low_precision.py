@@ -73,7 +73,8 @@ class LowPrecisionLayer(ActivationInput):
             clock: tells the layer the step and the factor f.
             merge: how the network's branches merge (``MERGES``), None without branches.
             joint: whether one statistic is taken over main and extra weights.
-            blend: what moves from full to low precision as f falls: None, "both", "weights" or "activations".
+            blend: what moves from full to low precision as f falls: None, "both", "weights", "activations" or
+                "signs", the weights from a clipped line to the sign.
             magnitude_first: whether min(1, |y|) comes before the bounding map.
             merge_here: whether sum and difference meet at this layer's output.
             dropout: the dropout of the activated input, None for none.
@@ -82,6 +83,7 @@ class LowPrecisionLayer(ActivationInput):
         self.name = name
         self.joint = joint
         self.blend_weights = blend in ("both", "weights")
+        self.blend_signs = blend == "signs"
         self.merge_here = merge_here
         self.dropout = dropout
         self.branch = None
@@ -142,6 +144,9 @@ class LowPrecisionLayer(ActivationInput):
             low = quantizer.weight(weight, self.joint_statistics())
         if self.blend_weights and self.clock.active:
             low = low + self.clock.factor * (weight - low)
+        if self.blend_signs and self.clock.active:
+            reached = (weight.detach().abs() / self.clock.factor).clamp(max=1.0)
+            low = low - (low * (1.0 - reached)).detach()
         if self.partition is not None and self.clock.active:
             low = self.partition.mixed(weight, low)
         return low

@@ -57,8 +57,8 @@ class Builder:
 
     ``clock``                   gives the layers step and factor
     ``branch``                  the branch of every low-precision convolution, or None
-    ``blend``                   what is blended from full to low precision: None, "both", "weights" or
-                                "activations"
+    ``blend``                   what is blended from full to low precision: None, "both", "weights",
+                                "activations" or "signs"
     ``eps``                     epsilon of every batch norm
     ``magnitude_first``         min(1, |y|) comes before the bounding maps
     ``merge_at_output``         sum and difference meet at the output of the convolution, not after the
@@ -85,8 +85,10 @@ class Builder:
         self._kernels: list[int] = []  # of the convolutions that got a branch
         if branch is not None:
             _check(branch)
-        if blend not in (None, "both", "weights", "activations"):
-            raise InputError(f"strategy.what: {blend!r} is not one of 'both', 'weights', 'activations'")
+        if blend not in (None, "both", "weights", "activations", "signs"):
+            raise InputError(
+                f"strategy.what: {blend!r} is not one of 'both', 'weights', 'activations', 'signs'"
+            )
 
     # -- sizes and quantizers --------------------------------------------------------------------------------
 

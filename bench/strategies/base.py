@@ -44,7 +44,7 @@ class Strategy:
 
     @property
     def blend(self) -> str | None:
-        """What is blended with full precision by the factor: None, "both", "weights" or "activations"."""
+        """What the factor blends: None, "both", "weights", "activations" or "signs" (see ``anneal``)."""
         return None
 
     def factor(self, step: int) -> float:

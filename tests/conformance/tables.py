@@ -372,7 +372,9 @@ FACTOR = {"kind": "cosine", "until": 0.6}
 MERGES = ("sum", "difference", "concat", "preactivation")
 
 STRATEGIES: dict[str, list[StrategyCase]] = {
-    "anneal": [StrategyCase({"factor": FACTOR, "what": what}) for what in ("both", "weights", "activations")],
+    "anneal": [
+        StrategyCase({"factor": FACTOR, "what": what}) for what in ("both", "weights", "activations", "signs")
+    ],
     "apprentice": [
         StrategyCase({"scheme": "A"}, joint=("teacher",)),
         StrategyCase({"scheme": "B"}, needed=("teacher",)),

@@ -284,6 +284,24 @@ def test_anneal_blends_full_into_low_precision(blend):
     torch.testing.assert_close(layer(y)[0], F.conv2d(two_bits(y), binary(layer.weight), padding=1))
 
 
+@pytest.mark.parametrize(("quantizer", "slope"), [("dorefa", [1.0] * 5), ("bnn", [1.0, 1.0, 1.0, 1.0, 0.0])])
+def test_signs_are_lines_that_grow_steep(quantizer, slope):
+    layer = conv(quantizer, "1/1", blend="signs", factor=0.5)
+    made = [-0.25, 0.0, 0.125, 0.5, 1.25]
+    with torch.no_grad():
+        layer.weight.zero_().view(-1)[:5] = torch.tensor(made)
+    scale = layer.quantizer.weight(layer.weight).abs().max().item()
+    low = layer.low_precision_weight(False).reshape(-1)
+    assert low[:5].tolist() == pytest.approx([scale * x for x in (-0.5, 0.0, 0.25, 1.0, 1.0)])
+    (to_weight,) = torch.autograd.grad(low.sum(), layer.weight)
+    assert to_weight.reshape(-1)[:5].tolist() == slope, (
+        "the gradient is the quantizer's, not that of the line"
+    )
+    layer.clock.set_factor(0.0)
+    deployed = layer.low_precision_weight(False)
+    assert torch.equal(deployed, layer.quantizer.weight(layer.weight)), "at f = 0 the sign alone"
+
+
 def test_anneal_starts_in_full_precision_with_an_input_scale_too():
     layer = conv("xnor", "1/1", blend="both", factor=1.0)
     y = tensor(2, 4, 5, 5)
