@@ -79,12 +79,15 @@ class PACT(DoReFa):
     activation:  ``clip_round``; levels i alpha / n. alpha is a parameter of shape (), one for each layer
                  that reads activations, the classifier included.
     bound:       clip(x, 0, alpha)
-    penalty:     d alpha^2 / 2, that is L2 regularisation of alpha. The paper takes the coefficient of the
-                 weights' decay; the default is that of its ResNet-20 for CIFAR-10. A recipe with
-                 ``weight_decay_on = "all"`` decays alpha in addition.
+    penalty:     d alpha^2 / 2, that is L2 regularisation of alpha. The default of d is the weight decay of
+                 Distiller's recipe for ResNet-20 on CIFAR-10. A recipe with ``weight_decay_on = "all"``
+                 decays alpha in addition.
     weight:      DoReFa-Net's, at every bit width
 
-    alpha starts at 8, as in Distiller, the library of Intel (``act_clip_init_val``).
+    alpha starts at 8 and d is 0.0002, as in Distiller, the library of Intel
+    (examples/quantization/quant_aware_train/preact_resnet20_cifar_pact.yaml: ``act_clip_init_val: 8.0`` and
+    ``--wd=0.0002``; without ``act_clip_decay`` its quantizer takes the weight decay for alpha). Whether the
+    paper itself has these numbers could not be seen.
     """
 
     def __init__(self, *args: Any, alpha: float = 8.0, decay: float = 0.0002, **kwargs: Any) -> None:

@@ -69,8 +69,8 @@ class TSQ(HWGQ):
                  r largest |w| and a their mean, with the r that maximises the square of their sum over r.
                  The gradient passes straight.
 
-    The two steps of the paper are those of the strategy ``staged`` with ``stages = ["32/k"]``: first the
-    codes are learned, with full-precision weights; then the weights are quantized.
+    The two steps of the paper are those of the strategy ``staged`` with ``stages = ["32/2"]`` for bits 2/2:
+    first the codes are learned, with full-precision weights; then the weights are quantized.
 
     Of the paper only abstract and summaries could be seen, neither text nor code. Differences that are known:
     in the second step the paper fits a and t of each layer to the layer's output in the network of the first

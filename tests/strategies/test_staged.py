@@ -54,6 +54,21 @@ def test_each_stage_quantizes_at_its_own_widths_and_evaluation_at_the_trials():
         torch.testing.assert_close(layer.activate(y), round_unit(y, 1))
 
 
+def test_two_step_quantization_learns_the_codes_before_the_weights_are_quantized():
+    run = run_of("2/2", "tsq", stages=["32/2"])  # 10 steps, 5 of each kind
+    layer = run.network.conv2
+    y = torch.tensor([-1.0, 0.3, 0.67, 0.68, 1.2, 9.0])
+    step = 0.786785
+    for at, full in ((0, True), (4, True), (5, False), (9, False)):
+        run.clock.set(at, run.strategy.factor(at))
+        torch.testing.assert_close(layer.activate(y), step * torch.tensor([0.0, 0.0, 0.0, 1.0, 2.0, 3.0]))
+        assert torch.equal(layer.low_precision_weight(False), layer.weight) == full
+    for _ in range(10):
+        run.train_step()
+    levels = [len(filter.unique()) for filter in layer.low_precision_weight(False)]
+    assert torch.isfinite(run.loss_sum) and max(levels) <= 3
+
+
 @pytest.mark.parametrize("quantizer", ["bnn", "xnor", "tang"])
 def test_weights_first_takes_quantizers_without_such_a_width(quantizer):
     run = run_of("1/1", quantizer, stages=["1/32"])
