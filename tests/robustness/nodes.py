@@ -91,7 +91,7 @@ def disturb(cluster: Any, nodes: list[Any], bench: subprocess.Popen[str], result
     if join:
         added = cluster.add_node(num_cpus=1)
         joined = wait(bench, lambda: trains(added))
-    time.sleep(0.5)
+    wait(bench, lambda: any(trains(node) for node in nodes))
     doomed = [node for node in nodes if trains(node)][: None if join else 1]
     for node in doomed:
         cluster.remove_node(node, allow_graceful=False)
