@@ -55,17 +55,18 @@ class Builder:
     A low-precision layer gets its quantizer and its branch. A full-precision layer gets the reason why it is
     not quantized. Raises ``InputError`` for an impossible branch.
 
-    ``clock``                   gives the layers step and factor
-    ``branch``                  the branch of every low-precision convolution, or None
-    ``blend``                   what is blended from full to low precision: None, "both", "weights",
-                                "activations" or "signs"
-    ``eps``                     epsilon of every batch norm
-    ``magnitude_first``         min(1, |y|) comes before the bounding maps
-    ``merge_at_output``         sum and difference meet at the output of the convolution, not after the
-                                activation
-    ``multiple``                all channel counts, those of branches too, are multiples of this number (for
-                                grouped convolutions)
-    ``full_precision_weights``  names of layers whose weights are not quantized; their activations are
+    Attributes:
+        clock: gives the layers step and factor.
+        branch: the branch of every low-precision convolution, or None.
+        blend: what is blended from full to low precision: None, "both", "weights", "activations" or
+            "signs".
+        eps: epsilon of every batch norm.
+        magnitude_first: whether min(1, |y|) comes before the bounding maps.
+        merge_at_output: whether sum and difference meet at the output of the convolution, not after the
+            activation.
+        multiple: all channel counts, those of branches too, are multiples of this number (for grouped
+            convolutions).
+        full_precision_weights: names of layers whose weights are not quantized; their activations are.
     """
 
     def __init__(
