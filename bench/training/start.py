@@ -24,6 +24,8 @@ from bench.training import checkpoint
 from bench.training.divergence import not_finite
 
 NAMED = 40  # of the names in a message
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_USUAL = ("network", "state_dict", "model")  # below which key programs store a state dict
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class Start:
                 for name, value in given.items()
                 if name in expected and value.shape != expected[name].shape
             ],
-            "not finite": not_finite(given.items()),
         }
+        problems |= _wrong_numbers(given, expected)
         problems["missing"] = [n for n in problems["missing"] if not n.endswith("num_batches_tracked")]
         found = [f"{what}: {_listed(names)}" for what, names in problems.items() if names]
         if found:
@@ -66,6 +68,32 @@ def _own_names(network: nn.Module) -> tuple[str, ...]:
     parts = ("branch.", "weight_extra", "quantizer.", "quantizer_extra.", "fixed_statistics")
     layers = [name for name, m in network.named_modules() if isinstance(m, LowPrecisionLayer | Classifier)]
     return tuple(f"{name}.{part}" for name in layers for part in parts)
+
+
+def _wrong_numbers(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Return what is wrong with values of ``given`` -> their names: what a copy into float32 would lose."""
+    dense = {name: value for name, value in given.items() if _is_dense(value)}
+    weights = {n: v for n, v in dense.items() if n not in expected or expected[n].is_floating_point()}
+    floats = {name: value.float() for name, value in weights.items() if value.dtype in _DTYPES}
+    return {
+        "not dense numbers in memory": [name for name in given if name not in dense],
+        "not floating-point numbers of 16 bits or more": [
+            f"{name} ({str(value.dtype).removeprefix('torch.')})"
+            for name, value in weights.items()
+            if name in expected and value.dtype not in _DTYPES
+        ],
+        "not finite": not_finite(floats.items()),
+        "negative variances": [
+            name
+            for name, value in floats.items()
+            if name.rpartition(".")[2] == "running_var" and (value < 0).any()
+        ],
+    }
+
+
+def _is_dense(value: Tensor) -> bool:
+    """Return whether a tensor is a plain array of numbers: not sparse, quantized, or without memory."""
+    return value.layout == torch.strided and not value.is_quantized and not value.is_meta
 
 
 def _listed(names: list[str]) -> str:
@@ -109,10 +137,18 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
         return load_file(path)
     found = checkpoint.read(path, "cpu")
-    for key in ("network", "state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-            break
-    if not isinstance(found, dict) or not found or not all(torch.is_tensor(v) for v in found.values()):
+    if isinstance(found, dict) and any(isinstance(found.get(key), dict) for key in _USUAL):
+        chosen = next(key for key in _USUAL if isinstance(found.get(key), dict))
+        rivals = [k for k, v in found.items() if _is_state_dict(v) and not v.keys().isdisjoint(found[chosen])]
+        if len(rivals) > 1:
+            raise ValueError(
+                f"several state dicts, {', '.join(map(str, rivals))}: save the one that is meant"
+            )
+        found = found[chosen]
+    if not _is_state_dict(found):
         raise ValueError("no state dict: a table of names and tensors")
     return dict(found)
+
+
+def _is_state_dict(value: object) -> bool:
+    return isinstance(value, dict) and bool(value) and all(torch.is_tensor(v) for v in value.values())

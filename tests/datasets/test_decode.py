@@ -111,6 +111,14 @@ def test_pixels_without_a_known_white_are_refused_by_name(pixels, words):
         decode.pixels(encoded(Image.fromarray(pixels), "TIFF"))
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_signed_integers_are_refused(kind):
+    """Read as unsigned, -5 would be 251, lighter than 100."""
+    data = encoded(Image.fromarray(GREY.astype(kind)), "TIFF", tiffinfo={339: 2})
+    with pytest.raises(decode.BadImage, match="signed or 32-bit integer pixels"):
+        decode.pixels(data)
+
+
 # --- transparency -------------------------------------------------------------------------------------------
 
 

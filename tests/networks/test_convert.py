@@ -900,7 +900,7 @@ def test_edited_code_is_another_trial(own, tmp_path):
         assert identity_document(first)["network"] == {
             "kind": "python:mynets_of_tests.tiny",
             "source": first.network["source"],
-            "revision": 2,
+            "revision": 3,
         }
         more = sealed({"kind": "python:mynets_of_tests.tiny", "channels": 8})
         assert identity_document(more)["network"]["channels"] == 8

@@ -124,6 +124,50 @@ def test_every_name_that_does_not_fit_is_in_one_message(tmp_path):
         assert part in text
 
 
+LOST = {
+    "not finite: conv4.weight": lambda w: w.double() * 1e300,
+    "not floating-point numbers of 16 bits or more: conv4.weight (int8)": lambda w: w.to(torch.int8),
+    "bits or more: conv4.weight (bool)": lambda w: w > 0,
+    "bits or more: conv4.weight (complex64)": lambda w: w.to(torch.complex64),
+    "bits or more: conv4.weight (float8_e4m3fn)": lambda w: w.to(torch.float8_e4m3fn),
+    "not dense numbers in memory: conv4.weight": lambda w: w.to_sparse(),
+}
+
+
+@pytest.mark.parametrize("words", LOST)
+def test_weights_that_a_copy_would_change_are_refused(words):
+    state = trained()
+    given = start.Start({**state, "conv4.weight": LOST[words](state["conv4.weight"])}, "weights.pt")
+    with pytest.raises(InputError) as caught:
+        given.put_into(build(make_config(**UNMOVED), num_classes=10, clock=Clock(0)))
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_other_precisions_are_taken(dtype):
+    state = {n: v.to(dtype) if v.is_floating_point() else v for n, v in trained().items()}
+    network = build(make_config(**UNMOVED), num_classes=10, clock=Clock(0))
+    start.Start(state, "weights.pt").put_into(network)
+    assert torch.equal(network.state_dict()["conv4.weight"], state["conv4.weight"].float())
+
+
+def test_a_negative_variance_is_named():
+    state = trained()
+    name = next(name for name in state if name.endswith("running_var"))
+    given = start.Start({**state, name: -state[name]}, "weights.pt")
+    with pytest.raises(InputError, match=f"negative variances: {name}"):
+        given.put_into(build(make_config(**UNMOVED), num_classes=10, clock=Clock(0)))
+
+
+def test_one_of_several_state_dicts_is_not_chosen_in_silence(tmp_path):
+    state = trained()
+    torch.save({"model": state, "model_ema": state}, tmp_path / "both.pt")
+    torch.save({"model": state, "optimizer": {"step": torch.ones(1)}, "epoch": 3}, tmp_path / "one.pt")
+    with pytest.raises(InputError, match="several state dicts, model, model_ema: save the one that is meant"):
+        start.read(sealed({"file": "both.pt"}, tmp_path), tmp_path)
+    assert start.read(sealed({"file": "one.pt"}, tmp_path), tmp_path).state.keys() == state.keys()
+
+
 @pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04" + bytes(99)])
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt"])
 def test_a_file_that_holds_no_weights_is_refused_and_not_executed(name, content, tmp_path):

@@ -11,7 +11,7 @@ of each kind of image:
   on which black drawings and white drawings both stay visible;
 - an orientation noted by the camera (EXIF): the image is turned accordingly;
 - several frames or pages: the first one is read, and ``bench data verify`` names the image;
-- 32-bit integers, floating point, Lab: refused by name, because nothing says which value is white.
+- signed or 32-bit integers, floating point, Lab: refused by name, because nothing says which value is white.
 
 This module imports no torch.
 """
@@ -58,7 +58,8 @@ _TURNS = {
     7: "TRANSVERSE",
     8: "ROTATE_90",
 }
-_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF tags; photometric interpretation 0 means that 0 is white
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+# photometric interpretation 0 means that 0 is white; sample format 2 means signed integers
 
 
 class BadImage(ValueError):
@@ -82,7 +83,8 @@ def opened(data: bytes) -> Image:
         raise BadImage(f"{width:,} x {height:,} pixels; at most {MAX_PIXELS:,} are read")
     if image.mode == "F":
         raise BadImage("32-bit floating-point pixels, of which nothing says which value is white")
-    if image.mode == "I" and image.format == "TIFF":
+    signed = 2 in getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT, ())
+    if signed or (image.mode == "I" and image.format == "TIFF"):
         raise BadImage("signed or 32-bit integer pixels, of which nothing says which value is white")
     if image.mode == "LAB":
         raise BadImage("Lab colours, which are not converted")
