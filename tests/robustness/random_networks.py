@@ -191,7 +191,7 @@ class RandomNetwork(nn.Module):
 
 
 def hold(drawn: list[tuple[Any, ...]], quantizer: tuple[str, str], merge: str | None) -> str:
-    """Assert what must hold for one network; return "kept", or why a branch has no place in it."""
+    """Assert what must hold for one network; return "kept", or why the network was refused."""
     fields = {"dataset": "digits", "network": "vgg_small", "quantizer": quantizer[0], "bits": quantizer[1]}
     config = TrialConfig.model_validate({**fields, "epochs": 1})
 
@@ -205,6 +205,8 @@ def hold(drawn: list[tuple[Any, ...]], quantizer: tuple[str, str], merge: str | 
     try:
         network = builder.finish(transform(make(), builder, 10, input_size=SIZE))
     except InputError as error:
+        if quantizer[0] == "bnn" and "is never negative" in str(error):
+            return "refused: a quantizer of signs would read values that are never negative"
         if merge != "concat" or "extra channels reach no layer" not in str(error):
             raise
         return "refused: no layer reads the extra channels of concat"
