@@ -41,6 +41,7 @@ soak: install
 	$(BIN)/python -m tests.robustness.soak
 	BENCH_NETWORK_CASES=1000 $(BIN)/python -m pytest -q -s tests/robustness/test_random_networks.py
 	BENCH_EXPORT_CASES=1000 $(BIN)/python -m pytest -q tests/export/test_plain.py
+	BENCH_EXPORT_CASES=100 $(BIN)/python -m pytest -q tests/export/test_fresh_process.py
 	$(BIN)/python -m tests.robustness.sweep
 
 check: install

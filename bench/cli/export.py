@@ -30,6 +30,8 @@ def export_command(args: argparse.Namespace) -> int:
     path: Path = args.out or store.folder(id) / f"network{deploy.SUFFIXES[args.format]}"
     if path.exists() and not args.force:
         raise InputError(f"{path}: exists; give another name with --out, or --force to replace it")
+    if args.accept_ties and args.format in deploy.BIT_FOR_BIT:
+        raise InputError(f"--accept-ties: a {args.format} file is compared bit for bit; it has no ties")
     torch.set_num_threads(1)
     deployment = deploy.prepare(store, id, resolve_data_dir(args.data))
     if args.images is not None:
@@ -51,18 +53,21 @@ def export_command(args: argparse.Namespace) -> int:
     checked = deploy.check(deployment, args.format, path)
     passed = checked.passed(args.format)
     store.append_export(id, {**about, **vars(checked), "passed": passed})
-    say(_verdict(checked, passed))
-    return OK if passed else 1
+    but_for_ties = checked.passed(args.format, accept_ties=True)
+    say(_verdict(checked, passed, but_for_ties))
+    return OK if passed or (args.accept_ties and but_for_ties) else 1
 
 
-def _verdict(checked: object, passed: bool) -> str:
+def _verdict(checked: object, passed: bool, but_for_ties: bool) -> str:
+    """Return what the check found; ``but_for_ties``: whether it passed with ``--accept-ties``."""
     from bench.training.deploy import Checked
 
     assert isinstance(checked, Checked)
     if checked.equal_logits:
         same = "all logits equal the trained network's, bit for bit"
     elif checked.other_predictions:
-        same = f"{plural(checked.other_predictions, 'prediction')} differ from the trained network's"
+        verb = "differs" if checked.other_predictions == 1 else "differ"
+        same = f"{plural(checked.other_predictions, 'prediction')} {verb} from the trained network's"
     else:
         same = "all predictions are the trained network's"
     if not checked.equal_logits:
@@ -76,8 +81,13 @@ def _verdict(checked: object, passed: bool) -> str:
     text = f"read again: {right}; {same}"
     if checked.recorded is not None and checked.accuracy != checked.recorded:
         text += f"\nthe record says {checked.recorded:.2f} %"
-    return (
-        text
-        if passed
-        else f"{text}\nthe file is not the trained network: {checked.wrong} images are off without a cause"
-    )
+    if passed:
+        return text
+    if but_for_ties:
+        return (
+            f"{text}\nthe file is the trained network but for rounding: each image whose prediction differs "
+            "has an activation on a threshold; --accept-ties lets such predictions pass"
+        )
+    off = f"{plural(checked.wrong, 'image')} {'is' if checked.wrong == 1 else 'are'} off without a cause"
+    cause = off if checked.wrong else "its logits differ"
+    return f"{text}\nthe file is not the trained network: {cause}"

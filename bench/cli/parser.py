@@ -304,6 +304,12 @@ def _export(commands: Commands) -> None:
         "--out", metavar="PATH", type=path_argument, help="the file (network.* in the trial's folder)"
     )
     group.add_argument("--force", action="store_true", help="replace the file where it exists")
+    group = command.add_argument_group("what passes")
+    group.add_argument(
+        "--accept-ties",
+        action="store_true",
+        help="onnx and qonnx: a prediction may differ where rounding moves an activation across a threshold",
+    )
     group = command.add_argument_group("what else is written")
     group.add_argument(
         "--latent", action="store_true", help="the full-precision weights that training updates"

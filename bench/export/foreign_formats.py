@@ -141,44 +141,56 @@ class _QonnxActivation(nn.Module):
         if map.form in ("sign", "rsign"):
             return _bipolar(x if map.form == "sign" else like.before_sign(x), torch.ones(1))
         if map.form == "fixed":
-            return _quant(x, one / (1 << (map.bits - 1)), 0.0, map.bits, signed=1, narrow=0, mode=mode)
+            return _quant(x, one / (1 << (map.bits - 1)), map.bits, signed=1, narrow=0, mode=mode)
         if map.form == "round":
-            return _quant(torch.clamp(x, 0.0, 1.0), one / n, 0.0, map.bits, signed=0, narrow=0, mode=mode)
+            return _quant(torch.clamp(x, 0.0, 1.0), one / n, map.bits, signed=0, narrow=0, mode=mode)
         scale = like.scale if map.form == "steps" else like.scale / n
-        return _quant(x, scale, 0.0, map.bits, signed=0, narrow=0, mode=mode)
+        return _quant(x, scale, map.bits, signed=0, narrow=0, mode=mode)
 
 
 class _QonnxWeight(nn.Module):
-    """Quantized weights as a node of QONNX that reads them."""
+    """Quantized weights as a node of QONNX that reads them; every zero point is 0."""
 
     scale: Tensor
 
-    def __init__(self, scale: Tensor, zero_point: float, bits: int, ternary: bool) -> None:
+    def __init__(self, scale: Tensor, bits: int, *, signed: bool, narrow: bool) -> None:
         super().__init__()
         self.register_buffer("scale", scale)
-        self.zero_point, self.bits, self.ternary = zero_point, bits, ternary
+        self.bits, self.signed, self.narrow = bits, signed, narrow
 
     @classmethod
     def of(cls, levels: Levels) -> _QonnxWeight | None:
-        """Return the node for ``levels``; None where they are not even steps of one scale about 0."""
+        """Return the node for ``levels``; None where they are not integers times one scale.
+
+        Two levels about 0 are one bit. 2^k levels about 0, as DoReFa-Net's, are odd integers times half a
+        step, which take k + 1 bits.
+        """
         values = levels.values
-        count = len(values)
-        if not torch.equal(values, -values.flip(0)):
+        count, step = len(values), (values[-1] - values[0]) / (len(values) - 1)
+        if bool((step <= 0).any()):
             return None
-        scale = values[-1] * 2.0 / (count - 1)
-        steps = torch.arange(count).reshape(-1, *[1] * (values.dim() - 1)) - (count - 1) / 2
-        if not torch.allclose(values, steps * scale, rtol=1e-6, atol=0.0) or bool((scale <= 0).any()):
+        first = values[0] / step
+        doubled = int((2.0 * first).round().flatten()[0])
+        steps = (torch.arange(count) + doubled / 2).reshape(-1, *[1] * (values.dim() - 1))
+        if not bool(((values - steps * step).abs() <= 1e-6 * values.abs().amax(0)).all()):
             return None
-        if count == 2:
-            return cls(values[-1].clone(), 0.0, 1, False)
-        return cls(scale, 0.0 if count == 3 else (count - 1) / 2, levels.bits, count == 3)
+        if doubled % 2 == 0:
+            lowest, scale = doubled // 2, step
+            highest = lowest + count - 1
+        else:
+            lowest, highest, scale = doubled, doubled + 2 * (count - 1), step / 2.0
+        if (lowest, highest) == (-1, 1) and count == 2:
+            return cls(values[-1].clone(), 1, signed=True, narrow=False)
+        if lowest >= 0:
+            return cls(scale, highest.bit_length(), signed=False, narrow=False)
+        bits = 1 + max(1, highest.bit_length(), (-lowest - 1).bit_length())
+        return cls(scale, bits, signed=True, narrow=lowest > -(1 << (bits - 1)))
 
     def forward(self, weight: Tensor) -> Tensor:
-        if self.bits == 1:
+        if self.bits == 1 and self.signed:
             return _bipolar(weight, self.scale)
-        ternary = int(self.ternary)
         return _quant(
-            weight, self.scale, self.zero_point, self.bits, signed=ternary, narrow=ternary, mode="ROUND"
+            weight, self.scale, self.bits, signed=int(self.signed), narrow=int(self.narrow), mode="ROUND"
         )
 
 
@@ -188,12 +200,10 @@ def _bipolar(x: Tensor, scale: Tensor) -> Tensor:
     )
 
 
-def _quant(
-    x: Tensor, scale: Tensor, zero_point: float, bits: int, *, signed: int, narrow: int, mode: str
-) -> Tensor:
+def _quant(x: Tensor, scale: Tensor, bits: int, *, signed: int, narrow: int, mode: str) -> Tensor:
     return torch.onnx.ops.symbolic(
         f"{QONNX}::Quant",
-        (x, scale, torch.tensor(zero_point), torch.tensor(float(bits))),
+        (x, scale, torch.zeros(()), torch.tensor(float(bits))),
         {"signed": signed, "narrow": narrow, "rounding_mode": mode},
         dtype=torch.float32,
         shape=x.shape,

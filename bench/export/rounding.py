@@ -14,14 +14,17 @@ from torch import Tensor, nn
 
 from bench.export.modules import Activation, channelwise
 
-NEAR = 5e-6  # of the step between two levels: the rounding of float32 sums of a few thousand terms
+NEAR = 5e-6  # of the unit of ``threshold_distance``: the rounding of float32 sums of a few thousand terms
+_PARTS = 5.0  # of the range of the levels: the least unit, since sums round by their size, not by the step
 
 
 @torch.no_grad()
 def threshold_distance(plain: nn.Module, images: Tensor) -> Tensor:
-    """Return how near the nearest activation of each image comes to a threshold, float32 (B,), in steps.
+    """Return how near the nearest activation of each image comes to a threshold, float32 (B,).
 
-    Activations of +1 and -1 have the step 1 about 0. Infinite for a network that quantizes no activation.
+    The unit is the step between two levels, but at least a fifth of the range of the levels: 51 steps at
+    8 bits. Activations of +1 and -1 have the unit 1, and tables of levels the unit of their thresholds.
+    Infinite for a network that quantizes no activation.
     """
     nearest = torch.full((len(images),), torch.inf)
 
@@ -42,7 +45,9 @@ def threshold_distance(plain: nn.Module, images: Tensor) -> Tensor:
 
 
 def _distance(activation: Activation, x: Tensor) -> Tensor:
-    """Return the distance of each of ``x`` from the nearest threshold, in steps between levels."""
+    """Return the distance of each of ``x`` from the nearest threshold, in the unit of
+    ``threshold_distance``.
+    """
     map = activation.map
     if activation.magnitude_first:
         x = x.abs()
@@ -66,7 +71,8 @@ def _distance(activation: Activation, x: Tensor) -> Tensor:
     if map.form == "fixed":
         half = float(1 << (map.bits - 1))
         y, lowest, highest = x * half, -half, half - 1
-    return (y - (y.floor() + 0.5).clamp(lowest + 0.5, highest - 0.5)).abs()
+    steps = (y - (y.floor() + 0.5).clamp(lowest + 0.5, highest - 0.5)).abs()
+    return steps / max(1.0, (highest - lowest) / _PARTS)
 
 
 def _residual_distance(activation: Activation, x: Tensor) -> Tensor:

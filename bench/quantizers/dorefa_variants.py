@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -80,7 +82,7 @@ class DoReFaPyTorch(DoReFaReleased):
         """Return the table of 0 and 1 at 1 bit, round_k(clip(x, 0, 1)) above."""
         if self.a_bits > 1:
             return super().activation_map()
-        return level_table(torch.zeros(1), torch.tensor([0.0, 1.0]))
+        return replace(level_table(torch.zeros(1), torch.tensor([0.0, 1.0])), contiguous=False)
 
     def stored_scales(self, w: Tensor) -> int:
         """Return 1: E at 1 bit, m above; 0 at 32 bits."""

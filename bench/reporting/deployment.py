@@ -1,5 +1,6 @@
-"""The table of the files that `bench export` wrote: their size, their speed, and what they answered when read
-again.
+"""The table of the files that `bench export` wrote.
+
+A row has the size of a file, its speed, and what the file answered when it was read again.
 """
 
 from __future__ import annotations
@@ -15,12 +16,10 @@ from bench.reporting.table import NONE, Column, Table
 from bench.reporting.tables import place, where
 
 _NOTES = [
-    "Bits: of the deployed network, without branch and latent weights. Accuracy: of the file, read again "
-    "by the program "
-    "that runs it, on all test images. Equal: a check mark where it is exactly the accuracy of the trained "
-    "network in the "
-    "record. Latency: median of one image on one thread, ± half the distance of the quartiles, on the "
-    "processor named."
+    "Bits: of the deployed network, without branch and latent weights. Accuracy: of the file, read again by "
+    "the program that runs it, on all test images. Equal: a check mark where that accuracy is exactly the "
+    "accuracy of the trained network in the record, and no prediction differs. Latency: median of one image "
+    "on one thread, ± half the distance of the quartiles, on the processor named."
 ]
 
 
@@ -114,6 +113,11 @@ def _latency(line: Mapping[str, Any]) -> str:
 
 
 def _mark(line: Mapping[str, Any], trial: Mapping[str, Any]) -> str:
-    """Return a check mark where the file's accuracy on all images is exactly that of the record."""
+    """Return a check mark where the file's accuracy on all images is exactly that of the record.
+
+    A file that answers an image otherwise has no mark, even where as many answers are right.
+    """
+    if line.get("other_predictions"):
+        return ""
     same = line.get("correct"), line.get("seen"), line.get("accuracy")
     return "✓" if None not in same and same == (trial["correct"], trial["seen"], trial["accuracy"]) else ""

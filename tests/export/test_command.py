@@ -22,7 +22,8 @@ from bench.cli.main import main
 from bench.errors import InputError
 from bench.export.files import checksum, pack, read_file, unpack
 from bench.records.store import Store
-from bench.training.deploy import TOLERANCE, prepare
+from bench.training import deploy
+from bench.training.deploy import TOLERANCE, Checked, prepare
 from bench.training.trial import run_trial
 from tests.configs import make_config
 from tests.export.networks_for_export import STRATEGIES
@@ -97,6 +98,45 @@ def test_the_page_s_ten_lines_run_without_this_package(results, tmp_path):
     ours, theirs = np.load(images)["logits"], np.load(tmp_path / "logits.npy")
     near = np.abs(ours - theirs).max(1) <= TOLERANCE * ours.std()
     assert (~near).sum() == line["moved"] and (ours.argmax(1) == theirs.argmax(1))[near].all()
+
+
+@pytest.mark.parametrize(
+    ("found", "words", "status", "said"),
+    [
+        ({"moved": 3, "other_predictions": 0}, [], 0, "except those of 3 images"),
+        ({"moved": 3, "other_predictions": 1}, [], 1, "--accept-ties lets such predictions pass"),
+        ({"moved": 3, "other_predictions": 1}, ["--accept-ties"], 0, "the trained network but for rounding"),
+        ({"wrong": 1, "other_predictions": 1}, ["--accept-ties"], 1, "1 image is off without a cause"),
+        ({"wrong": 2, "other_predictions": 0}, [], 1, "2 images are off without a cause"),
+    ],
+)
+def test_a_prediction_that_differs_fails_unless_ties_are_accepted(
+    results, tmp_path, monkeypatch, capsys, found, words, status, said
+):
+    equal = dict.fromkeys(["moved", "wrong", "other_predictions"], 0)
+    checked = Checked(
+        correct=9,
+        seen=10,
+        accuracy=90.0,
+        recorded=90.0,
+        equal_logits=False,
+        difference=1e-6,
+        spread=1.0,
+        latency_ms=1.0,
+        latency_spread_ms=0.1,
+        processor="P",
+        **{**equal, **found},
+    )
+    monkeypatch.setattr(deploy, "write", lambda *_, **__: {"format": "onnx", "file": "x", "file_bytes": 1})
+    monkeypatch.setattr(deploy, "check", lambda *_: checked)
+    assert export(results, "--format", "onnx", "--out", tmp_path / "x.onnx", *words) == status
+    assert said in capsys.readouterr().out
+    assert Store(results).exports(ID)[-1]["passed"] == (status == 0 and not words)
+
+
+def test_ties_of_a_format_that_has_none_are_refused(results, tmp_path, capsys):
+    assert export(results, "--format", "pt2", "--out", tmp_path / "x.pt2", "--accept-ties") == 2
+    assert "a pt2 file is compared bit for bit" in capsys.readouterr().err
 
 
 @pytest.mark.slow

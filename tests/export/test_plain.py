@@ -6,15 +6,12 @@ and precisions, as ``make soak`` does.
 
 from __future__ import annotations
 
-import itertools
-import os
 import random
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench import registry
 from bench.errors import InputError
 from bench.export.files import latent_of, read_file, write_file
 from bench.export.modules import Activation, InferenceConv2d, InferenceLinear, Thresholds
@@ -25,30 +22,15 @@ from bench.networks import build, costs
 from bench.quantizers.deployed import ActivationMap
 from bench.randomness import Clock
 from tests.configs import make_config
-from tests.export.networks_for_export import STRATEGIES, trained
+from tests.export.networks_for_export import (
+    ALL,
+    DRAWN,
+    NETWORKS,
+    OWN,
+    OWN_MODULE,
+    trained,
+)
 
-
-def widths(kind: str) -> list[str]:
-    """Return the narrowest and the widest bits of a quantizer, and 2 bits of activations where it has
-    them.
-    """
-    facts = registry.get("quantizers", kind).facts
-    w, a = facts["w_bits"], facts["a_bits"]
-    middle = [f"{w[0]}/2"] if 2 in a else []
-    return list(dict.fromkeys([f"{w[0]}/{a[0]}", *middle, f"{w[-1]}/{a[-1]}"]))
-
-
-QUANTIZERS = [name for name, entry in registry.entries("quantizers").items() if not entry.package]
-NETWORKS = {
-    "svhn_convnet": {"network": "svhn_convnet"},
-    "svhn_convnet_abs": {"network": {"kind": "svhn_convnet", "activation": "abs"}},
-    "bnn_convnet": {"network": "bnn_convnet"},
-    "resnet20_post": {"network": {"kind": "resnet20", "block": "post", "shortcut": "B"}},
-    "resnet20": {"network": "resnet20", "width": 0.25},
-    "torchvision": {"network": {"kind": "torchvision", "name": "resnet18", "input_size": 32}, "width": 1.0},
-    "mobilenet_v2": {"network": {"kind": "mobilenet_v2", "input_size": 32}, "width": 0.25},
-    "own": {"network": {"kind": "python:network_of_a_user.tiny", "input_size": 16}, "width": 1.0},
-}
 FEW = [
     ("svhn_convnet", "dorefa", "1/2", "sum", "fp32"),
     ("svhn_convnet", "xnor", "1/1", "concat", "fp32"),
@@ -70,32 +52,13 @@ FEW = [
     ("svhn_convnet", "hwgq", "1/2", "plain", "bf16"),
     ("svhn_convnet", "qnn_log", "2/3", "sum", "fp32"),
 ]
-ALL = [
-    (network, kind, bits, merge, precision)
-    for network, kind, merge, precision in itertools.product(
-        NETWORKS, QUANTIZERS, STRATEGIES, ("fp32", "bf16")
-    )
-    for bits in widths(kind)
-]
-DRAWN = int(os.environ.get("BENCH_EXPORT_CASES", "0"))
 CASES = random.Random(0).sample(ALL, min(DRAWN, len(ALL))) if DRAWN else FEW
-OWN = """
-from torch import nn
-
-
-def tiny(num_classes):
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, bias=True),
-        nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        nn.Linear(8, num_classes),
-    )
-"""
 
 
 @pytest.fixture
 def user_code(tmp_path):
-    (tmp_path / "network_of_a_user.py").write_text(OWN)
-    with granted(Grant(("network_of_a_user",), str(tmp_path))):
+    (tmp_path / f"{OWN_MODULE}.py").write_text(OWN)
+    with granted(Grant((OWN_MODULE,), str(tmp_path))):
         yield
 
 

@@ -52,6 +52,14 @@ def test_damaged_lines_are_named(tmp_path):
     assert any("exports.jsonl, line 2" in note for note in records.notes)
 
 
+def test_other_predictions_with_as_many_right_have_no_check_mark(tmp_path):
+    found = table(
+        tmp_path, checked(800, other_predictions=0), checked(800, format="onnx", other_predictions=2)
+    )
+    shown = {column.title: list(column.values) for column in found.columns}
+    assert shown["Format"] == ["onnx", "packed"] and shown["Equal"] == ["", "✓"]
+
+
 def test_rows(tmp_path):
     lines = (
         checked(700),  # replaced by the next one of this format
