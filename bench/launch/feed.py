@@ -31,7 +31,7 @@ class Feeder:
         self.search.results.stopped |= dropped
         unfolded = self.search.unfold()
         new = [wanted for wanted in unfolded.wanted if self._is_new(wanted)]
-        settled = len(dropped) + sum(search.settled for search in unfolded.standing.points)
+        settled = len(dropped) + sum(search.complete for search in unfolded.standing.points)
         if new or settled != self._settled:
             self._settled = settled
             self.search.write(unfolded, self.file)

@@ -1,4 +1,4 @@
-"""What ``bench speed`` measures: quantizers, merges and networks, each row a trial whose step is timed."""
+"""The cases of ``bench speed``: quantizers, merges and networks. Each row times the step of one trial."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from bench.experiments.config import TrialConfig
 
 BATCH = 128
-ON = {"kind": "constant", "until": 0.5}  # on at step 0, off at the last
+ON = {"kind": "constant", "until": 0.5}  # the branch is on at step 0 and off at the last step
 NETWORKS = (("svhn_convnet", 0.25), ("svhn_convnet", 1.0), ("resnet20", 1.0))
 MERGES = ("sum", "difference", "concat", "preactivation")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row: what is trained, and whether its factor is above 0."""
+    """One row: the trained configuration, and whether its factor is above 0."""
 
     quantizer: str
     bits: str
@@ -37,7 +37,7 @@ class Case:
         )
 
     def row(self) -> dict[str, Any]:
-        """Return what a row says of it."""
+        """Return the fields that describe the case in its row."""
         row = {"quantizer": self.quantizer, "bits": self.bits, "strategy": self.strategy}
         return {**row, "merge": self.merge, "factor_on": self.factor_on}
 

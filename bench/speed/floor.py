@@ -1,4 +1,4 @@
-"""What a step costs at least on a device, from its measured rates, and the memory that a step takes."""
+"""The least time of a step on a device, from the device's measured rates, and the memory of a step."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def roofline(device: str, dtype: str) -> dict[str, float]:
     """Return the measured rate of arithmetic in ``dtype`` (FLOP/s) and of a copy (bytes/s) on ``device``.
 
-    Arithmetic: the faster of a matrix product and a 3x3 convolution, which other libraries than the product's
-    may do.
+    The rate of arithmetic is that of a matrix product or of a 3x3 convolution, whichever is faster: different
+    libraries may compute the two.
     """
     n = 4096 if device.startswith("cuda") else 768
     a = torch.randn(n, n, device=device).to(DTYPES[dtype])
@@ -44,9 +44,10 @@ def roofline(device: str, dtype: str) -> dict[str, float]:
 def step_bytes(run: Run, factor_on: bool) -> int:
     """Return the bytes that a step of ``run`` moves at least, with everything between convolutions fused.
 
-    Of each convolution and linear layer the input and output once forward; backward the input and the
-    gradients of both once; of each weight: read forward and backward, its gradient written, Adam's pass over
-    weight, gradient and two moments (ten times four bytes). Activations at 4 bytes, at 2 in bf16.
+    Each convolution and linear layer moves its input and output once in the forward pass, and its input and
+    the gradients of both once in the backward pass. Each weight is read in both passes, its gradient is
+    written, and Adam passes over weight, gradient and two moments: ten times four bytes. An activation has 4
+    bytes, 2 in bf16.
     """
     moved = 0
 
@@ -71,10 +72,7 @@ def step_bytes(run: Run, factor_on: bool) -> int:
 
 
 def floor_seconds(run: Run, factor_on: bool, rates: dict[str, float]) -> float:
-    """Return what the arithmetic of a step costs at the measured rates.
-
-    Its operations or its bytes, the longer.
-    """
+    """Return the seconds of a step's operations, or of its bytes if longer, at the measured rates."""
     operations = run.step_flops(factor_on) / rates["flops_per_second"]
     return max(operations, step_bytes(run, factor_on) / rates["bytes_per_second"])
 
@@ -87,9 +85,8 @@ def allocated(device: str) -> int:
 def peak_memory_cpu(run: Run, action: Callable[[], None]) -> int:
     """Return the bytes of all tensors at the peak of a step on the CPU.
 
-    Weights, moments, gradients, what it allocates.
-
-    The libraries' own scratch memory and the images are not counted.
+    These are weights, moments, gradients and what the step allocates. The images and the scratch memory of
+    libraries do not count.
     """
     networks = [run.network, *run.trained.values(), *run.strategy.forward_only()]
     tensors = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]

@@ -1,8 +1,7 @@
 """Images a second of each way to read a folder of photographs, beside ``torchvision.datasets.ImageFolder``.
 
-Every way gives the same: random resized crops, half of them mirrored, as float32 batches on the CPU, with one
-worker (a process of ImageFolder's ``DataLoader``, a thread of ours) beside the process that takes the
-batches.
+Every way gives random resized crops, half of them mirrored, as float32 batches on the CPU. Each uses one
+worker beside the process that takes the batches: ImageFolder's ``DataLoader`` a process, ours a thread.
 """
 
 from __future__ import annotations
@@ -32,13 +31,12 @@ REFERENCE = "ImageFolder"
 
 
 def measure(name: str, data_dir: Path, rounds: int = 5, workers: int = 1) -> Iterator[dict[str, Any]]:
-    """Yield a row of ``bench speed`` for each way to read ``imagefolder:NAME``: ``kind`` "data", its
-    ``source``.
+    """Yield a row of ``bench speed`` for each way to read ``imagefolder:NAME``.
 
-    ``seconds`` a batch, the median over ``rounds`` epochs taken in turn, ``spread`` (quartiles' distance over
-    the median), ``images_per_second``, and ``speedup``, the median of ImageFolder's seconds over these in the
-    same round. Shards are written into a temporary folder first. Raises ``InputError`` where there is no such
-    folder.
+    A row has the ``kind`` "data" and its ``source``. ``seconds`` is the median of a batch over ``rounds``
+    epochs, in which the ways take turns. ``spread`` is the distance of the quartiles over the median.
+    ``speedup`` is the median over the rounds of ImageFolder's seconds over the seconds of the row. Shards are
+    first written into a temporary folder. Raises ``InputError`` for an absent folder.
     """
     dataset = {"kind": "imagefolder", "name": name.removeprefix("imagefolder:")}
     catalog.require(dataset, data_dir)
@@ -107,7 +105,7 @@ def _imagefolder(folder: Path, workers: int) -> Callable[[], int]:
 
 
 def _ours(manifest: shards.Manifest, dataset: dict[str, str], workers: int) -> Callable[[], int]:
-    """Return an epoch over shards read where they lie, decoded as they are needed."""
+    """Return an action that reads one epoch from shards; images are decoded when a batch needs them."""
     config = make_config(
         {
             "dataset": dataset,

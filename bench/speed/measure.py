@@ -1,10 +1,10 @@
 """``bench speed``: what a training step costs on this device, as ratios to full precision.
 
-Every step measured is the real one (``bench.training.loop.Run``): batch gathered and augmented, forward,
-loss, backward, optimizer. All rows of one network, mode and dtype are measured in turn, round after round, so
-that a machine that speeds up or slows down does so for all of them alike; the ratio of a row is the median
-over rounds of its time over that of the full-precision plain row of the same round. Images are synthetic: no
-data set is needed.
+Every measured step is a real one (``bench.training.loop.Run``): batch gathered and augmented, forward pass,
+loss, backward pass, optimizer. All rows of one network, mode and dtype are measured in turn, round after
+round. So a machine that changes its speed changes it for all rows alike. The ratio of a row is the median
+over the rounds of its time over the time of the plain full-precision row in the same round. Images are
+synthetic: no data set is needed.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from bench.training.provenance import provenance
 SCHEMA = 1
 ROUNDS = 7
 MODES = ("eager", "compiled", "captured", "packed")
-PACK = 8  # trials at once on a GPU; on the CPU one a core
-Further = tuple[dict[str, Any], Callable[[], object], int]  # (what a row says of it, the action, its images)
+PACK = 8  # trials at once on a GPU; on a CPU one trial a core
+Further = tuple[dict[str, Any], Callable[[], object], int]  # (fields of the row, the action, its images)
 
 
 def _peers() -> ModuleType | None:
-    """Return the module with other libraries' networks, None in an installed package, which comes without."""
+    """Return the module with other libraries' networks; None in an installed package, which lacks it."""
     found = importlib.util.find_spec("bench.speed.peers")
     return None if found is None else importlib.import_module("bench.speed.peers")
 
@@ -83,22 +83,20 @@ def measure(
     rates: dict[str, float],
     cases: Sequence[Case] = CASES,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one network.
+    """Yield the rows of one network: the step of every case and of peers, the data alone, evaluation alone.
 
-    The step of every case, of peers, the data pipeline and evaluation alone.
-
-    In other modes and precisions also the eager step of DoReFa 1/1 in fp32, in the same rounds, to compare
-    modes by.
+    Other modes and precisions than eager fp32 also get the eager step of DoReFa 1/1 in fp32, measured in the
+    same rounds, so that modes can be compared.
 
     Args:
         network: its name in the registry.
-        width: multiplier of its channels.
+        width: the width multiplier of its channels.
         mode: "eager", "compiled" or "captured".
         dtype: "fp32" or "bf16".
         device: "cpu" or "cuda:N".
-        rounds: how often everything is measured.
-        rates: what ``roofline`` returned for this precision.
-        cases: the rows; the first is the unit of the ratios, the second is evaluated.
+        rounds: the number of measurements of each row.
+        rates: the result of ``roofline`` for this precision.
+        cases: the rows. The first is the unit of the ratios; evaluation is measured on the second.
     """
     if mode != "eager":
         torch._dynamo.reset()  # a process keeps a limited number of compiled networks
@@ -135,10 +133,7 @@ def measure(
 def _further(
     network: str, width: float, mode: str, dtype: str, device: str, runs: list[Run], arrays: Arrays
 ) -> list[Further]:
-    """Return what is measured in the rounds of ``measure`` beside the cases.
-
-    ``runs`` are those of the cases.
-    """
+    """Return the further actions that the rounds of ``measure`` time; ``runs`` are those of the cases."""
     unit_run, data = runs[0], runs[0].data
     fixed = data.train_batch(0)
 
@@ -167,7 +162,7 @@ def _further(
         try:
             action = _peer_step(peers, layer, unit_run, width, device, mode)
             about["first_step_seconds"] = timed(action, device)
-        except Exception as error:  # a library that cannot be compiled, or does not know this torch
+        except Exception as error:  # the compiler refuses the library, or the library refuses this torch
             reason = type(error).__name__
             print(f"bench speed: {name} in mode {mode} cannot be measured ({reason})", file=sys.stderr)
             continue
@@ -178,10 +173,10 @@ def _further(
 def measure_packed(
     network: str, width: float, dtype: str, device: str, rounds: int
 ) -> Iterator[dict[str, Any]]:
-    """Yield rows of several trials at once, each in a process: the unit and DoReFa 1/1.
+    """Yield rows of several trials at once, each in a process of its own: the unit and DoReFa 1/1.
 
-    ``seconds`` of a step of one among them, ``images_per_second`` of all; ``throughput`` is that over the
-    throughput of one process alone in the same rounds.
+    ``seconds`` is the time of a step of one of the trials, ``images_per_second`` the rate of all together.
+    ``throughput`` is this rate over the rate of one process alone in the same rounds.
     """
     cuda = device.startswith("cuda")
     count, inner = (PACK, "captured") if cuda else (cpu_count(), "eager")
@@ -216,7 +211,7 @@ def dtypes(device: str) -> list[str]:
 
 
 def modes(device: str) -> list[str]:
-    """Return the modes that can be had on ``device``."""
+    """Return the modes that ``device`` supports."""
     compiles = execution.has_compiler()
     possible = {
         "eager": True,
@@ -247,9 +242,9 @@ def text(row: dict[str, Any]) -> str:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure everything on every device of this machine, or ``--images`` alone.
+    """Measure every case on every device of this machine, or with ``--images`` the reading of images alone.
 
-    Print a line a row, write ``--json``.
+    Prints a line for each row, and writes the file of ``--json``.
     """
     if args.images is not None:
         return _images(args)
@@ -290,9 +285,9 @@ def main(args: argparse.Namespace) -> int:
 def _collect(
     about: dict[str, Any], found: Iterator[dict[str, Any]], rows: list[dict[str, Any]], what: str
 ) -> bool:
-    """Print and append the rows of ``found``.
+    """Print and append the rows of ``found``; return False where a measurement failed.
 
-    Return False where measuring failed, so that the rest can still be done.
+    The other measurements can still go on.
     """
     try:
         for row in found:
@@ -300,7 +295,7 @@ def _collect(
                 print(f"bench speed: a measurement of {what} is not finite", file=sys.stderr)
             rows.append({**about, **row})
             print(text(row), flush=True)
-    except Exception as error:  # of a compiler or a device
+    except Exception as error:  # a compiler or a device failed
         print(f"bench speed: {what} cannot be measured ({type(error).__name__}: {error})", file=sys.stderr)
         return False
     return True
@@ -318,7 +313,7 @@ def _images(args: argparse.Namespace) -> int:
 
 
 def _write(path: Path | None, rows: list[dict[str, Any]], more: dict[str, Any]) -> None:
-    """Write the measurements, where a file was asked for."""
+    """Write the measurements to ``path``, where there is one."""
     if path is None:
         return
     source = provenance(None)

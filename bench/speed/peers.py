@@ -1,10 +1,8 @@
-"""Other libraries' 1-bit layers on the SVHN network, for ``bench speed`` alone.
+"""The 1-bit layers of other libraries in the SVHN network, for ``bench speed`` alone.
 
-The extra ``peers`` installs them.
-
-Brevitas (github.com/Xilinx/brevitas) and BITorch (github.com/hpi-xnor/bitorch). Each builds the network of
-``bench.networks.chain.svhn_convnet`` with its own layers where ours are DoReFa 1/1: nearest equivalents, not
-equal maths.
+The libraries are Brevitas (github.com/Xilinx/brevitas) and BITorch (github.com/hpi-xnor/bitorch); the extra
+``peers`` installs them. Each library builds the network of ``bench.networks.chain.svhn_convnet`` with its own
+layers in place of DoReFa 1/1. These are the nearest equivalents, not equal maths.
 """
 
 from __future__ import annotations
@@ -73,7 +71,7 @@ def installed() -> dict[str, Layer]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 found[name] = make()
-        except Exception:  # absent, or of no use with this torch
+        except Exception:  # the library is absent, or does not work with this torch
             continue
     return found
 

@@ -1,4 +1,4 @@
-"""Times measured in turn, so that a machine that changes its speed changes it for all of them alike."""
+"""Times of actions that take turns: a machine that changes its speed changes it for all of them alike."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def timed(action: Callable[[], object], device: str) -> float:
-    """Return the seconds that ``action`` takes, the device's work included."""
+    """Return the seconds of ``action``, with the work of the device."""
     begin = time.perf_counter()
     action()
     if device.startswith("cuda"):
@@ -19,10 +19,7 @@ def timed(action: Callable[[], object], device: str) -> float:
 
 
 def interleaved(actions: Sequence[Callable[[], object]], device: str, rounds: int) -> list[list[float]]:
-    """Return the seconds of each action, round by round, every action once a round.
-
-    One round before does not count.
-    """
+    """Return the seconds of each action, one value a round, after a first round that does not count."""
     for action in actions:
         timed(action, device)
     taken = [[timed(action, device) for action in actions] for _ in range(rounds)]

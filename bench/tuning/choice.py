@@ -1,6 +1,4 @@
-"""Which configuration is chosen: the highest mean held-out accuracy of the deployed network at the last
-epoch.
-"""
+"""The choice of a configuration: by the mean held-out accuracy of the deployed network at the last epoch."""
 
 from __future__ import annotations
 
@@ -11,18 +9,15 @@ from bench.tuning.space import Configuration
 
 
 def mean(accuracies: Sequence[float | None]) -> float | None:
-    """Return the mean over the tuning seeds; None where a seed diverged, so that the configuration is never
-    chosen.
-    """
+    """Return the mean over the tuning seeds; None, which is never chosen, where a seed diverged."""
     known = [value for value in accuracies if value is not None]
     return sum(known) / len(known) if known and len(known) == len(accuracies) else None
 
 
 def best(configurations: Sequence[Configuration], scores: Sequence[float | None]) -> int | None:
-    """Return the position of the best score; ties go to the smaller learning rate, then to the earlier
-    configuration.
+    """Return the position of the best score, or None where no configuration has a score.
 
-    None where no configuration has a score.
+    Of equal scores the smaller learning rate is chosen, then the earlier configuration.
     """
     found = [i for i, score in enumerate(scores) if score is not None]
     if not found:

@@ -20,8 +20,7 @@ class Rung:
 
 
 def rungs(epochs: int, effort: int, reduction: int, every: int = 1) -> list[Rung]:
-    """Return the rungs: counts effort, effort/reduction, ... and epochs that grow by the same factor up to
-    all epochs.
+    """Return the rungs: counts effort, effort/reduction, ..., at epochs that grow by this factor to the last.
 
     ``every`` is the number of epochs from one evaluation to the next: a rung ends at an evaluation. The
     last rung trains at least one configuration to the end. Rungs that would end at the same epoch are one.

@@ -1,5 +1,4 @@
-"""Where a search stands and what is to be run next: a function of the experiment and of the records,
-nothing else.
+"""The state of a search and the trials to run next: a function of the experiment and its records alone.
 
 ``look`` is asked again after every trial. A search that was killed at any instant goes on from what is
 recorded, and two runners that share the records come to the same answer.
@@ -64,18 +63,18 @@ class Tried:
 
 @dataclass
 class PointSearch:
-    """Where the search of one point stands. ``settled`` says that all of its configurations are through."""
+    """The state of the search of one point. ``complete`` says that all of its configurations are measured."""
 
     point: Point
     tried: list[Tried] = field(default_factory=list)
     wanted: list[Wanted] = field(default_factory=list)
-    settled: bool = False
+    complete: bool = False
     chosen: Tried | None = None
 
 
 @dataclass(frozen=True)
 class Standing:
-    """Where the whole search stands.
+    """The state of the whole search.
 
     ``widened`` counts the widenings of each side of a range. ``finished`` says that the search is over; a
     point may have no choice even then, where every configuration diverged.
@@ -127,17 +126,17 @@ def look(
     for search in searches:
         _search(tuning, search, effort[search.point.key], trials, read)
     widened: dict[tuple[str, str], int] = {}
-    finished = all(search.settled for search in searches)
+    finished = all(search.complete for search in searches)
     while tuning.extend:
-        complete = all(search.settled for search in searches)
-        found = {edge for search in searches if search.settled for edge in _edges(tuning, search)}
+        all_complete = all(search.complete for search in searches)
+        found = {edge for search in searches if search.complete for edge in _edges(tuning, search)}
         found -= {edge for edge in found if widened.get(edge, 0) >= samplers.MAX_EXTENSIONS}
         grown = [_widen(tuning, searches, edge, widened, effort, trials) for edge in sorted(found)]
         if not any(grown):
             break
         for search in searches:
             _follow(search, trials, read)
-        if not complete or not all(search.settled for search in searches):
+        if not all_complete or not all(search.complete for search in searches):
             finished = (
                 False  # before all edges are known, those that are known give the machine something to do
             )
@@ -146,7 +145,7 @@ def look(
         for search in searches:
             search.wanted = [replace(wanted, bracket=search.point.key) for wanted in search.wanted]
     for search in searches:
-        if finished or (search.settled and not tuning.extend):
+        if finished or (search.complete and not tuning.extend):
             search.chosen = _best(search)
     return Standing(tuple(searches), widened, finished)
 
@@ -177,7 +176,7 @@ def _search(tuning: Tuning, search: PointSearch, effort: int, trials: Trials, re
                 if position not in kept:
                     tried.dropped = rung.epoch
             alive = [alive[position] for position in kept]
-    search.settled = True
+    search.complete = True
 
 
 def _search_in_turn(tuning: Tuning, search: PointSearch, effort: int, trials: Trials, read: Read) -> None:
@@ -194,7 +193,7 @@ def _search_in_turn(tuning: Tuning, search: PointSearch, effort: int, trials: Tr
         if search.wanted:
             return
         told.append((configuration, known[name].score))
-    search.settled = True
+    search.complete = True
 
 
 def _tried(tuning: Tuning, point: Point, configuration: Configuration, trials: Trials) -> Tried:
@@ -284,7 +283,7 @@ def _follow(search: PointSearch, trials: Trials, read: Read) -> None:
         for wanted in _measure(tried, tried.trials[0].config.epochs, read)
     ]
     search.wanted += wanted
-    search.settled = search.settled and not wanted
+    search.complete = search.complete and not wanted
 
 
 def expected_rungs(tuning: Tuning, point: Point, effort: int) -> list[Rung]:
@@ -300,7 +299,7 @@ def expected_rungs(tuning: Tuning, point: Point, effort: int) -> list[Rung]:
 
 
 def trained_epochs(steps: Sequence[Rung]) -> int:
-    """Return the epochs that a search with these rungs trains, over all configurations of one seed."""
+    """Return the epochs that a search with these rungs trains, summed over all configurations of one seed."""
     total, before = 0, 0
     for rung in steps:
         total += rung.count * (rung.epoch - before)

@@ -56,9 +56,7 @@ def point_key(arm: str | None, grid: Mapping[str, Any]) -> str:
 
 
 def find_points(experiment: Experiment) -> list[Point]:
-    """Return the points of an experiment in the file's order; raises ``InputError`` where the search cannot
-    be made.
-    """
+    """Return the points of an experiment in the file's order; raises ``InputError`` for a wrong search."""
     tuning = experiment.tuning
     assert tuning is not None
     groups: dict[str, list[IndexLine]] = {}
@@ -77,9 +75,7 @@ def find_points(experiment: Experiment) -> list[Point]:
 
 
 def _check(experiment: Experiment, tuning: Tuning, points: Iterable[Point]) -> None:
-    """Raise ``InputError`` for seeds that the grid has too, and for tuned fields that are axes of the
-    grid.
-    """
+    """Raise ``InputError`` where a tuning seed or a tuned field is in the grid, too."""
     problems = []
     points = list(points)
     seeds = {line.trial.config.seed for point in points for line in point.lines}
@@ -110,9 +106,7 @@ class Trials:
         self._library = Library(experiment.path.parent, experiment.data_dir, problems)
 
     def tuning(self, point: Point, configuration: Configuration, seed: int) -> Trial:
-        """Return the tuning trial of a configuration; raises ``InputError`` for values that the arm cannot
-        have.
-        """
+        """Return the tuning trial of a configuration; raises ``InputError`` for impossible values."""
         tuning = self.experiment.tuning
         assert tuning is not None
 
@@ -126,8 +120,9 @@ class Trials:
         return self._trial(line.trial.config, configuration, lambda fields: None)
 
     def operations(self, point: Point) -> float:
-        """Return the training operations of a trial of the point; loads torch. Raises ``InputError`` for
-        absent data.
+        """Return the training operations of a trial of the point. Loads torch.
+
+        Raises ``InputError`` for absent data.
         """
         from bench.costs.operations import training_operations
 

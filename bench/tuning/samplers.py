@@ -1,5 +1,4 @@
-"""Where configurations come from: functions of the file (and, for Optuna, of the scores so far), never of
-time.
+"""The samplers of configurations: functions of the file, and for Optuna of the scores, never of time.
 
 Every sampler draws in the whole space, in the order of the file, and an arm takes the part that reaches it:
 so two arms try the same learning rates. All configurations of an arm are different.
@@ -33,8 +32,7 @@ def configurations(tuning: Tuning, reached: Sequence[str], effort: int) -> list[
 def extension(
     tuning: Tuning, reached: Sequence[str], effort: int, edge: tuple[str, str], times: int
 ) -> list[dict[str, Any]]:
-    """Return the further configurations for the ``times``-th widening of a range at one side, the same for
-    every arm.
+    """Return the further configurations for the ``times``-th widening of a range, equal for every arm.
 
     A grid gains one level; else the range grows by a quarter of its width, with a quarter of the effort in
     that quarter.
@@ -88,8 +86,7 @@ def _sobol(
 
 
 def _grid(space: Sequence[Dimension], reached: Sequence[str], effort: int) -> Iterator[dict[str, Any]]:
-    """Yield the points of a grid: the full product where the effort pays for it, else a diagonal through
-    it.
+    """Yield the points of a grid: the full product where the effort suffices, else a diagonal through it.
 
     A list gives its values, a range ``effort`` of them. On the diagonal the first field takes one level
     after the other and every further field cycles through its levels, each with a stride of its own.
@@ -121,11 +118,10 @@ def _diagonal(axes: Sequence[tuple[str, Sequence[Any]]], count: int, period: int
 def optuna_next(
     tuning: Tuning, reached: Sequence[str], told: Sequence[tuple[Configuration, float | None]]
 ) -> dict[str, Any]:
-    """Return Optuna's next configuration (tree-structured Parzen estimator) after these scores, told in
-    their order.
+    """Return Optuna's next configuration (tree-structured Parzen estimator) after the scores ``told``.
 
-    The sampler is seeded and the whole history is told anew, so the answer depends on the scores alone. A
-    score of None (the runs diverged) is told as a failure.
+    The sampler is seeded and gets the whole history in its order, so the configuration depends on the scores
+    alone. A score of None (the runs diverged) is told as a failure.
     """
     try:
         import optuna

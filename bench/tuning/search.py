@@ -1,6 +1,4 @@
-"""The search of one experiment over the records of one results folder: what is wanted, what was found, what
-is written.
-"""
+"""The search of one experiment in one results folder: the trials to run, and the records of the search."""
 
 from __future__ import annotations
 
@@ -148,9 +146,7 @@ class Search:
 
 
 def unfold(experiment: Experiment, store: Store) -> tuple[Experiment, Standing | None]:
-    """Return an experiment as far as the records decide it, and where its search stands (None: it has
-    none).
-    """
+    """Return (the experiment as far as the records decide it, the state of its search or None)."""
     if experiment.tuning is None:
         return experiment, None
     unfolded = Search(experiment, store).unfold()
@@ -192,8 +188,7 @@ def _tuning_lines(search: PointSearch, profile: str | None) -> list[IndexLine]:
 def tuning_lines(
     tuning: Tuning, search: PointSearch, results: Results, profile: str | None
 ) -> list[dict[str, Any]]:
-    """Return the lines of ``tuning.jsonl`` about one point: one for each configuration that was tried, or
-    is to be.
+    """Return the lines of ``tuning.jsonl`` about one point, one for each configuration.
 
     ``mean`` is the mean held-out accuracy after ``epoch`` (in percent; null where a run diverged or one is
     missing), ``operations`` and ``seconds`` are the sums over the trials. ``dropped_at`` is the epoch of

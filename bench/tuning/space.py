@@ -1,5 +1,4 @@
-"""The space of a search: from points of the unit cube to values of fields, and ranges that grow at their
-edges.
+"""The space of a search: points of the unit cube become values of fields, and ranges grow at their edges.
 
 A configuration is a table ``{dotted path: value}`` with a value for each dimension that reaches the arm.
 """
