@@ -1,4 +1,4 @@
-"""How runs came to where they ended: times to an accuracy, the dip at removal, the recovery."""
+"""The convergence of runs: times to an accuracy, the dip at the removal of the branch, the recovery."""
 
 from __future__ import annotations
 

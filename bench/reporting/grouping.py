@@ -104,8 +104,9 @@ def _key(row: Trial, config: Mapping[str, Any], members: Mapping[_Key, Sequence[
 def _key_of_unknown(
     row: Trial, members: Mapping[_Key, Sequence[Trial]], configs: dict[_Key, Mapping[str, Any]]
 ) -> _Key:
-    """Return the key of a trial without any record: the one group of its place, or, at several budgets, its
-    own.
+    """Return the key of a trial without any record.
+
+    It is that of the only group at its arm and grid point; with several budgets it is a key of its own.
     """
     fitting = [
         key

@@ -1,8 +1,7 @@
-"""Records of one experiment from several results folders, of several machines perhaps, as one.
+"""Merges the records of one experiment from several results folders, perhaps of several machines.
 
-A trial is recognised by its identity. Of a trial that several folders have, the finished record counts;
-where two finished records differ in accuracy, the one of the first folder counts and the difference is told
-with its size.
+Records with one identity belong to one trial. A finished record counts more than an unfinished one. Where two
+finished records differ in accuracy, the record of the first folder counts, and a note gives the difference.
 """
 
 from __future__ import annotations

@@ -104,8 +104,9 @@ def _partner(
 
 
 def best_partners(cell: Cell, others: Sequence[Cell]) -> list[Cell]:
-    """Return those of ``others`` that fit a cell best: same grid point and precision, then profile, then
-    fewest differences.
+    """Return the cells of ``others`` that fit a cell best.
+
+    First the grid point and the precision decide, then the profile, then the number of differences.
     """
     fitting = [
         other
@@ -141,9 +142,7 @@ def axis(cell: Cell, key: str) -> Any:
 
 
 def differing_fields(cell: Cell, other: Cell) -> list[str]:
-    """Return the fields in which two configurations differ, but for those an arm and its baseline may differ
-    in.
-    """
+    """Return the fields in which two configurations differ and an arm may not differ from its baseline."""
     ours, theirs = cell.runs.config, other.runs.config
     if not ours or not theirs:
         return []
