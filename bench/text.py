@@ -44,9 +44,7 @@ _FORMULA = "=+-@＝＋－＠"
 
 
 def command(*words: object) -> str:
-    """Return a ``bench`` command that a shell takes as it is: paths and names are quoted where they must
-    be.
-    """
+    """Return a ``bench`` command that a shell takes as it is, with quotes where they are needed."""
     plain = (
         f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words
     )

@@ -31,7 +31,7 @@ from bench.experiments.toml_files import recipe_names
 from bench.experiments.trials import Experiment, IndexLine
 from bench.folders import resolve_data_dir
 from bench.records.store import Store
-from bench.text import clean, plural
+from bench.text import clean, command, plural
 from bench.tuning.search import Search
 
 # what `bench list` offers -> the groups of the registry
@@ -147,9 +147,13 @@ def show_text(
     if experiment.tuning is not None and store is not None and diff is None:
         return _search_text(Search(experiment, store), cost, layers, data_dir, screen)
     if diff is not None:
-        parts = [_heading(experiment), _diff_text(experiment, diff, screen)]
+        parts = [_heading(experiment, data_dir), _diff_text(experiment, diff, screen)]
     else:
-        parts = [_heading(experiment), _trials_text(experiment, screen), _arms_text(experiment, screen)]
+        parts = [
+            _heading(experiment, data_dir),
+            _trials_text(experiment, screen),
+            _arms_text(experiment, screen),
+        ]
     if cost:
         parts.append(_estimate("cost_text", experiment, data_dir))
     if layers:
@@ -163,7 +167,7 @@ def _search_text(
     """Return both phases of an experiment with ``[tuning]``, and the trials that are decided."""
     unfolded = search.unfold()
     parts = [
-        _heading(search.experiment),
+        _heading(search.experiment, data_dir),
         phases_text(search, unfolded.standing),
         _trials_text(unfolded.experiment, screen),
         _arms_text(search.experiment, screen),
@@ -183,7 +187,7 @@ def _estimate(function: str, experiment: Experiment, data_dir: Path | str | None
     return str(getattr(import_module("bench.costs.tables"), function)(experiment, data_dir, *more))
 
 
-def _heading(experiment: Experiment) -> str:
+def _heading(experiment: Experiment, data_dir: Path | str | None) -> str:
     extra = sum(line.arm is None for line in experiment.index)
     counts = f"{plural(len(experiment.arms), 'arm')}, {plural(len(experiment.trials), 'trial')}"
     if extra:
@@ -193,9 +197,8 @@ def _heading(experiment: Experiment) -> str:
     lines.append(clean(f"{experiment.path}{profile}: {counts}"))
     if any(trial.id is None for trial in experiment.trials):
         absent = sorted({label("datasets", t.config.dataset) for t in experiment.trials if t.id is None})
-        lines.append(
-            clean(f"Absent data, so no identity yet (?): {', '.join(absent)}. See `bench data list`.")
-        )
+        known = command("data", "list", *(["--data", data_dir] if data_dir is not None else []))
+        lines.append(clean(f"Absent data, so no identity yet (?): {', '.join(absent)}. See `{known}`."))
     return "\n".join(lines)
 
 

@@ -41,11 +41,17 @@ def status_command(args: argparse.Namespace) -> int:
             id: replace(states[id], status=DROPPED) for id in dropped if states[id].status == "unfinished"
         }
         allowed = [word for module in args.allow_code for word in ("--allow-code", module)]
-        places = ["--results", args.results, *(["--data", args.data] if args.data else [])]
-        run = command("run", *selection.words(), *places, *allowed)
+        data = ["--data", args.data] if args.data else []
+        run = command("run", *selection.words(), "--results", args.results, *data, *allowed)
         print(
             status_text(
-                experiment.title or experiment.name, lines, states, epochs, run, Screen.of(sys.stdout)
+                experiment.title or experiment.name,
+                lines,
+                states,
+                epochs,
+                run,
+                Screen.of(sys.stdout),
+                command("data", "list", *data),
             )
         )
         if standing is not None:
@@ -82,6 +88,7 @@ def status_text(
     epochs: Mapping[str, int],
     run: str = "bench run",
     screen: Screen = PIPED,
+    data_list: str = "bench data list",
 ) -> str:
     """Return counts, a table of the arms, what is wrong or half done, and what ``bench run`` would do.
 
@@ -110,7 +117,7 @@ def status_text(
         if len(of_status) > _LISTED:
             out.append(f"{status}: and {len(of_status) - _LISTED} more")
     if absent := sum(line["id"] is None for line in lines):
-        out.append(f"{plural(absent, 'trial')} without identity: the data is absent (`bench data list`)")
+        out.append(f"{plural(absent, 'trial')} without identity: the data is absent (`{data_list}`)")
     if counts[DROPPED]:
         out.append(
             f"{plural(counts[DROPPED], 'trial')} stopped at a rung for good: other configurations were "

@@ -35,7 +35,7 @@ from bench.datasets.photographs.listing import (
 )
 from bench.datasets.photographs.source import PhotographSource
 from bench.errors import InputError
-from bench.text import clean
+from bench.text import clean, command
 
 ENTRIES = [
     {
@@ -83,7 +83,7 @@ class ImageNet(PhotographSource):
         return data_dir / "imagenet"
 
     def unprepared(self, options: Mapping[str, Any], data_dir: Path) -> str | None:
-        missing = _missing(self.root(options, data_dir))
+        missing = _missing(self.root(options, data_dir), data_dir)
         if missing:
             return f"data set 'imagenet' is not in {clean(data_dir)}: {missing}"
         return f"data set 'imagenet' is not prepared. {self.remedy(options, data_dir)}"
@@ -95,7 +95,7 @@ class ImageNet(PhotographSource):
 
     def listing(self, options: Mapping[str, Any], data_dir: Path) -> Listing:
         root, published = self.root(options, data_dir), self.published
-        missing = _missing(root)
+        missing = _missing(root, data_dir)
         if missing:
             raise InputError(missing)
         left_out: list[LeftOut] = []
@@ -201,7 +201,7 @@ class ImageNet(PhotographSource):
         return {number: label[synset] for number, synset in synsets.items()}
 
 
-def _missing(root: Path) -> str | None:
+def _missing(root: Path, data_dir: Path) -> str | None:
     """Return a sentence about the official files that are missing, or None."""
     missing = []
     for archive, folder in ((TRAIN_TAR, "train"), (VAL_TAR, "val")):
@@ -209,9 +209,10 @@ def _missing(root: Path) -> str | None:
             missing.append(f"{archive} (or the folder {folder})")
     if not missing:
         return None
+    prepare = command("data", "prepare", "imagenet", "--data", data_dir)
     return (
         f"{' and '.join(missing)} missing in {clean(root)}. They come from image-net.org, "
-        f"to those who have an account there; then `bench data prepare imagenet` writes them as shards."
+        f"to those who have an account there; then `{prepare}` writes them as shards."
     )
 
 

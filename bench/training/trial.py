@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,8 @@ from bench.training.resume import resume
 from bench.training.start import Start, beginning
 from bench.training.start import read as read_start
 
-_UNFIT = (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    AttributeError,
-)  # what loading another network's weights raises
+# what loading another network's weights raises
+_UNFIT = (RuntimeError, ValueError, TypeError, AttributeError)
 CLOCKS = {"seconds", "images_per_second"}  # of an epoch's line: left out when records are compared
 log = logging.getLogger("bench.trial")
 
@@ -92,35 +89,47 @@ def run_trial(
         needed = {"needs": dict(needs)} if needs else {}
         store.write_trial(trial_id, {"schema": SCHEMA, "id": trial_id, **about, **needed})
     known = team.from_first(lambda: store.epochs(trial_id))
-    if state is not None and _ahead(state, len(known) * run.steps_per_epoch + run.steps_per_epoch):
-        log.warning("lines of epochs before the checkpoint are gone; the trial begins anew")
-        state = None
-    if state is not None:
-        resume(run, state, store.checkpoint(trial_id))
-        run.diagnostics.load(store.diagnostics(trial_id), run.step // run.steps_per_epoch)
-    if team.first and (state is not None or known):
+    taken_up = _take_up(run, state, len(known), store, trial_id)
+    if team.first and (taken_up or known):
         store.append_resume(trial_id, _resumed(run, how, changed, source))
         log.info("resumed at step %d of %d", run.step, run.total_steps)
-    for note in list(_notes(run, how, device)):  # by all workers: they measure together
-        log.warning("%s", note)
-        if on_epoch is not None and team.first:
-            on_epoch({"note": note})
+    _tell(_notes(run, how, device), on_epoch if team.first else None)
     log.info("%s", beginning(config))
     recorder = _Recorder(store, trial_id, known, on_epoch)
     execution.reset_peak_memory(device)
-
-    def save(run: Run) -> None:
-        state = run.state()  # of all workers
-        if team.first:
-            run.diagnostics.save(
-                store.diagnostics(trial_id)
-            )  # before: what a checkpoint has behind it is there
-            checkpoint.save(store.checkpoint(trial_id), state)
-
+    save = functools.partial(_save, store=store, trial_id=trial_id, first=team.first)
     outcome = train(run, stop=stop, save=save, record=recorder if team.first else lambda line: None)
     if outcome != "stopped" and team.first:
         _finish(store, trial_id, config, run, recorder, outcome, device)
     return outcome
+
+
+def _take_up(run: Run, state: dict[str, Any] | None, epochs: int, store: Store, trial_id: str) -> bool:
+    """Put ``run`` where the checkpoint ``state`` stands; return whether one fits the recorded ``epochs``."""
+    if state is None:
+        return False
+    if _ahead(state, (epochs + 1) * run.steps_per_epoch):
+        log.warning("lines of epochs before the checkpoint are gone; the trial begins anew")
+        return False
+    resume(run, state, store.checkpoint(trial_id))
+    run.diagnostics.load(store.diagnostics(trial_id), run.step // run.steps_per_epoch)
+    return True
+
+
+def _tell(notes: Iterable[str], on_epoch: Callable[[dict[str, Any]], None] | None) -> None:
+    """Log the notes on how a trial is trained, and hand them on. All workers do so: they measure together."""
+    for note in list(notes):
+        log.warning("%s", note)
+        if on_epoch is not None:
+            on_epoch({"note": note})
+
+
+def _save(run: Run, *, store: Store, trial_id: str, first: bool) -> None:
+    """Write a checkpoint of all workers' state, and before it the diagnostics that it relies on."""
+    state = run.state()
+    if first:
+        run.diagnostics.save(store.diagnostics(trial_id))
+        checkpoint.save(store.checkpoint(trial_id), state)
 
 
 def _resumed(

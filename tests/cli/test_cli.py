@@ -153,8 +153,12 @@ class TestPrintedCommands:
         more = ("--only", "plain", "--seeds", "2", "--set", "epochs=1")
         assert bench.run(*more) == 0
         line = capsys.readouterr().out.strip().splitlines()[-1]
-        assert self.pasted(f"{line} --format md") == 0
-        assert (bench.results / "report").is_dir()
+        assert self.pasted(f"{line} --format csv") == 0
+        said = capsys.readouterr().out
+        assert "2 of 2 runs done" in said
+        runs = (next((bench.results / "report").glob("*/runs.csv"))).read_text().splitlines()[1:]
+        trained = {id for id, _, _ in bench.calls()}
+        assert len(runs) == 2 and all(any(id in run for run in runs) for id in trained)
 
     def test_status_says_the_command_that_goes_on(self, bench, capsys):
         more = ("--only", "plain", "--seeds", "1", "--set", "epochs=1")

@@ -118,7 +118,7 @@ PLANTED: dict[str, tuple[str, str, str, str]] = {
     ),
     "a checkpoint ahead of the lines is not used": (
         "bench/training/trial.py",
-        "if state is not None and _ahead(",
+        "if _ahead(",
         "if False and _ahead(",
         f"{KILLS}::test_a_checkpoint_ahead_of_the_lines_is_not_used",
     ),
