@@ -199,3 +199,17 @@ def test_claims_of_one_pair_are_named_by_what_they_differ_in(tmp_path):
             results.trial("two", "S", [10.0, 60.0], baseline="P", seed=seed, width=width)
     report = make_report(read_experiment(results.write(), "two"))
     assert names(report.judged) == ["S over P, width 0.5", "S over P, width 1"]
+
+
+def test_experiments_with_declared_claims_come_first_on_the_page_of_all(tmp_path):
+    arms = '[[arms]]\nname = "Plain"\n[[arms]]\nname = "EXP-Net"\nbaseline = "Plain"\n'
+    claim = '[[claims]]\narm = "EXP-Net"\nover = "Plain"\nat = "equal epochs"\nmargin = 1.0\n'
+    results = Results(tmp_path)
+    for name, text in (("a", arms), ("b", arms + claim)):
+        results.experiment(name, f'title = "Experiment {name}"\n{text}')
+        for seed in range(3):
+            results.trial(name, "Plain", [50.0 + seed], seed=seed)
+            results.trial(name, "EXP-Net", [60.0 + seed], seed=seed, baseline="Plain", strategy=SUM)
+    assert write_report(None, Selection(), results.write(), tmp_path / "out", ["html"]) == 0
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert 0 < page.index("Experiment b") < page.index("Experiment a")

@@ -22,7 +22,8 @@ NOT_RUN = "not run"
 
 
 def leaderboard_page(reports: Sequence[Report]) -> str:
-    """Return the HTML of the page over all experiments of a report."""
+    """Return the HTML of the page over all experiments of a report; those with declared claims come first."""
+    ordered = sorted(reports, key=lambda report: not report.judged)
     cells, sources = _distinct(reports)
     board = leaderboard(cells, sources)
     at = {id(cell): i for i, cell in enumerate(cells)}
@@ -38,7 +39,7 @@ def leaderboard_page(reports: Sequence[Report]) -> str:
         {"cells": details(cells, epochs), "plots": plots, "run_columns": COLUMNS},
         title="All experiments",
         what=f"{plural(len(reports), 'experiment')}, {plural(done, 'finished run')}.",
-        experiments=[(r.records.name, r.records.title, answer(r)) for r in reports],
+        experiments=[(r.records.name, r.records.title, answer(r)) for r in ordered],
         board=board,
         positions=positions(board, at),
         plots=list(plots),
