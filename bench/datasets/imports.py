@@ -93,6 +93,11 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
             f"{clean(folder)}: there is no such folder; expected one of Parquet files, or torchvision:CLASS"
         )
     found = sorted(folder.rglob("*.parquet"))
+    if not found and all((folder / part).is_dir() for part in ("train", "val")):
+        raise InputError(
+            f"{clean(folder)}: a folder of classes needs no import: put it into the data folder, and call it "
+            f"imagefolder:{clean(folder.name)}"
+        )
     chosen = {}
     for split, words in _SPLITS.items():
         for word in words:

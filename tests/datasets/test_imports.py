@@ -87,6 +87,9 @@ def test_what_is_wrong_is_said_and_nothing_is_left(flowers, tmp_path):
     refused(tmp_path / "nowhere", "no such folder")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "no file of train images")
+    for part in ("train", "val"):
+        (tmp_path / "pets" / part / "cat").mkdir(parents=True)
+    refused(tmp_path / "pets", "a folder of classes needs no import.*imagefolder:pets")
     refused(flowers, "no such column", label="lable")
     refused(flowers, "--as", name="../out")
     parquet(tmp_path / "two/train.parquet", [1], [0], more=["coarse"])
