@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 
 import pandas as pd
 
@@ -57,7 +58,7 @@ def convergence(cell: Cell, epochs: Mapping[str, pd.DataFrame]) -> Convergence:
             _add_times(times, curve, threshold, whole)
             known = [d for d in curve.deployed if d is not None]
             if whole and known:
-                means.append(sum(known) / len(known))
+                means.append(fmean(known))  # exact on every Python: `sum` rounds otherwise since 3.12
             gone = st.removal(curve.factor, curve.deployed, curve.expanded) if whole else None
             if gone is not None:
                 dips.append(gone.dip)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from bench.tuning.space import Configuration
@@ -11,7 +12,7 @@ from bench.tuning.space import Configuration
 def mean(accuracies: Sequence[float | None]) -> float | None:
     """Return the mean over the tuning seeds; None, which is never chosen, where a seed diverged."""
     known = [value for value in accuracies if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(accuracies) else None
+    return fmean(known) if known and len(known) == len(accuracies) else None
 
 
 def best(configurations: Sequence[Configuration], scores: Sequence[float | None]) -> int | None:

@@ -84,7 +84,7 @@ def test_the_reader_of_checkpoints_alone_executes_nothing(tmp_path, sprung, monk
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "_inspect", lambda path: None)
         assert checkpoint.load(tmp_path / "checkpoint.pt", "cpu") is None
-    with pytest.raises(ValueError, match="it asks for 'io open'"):
+    with pytest.raises(ValueError, match=r"it asks for '_?io open'"):
         checkpoint._inspect(tmp_path / "checkpoint.pt")
 
 
@@ -110,7 +110,7 @@ def test_pickles_in_npz_and_in_published_archives_are_not_executed(tmp_path, spr
         datasets.load({"kind": "cifar10"}, tmp_path)
     monkeypatch.setattr(cifar.CIFAR10, "train", tuple(known[:-1]))
     monkeypatch.setattr(cifar.CIFAR10, "test", known[-1])
-    with pytest.raises(InputError, match="it asks for io\\.open"):
+    with pytest.raises(InputError, match=r"it asks for _?io\.open"):
         datasets.load({"kind": "cifar10"}, tmp_path)
 
 
