@@ -208,6 +208,15 @@ def _try_flock(fd: int) -> bool | None:
         raise
 
 
+def _open(path: Path) -> tuple[int, bool]:
+    """Return the opened lock file, and whether it was created."""
+    while True:  # the file may come and go between the two attempts
+        with contextlib.suppress(FileExistsError):
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), True
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC), False
+
+
 def acquire(
     path: Path, name: str, heartbeat: float = HEARTBEAT, silence: float = SILENCE, settle: float = SETTLE
 ) -> Lock:
@@ -220,15 +229,7 @@ def acquire(
     """
     refused = 0
     while True:
-        created = True
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        except FileExistsError:
-            created = False
-            try:
-                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue
+        fd, created = _open(path)
         try:
             locked = _try_flock(fd)
             if locked is False:

@@ -96,11 +96,7 @@ def read_experiment(
         if id not in read:
             read[id] = read_trial(store, id, (configs or {}).get(str(id)))
         rows.append({**read[id][0], **_place_in_experiment(line, read[id][0]["config"] or {})})
-    epochs = [
-        {"id": id, **{key: line.get(key) for key in EPOCH_COLUMNS}}
-        for id, (_, lines_of_trial) in read.items()
-        for line in lines_of_trial
-    ]
+    epochs = [_epoch_row(id, line) for id, (_, of_trial) in read.items() for line in of_trial]
     exports, unreadable = _exports(store, [id for id in read if id is not None])
     order = dict.fromkeys([*described.arms, *(row["arm"] for row in rows if row["arm"] is not None)])
     return Records(
@@ -119,6 +115,10 @@ def read_experiment(
         searches=tuple(store.tuning(name)) if tuning else (),
         exports=tuple(exports),
     )
+
+
+def _epoch_row(id: Any, line: Line) -> dict[str, Any]:
+    return {"id": id, **{key: line.get(key) for key in EPOCH_COLUMNS}}
 
 
 def _exports(store: Store, ids: Iterable[str]) -> tuple[list[Line], list[str]]:

@@ -77,24 +77,19 @@ def run_trial(
     recorded = team.from_first(lambda: store.read_trial(trial_id))
     begun_with = _recorded_data(recorded, store.folder(trial_id) / "trial.json")
     arrays = team.agree(lambda: datasets.load(config.dataset, data_dir, begun_with))
-    place = device if team.size == 1 else "cpu"  # what the first worker reads travels to the others
-    state = team.from_first(lambda: checkpoint.load(store.checkpoint(trial_id), place))
+    state = team.from_first(lambda: checkpoint.load(store.checkpoint(trial_id), _place(device, team)))
     run, how, changed = _prepare(
         config, needs, store, arrays, device, recorded, accept_other_hardware, trial_id, team, pack, data_dir
     )
     source = provenance(checksum(config.dataset, data_dir))
     check_same_data(team, run.data, source["data"], config.dump())
     if team.first and (recorded is None or (state is None and changed)):
-        about = {"config": config.dump(), "execution": how, "provenance": source}
-        needed = {"needs": dict(needs)} if needs else {}
-        store.write_trial(trial_id, {"schema": SCHEMA, "id": trial_id, **about, **needed})
+        _write_record(store, trial_id, config, how, source, needs)
     known = team.from_first(lambda: store.epochs(trial_id))
     taken_up = _take_up(run, state, len(known), store, trial_id)
     if team.first and (taken_up or known):
         store.append_resume(trial_id, _resumed(run, how, changed, source))
-        log.info("resumed at step %d of %d", run.step, run.total_steps)
-    _tell(_notes(run, how, device), on_epoch if team.first else None)
-    log.info("%s", beginning(config))
+    _tell(_notes(run, how, device), config, on_epoch if team.first else None)
     recorder = _Recorder(store, trial_id, known, on_epoch)
     execution.reset_peak_memory(device)
     save = functools.partial(_save, store=store, trial_id=trial_id, first=team.first)
@@ -102,6 +97,25 @@ def run_trial(
     if outcome != "stopped" and team.first:
         _finish(store, trial_id, config, run, recorder, outcome, device)
     return outcome
+
+
+def _place(device: str, team: Team) -> str:
+    """Return where a checkpoint is read to: what the first worker reads travels to the others by the CPU."""
+    return device if team.size == 1 else "cpu"
+
+
+def _write_record(
+    store: Store,
+    trial_id: str,
+    config: TrialConfig,
+    how: Mapping[str, Any],
+    source: Mapping[str, Any],
+    needs: Mapping[str, str],
+) -> None:
+    """Write what is trained, how it is executed, and on what machine, code and data it began."""
+    about = {"config": config.dump(), "execution": how, "provenance": source}
+    needed = {"needs": dict(needs)} if needs else {}
+    store.write_trial(trial_id, {"schema": SCHEMA, "id": trial_id, **about, **needed})
 
 
 def _take_up(run: Run, state: dict[str, Any] | None, epochs: int, store: Store, trial_id: str) -> bool:
@@ -116,12 +130,18 @@ def _take_up(run: Run, state: dict[str, Any] | None, epochs: int, store: Store, 
     return True
 
 
-def _tell(notes: Iterable[str], on_epoch: Callable[[dict[str, Any]], None] | None) -> None:
-    """Log the notes on how a trial is trained, and hand them on. All workers do so: they measure together."""
+def _tell(
+    notes: Iterable[str], config: TrialConfig, on_epoch: Callable[[dict[str, Any]], None] | None
+) -> None:
+    """Log how a trial is trained and what it begins with; hand the notes on.
+
+    All workers do so: they measure together.
+    """
     for note in list(notes):
         log.warning("%s", note)
         if on_epoch is not None:
             on_epoch({"note": note})
+    log.info("%s", beginning(config))
 
 
 def _save(run: Run, *, store: Store, trial_id: str, first: bool) -> None:
@@ -135,7 +155,8 @@ def _save(run: Run, *, store: Store, trial_id: str, first: bool) -> None:
 def _resumed(
     run: Run, how: Mapping[str, Any], changed: list[str], source: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the line of ``resumes.jsonl`` for a trial that goes on where ``run`` stands."""
+    """Log and return the line of ``resumes.jsonl`` for a trial that goes on where ``run`` stands."""
+    log.info("resumed at step %d of %d", run.step, run.total_steps)
     return {
         "step": run.step,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -111,14 +111,7 @@ def prepare(
     """
     done = shards.read_manifest(folder)
     if done is not None:
-        problem = shards.size_problem(done)
-        if problem:
-            raise InputError(problem)
-        if (done.form, done.short_side) != (how.form, how.short_side):
-            raise InputError(
-                f"{clean(folder)} holds {name} prepared already, as {_form(done.form, done.short_side)}; "
-                f"delete it to prepare it as {_form(how.form, how.short_side)}"
-            )
+        _check_finished(done, name, folder, how)
         if len(done.corrupt) > how.max_corrupt:
             say(f"{name} was prepared without {len(done.corrupt)} corrupt images")
         _remove_parts(folder)
@@ -158,6 +151,18 @@ def prepare(
             return _write(folder, images, how, say)
         except OSError as error:
             raise InputError(f"{clean(folder)} cannot be written: {error.strerror or error}") from None
+
+
+def _check_finished(done: Manifest, name: str, folder: Path, how: Settings) -> None:
+    """Raise ``InputError`` where finished shards are damaged, or were prepared in another form."""
+    problem = shards.size_problem(done)
+    if problem:
+        raise InputError(problem)
+    if (done.form, done.short_side) != (how.form, how.short_side):
+        raise InputError(
+            f"{clean(folder)} holds {name} prepared already, as {_form(done.form, done.short_side)}; "
+            f"delete it to prepare it as {_form(how.form, how.short_side)}"
+        )
 
 
 def decoder() -> str:
