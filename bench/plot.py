@@ -1,5 +1,4 @@
-"""The figures of reports, one function each; each returns a matplotlib figure, or None where nothing is
-recorded.
+"""The figures of reports, one function each: a matplotlib figure, or None where nothing is recorded.
 
     bench.plot.convergence("runs", "digits").savefig("curves.png")
 
@@ -37,8 +36,7 @@ def convergence(results: Place = "runs", experiment: Place | None = None) -> Fig
 
 
 def forest(results: Place = "runs", experiment: Place | None = None) -> Figure | None:
-    """Return the declared claims, else the gains over the baselines, paired by seed, with their 95 %
-    intervals.
+    """Return the declared claims, else the paired gains over the baselines, with their 95 % intervals.
 
     Args:
         results: The results folder.

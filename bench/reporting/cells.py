@@ -120,9 +120,7 @@ class Cell:
 
     @property
     def kept(self) -> bool:
-        """Whether the branch was never removed: the accuracy is an upper bound and not that of a deployed
-        network.
-        """
+        """Whether the branch was never removed, so that the accuracy is an upper bound."""
         return any(trial["kept"] for trial in self.runs.done)
 
     @property
@@ -198,9 +196,7 @@ _HAVE_COLUMNS = {"dataset", "network", "width", "bits", "epochs", "batch_size"}
 
 
 def _settings(groups: Sequence[Runs], facts: Sequence[Facts]) -> list[str]:
-    """Return what tells each group from others of its arm: grid axes without a column, and whatever else
-    differs.
-    """
+    """Return what tells each group from others of its arm: axes without a column, and other differences."""
     settings = []
     alike: dict[tuple[Any, ...], list[int]] = {}
     for i, (runs, fact) in enumerate(zip(groups, facts, strict=True)):

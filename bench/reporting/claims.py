@@ -88,9 +88,7 @@ def _facts(entry: Judged) -> tuple[str, str, str, str, str]:
 
 
 def verdicts(judged: Iterable[Judged]) -> dict[PairKey, str]:
-    """Return the verdict of each pair of cells, by their identities; the first declaration of a pair
-    counts.
-    """
+    """Return the verdict of each pair of cells, by their identities; a pair's first declaration counts."""
     found: dict[PairKey, str] = {}
     for entry in judged:
         if entry.cell is not None and entry.pairing is not None:
@@ -99,9 +97,7 @@ def verdicts(judged: Iterable[Judged]) -> dict[PairKey, str]:
 
 
 def verdict_of(cell: Cell, known: Mapping[PairKey, str]) -> str:
-    """Return what a table says of a cell's gain: the verdict of its declared claim, else that it is
-    exploratory.
-    """
+    """Return what a table says of a cell's gain: the verdict of its claim, else that it is exploratory."""
     if cell.pairing is None:
         return ""
     return known.get((cell.identity, cell.pairing.against.identity), st.EXPLORATORY)

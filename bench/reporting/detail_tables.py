@@ -16,9 +16,7 @@ from bench.text import clean
 
 
 def published_table(records: Records, cells: Sequence[Cell]) -> Table:
-    """One row a published value that a cell can be held against; cells that have none say ``not
-    available``.
-    """
+    """Return a row for each published value of each cell; a cell without any says ``not available``."""
     entries: list[tuple[Cell, Comparison | None]] = []
     for cell in cells:
         if cell.arm is not None:
@@ -94,7 +92,7 @@ def _remarks(comparison: Comparison | None) -> str:
 
 
 def convergence_table(records: Records, rows: Sequence[Convergence]) -> Table | None:
-    """One row a cell: epochs and seconds to the baseline's accuracy, the dip at removal and the recovery."""
+    """Return a row a cell: epochs and seconds to the baseline's accuracy, dip at removal, recovery."""
     rows = [row for row in rows if row.threshold is not None and row.epochs_deployed.n]
     if not rows:
         return None
@@ -160,7 +158,7 @@ def _time(time: st.TimeTo, budget: int | None) -> str:
 
 
 def runs_table(records: Records, cells: Sequence[Cell]) -> Table:
-    """One row a trial, whatever became of it."""
+    """Return a row a trial, whatever became of it."""
     entries = [(cell, trial) for cell in cells for trial in cell.trials]
     columns = [
         *where([cell for cell, _ in entries]),

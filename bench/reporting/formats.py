@@ -49,9 +49,7 @@ def to_markdown(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    r"""Return the table for LaTeX; needs ``\usepackage{booktabs}``. Long remarks become lettered notes below
-    it.
-    """
+    r"""Return the table for LaTeX with ``\usepackage{booktabs}``; long remarks are lettered notes below."""
     columns, same = table.shown()
     remarks = [column for column in columns if column.note]
     columns = [column for column in columns if not column.note]

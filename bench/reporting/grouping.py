@@ -122,9 +122,7 @@ def _key_of_unknown(
 
 
 def _presumed(row: Trial, configs: Mapping[_Key, Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Return the configuration of a trial without any record: that of its arm, where width and bits alone
-    vary.
-    """
+    """Return the configuration of a trial without records: its arm's, where width and bits alone vary."""
     if row["arm"] is None or not set(row["grid"]) <= {"width", "bits"}:
         return {}
     free = dict(row["grid"])

@@ -21,9 +21,7 @@ _Row = dict[str, Any]
 
 
 def merge(parts: Sequence[Records]) -> Records:
-    """Return the records of one experiment that several folders hold parts of; the first part names and
-    describes it.
-    """
+    """Return the records of one experiment from several folders; the first part gives name and title."""
     first = parts[0]
     if len(parts) == 1:
         return first
@@ -77,9 +75,7 @@ def _key(row: Mapping[str, Any]) -> str:
 
 
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Return how far the accuracies of two finished records of a trial are apart, ``""`` where they are
-    equal.
-    """
+    """Return how far two finished records of a trial differ in accuracy, ``""`` where they are equal."""
     for column in ("accuracy", "expanded"):
         a, b = one[column], other[column]
         if a is not None and b is not None and not pd.isna(a) and not pd.isna(b) and abs(a - b) > 1e-9:

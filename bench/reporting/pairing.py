@@ -48,9 +48,7 @@ def compare(
 
 
 def pair(cells: Sequence[Cell]) -> list[Cell]:
-    """Return the cells with their pairings, and with flags that say in what else a cell and its baseline
-    differ.
-    """
+    """Return the cells with their pairings, and with flags for further differences from the baseline."""
     by_run = {(cell.arm, trial["id"]): (i, trial) for i, cell in enumerate(cells) for trial in cell.trials}
     made: dict[int, Cell] = {}
 
@@ -82,9 +80,7 @@ def pair(cells: Sequence[Cell]) -> list[Cell]:
 def _partner(
     i: int, cells: Sequence[Cell], by_run: Mapping[tuple[str | None, Any], tuple[int, Trial]]
 ) -> tuple[int | None, Mapping[int, Trial], str]:
-    """Return the baseline's cell (its position), its trials by the seed that they are paired with, and a flag
-    or "".
-    """
+    """Return the position of the baseline's cell, its trials by the seed of their pair, and a flag or ""."""
     cell = cells[i]
     recorded = {
         trial["seed"]: by_run[cell.runs.baseline, trial["baseline_id"]]

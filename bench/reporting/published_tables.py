@@ -29,9 +29,7 @@ _LARGEST = 16 * 2**20  # bytes of a table
 
 @dataclass(frozen=True)
 class Row:
-    """One published accuracy, in percent. Bits are as printed; ``bits`` gives them as numbers where they
-    are.
-    """
+    """One published accuracy in percent, with bits as printed; ``bits`` gives them as numbers."""
 
     table: str
     line: int
@@ -53,9 +51,7 @@ class Row:
 
     @property
     def bits(self) -> tuple[int | None, int | None, int | None]:
-        """(weight, activation, gradient) bits; ternary is 2 (as experiment files write it), None is
-        unknown.
-        """
+        """Weight, activation and gradient bits; ternary is 2, as in experiment files, and None is unknown."""
         return _number(self.w_bits), _number(self.a_bits), _number(self.g_bits)
 
 
@@ -76,16 +72,13 @@ def _number(bits: str | None) -> int | None:
 
 
 def shipped() -> Path:
-    """Return the folder of the published numbers: inside the installed package, or in a clone of the
-    repository.
-    """
+    """Return the folder of the published numbers, of the installed package or of the repository."""
     installed = Path(__file__).parent / "published"
     return installed if installed.is_dir() else Path(__file__).parents[2] / "paper_tables" / "published"
 
 
 def find_table(name: str, folders: Iterable[Path]) -> Path:
-    """Return the file of the table called ``name`` in the first of ``folders`` that has it, else in the
-    shipped folder.
+    """Return the file of the table ``name``: in the first of ``folders`` that has it, else the shipped one.
 
     Raises ``InputError`` naming the tables there are.
     """
@@ -254,8 +247,7 @@ _ENTRY_KEYS: dict[str, dict[str, tuple[type, ...]]] = {
 
 
 def load_names(folders: Iterable[Path] = ()) -> Names:
-    """Read ``names.toml`` of each of ``folders`` (where there is one) and of the shipped folder; first come
-    first.
+    """Read ``names.toml`` of ``folders``, where they have one, and of the shipped folder, in this order.
 
     Raises ``InputError`` naming the file and the key.
     """

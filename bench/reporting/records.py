@@ -1,5 +1,4 @@
-"""An experiment's index and records -> DataFrames: one row a trial that the experiment wants, one row an
-epoch of it.
+"""An experiment's index and records as DataFrames: a row a trial, and a row an epoch of each trial.
 
 Every trial of the index is a row, whatever became of it: ``done``, ``diverged``, ``failed``, ``running``,
 ``unfinished``, ``missing`` or ``damaged``, with the reason. Nothing is averaged here. The index that the run
@@ -134,9 +133,7 @@ def _exports(store: Store, ids: Iterable[str]) -> tuple[list[Line], list[str]]:
 
 
 def _place_in_experiment(line: Line, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns of a row that come from the index: arm, baseline, role, profile, seed, grid
-    point.
-    """
+    """Return the columns that come from the index: arm, baseline, role, profile, seed, grid point."""
     grid = dict(line.get("grid") or {})
     seed = grid.get("seed", config.get("seed", 0))
     arm = line.get("arm")

@@ -134,8 +134,7 @@ def _p(p: float | None) -> str:
 
 
 def accuracy_table(records: Records, cells: Sequence[Cell], known: Mapping[PairKey, str]) -> Table:
-    """Return the final test accuracy of the deployed network of each cell, its gain, published value and
-    budget.
+    """Return test accuracy, gain, published value and budget of the deployed network of each cell.
 
     ``known`` holds the verdicts of declared claims. A network whose branch was never removed has a column of
     its own.
@@ -224,9 +223,7 @@ def _by_seed(values: Mapping[int, float]) -> str:
 
 
 def gains_table(records: Records, cells: Sequence[Cell], known: Mapping[PairKey, str]) -> Table | None:
-    """Return every gain over a baseline with its interval; None without any gain. ``known``: verdicts of
-    claims.
-    """
+    """Return every gain over a baseline, with its interval and the claim's verdict; None without a gain."""
     entries = [(cell, cell.pairing) for cell in cells if cell.pairing is not None]
     if not entries:
         return None

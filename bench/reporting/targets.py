@@ -1,6 +1,4 @@
-"""The published rows that a cell of ours is held against. Every matching row is kept, with its kind; none are
-averaged.
-"""
+"""The published rows that a cell of ours is held against: all that match, never averaged."""
 
 from __future__ import annotations
 
@@ -70,9 +68,7 @@ def _entry_of_network(row: Row, names: Names) -> Mapping[str, Any] | None:
 def _same_bits_and_width(
     row: Row, bits: tuple[int, int, int], config: Mapping[str, Any], names: Names, explicit: bool
 ) -> bool:
-    """Return whether a row has a trial's bits and width; ``explicit``: other gradient bits are told, not
-    hidden.
-    """
+    """Return whether a row has a trial's bits and width; ``explicit``: gradient bits may differ."""
     w, a, g = row.bits
     if (w, a) != bits[:2] or (g is not None and g != bits[2] and not explicit):
         return False
@@ -139,9 +135,7 @@ def _same_method(row: Row, quantizer: Mapping[str, Any], strategy: Mapping[str, 
 def _short_of(
     config: Mapping[str, Any], source: Mapping[str, Any], train_images: int | None, images: int | None
 ) -> list[str]:
-    """Return in what a run falls short of the published budget; a tenth less is let pass (held-out images,
-    dropped batches).
-    """
+    """Return in what a run falls short of the published budget; up to a tenth less is accepted."""
     reasons = []
     if config.get("train_size") is not None:
         reasons.append(f"subset of {config['train_size']:,} training images")

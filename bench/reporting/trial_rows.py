@@ -1,6 +1,4 @@
-"""One recorded trial -> a row and its epochs, checked: a record that says something impossible is
-``damaged``.
-"""
+"""A recorded trial as a checked row and its epochs; an impossible record becomes ``damaged``."""
 
 from __future__ import annotations
 
@@ -132,9 +130,7 @@ def _take_trial(row: dict[str, Any], trial: Mapping[str, Any], id: str) -> None:
 
 
 def _checked(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a recorded configuration, completed, whose fields that tables are made of have the right
-    types.
-    """
+    """Return a recorded configuration, completed, after a check of the fields that tables are made of."""
     for key in ("dataset", "network", "quantizer", "strategy"):
         if not isinstance(config.get(key), dict) or not isinstance(config[key].get("kind"), str):
             raise _Wrong(f"trial.json: config.{key}: expected a table with a kind")
@@ -156,8 +152,7 @@ def _checked(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _completed(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration with the fields and options that came after it at their defaults, as its
-    identity has them.
+    """Return a configuration with later fields and options at their defaults, as its identity has them.
 
     What this version does not know (an entry of a user's own, say) stays as it is.
     """

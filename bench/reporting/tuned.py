@@ -1,6 +1,4 @@
-"""What a search tried and chose (``tuning.jsonl``), arm by arm: curves over the learning rate, expected
-best.
-"""
+"""What a search tried and chose (``tuning.jsonl``): curves by learning rate, expected best."""
 
 from __future__ import annotations
 
@@ -75,8 +73,7 @@ class Searched:
         return [(r, values) for r, values in found if r is not None and values]
 
     def width(self) -> tuple[float, float] | None:
-        """Return the smallest and the largest learning rate within ``WITHIN`` points of the best, None
-        without any.
+        """Return the smallest and the largest rate within ``WITHIN`` points of the best; None without any.
 
         Rates between them that are worse are not left out: the range is that of the tried rates on both
         sides of the best whose scores are all within ``WITHIN`` points.
@@ -99,9 +96,7 @@ class Searched:
 
 
 def searches(lines: Iterable[Mapping[str, Any]]) -> list[Searched]:
-    """Return the searches of an experiment from the lines of its ``tuning.jsonl``; damaged lines are left
-    out.
-    """
+    """Return the searches of an experiment from the lines of ``tuning.jsonl``; damaged lines are left out."""
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for line in lines:
         if isinstance(line.get("arm"), str) and isinstance(line.get("configuration"), Mapping):

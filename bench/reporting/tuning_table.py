@@ -14,7 +14,7 @@ from bench.text import duration, fixed
 
 
 def tuning_table(records: Records, searches: Sequence[Searched]) -> Table | None:
-    """One row an arm and grid point that was tuned; None where nothing was."""
+    """Return a row for each arm and grid point that was tuned; None where nothing was."""
     if not searches:
         return None
     columns = [

@@ -142,9 +142,7 @@ def _read_all(folders: Sequence[Path], name: str) -> Records:
 
 
 def _read_file(path: Path, selection: Selection, folders: Sequence[Path]) -> Records:
-    """Return the records of an experiment file: what the indices of its runs say, else what the file expands
-    to.
-    """
+    """Return the records of an experiment file, from the indices of its runs or from its expansion."""
     name = path.stem
     path = locate(path) if name in shipped_experiments() else path
     parts = []

@@ -1,5 +1,4 @@
-"""Fill pages of prose with the numbers of the report: ``python -m docs.tools.quote PAGE... [--tables DIR]
-[--check]``.
+"""Fill pages of prose with numbers of the report: ``python -m docs.tools.quote PAGE... [--check]``.
 
 A page holds places that are invisible when rendered, each between a comment that says what is quoted and
 ``<!--/-->``:
@@ -80,9 +79,7 @@ def _dip(row: Mapping[str, str]) -> str:
 
 
 def _reached(row: Mapping[str, str], name: str) -> str:
-    """Return the median of a time to the threshold, ``not reached`` or with the share of runs that reached
-    it.
-    """
+    """Return the median time to the threshold, ``not reached``, or the median with the share of runs."""
     count, n = int(float(row[f"{name}_reached"] or 0)), int(float(row["n"]))
     if not count:
         return f"not reached (0/{n})"
@@ -216,8 +213,9 @@ def _same(row: Mapping[str, str], key: str, value: str) -> bool:
 
 
 def _compute(tables: Path) -> list[list[str]]:
-    """Return what all recorded runs took, by data set, network and width: each run once, whichever
-    experiments want it. The trials that chose configurations stand in a row for each experiment.
+    """Return what all recorded runs took, by data set, network and width, each run once.
+
+    The trials that chose configurations stand in a row for each experiment.
     """
     runs = {
         row["run"]: row
@@ -286,9 +284,7 @@ def _value(experiment: str, name: str, wanted: Mapping[str, str], tables: Path, 
 
 
 def fill(text: str, tables: Path, name: str = "page") -> str:
-    """Return ``text`` with every quoted place filled from the report in ``tables``; raises ``InputError``
-    naming a bad one.
-    """
+    """Return ``text`` with every quoted place filled from ``tables``; raises ``InputError`` for a bad one."""
 
     def put(match: re.Match[str]) -> str:
         what = match[2]

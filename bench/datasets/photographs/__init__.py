@@ -1,3 +1,1 @@
-"""Photographs of many sizes: decoding, listing folders, shards on disk, and the views that networks are
-trained on.
-"""
+"""Photographs of many sizes: decoding, listing folders, shards on disk, and the views for networks."""

@@ -41,8 +41,7 @@ JITTER = (0.85, 1.15)
 
 
 class Window(NamedTuple):
-    """Where in an image to cut, to what size to resize the cut, and which S x S of it to take; int64 (B,)
-    each.
+    """Where to cut an image, the size of the resized cut, and its kept S x S square; int64 (B,) each.
 
     The rectangle is ``top, left, height, width`` of the image; it becomes ``to_height`` x ``to_width``, of
     which the square at ``row, column`` is kept and, where ``flip`` is 1, mirrored.
@@ -104,9 +103,7 @@ def scale_jitter_released(heights: np.ndarray, widths: np.ndarray, draws: np.nda
 
 
 def _jittered(heights: np.ndarray, widths: np.ndarray, draws: np.ndarray, size: int, last: int) -> Window:
-    """Return jittered windows; ``last`` is 1 where the last short side and the last places of the crop are
-    drawn, too.
-    """
+    """Return jittered windows; ``last`` is 1 where the largest side and the last places are drawn, too."""
     short = size + place(draws[:, 0], size * 308 // 224 - size + last)
     factors = JITTER[0] + (JITTER[1] - JITTER[0]) * unit(draws[:, 1:3])
     to_h, to_w = jittered_size(heights, widths, short, factors, size)
@@ -120,8 +117,7 @@ def _jittered(heights: np.ndarray, widths: np.ndarray, draws: np.ndarray, size: 
 def jittered_size(
     heights: np.ndarray, widths: np.ndarray, short: np.ndarray, factors: np.ndarray, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (height, width), int64 (B,), to resize to; ``factors`` (B, 2) are those of width and height, in
-    this order.
+    """Return (height, width), int64 (B,), to resize to; ``factors`` (B, 2) are those of width and height.
 
     Each side times ``short`` over the shorter side and times its factor, at most itself, at least ``size``,
     truncated.
@@ -133,9 +129,7 @@ def jittered_size(
 
 
 def view(heights: np.ndarray, widths: np.ndarray, size: int) -> Window:
-    """Return the windows of tests: short side 256/224 S, rounded, the other in proportion; the central
-    square.
-    """
+    """Return the windows of tests: short side 256/224 S, rounded, the other in proportion; central square."""
     short = (2 * 256 * size + 224) // (2 * 224)
     least = np.minimum(heights, widths)
     to_h, to_w = ((2 * side * short + least) // (2 * least) for side in (heights, widths))
@@ -143,9 +137,7 @@ def view(heights: np.ndarray, widths: np.ndarray, size: int) -> Window:
 
 
 def view_released(heights: np.ndarray, widths: np.ndarray, size: int) -> Window:
-    """Return the windows of tests as the released AlexNet scripts cut them: truncated, never enlarged, S at
-    least.
-    """
+    """Return the test windows of the released AlexNet scripts: sides truncated, not enlarged, at least S."""
     scale = (256 * size / 224) / np.minimum(heights, widths)
     to_h, to_w = (
         np.maximum(size, np.minimum(side, scale * side)).astype(np.int64) for side in (heights, widths)
@@ -173,8 +165,7 @@ AUGMENTATIONS = ("none", *TRAINING)
 def resized(
     cut: np.ndarray, to_height: int, to_width: int, row: int, column: int, size: int, cubic: bool
 ) -> Tensor:
-    """Return the S x S pixels at ``row, column`` of uint8 ``cut`` (H, W, 3) resized to the given size: uint8
-    (S, S, 3).
+    """Return S x S pixels at ``row, column`` of ``cut`` resized: uint8 (S, S, 3) of uint8 (H, W, 3).
 
     Bilinear with antialiasing as PyTorch and Pillow compute it; or cubic as OpenCV does: a = -0.75,
     half-pixel centres, edges repeated, no antialiasing.

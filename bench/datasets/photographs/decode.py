@@ -67,8 +67,7 @@ class BadImage(ValueError):
 
 
 def opened(data: bytes) -> Image:
-    """Return the image of an encoded file with its header read and its size accepted; the pixels are not
-    decoded yet.
+    """Return the image of an encoded file; its header is read and its size accepted, its pixels wait.
 
     Raises ``BadImage`` for bytes that are no image of a known format, and for kinds of images that are
     refused.
@@ -101,8 +100,7 @@ def size(data: bytes) -> tuple[int, int]:
 
 
 def rgb(data: bytes, short_side: int | None = None) -> Image:
-    """Return the decoded image in RGB; a short side above ``short_side`` is reduced to it (bicubic,
-    antialiased).
+    """Return the decoded image in RGB, its short side reduced to ``short_side`` (bicubic, antialiased).
 
     Raises ``BadImage``.
     """
@@ -125,8 +123,7 @@ def pixels(data: bytes) -> np.ndarray:
 
 
 def treatment(data: bytes) -> str:
-    """Return which treatment beyond a plain conversion the image gets, ``""`` for most images and for
-    unreadable ones.
+    """Return what the image gets beyond a plain conversion, ``""`` for most images and unreadable ones.
 
     The text is part of the image's digest, so that data whose pixels a version of this module decodes
     otherwise has another identity.
@@ -147,9 +144,7 @@ def treatment(data: bytes) -> str:
 
 
 def digest(data: bytes) -> bytes:
-    """Return the SHA-256 that stands for an image in the data set's checksum: of its bytes and its
-    ``treatment``.
-    """
+    """Return an image's SHA-256 in the data set's checksum: of its bytes and its ``treatment``."""
     return hashlib.sha256(data + treatment(data).encode()).digest()
 
 
@@ -160,9 +155,7 @@ def frames(data: bytes) -> int:
 
 
 def stored_size(width: int, height: int, short_side: int | None) -> tuple[int, int]:
-    """Return (width, height) with the short side at most ``short_side``, the other in proportion, rounded
-    half up.
-    """
+    """Return (width, height) with the short side at most ``short_side``, the other rounded half up."""
     if short_side is None or min(width, height) <= short_side:
         return width, height
     if width < height:
@@ -198,9 +191,7 @@ def _rgb(image: Image) -> Image:
 
 
 def _from_sixteen_bits(image: Image, transparent: int | None) -> Image:
-    """Return a grey image of more than 8 bits in RGB; ``transparent`` is the value of a PNG's transparent
-    pixels.
-    """
+    """Return a grey image of more than 8 bits in RGB; ``transparent`` is a PNG's transparent value."""
     import numpy as np
     import PIL.Image
 
@@ -217,9 +208,7 @@ def _from_sixteen_bits(image: Image, transparent: int | None) -> Image:
 
 
 def _sixteen_bit_grey(image: Image) -> bool:
-    """Whether the pixels are grey values of 9 to 16 bits; in PNG and PPM, Pillow's mode ``I`` means 16 bits
-    too.
-    """
+    """Return whether pixels are grey values of 9 to 16 bits; Pillow's mode ``I`` means 16 in PNG and PPM."""
     return image.mode.startswith("I")
 
 

@@ -35,23 +35,17 @@ RECORD = np.dtype(
 
 
 class Images(Protocol):
-    """Images that can be read one by one, from several threads at once; ``index`` (N,) has the type
-    ``RECORD``.
-    """
+    """Images read one by one, from several threads at once; ``index`` (N,) has the type ``RECORD``."""
 
     index: np.ndarray
 
     def read(self, number: int, top: int = 0, bottom: int | None = None) -> np.ndarray:
-        """Return rows ``top`` to ``bottom`` (default all) of an image: uint8 (rows, width, 3); not to be
-        written to.
-        """
+        """Return rows ``top`` to ``bottom`` (default all) of an image: uint8 (rows, width, 3), read-only."""
         ...
 
 
 class InMemory:
-    """Decoded images, in their own sizes: ``pixels`` holds uint8 (height, width, 3) for each record of
-    ``index``.
-    """
+    """Decoded images of any size: ``pixels`` has uint8 (height, width, 3) for each record of ``index``."""
 
     def __init__(self, index: np.ndarray, pixels: Sequence[np.ndarray]) -> None:
         self.index, self.pixels = index, pixels
@@ -63,9 +57,7 @@ class InMemory:
 
 @dataclass(frozen=True)
 class Photographs:
-    """A data set of photographs; ``mean_sum`` is the sum over the training images of ``central_square``,
-    uint64.
-    """
+    """A data set of photographs; ``mean_sum`` sums the training images' ``central_square``, uint64."""
 
     train: Images
     test: Images
@@ -107,11 +99,10 @@ def central_square(image: Image, side: int = MEAN_SIDE) -> np.ndarray:
 def decode_all(
     labels: Sequence[int], encoded: Callable[[int], bytes], name: Callable[[int], str], limit: int
 ) -> tuple[InMemory, np.ndarray]:
-    """Return images decoded into memory, and the sum of their central squares; ``encoded`` gives the bytes of
-    each.
+    """Return images decoded into memory, and the sum of their central squares.
 
-    Raises ``InputError`` that names and counts what is no image, or where they take more than ``limit``
-    bytes.
+    ``encoded`` returns the bytes of an image, ``name`` its name for messages. Raises ``InputError`` that
+    names and counts what is no image, or where the images take more than ``limit`` bytes.
     """
     index = np.zeros(len(labels), dtype=RECORD)
     index["label"] = labels

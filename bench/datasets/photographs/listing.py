@@ -1,5 +1,4 @@
-"""Which photographs a folder holds, by class and in a fixed order, and which files in it are left out. No
-torch.
+"""The photographs of a folder, by class and in a fixed order, and the files left out. No torch.
 
 What is read is what ``torchvision.datasets.ImageFolder`` reads: files with one of its suffixes, in the folder
 of a class and in the folders below it, links followed, in the same order. Hidden files and folders
@@ -125,9 +124,7 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def image_files(folder: Path, left_out: list[LeftOut] | None = None) -> list[str]:
-    """Return the sorted names of the image files in ``folder`` itself; the other files are added to
-    ``left_out``.
-    """
+    """Return the sorted image files of ``folder`` itself; its other files are added to ``left_out``."""
     names = []
     for entry in _entries(folder):
         if not entry.is_dir():
@@ -221,9 +218,7 @@ def left_out_text(left_out: Sequence[LeftOut], before: str = "") -> str:
 
 
 def several_frames(names: Sequence[str]) -> str:
-    """Return a line that counts and names the images of which only the first frame or page is read, or
-    ``""``.
-    """
+    """Return a line on the images of which only the first frame or page is read, or ``""``."""
     return f"{len(names):,} with several frames or pages, the first is read: {_few(names)}" if names else ""
 
 

@@ -1,5 +1,4 @@
-"""``bench data prepare``: photographs written once as large sequential shards (see
-``bench.datasets.photographs.shards``).
+"""``bench data prepare``: photographs written once as large sequential shards (``shards``).
 
 A shard is written under a temporary name, flushed and renamed, then its part of the index; so a preparation
 killed at any instant goes on at the first shard that is not there whole. The manifest is written last. No
@@ -233,9 +232,7 @@ class _Note(NamedTuple):
 
     @classmethod
     def read(cls, target: Path, position: int) -> _Note | None:
-        """Return the note of a finished shard that begins at ``position``, None where either is not there
-        whole.
-        """
+        """Return the note of the whole shard that begins at ``position``; None without either."""
         try:
             line, _, data = target.with_suffix(".note").read_bytes().partition(b"\n")
             count, begin, after, size, sha256, corrupt, frames = json.loads(line)
@@ -340,9 +337,7 @@ def _stored(item: Item, how: Settings) -> _Stored | BadImage:
 
 
 def _write_shard(target: Path, part: str, items: Sequence[Item], position: int, how: Settings) -> _Note:
-    """Write the shard of the next ``IMAGES_PER_SHARD`` good images from ``position``, and the note of it,
-    last.
-    """
+    """Write the shard of the next ``IMAGES_PER_SHARD`` good images from ``position``, then its note."""
     shard = int(target.stem.rpartition("-")[2])
     records: list[tuple] = []
     hashes: list[bytes] = []

@@ -1,5 +1,4 @@
-"""Prepared photographs: large sequential files on disk, JPEG (the source's bytes) or raw (uint8 at a stored
-short side).
+"""Prepared photographs in large files: JPEG (the source's bytes) or raw (uint8 at a stored short side).
 
 A folder of shards holds ``manifest.json``; for ``train`` and for ``test`` an index of fixed-size records
 (``train.index``, see ``images.RECORD``) and shards ``train-00000.bin`` ... of 2,048 images each, one after
@@ -125,9 +124,7 @@ def encode(document: Mapping[str, Any]) -> bytes:
 
 
 def content_digest(classes: Iterable[str], parts: Mapping[str, Iterable[tuple[int, bytes]]]) -> str:
-    """Return the digest of class names and, of both parts in order, each image's label and the SHA-256 of its
-    bytes.
-    """
+    """Return the digest of the class names and of each image's label and digest, part by part."""
     total = hashlib.sha256(json.dumps(list(classes)).encode())
     for part in PARTS:
         total.update(part.encode())
@@ -137,9 +134,7 @@ def content_digest(classes: Iterable[str], parts: Mapping[str, Iterable[tuple[in
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """Return the manifest of prepared images, None where there is none; raises ``InputError`` where it is
-    damaged.
-    """
+    """Return the manifest of prepared images, None without one; raises ``InputError`` if damaged."""
     path = folder / "manifest.json"
     try:
         with path.open("rb") as stream:
@@ -213,9 +208,7 @@ def _digests(manifest: Manifest, part: str, index: np.ndarray) -> Iterable[tuple
 
 
 def _small(manifest: Manifest, name: str) -> bytes:
-    """Return the bytes of an index or the mean, its checksum compared; its size was checked with the
-    manifest.
-    """
+    """Return the bytes of an index or of the mean; the checksum is compared, the size was before."""
     size, digest = manifest.files[name]
     path = manifest.folder / name
     try:

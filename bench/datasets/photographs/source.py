@@ -1,6 +1,4 @@
-"""What ``imagefolder`` and ``imagenet`` share: photographs read from their files, or from the shards made of
-them.
-"""
+"""What ``imagefolder`` and ``imagenet`` share: photographs read from files, or from shards of them."""
 
 from __future__ import annotations
 
@@ -22,16 +20,12 @@ from bench.text import clean, command
 
 
 class PhotographSource(Source):
-    """A source of photographs that ``bench data prepare`` can write as shards; subclasses say where and list
-    them.
-    """
+    """A source of photographs that ``bench data prepare`` can write as shards; subclasses list the images."""
 
     fetchable = False
 
     def root(self, options: Mapping[str, Any], data_dir: Path) -> Path:
-        """Return the folder of its images, there or not; raises ``InputError`` for a name that leads
-        elsewhere.
-        """
+        """Return the folder of its images, there or not; raises ``InputError`` for a name outside."""
         raise NotImplementedError
 
     def shards_folder(self, options: Mapping[str, Any], data_dir: Path) -> Path:
@@ -44,9 +38,7 @@ class PhotographSource(Source):
         raise NotImplementedError
 
     def manifest(self, options: Mapping[str, Any], data_dir: Path) -> shards.Manifest | None:
-        """Return the manifest of its shards, None where it is not prepared; raises ``InputError`` where
-        damaged.
-        """
+        """Return the manifest of its shards, None where not prepared; raises ``InputError`` if damaged."""
         return shards.read_manifest(self.shards_folder(options, data_dir))
 
     def facts(self, options: Mapping[str, Any], data_dir: Path) -> Facts:

@@ -19,9 +19,7 @@ from bench.text import clean
 
 @dataclass(frozen=True)
 class Panel:
-    """What is drawn together: cells that differ in the arm (full precision stands in every panel of its
-    network).
-    """
+    """Cells drawn together: they differ in the arm; full precision is in every panel of its network."""
 
     title: str
     cells: tuple[Cell, ...]

@@ -29,10 +29,11 @@ from bench.reporting.tuned import WITHIN, Searched
 
 
 def tuning_figure(searches: Sequence[Searched], title: str = "") -> Figure | None:
-    """Return held-out accuracy against the learning rate (all seeds, the chosen one marked) beside the
-    expected best after k configurations; None where no configuration was measured.
+    """Return held-out accuracy by learning rate, and the expected best; None where nothing was measured.
 
-    The thick line below the points is the range of rates within a point of the best.
+    Left: every seed, the best mean at each rate, and the chosen configuration marked; the thick line below
+    the points is the range of rates within a point of the best. Right: the expected best score after k
+    configurations.
     """
     shown = [search for search in searches if search.scored]
     if not shown:

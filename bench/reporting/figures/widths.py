@@ -32,11 +32,10 @@ _Groups = dict[tuple, list[Cell]]  # the cells of each panel, by what the panel 
 
 
 def width_figure(cells: Sequence[Cell], look: Mapping[str, Look], title: str = "") -> Figure | None:
-    """Return accuracy by width, a panel for each quantizer, bits and budget: ours beside the published
-    values.
+    """Return accuracy by width, ours and published, a panel for each quantizer, bits and budget.
 
     Filled: ours (mean, 95 % interval), at its width. Hollow: published. A cross at the bottom: no finished
-    run. None for one width.
+    run. The figure is None for one width.
     """
     groups = _absorb_unknown(_groups(cells))
     widths = sorted({cell.facts.width or 0.0 for group in groups.values() for cell in group})

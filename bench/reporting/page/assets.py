@@ -58,8 +58,9 @@ def _literal(value: Any) -> Any:
 
 
 def sort_key(text: str, column: Column) -> str:
-    """Return what a column of numbers is sorted by: the number that a cell begins with, else one below
-    all.
+    """Return what a column is sorted by: of a number column the number at the start of the text.
+
+    A text without a number sorts below all numbers.
     """
     if column.align != "r":
         return text

@@ -27,8 +27,9 @@ POINTS = 16_000  # of all curves of a page; above, curves are thinned to evenly 
 
 
 def curves(panel: Panel, epochs: Mapping[str, pd.DataFrame], look: Mapping[str, Look], share: int) -> Plot:
-    """Return the accuracy curves of a panel, at most ``share`` points each; an entry of the legend toggles an
-    arm.
+    """Return the accuracy curves of a panel, at most ``share`` points each.
+
+    An entry of the legend toggles an arm.
 
     Solid: the deployed network, with the 95 % interval of its mean. Dashed: the expanded network.
     """

@@ -48,9 +48,7 @@ def leaderboard_page(reports: Sequence[Report]) -> str:
 
 
 def leaderboard(cells: Sequence[Cell], sources: Sequence[str] = ()) -> Table:
-    """Return every cell as a row: method, network, data, accuracy, gain and costs; ``not run`` without any
-    run.
-    """
+    """Return a row for each cell: method, network, data, accuracy (or ``not run``), gain and costs."""
     columns = [
         Column("Data set", [cell.facts.dataset or "unknown" for cell in cells]),
         Column("Network", [cell.facts.network for cell in cells]),

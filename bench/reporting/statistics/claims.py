@@ -18,8 +18,7 @@ EXPLORATORY = "exploratory"
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's adjusted p-values (Holm 1979): rejecting those up to 0.05 keeps the family-wise error at
-    5 %.
+    """Return the p-values adjusted by Holm (1979); rejecting up to 0.05 keeps the family-wise error at 5 %.
 
     The correction needs no independence, so arms may share a baseline.
     """
@@ -33,9 +32,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def holm_of_known(p_values: Sequence[float | None]) -> list[float | None]:
-    """Return ``holm`` of the p-values that are known, counting an unknown one as 1 (its claim was declared
-    all the same).
-    """
+    """Return ``holm`` of the known p-values; an unknown one counts as 1, since its claim was declared."""
     adjusted = holm([1.0 if p is None else p for p in p_values])
     return [None if p is None else a for p, a in zip(p_values, adjusted, strict=True)]
 

@@ -29,9 +29,7 @@ SINGLE = "n = 1: no interval"
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean of ``n`` values with its interval. Without an interval ``low`` and ``high`` are None; ``note``
-    says why.
-    """
+    """A mean of ``n`` values with its interval; ``note`` says why ``low`` and ``high`` are None."""
 
     n: int
     mean: float | None
@@ -76,8 +74,7 @@ def mean_interval(values: Sequence[float] | np.ndarray, level: float = LEVEL) ->
 
 
 def wilson(correct: int, seen: int, level: float = LEVEL) -> tuple[float, float]:
-    """Return Wilson's interval (Wilson 1927) in percent of the accuracy of *one* network measured on ``seen``
-    images.
+    """Return Wilson's interval (1927), in percent, of the accuracy of *one* network on ``seen`` images.
 
     The interval is about the finite test set alone. Raises ``ValueError`` unless 0 <= correct <= seen and
     seen > 0.
@@ -89,9 +86,7 @@ def wilson(correct: int, seen: int, level: float = LEVEL) -> tuple[float, float]
 
 
 def welch(new: Sequence[float], old: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
-    """Return Welch's interval of mean(new) - mean(old) for independent runs; None where a spread cannot be
-    estimated.
-    """
+    """Return Welch's interval of mean(new) - mean(old) of independent runs; None without any spread."""
     a, b = np.asarray(new, dtype=np.float64), np.asarray(old, dtype=np.float64)
     if min(a.size, b.size) < 2 or (all_equal(a) and all_equal(b)):
         return None

@@ -51,9 +51,7 @@ class Gain:
 
 
 def paired_gain(arm: Mapping[int, float], baseline: Mapping[int, float], level: float = LEVEL) -> Gain:
-    """Return the mean difference arm - baseline over the seeds that both have, with its t-interval and
-    p-value.
-    """
+    """Return the mean of arm - baseline over their common seeds, with its t-interval and p-value."""
     by_seed = differences(arm, baseline)
     seeds, values = tuple(by_seed), np.asarray(list(by_seed.values()), dtype=np.float64)
     interval = mean_interval(values, level)
@@ -106,8 +104,7 @@ def sign_flip(values: Sequence[float]) -> SignFlip | None:
 
 
 def equivalence(values: Sequence[float], margin: float) -> float | None:
-    """Return the p-value of equivalence within ``margin`` points: two one-sided paired t-tests (Schuirmann
-    1987).
+    """Return the p-value of equivalence within ``margin`` points: two one-sided t-tests (Schuirmann 1987).
 
     Null hypothesis: the mean difference is at least ``margin`` away from 0. The p-value is the larger one of
     the two tests; it is at most 0.05 exactly where the 90 % t-interval of the mean difference lies within the
@@ -123,10 +120,9 @@ def equivalence(values: Sequence[float], margin: float) -> float | None:
 
 @dataclass(frozen=True)
 class DeviationRatio:
-    """The seeds' standard deviation of an arm over that of its baseline, with its interval; below 1: the arm
-    varies less.
+    """The standard deviation over an arm's seeds over its baseline's, with its interval.
 
-    Without an interval ``low`` and ``high`` are None and ``note`` says why.
+    Below 1 the arm varies less. Without an interval ``low`` and ``high`` are None and ``note`` says why.
     """
 
     n: int

@@ -8,8 +8,7 @@ import numpy as np
 
 
 def expected_best(scores: Sequence[float]) -> list[float]:
-    """Return the expected best score after 1, 2, ..., n tried configurations (Dodge et al. 2019, arXiv
-    1909.03004).
+    """Return the expected best score after 1, ..., n tried configurations (Dodge et al. 2019, 1909.03004).
 
     ``scores`` are the n validation scores of a random search. Entry k - 1 is the expected largest of k scores
     drawn, with replacement, from their empirical distribution (equation 2 there): with the scores sorted, the

@@ -22,24 +22,19 @@ class TimeTo:
 
 
 def time_to(times: Sequence[float | None]) -> TimeTo:
-    """Summarise times to a threshold; None is a run that never reached it (censored, counted as longer than
-    any).
-    """
+    """Summarise times to a threshold; None is a run that never reached it, longer than any other."""
     reached = sorted(t for t in times if t is not None)
     half = math.ceil(len(times) / 2)
     return TimeTo(len(times), tuple(reached), reached[half - 1] if times and len(reached) >= half else None)
 
 
 def first_reached(accuracy: Sequence[float | None], threshold: float) -> int | None:
-    """Return the index of the first epoch at or above ``threshold``, None if there is none; missing values
-    are below.
-    """
+    """Return the index of the first epoch at or above ``threshold``, None without one."""
     return next((i for i, a in enumerate(accuracy) if a is not None and a >= threshold), None)
 
 
 def held_from(accuracy: Sequence[float | None], threshold: float) -> int | None:
-    """Return the index from which every evaluated epoch is at or above ``threshold``, None if the last one is
-    not.
+    """Return the index from which all evaluated epochs are at or above ``threshold``; None without any.
 
     An epoch without a value was not evaluated (``evaluate_every``) and decides nothing.
     """
@@ -78,9 +73,7 @@ class Removal:
 def removal(
     factor: Sequence[float | None], deployed: Sequence[float | None], expanded: Sequence[float | None]
 ) -> Removal | None:
-    """Return the removal of a run given its epochs' factors and accuracies; None if there was none (or it was
-    not seen).
-    """
+    """Return the removal of the branch, from a run's factors and accuracies by epoch; None if not seen."""
     last_on = max((i for i, f in enumerate(factor) if f), default=None)
     if last_on is None or last_on + 1 >= len(factor):
         return None
