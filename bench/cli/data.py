@@ -7,7 +7,7 @@ import argparse
 from bench.cli import OK
 from bench.datasets import manage
 from bench.errors import InputError, nearest
-from bench.folders import resolve_data_dir
+from bench.machine.folders import resolve_data_dir
 from bench.text import inert
 
 ACTIONS = ("list", "fetch", "import", "prepare", "verify")

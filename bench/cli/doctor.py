@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.cli import OK
-from bench.devices import cpu_name, find_devices
-from bench.folders import resolve_data_dir
-from bench.progress import say
+from bench.launch.progress import say
+from bench.machine.devices import cpu_name, find_devices
+from bench.machine.folders import resolve_data_dir
 from bench.records.files import write_atomic
 from bench.text import inert
 

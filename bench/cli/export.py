@@ -7,8 +7,8 @@ from pathlib import Path
 
 from bench.cli import OK
 from bench.errors import InputError
-from bench.folders import resolve_data_dir
-from bench.progress import say
+from bench.launch.progress import say
+from bench.machine.folders import resolve_data_dir
 from bench.records.store import Store
 from bench.text import plural
 

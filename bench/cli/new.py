@@ -15,7 +15,7 @@ from bench.experiments.catalog import facts, label
 from bench.experiments.expand import load_experiment
 from bench.experiments.options import as_table
 from bench.experiments.toml_files import experiment_name
-from bench.folders import resolve_data_dir
+from bench.machine.folders import resolve_data_dir
 from bench.text import clean, command, inert, plural
 
 _SMALL = 40  # pixels: data sets up to this size start with the small convolutional network

@@ -16,19 +16,19 @@ from bench.cli.screen import Screen
 from bench.cli.selection import Selection
 from bench.cli.tuning import choices_text
 from bench.costs.predict import known_seconds
-from bench.devices import find_devices
 from bench.errors import InputError
 from bench.experiments import catalog
 from bench.experiments.trials import Experiment
-from bench.folders import resolve_data_dir
 from bench.launch.data_parallel import TRAIN_TOGETHER, check_workers, groups, together, torchrun_workers
 from bench.launch.execute import TRAIN, Task
 from bench.launch.feed import Enqueue, Feeder
 from bench.launch.options import RunOptions
 from bench.launch.placement import place, shared_gpus
 from bench.launch.plan import Planned, costs, plan, priorities, tuning_priority
+from bench.launch.progress import Progress, say
 from bench.launch.session import Session, Stop, exit_status
-from bench.progress import Progress, say
+from bench.machine.devices import find_devices
+from bench.machine.folders import resolve_data_dir
 from bench.records.locks import Busy
 from bench.records.store import Store
 from bench.records.trackers import following

@@ -11,7 +11,7 @@ from bench.cli import OK
 from bench.cli.screen import Screen
 from bench.errors import InputError
 from bench.experiments.labels import label
-from bench.folders import resolve_data_dir
+from bench.machine.folders import resolve_data_dir
 from bench.records.files import plain, write_atomic
 from bench.records.store import Store
 

@@ -29,7 +29,7 @@ from bench.experiments.overrides import differences, flatten, listed
 from bench.experiments.shipped import shipped_experiments
 from bench.experiments.toml_files import recipe_names
 from bench.experiments.trials import Experiment, IndexLine
-from bench.folders import resolve_data_dir
+from bench.machine.folders import resolve_data_dir
 from bench.records.store import Store
 from bench.text import clean, command, plural
 from bench.tuning.search import Search

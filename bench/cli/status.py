@@ -15,8 +15,8 @@ from bench.cli.screen import PIPED, Screen
 from bench.cli.selection import Selection
 from bench.cli.tuning import choices_text
 from bench.errors import InputError
-from bench.folders import resolve_data_dir
 from bench.launch.plan import ACTIONS
+from bench.machine.folders import resolve_data_dir
 from bench.records.files import StoreError
 from bench.records.store import State, Store
 from bench.text import command, inert, percent, plural

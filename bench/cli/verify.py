@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from bench.folders import resolve_data_dir
 from bench.launch.execute import TRAIN
 from bench.launch.verify import verify
+from bench.machine.folders import resolve_data_dir
 
 
 def verify_command(args: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ import torch
 from bench.costs.measure import make_run, step_at, synthetic
 from bench.experiments.config import TrialConfig
 from bench.foreign import Grant, adopt, current
-from bench.processes import Child
+from bench.machine.processes import Child
 from bench.training import execution
 
 

@@ -22,10 +22,10 @@ import torch
 
 from bench import datasets
 from bench.costs.predict import Calibration, Kept, measured_mode, steps_per_epoch
-from bench.devices import cpu_count
 from bench.experiments import catalog
 from bench.experiments.config import TrialConfig
 from bench.layers.diagnostics import layer_diagnostics
+from bench.machine.devices import cpu_count
 from bench.randomness import Clock
 from bench.training import execution, setup
 from bench.training.evaluate import EVALUATION_BATCH, evaluate

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import bench
-from bench.devices import cpu_name
 from bench.errors import InputError
 from bench.experiments import catalog
 from bench.experiments.config import TrialConfig
-from bench.folders import cache_folder
+from bench.machine.devices import cpu_name
+from bench.machine.folders import cache_folder
 from bench.records.files import write_atomic
 from bench.schedules import factor_value
 

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import torch
 
-from bench import datasets, folders, text
+from bench import datasets, text
 from bench.costs.at_once import at_once
 from bench.costs.measure import BUSY, Meter, start_seconds
 from bench.costs.predict import makespan, measured_mode, steps_per_epoch, trial_seconds
-from bench.devices import cpu_count
 from bench.experiments import catalog
 from bench.experiments.config import TrialConfig, short_bits
 from bench.experiments.labels import label
 from bench.experiments.trials import Experiment
+from bench.machine import folders
+from bench.machine.devices import cpu_count
 from bench.networks import Network, build, describe_layers
 from bench.randomness import Clock
 from bench.strategies import make_strategy

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from bench.errors import InputError
-from bench.folders import cache_folder
+from bench.machine.folders import cache_folder
 
 
 def of_file(path: Path) -> str:

@@ -20,7 +20,7 @@ from bench.datasets.photographs.listing import Listing
 from bench.datasets.photographs.source import PhotographSource
 from bench.datasets.sources import Facts
 from bench.errors import InputError
-from bench.folders import acceptable, inside
+from bench.machine.folders import acceptable, inside
 from bench.text import clean
 
 ENTRIES = [

@@ -21,7 +21,7 @@ from typing import Any
 
 from bench.datasets.photographs.decode import SUFFIXES
 from bench.errors import InputError, nearest
-from bench.folders import acceptable
+from bench.machine.folders import acceptable
 from bench.text import clean
 
 TORCHVISION = "torchvision:"

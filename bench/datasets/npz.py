@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from bench.datasets import checksums, svhn_subset
 from bench.datasets.sources import CHUNK, Arrays, Facts, Source
 from bench.errors import InputError
-from bench.folders import acceptable, inside
+from bench.machine.folders import acceptable, inside
 from bench.text import clean, command
 
 if TYPE_CHECKING:

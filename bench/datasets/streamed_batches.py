@@ -19,9 +19,9 @@ from torch import Tensor
 from bench.datasets.batch_rows import WHOLE, ChosenImages
 from bench.datasets.photographs import crops
 from bench.datasets.photographs.images import MEAN_SIDE, Images, Photographs
-from bench.devices import cpu_count
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
+from bench.machine.devices import cpu_count
 from bench.randomness import combine, key_of, sample_bits
 
 AHEAD = 3  # batches that threads prepare while the network trains on another

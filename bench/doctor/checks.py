@@ -23,7 +23,7 @@ from torch import Tensor
 
 from bench.costs.measure import make_run, synthetic
 from bench.experiments.config import TrialConfig
-from bench.processes import Child
+from bench.machine.processes import Child
 from bench.speed.cases import PLAIN, UNIT, Case
 from bench.speed.floor import roofline
 from bench.speed.measure import dtypes, measure, measure_packed, modes

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import registry
-from bench.devices import cpu_count, cpu_name
 from bench.experiments import catalog
-from bench.folders import cache_folder
+from bench.machine.devices import cpu_count, cpu_name
+from bench.machine.folders import cache_folder
 from bench.text import plural
 
 PACKAGES = (

@@ -10,7 +10,7 @@ from bench.errors import InputError
 from bench.experiments import catalog, start
 from bench.experiments.config import TrialConfig
 from bench.experiments.toml_files import Problems, load_recipe
-from bench.folders import resolve_data_dir
+from bench.machine.folders import resolve_data_dir
 
 
 class Library:

@@ -32,9 +32,9 @@ from bench.experiments.config import TrialConfig
 from bench.foreign import current, granted
 from bench.launch.execute import TRAIN, execute
 from bench.launch.session import Session
-from bench.processes import Child, portable, wait
+from bench.machine.processes import Child, portable, wait
+from bench.machine.temporary import temporary_folder
 from bench.records.store import Store
-from bench.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from bench.training.distributed import Team

@@ -22,9 +22,9 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from bench import processes
 from bench.foreign import Grant, adopt, current
-from bench.temporary import temporary_folder
+from bench.machine import processes
+from bench.machine.temporary import temporary_folder
 
 USABLE = (
     0.9  # the part of the free memory that trials get: allocators round up, and others use the device, too

@@ -9,14 +9,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from bench.devices import cpu_count
 from bench.errors import InputError
 from bench.launch import gpu_sharing
 from bench.launch.data_parallel import groups, own_device, run_torchrun, torchrun_workers
 from bench.launch.options import RunOptions
 from bench.launch.pool import Pool
+from bench.launch.progress import say
 from bench.launch.session import Session
-from bench.progress import say
+from bench.machine.devices import cpu_count
 from bench.text import plural
 
 

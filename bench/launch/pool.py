@@ -20,7 +20,7 @@ from typing import Any
 from bench.errors import InputError
 from bench.launch.execute import Outcome, Task, execute
 from bench.launch.session import Session
-from bench.processes import Child, wait
+from bench.machine.processes import Child, wait
 
 
 class TrialProcess(Child):

@@ -15,8 +15,8 @@ from typing import Any
 import bench
 from bench.errors import InputError
 from bench.foreign import source_places
-from bench.progress import say
-from bench.temporary import temporary_folder
+from bench.launch.progress import say
+from bench.machine.temporary import temporary_folder
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",

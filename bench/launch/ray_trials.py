@@ -16,7 +16,7 @@ from bench.errors import InputError
 from bench.launch.data_parallel import LEAD, TIMEOUT, WorkerDied, backend, lead_or_follow
 from bench.launch.execute import Outcome, Task, execute
 from bench.launch.remote import Home, execute_remotely, with_local_data
-from bench.temporary import temporary_folder
+from bench.machine.temporary import temporary_folder
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from bench.launch.ray_trials import RayRun, home_of, train_together
 from bench.launch.session import Session
+from bench.machine.temporary import temporary_folder
 from bench.records.files import write_atomic
 from bench.records.locks import Owner
-from bench.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from bench.launch.ray_hooks import Stream

@@ -21,13 +21,13 @@ from typing import Any
 from bench.errors import InputError
 from bench.experiments.catalog import require
 from bench.experiments.config import TrialConfig
-from bench.folders import resolve_data_dir
 from bench.foreign import granted
 from bench.launch.execute import Outcome, Task, execute, outcome_without_training
+from bench.machine.folders import resolve_data_dir
+from bench.machine.temporary import temporary_folder
 from bench.records.files import StoreError, write_atomic
 from bench.records.locks import Busy
 from bench.records.store import Store
-from bench.temporary import temporary_folder
 
 MIRROR_SECONDS = 2.0
 # Written home in this order, read on the node in the opposite one: no checkpoint without the lines of the

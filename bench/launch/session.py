@@ -17,7 +17,7 @@ from typing import Any
 from bench.launch.execute import Outcome, Task, record_death
 from bench.launch.gpu_sharing import DeviceSlots, crowded_out
 from bench.launch.plan import startable
-from bench.progress import Progress
+from bench.launch.progress import Progress
 from bench.records.store import Store
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.devices import find_devices
 from bench.errors import InputError
 from bench.experiments import catalog, permission
 from bench.experiments.config import TrialConfig
@@ -22,10 +21,11 @@ from bench.launch.data_parallel import TRAIN_TOGETHER, groups
 from bench.launch.execute import TRAIN, Task
 from bench.launch.plan import TrialLike, plan, priorities
 from bench.launch.pool import Pool
+from bench.launch.progress import Progress, say
 from bench.launch.session import Session, Stop
-from bench.progress import Progress, say
+from bench.machine.devices import find_devices
+from bench.machine.temporary import temporary_folder
 from bench.records.store import Store
-from bench.temporary import temporary_folder
 from bench.text import command, inert, percent
 
 CLOCKS = {"seconds", "images_per_second", "wall_seconds", "peak_memory_bytes", "provenance"}

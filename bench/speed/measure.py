@@ -29,8 +29,8 @@ import torch.nn.functional as F
 from bench.costs.at_once import at_once
 from bench.costs.measure import make_run, step_at, synthetic
 from bench.datasets import Arrays
-from bench.devices import cpu_count
-from bench.folders import resolve_data_dir
+from bench.machine.devices import cpu_count
+from bench.machine.folders import resolve_data_dir
 from bench.records.files import write_atomic
 from bench.speed import images as photographs
 from bench.speed.cases import BATCH, CASES, NETWORKS, PLAIN, UNIT, Case

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, fx
 
 from bench import datasets
-from bench.devices import cpu_name
 from bench.errors import InputError
 from bench.experiments import catalog
 from bench.experiments.config import TrialConfig
@@ -27,6 +26,7 @@ from bench.export import foreign_formats as foreign
 from bench.export.files import read_file, write_file
 from bench.export.plain import latent_weights, plain_network
 from bench.export.rounding import NEAR, threshold_distance
+from bench.machine.devices import cpu_name
 from bench.networks import Network
 from bench.randomness import Clock
 from bench.records.store import Store

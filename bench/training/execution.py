@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from bench.devices import THREADS_PER_TRIAL, cpu_name
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
-from bench.folders import cache_folder
+from bench.machine.devices import THREADS_PER_TRIAL, cpu_name
+from bench.machine.folders import cache_folder
 
 # Compiling a step takes about a minute on a slow core. From this number of steps on, compiled steps save much
 # more time than that.

@@ -22,11 +22,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import datasets, folders
+from bench import datasets
 from bench.datasets import checksums, cifar, digits, manage, svhn
 from bench.datasets.sources import Download, PublishedFile
 from bench.errors import InputError
 from bench.experiments import catalog
+from bench.machine import folders
 
 NPZ = {"kind": "npz", "name": "mine"}
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from bench import processes
 from bench.launch import data_parallel
+from bench.machine import processes
 from tests.robustness import disturbance
 
 FAULT = "fault.json"  # in the results folder: {"worker": rank, "fault": {...}, "every_steps": n}

@@ -13,7 +13,6 @@ import pytest
 
 from bench.cli import arguments
 from bench.cli.main import main
-from bench.devices import cpu_count
 from bench.experiments.config import TrialConfig
 from bench.experiments.expand import load_experiment
 from bench.launch import gpu_sharing
@@ -21,6 +20,7 @@ from bench.launch.execute import Task
 from bench.launch.gpu_sharing import DeviceSlots, crowded_out, measured_slots, trials_per_device
 from bench.launch.plan import Planned, costs, relative_cost
 from bench.launch.verify import differences
+from bench.machine.devices import cpu_count
 from bench.records.store import State, Store
 from bench.training import execution
 
@@ -105,7 +105,9 @@ class TestSlotsOfGPUs:
 
     def test_measured_needs_decide_and_cores_limit(self, monkeypatch):
         needs, free = {"a": 2.0 * GiB, "b": 1.0 * GiB}, {"cuda:0": 20.0 * GiB}
-        monkeypatch.setattr("bench.processes.call", lambda function, *arguments, name: function(*arguments))
+        monkeypatch.setattr(
+            "bench.machine.processes.call", lambda function, *arguments, name: function(*arguments)
+        )
         monkeypatch.setattr(gpu_sharing, "_measure", lambda *arguments: (needs, free))
         slots, words = measured_slots({"a": {}, "b": {}}, ["cuda:0"], None, 16, 3, "data")
         assert (slots.per_device, slots.total, slots.trial_bytes) == ({"cuda:0": 16}, 3, needs)
@@ -118,7 +120,9 @@ class TestSlotsOfGPUs:
         def fail(*arguments):
             raise RuntimeError("no driver")
 
-        monkeypatch.setattr("bench.processes.call", lambda function, *arguments, name: function(*arguments))
+        monkeypatch.setattr(
+            "bench.machine.processes.call", lambda function, *arguments, name: function(*arguments)
+        )
         monkeypatch.setattr(gpu_sharing, "_measure", fail)
         slots, words = measured_slots({"a": {}, "b": {}}, ["cuda:0"], None, 16, None, "data")
         assert slots.per_device == {"cuda:0": 1} and "no driver" in words

@@ -18,9 +18,9 @@ from bench.cli.main import main
 from bench.experiments.expand import load_experiment
 from bench.launch.execute import Outcome, Task, describe, execute
 from bench.launch.plan import plan, priorities
+from bench.launch.progress import Progress
 from bench.launch.session import exit_status
 from bench.launch.verify import differences
-from bench.progress import Progress
 from bench.records.store import Store
 from bench.text import inert
 from tests.waiting import HANG, wait_until

@@ -15,12 +15,12 @@ from bench import datasets
 from bench.costs.measure import make_run
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
-from bench.folders import cache_folder
+from bench.launch.progress import Progress
 from bench.launch.session import Session, Stop
 from bench.layers.max_pool import MaxPool2, _Largest
+from bench.machine.folders import cache_folder
 from bench.networks import chain
 from bench.networks.builder import Builder, Network
-from bench.progress import Progress
 from bench.quantizers.functional import pass_inside
 from bench.records.store import Store
 from bench.training import execution

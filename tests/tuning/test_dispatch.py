@@ -12,8 +12,8 @@ import pytest
 
 from bench.launch.execute import Outcome, Task
 from bench.launch.plan import startable, tuning_priority
+from bench.launch.progress import Progress
 from bench.launch.session import Session, Stop
-from bench.progress import Progress
 from bench.records.store import Store
 from bench.tuning.halving import rungs
 

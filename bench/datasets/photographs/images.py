@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 
 from bench.datasets.photographs import decode
-from bench.devices import cpu_count
 from bench.errors import InputError
+from bench.machine.devices import cpu_count
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -7,13 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench.temporary import remove_abandoned, temporary_folder
+from bench.machine.temporary import remove_abandoned, temporary_folder
 
 MAKER = """
 import os
 import signal, sys
 from pathlib import Path
-from bench.temporary import temporary_folder
+from bench.machine.temporary import temporary_folder
 with temporary_folder("ray", Path(sys.argv[1])) as folder:
     (folder / "left").touch()
     print(folder, flush=True)

@@ -1,0 +1,1 @@
+"""What the machine offers to a run: devices, processes, folders."""
