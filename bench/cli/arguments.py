@@ -34,9 +34,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def number(kind: type, low: float, *, strict: bool = False, high: float = math.inf) -> Callable[[str], Any]:
-    """Return an argument type: a finite number of ``kind`` from ``low`` (above it where ``strict``) to
-    ``high``.
-    """
+    """Return an argument type: a finite number from ``low`` (``strict``: above it) to ``high``."""
     name = "whole number" if kind is int else "number"
 
     def parse(text: str) -> Any:

@@ -1,6 +1,4 @@
-"""``bench doctor``: what this machine has, what will be slow on it, and whether what is promised holds on
-it.
-"""
+"""``bench doctor``: what this machine has, what is slow on it, and which promises hold on it."""
 
 from __future__ import annotations
 
@@ -92,9 +90,7 @@ def _write(
     checks: list[dict[str, Any]],
     rows: list[dict[str, Any]],
 ) -> None:
-    """Write what was found, in the schema of ``bench speed --json`` with machine, remarks and checks
-    beside.
-    """
+    """Write what was found, in the schema of ``bench speed --json`` with further keys."""
     from bench.training.provenance import provenance
 
     source = provenance(None)

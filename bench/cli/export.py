@@ -14,9 +14,7 @@ from bench.text import plural
 
 
 def export_command(args: argparse.Namespace) -> int:
-    """Write a finished trial's network to a file and check the file on the test images; return the exit
-    status.
-    """
+    """Write a finished trial's network to a file and check it on the test images; return the status."""
     import io
 
     import numpy as np
@@ -42,10 +40,8 @@ def export_command(args: argparse.Namespace) -> int:
     about = deploy.write(deployment, args.format, path, latent=args.latent)
     say(f"{path}: {about['file_bytes']} bytes")
     if about.get("plain_weights"):
-        say(
-            "weights without a node of QONNX, since none has their levels: "
-            f"{', '.join(about['plain_weights'])}"
-        )
+        names = ", ".join(about["plain_weights"])
+        say(f"weights without a node of QONNX, since none has their levels: {names}")
     if deployment.test is None:
         store.append_export(id, about)
         say("not checked: the data set is not here (--data)")
@@ -73,10 +69,8 @@ def _verdict(checked: object, passed: bool, but_for_ties: bool) -> str:
     if not checked.equal_logits:
         same += f"; logits are off by at most {checked.difference:.1e}"
     if checked.moved:
-        same += (
-            f", except those of {plural(checked.moved, 'image')} with an activation that lies on a threshold "
-            "but for rounding"
-        )
+        moved = plural(checked.moved, "image")
+        same += f", except those of {moved} with an activation that lies on a threshold but for rounding"
     right = f"{checked.correct} of {checked.seen} test images right ({checked.accuracy:.2f} %)"
     text = f"read again: {right}; {same}"
     if checked.recorded is not None and checked.accuracy != checked.recorded:

@@ -36,9 +36,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None, *, train: str | None = None) -> int:
-    """Run the ``bench`` command and return its exit status; ``train`` replaces the training function (in
-    tests).
-    """
+    """Run ``bench`` and return its exit status; ``train`` replaces the training function in tests."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             # A name that this terminal cannot show is no error.
@@ -76,9 +74,7 @@ def main(argv: Sequence[str] | None = None, *, train: str | None = None) -> int:
 
 
 def _complain(message: str) -> None:
-    """Print an error to the error stream, the first line marked with the program's name, the others
-    indented.
-    """
+    """Print an error: its first line after the program's name, the other lines indented."""
     from bench.text import inert
 
     first, *others = message.splitlines() or ["wrong input"]

@@ -111,9 +111,7 @@ def _retire_all(experiment: Experiment, store: Store) -> None:
 def _write_index(
     experiment: Experiment, store: Store, search: Search | None, unfolded: Unfolded | None
 ) -> Experiment:
-    """Write which trials the experiment has, and what its search chose; return it with the trials known so
-    far.
-    """
+    """Write the experiment's index and what its search chose; return it with the trials known so far."""
     if search and unfolded:
         search.write(unfolded, experiment.path.name)
         return unfolded.experiment
@@ -174,9 +172,7 @@ def _show_results(experiment: Experiment, store: Store, unfolded: Unfolded | Non
 
 
 def _devices(experiment: Experiment, options: RunOptions) -> list[str]:
-    """Return the devices to train on; raises ``InputError`` where the data is absent or a trial cannot be
-    shared out.
-    """
+    """Return the devices to train on. Raises ``InputError`` for absent data or an uneven batch."""
     for trial in experiment.trials:
         if trial.id is None:
             catalog.require(trial.config.dataset, options.data_dir)
@@ -239,8 +235,7 @@ def _enqueue(
     labels: Mapping[str, str],
     device: str,
 ) -> None:
-    """Put the trials that are to be trained into the queue of a session, with what the progress shows of
-    them.
+    """Put the trials that are to be trained into the queue of a session and into its progress.
 
     The chain behind a tuning trial ends with a final trial, so a tuning trial has the priority of both.
     """

@@ -1,6 +1,4 @@
-"""Tables that fit where they are shown: in full where the output is piped, wrapped and in colour on a
-terminal.
-"""
+"""Tables that fit where they are shown: in full when piped, wrapped and in colour on a terminal."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Which trials of an experiment file a command is about: the options that ``show``, ``run`` and ``status``
-share.
-"""
+"""The options of ``show``, ``run`` and ``status`` that say which trials of a file are meant."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The texts of ``bench list`` and ``bench show``. No torch, except behind ``show --cost`` and ``show
---layers``.
+"""The texts of ``bench list`` and ``bench show``. Only ``--cost`` and ``--layers`` load torch.
 
 Names and titles come from files of other people: they pass through ``clean``, so that a terminal does not act
 on them.
@@ -69,8 +68,7 @@ def show_command(args: argparse.Namespace) -> int:
 
 
 def list_text(what: str | None = None, screen: Screen = PIPED) -> str:
-    """Return what there is: a table of name, paper, arXiv id and help for each group, or for ``what`` with
-    its options.
+    """Return a table of each group (name, paper, arXiv id, help), or that of ``what`` with its options.
 
     Raises ``InputError`` for a wrong name.
     """

@@ -119,11 +119,8 @@ def status_text(
     if absent := sum(line["id"] is None for line in lines):
         out.append(f"{plural(absent, 'trial')} without identity: the data is absent (`{data_list}`)")
     if counts[DROPPED]:
-        out.append(
-            f"{plural(counts[DROPPED], 'trial')} stopped at a rung for good: other configurations were "
-            "better there "
-            "(tuning.jsonl)"
-        )
+        stopped = f"{plural(counts[DROPPED], 'trial')} stopped at a rung for good"
+        out.append(f"{stopped}: other configurations were better there (tuning.jsonl)")
     going_on = (states[id] for id in ids if states[id].status != DROPPED)
     out.append(_intent(going_on, inert(run)))
     return "\n".join(out)

@@ -1,6 +1,4 @@
-"""Texts about a search: both phases of an experiment with ``[tuning]``, what they cost, and what was
-chosen.
-"""
+"""Texts about a search: both phases of an experiment, what they cost, and what was chosen."""
 
 from __future__ import annotations
 
@@ -42,9 +40,7 @@ def _widened(standing: Standing) -> list[str]:
 
 
 def phases_text(search: Search, standing: Standing) -> str:
-    """Return the two phases: how many configurations and trials every arm has at a grid point, and how they
-    are chosen.
-    """
+    """Return both phases: how many configurations and trials each arm has, and how they are chosen."""
     tuning, rows = search.tuning, []
     final = 0
     for point in search.points:
@@ -73,12 +69,11 @@ def phases_text(search: Search, standing: Standing) -> str:
 
 
 def phase_costs(search: Search) -> list[tuple[str, Experiment, dict[str, float]]]:
-    """Return, for each phase, its title, an experiment of its trials, and the share of its epochs that a
-    trial is trained.
+    """Return for each phase a title, an experiment of its trials, and the shares of epochs trained.
 
     Both phases are taken to train the file's own configurations on all training images: a learning rate
     costs nothing, other values are not known before they are chosen, and held-out images make tuning trials
-    a little shorter.
+    a little shorter. The shares go by the id of a trial.
     """
     tuned: list[Trial] = []
     shares: dict[str, float] = {}

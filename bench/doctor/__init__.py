@@ -1,3 +1,1 @@
-"""``bench doctor``: what this machine has (``machine``), and checks that what is promised holds on it
-(``checks``).
-"""
+"""``bench doctor``: what this machine has (``machine``), and checks of promises (``checks``)."""

@@ -1,10 +1,8 @@
 """Checks that what the suite promises holds on a device, on a small network and synthetic images.
 
 Captured training equals eager training, a trial that shares the device equals one alone, a resumed trial
-equals
-one never stopped: bit for bit, over 200 steps, half of them with the branch. On a CPU, which has no CUDA
-graphs,
-the captured step is emulated (``bench.training.capture``): everything is checked but the graph itself.
+equals one never stopped: bit for bit, over 200 steps, half of them with the branch. A CPU has no
+CUDA graphs: the captured step is emulated (``bench.training.capture``), so the graph itself is not checked.
 """
 
 from __future__ import annotations
@@ -129,8 +127,7 @@ def checks(device: str, steps: int = STEPS) -> Iterator[Check]:
 
 
 def throughput(device: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of ``bench speed`` for one small network in every mode that can be had here, three
-    cases each.
+    """Yield the rows of ``bench speed`` for a small network, three cases in every mode there is here.
 
     On a GPU the fastest mode for one trial is measured in bf16 as well: more would take over five minutes.
     """

@@ -99,8 +99,7 @@ def remarks(found: dict[str, Any]) -> list[str]:
         why = "torch was built without CUDA" if found["cuda"] is None else "torch sees none"
         said.append(
             f"Training runs on the CPU: no GPU is found ({why}). Experiments on digits and npz:svhn_subset "
-            "take "
-            "minutes to hours; CIFAR-10 and SVHN in full take days, ImageNet is out of reach."
+            "take minutes to hours; CIFAR-10 and SVHN in full take days, ImageNet is out of reach."
         )
     if not found["compiles"]:
         said.append("Nothing is compiled: no C++ compiler is found ($CXX, g++, c++, clang++). Install one.")

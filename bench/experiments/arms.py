@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -35,15 +35,15 @@ class ArmTable(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    name: Annotated[str, Field(min_length=1, max_length=120, description="what tables call the arm")]
-    baseline: Annotated[str | None, Field(description="the arm that the gain is measured against")] = None
-    allow_differences: Annotated[
-        list[str], Field(description="fields in which the arm may differ from its baseline")
-    ] = []
-    grid: Annotated[dict[str, Any], Field(description="axes of this arm alone: dotted field = values")] = {}
-    published: Annotated[
-        dict[str, Any] | None, Field(description="the published rows that this arm is held against")
-    ] = None
+    name: str = Field(min_length=1, max_length=120, description="what tables call the arm")
+    baseline: str | None = Field(None, description="the arm that the gain is measured against")
+    allow_differences: list[str] = Field(
+        [], description="fields in which the arm may differ from its baseline"
+    )
+    grid: dict[str, Any] = Field({}, description="axes of this arm alone: dotted field = values")
+    published: dict[str, Any] | None = Field(
+        None, description="the published rows that this arm is held against"
+    )
 
 
 @dataclass
@@ -85,9 +85,7 @@ def tolerant(
 def remove_unknown(
     fields: dict[str, Any], known: Sequence[str], prefix: str, problems: Problems
 ) -> dict[str, Any]:
-    """Return ``fields`` without the keys that no trial has, after reporting each with the nearest of
-    ``known``.
-    """
+    """Return ``fields`` without keys that no trial has; each is reported with the nearest of ``known``."""
     for key in fields:
         if key not in SETTABLE:
             problems.add(f"{prefix}{key}", f"there is no such key.{nearest(key, known)}")
@@ -136,9 +134,7 @@ def _check_published(published: Mapping[str, Any], where: str, problems: Problem
 
 
 def _check_names(arms: Sequence[PlannedArm], problems: Problems) -> None:
-    """Report names given twice and baselines that do not exist or go round in a circle; drop such
-    baselines.
-    """
+    """Report names given twice, and report and drop baselines that do not exist or form a circle."""
     names = [arm.name for arm in arms]
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
         problems.add("arms", f"{names.count(name)} arms are called {shown(name)}")

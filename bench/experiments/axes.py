@@ -17,9 +17,7 @@ MAX_TRIALS = 20_000  # of an experiment
 
 @dataclass
 class Axis:
-    """``values`` for one path, from ``where`` in the file; ``weak``: gives way to what the arm itself
-    says.
-    """
+    """The ``values`` of one path, from ``where`` in the file. A ``weak`` axis gives way to the arm's own."""
 
     path: AxisPath
     values: list[Any]

@@ -1,6 +1,4 @@
-"""What is known of data sets without loading them: where they are, whether they are there, how large. No
-torch.
-"""
+"""What is known of data sets without loading them: the place, the presence, the size. No torch."""
 
 from __future__ import annotations
 
@@ -26,9 +24,7 @@ class Facts:
 
 
 class DataSource(Protocol):
-    """What is asked of a data set's registered source; ``bench.datasets.sources.Source`` says what each
-    returns.
-    """
+    """What a data set's registered source answers; ``bench.datasets.sources.Source`` says more."""
 
     def label(self, options: Mapping[str, Any]) -> str: ...
     def facts(self, options: Mapping[str, Any], data_dir: Path) -> Facts: ...
@@ -44,9 +40,7 @@ def source_of(dataset: Mapping[str, Any]) -> tuple[DataSource, dict[str, Any]]:
 
 
 def label(dataset: Mapping[str, Any]) -> str:
-    """Return the name of a data set in messages and for ``bench data``: ``cifar10``, ``svhn_extra``,
-    ``npz:NAME``.
-    """
+    """Return what messages and ``bench data`` call a data set: ``cifar10``, ``svhn_extra``, ``npz:NAME``."""
     source, options = source_of(dataset)
     return source.label(options)
 
@@ -63,9 +57,7 @@ def checksum(dataset: Mapping[str, Any], data_dir: Path) -> str | None:
 
 
 def require(dataset: Mapping[str, Any], data_dir: Path) -> None:
-    """Raise ``InputError`` saying what is missing, where, and how to get it, unless ``checksum`` finds the
-    data.
-    """
+    """Raise ``InputError`` where the data is absent: what is missing, where, and how to get it."""
     source, options = source_of(dataset)
     problem = source.problem(options, data_dir)
     if problem:
@@ -79,9 +71,7 @@ def facts(dataset: Mapping[str, Any], data_dir: Path) -> Facts:
 
 
 def remarks(dataset: Mapping[str, Any], data_dir: Path) -> list[str]:
-    """Return what of the data set's files is not read, counted and named, a line each; ``[]`` where all are
-    read.
-    """
+    """Return a line for each kind of file of the data set that is not read, with the count and a name."""
     source, options = source_of(dataset)
     return [f"{source.label(options)}: {line}" for line in source.remarks(options, data_dir)]
 

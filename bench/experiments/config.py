@@ -7,7 +7,7 @@ change a number is a field here. Names, titles and hardware are not. No torch is
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -23,8 +23,8 @@ from pydantic import (
 
 from bench import registry
 from bench.errors import InputError, nearest, shown
-from bench.experiments import start
 from bench.experiments.options import complete
+from bench.experiments.start import canonical
 
 SCHEMA = 1
 
@@ -46,28 +46,24 @@ def short_bits(bits: str) -> str:
     return bits.removesuffix("/32") if bits.count("/") == 2 else bits
 
 
-def _choice(group: str) -> BeforeValidator:
-    def validate(value: Any) -> dict[str, Any]:
+def _before(check: Callable[[Any], Any]) -> BeforeValidator:
+    """Return a validator by a function that raises ``InputError``."""
+
+    def validate(value: Any) -> Any:
         try:
-            return complete(group, value)
+            return check(value)
         except InputError as error:
             raise ValueError(str(error)) from None
 
     return BeforeValidator(validate)
 
 
+def _choice(group: str) -> BeforeValidator:
+    return _before(lambda value: complete(group, value))
+
+
 def _canonical_bits(value: Any) -> str:
-    try:
-        return "/".join(map(str, parse_bits(value)))
-    except InputError as error:
-        raise ValueError(str(error)) from None
-
-
-def _canonical_start(value: Any) -> dict[str, str] | None:
-    try:
-        return start.canonical(value)
-    except InputError as error:
-        raise ValueError(str(error)) from None
+    return "/".join(map(str, parse_bits(value)))
 
 
 class Recipe(BaseModel):
@@ -77,136 +73,97 @@ class Recipe(BaseModel):
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True
     )
 
-    epochs: Annotated[int, Field(ge=1, le=1_000_000, description="passes over the training images")]
-    batch_size: Annotated[
-        int, Field(ge=1, le=1_000_000, description="images in a step, over all workers")
-    ] = 128
-    optimizer: Annotated[
-        Literal["adam", "sgd"], Field(description="Adam (1412.6980) or SGD with momentum")
-    ] = "adam"
-    learning_rate: Annotated[
-        dict[str, Any],
-        _choice("learning_rates"),
-        Field(description="a number or a schedule of the global step"),
-    ] = {"kind": "constant", "initial": 1e-3}
-    momentum: Annotated[float, Field(ge=0, lt=1, description="of SGD")] = 0.9
-    nesterov: Annotated[bool, Field(description="of SGD")] = False
-    beta1: Annotated[float, Field(ge=0, lt=1, description="of Adam")] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1, description="of Adam")] = 0.999
-    epsilon: Annotated[float, Field(gt=0, description="of Adam")] = 1e-8
-    epsilon_mode: Annotated[
-        Literal["pytorch", "tensorflow"],
-        Field(description="Adam's epsilon after bias correction, or before it as TensorFlow adds it"),
-    ] = "pytorch"
-    weight_decay: Annotated[
-        float, Field(ge=0, description="coupled: adds weight_decay * w to the gradient")
-    ] = 0.0
-    weight_decay_on: Annotated[
-        Literal["all", "kernels", "linear", "classifier"],
-        Field(
-            description="every parameter; conv and linear kernels; linear kernels; the last linear's kernel"
-        ),
-    ] = "all"
-    loss: Annotated[Literal["cross_entropy", "squared_hinge"], Field(description="of the logits")] = (
-        "cross_entropy"
+    epochs: int = Field(ge=1, le=1_000_000, description="passes over the training images")
+    batch_size: int = Field(128, ge=1, le=1_000_000, description="images in a step, over all workers")
+    optimizer: Literal["adam", "sgd"] = Field("adam", description="Adam (1412.6980) or SGD with momentum")
+    learning_rate: Annotated[dict[str, Any], _choice("learning_rates")] = Field(
+        {"kind": "constant", "initial": 1e-3}, description="a number or a schedule of the global step"
     )
-    label_smoothing: Annotated[float, Field(ge=0, lt=1, description="of the cross entropy")] = 0.0
-    initialization: Annotated[
-        Literal["he_truncated_exact", "he_truncated_normal", "he_normal", "glorot_uniform"],
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    nesterov: bool = Field(False, description="of SGD")
+    beta1: float = Field(0.9, ge=0, lt=1, description="of Adam")
+    beta2: float = Field(0.999, ge=0, lt=1, description="of Adam")
+    epsilon: float = Field(1e-8, gt=0, description="of Adam")
+    epsilon_mode: Literal["pytorch", "tensorflow"] = Field(
+        "pytorch", description="Adam's epsilon after bias correction, or before it as TensorFlow adds it"
+    )
+    weight_decay: float = Field(0.0, ge=0, description="coupled: adds weight_decay * w to the gradient")
+    weight_decay_on: Literal["all", "kernels", "linear", "classifier"] = Field(
+        "all",
+        description="every parameter; conv and linear kernels; linear kernels; the last linear's kernel",
+    )
+    loss: Literal["cross_entropy", "squared_hinge"] = Field("cross_entropy", description="of the logits")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the cross entropy")
+    initialization: Literal["he_truncated_exact", "he_truncated_normal", "he_normal", "glorot_uniform"] = (
         Field(
-            description="of kernels, by fan-in (He, gain 2) or fan-in and fan-out (Glorot); exact: after "
-            "the truncation"
-        ),
-    ] = "he_truncated_normal"
-    augmentation: Annotated[
-        Literal["none", "svhn", "crop_flip", "random_resized_crop", "scale_jitter", "scale_jitter_released"],
-        Field(
-            description="of training images; bench/datasets/augmentation.py, for photographs "
-            "photographs/crops.py"
-        ),
-    ] = "none"
-    resize: Annotated[
-        Literal["exact", "opencv"],
-        Field(
-            description="to the input size: bilinear, rounded to nearest; opencv: its 8-bit arithmetic, as "
-            "released"
-        ),
-    ] = "exact"
-    normalization: Annotated[
-        Literal["divide_256", "divide_255", "standardize", "pixel_mean"],
-        Field(
-            description="of pixels; standardize: by the channels' mean and deviation; pixel_mean: less the "
-            "mean image"
-        ),
-    ] = "divide_256"
-    train_size: Annotated[
-        int | None, Field(ge=1, description="train on this many images, chosen by the seed 0")
-    ] = None
-    holdout: Annotated[int, Field(ge=0, description="training images set aside to choose the epoch on")] = 0
-    evaluate_every: Annotated[
-        int,
-        Field(
-            ge=1, le=1_000_000, description="epochs from one evaluation to the next; the last is evaluated"
-        ),
-    ] = 1
-    evaluate_test: Annotated[
-        bool,
-        Field(
-            description="evaluate the test images; false: only held-out ones, so that tuning sees no test "
-            "image"
-        ),
-    ] = True
-    precision: Annotated[
-        Literal["fp32", "bf16"], Field(description="of the training step; evaluation is fp32")
-    ] = "fp32"
-    eval_bn: Annotated[
-        int,
-        Field(ge=0, description="re-estimate batch norm over N training batches on a copy before evaluating"),
-    ] = 0
-    batch_norm_group: Annotated[
-        int | None,
-        Field(ge=2, description="images that batch-norm statistics are taken over; null: the whole batch"),
-    ] = None
-    batch_norm_statistics: Annotated[
-        Literal["framework", "accurate"],
-        Field(
-            description="of training on a CPU: PyTorch's float32 sums over the batch, or sums in two "
-            "steps, nearer to exact"
-        ),
-    ] = "framework"
-    micro_batches: Annotated[
-        int,
-        Field(
-            ge=1, le=1_000_000, description="parts of a batch trained one after the other, gradients summed"
-        ),
-    ] = 1
-    activation_checkpointing: Annotated[
-        bool,
-        Field(description="compute activations again in the backward pass: less memory, the same numbers"),
-    ] = False
+            "he_truncated_normal",
+            description="of kernels, by fan-in (He, gain 2) or fan-in and fan-out (Glorot); exact: after the "
+            "truncation",
+        )
+    )
+    augmentation: Literal[
+        "none", "svhn", "crop_flip", "random_resized_crop", "scale_jitter", "scale_jitter_released"
+    ] = Field(
+        "none",
+        description="of training images; bench/datasets/augmentation.py, for photographs "
+        "photographs/crops.py",
+    )
+    resize: Literal["exact", "opencv"] = Field(
+        "exact",
+        description="to the input size: bilinear, rounded to nearest; opencv: its 8-bit arithmetic, as "
+        "released",
+    )
+    normalization: Literal["divide_256", "divide_255", "standardize", "pixel_mean"] = Field(
+        "divide_256",
+        description="of pixels; standardize: by the channels' mean and deviation; pixel_mean: less the mean "
+        "image",
+    )
+    train_size: int | None = Field(None, ge=1, description="train on this many images, chosen by the seed 0")
+    holdout: int = Field(0, ge=0, description="training images set aside to choose the epoch on")
+    evaluate_every: int = Field(
+        1, ge=1, le=1_000_000, description="epochs from one evaluation to the next; the last is evaluated"
+    )
+    evaluate_test: bool = Field(
+        True,
+        description="evaluate the test images; false: only held-out ones, so that tuning sees no test image",
+    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the training step; evaluation is fp32")
+    eval_bn: int = Field(
+        0, ge=0, description="re-estimate batch norm over N training batches on a copy before evaluating"
+    )
+    batch_norm_group: int | None = Field(
+        None, ge=2, description="images that batch-norm statistics are taken over; null: the whole batch"
+    )
+    batch_norm_statistics: Literal["framework", "accurate"] = Field(
+        "framework",
+        description="of training on a CPU: PyTorch's float32 sums over the batch, or sums in two steps, "
+        "nearer to exact",
+    )
+    micro_batches: int = Field(
+        1, ge=1, le=1_000_000, description="parts of a batch trained one after the other, gradients summed"
+    )
+    activation_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass: less memory, the same numbers"
+    )
 
 
 class TrialConfig(Recipe):
     """Everything that determines the numbers of one trial. ``dump()`` is what records keep."""
 
-    dataset: Annotated[dict[str, Any], _choice("datasets"), Field(description="a source of images")]
-    network: Annotated[dict[str, Any], _choice("networks"), Field(description="an architecture")]
-    width: Annotated[float, Field(gt=0, le=16, description="multiplier on every channel count")] = 1.0
-    quantizer: Annotated[
-        dict[str, Any], _choice("quantizers"), Field(description="the maps to low precision")
-    ] = {"kind": "full_precision"}
-    bits: Annotated[str, BeforeValidator(_canonical_bits), Field(description='"W/A" or "W/A/G"')] = "32/32/32"
-    strategy: Annotated[
-        dict[str, Any], _choice("strategies"), Field(description="how the low-precision network is trained")
-    ] = {"kind": "plain"}
-    start: Annotated[
-        dict[str, str] | None,
-        BeforeValidator(_canonical_start),
-        Field(
-            description="the weights that training begins with; null: those of the recipe's initialisation"
-        ),
-    ] = None
-    seed: Annotated[int, Field(ge=0, lt=2**32, description="of all random numbers of the trial")] = 0
+    dataset: Annotated[dict[str, Any], _choice("datasets")] = Field(description="a source of images")
+    network: Annotated[dict[str, Any], _choice("networks")] = Field(description="an architecture")
+    width: float = Field(1.0, gt=0, le=16, description="multiplier on every channel count")
+    quantizer: Annotated[dict[str, Any], _choice("quantizers")] = Field(
+        {"kind": "full_precision"}, description="the maps to low precision"
+    )
+    bits: Annotated[str, _before(_canonical_bits)] = Field("32/32/32", description='"W/A" or "W/A/G"')
+    strategy: Annotated[dict[str, Any], _choice("strategies")] = Field(
+        {"kind": "plain"}, description="how the low-precision network is trained"
+    )
+    start: Annotated[dict[str, str] | None, _before(canonical)] = Field(
+        None, description="the weights that training begins with; null: those of the recipe's initialisation"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="of all random numbers of the trial")
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> TrialConfig:
@@ -217,8 +174,7 @@ class TrialConfig(Recipe):
             if bits not in allowed:
                 found.append(
                     f"bits: {name[0].upper()} = {bits} in '{short_bits(self.bits)}', but quantizer "
-                    f"'{entry.name}' "
-                    f"takes {', '.join(map(str, allowed))} there"
+                    f"'{entry.name}' takes {', '.join(map(str, allowed))} there"
                 )
         found += _photographs_fit(self)
         if not self.evaluate_test and not self.holdout:
@@ -250,9 +206,7 @@ class TrialConfig(Recipe):
 
     @property
     def input_size(self) -> int | None:
-        """Height and width of the images that the network reads, in pixels; None where its own code alone
-        knows.
-        """
+        """Height and width, in pixels, of the network's images; None where its own code alone knows."""
         fact = registry.get("networks", self.network["kind"]).facts["input_size"]
         return self.network.get("input_size", fact)
 
@@ -262,9 +216,7 @@ class TrialConfig(Recipe):
 
 
 def _photographs_fit(config: TrialConfig) -> list[str]:
-    """Return what is wrong with augmentation and normalization for the kind of images: of one size, or of
-    many.
-    """
+    """Return what is wrong with augmentation and normalization for images of one size, or of many."""
     kind = config.dataset["kind"]
     photographs = registry.get("datasets", kind).facts.get("augmentations")
     allowed = photographs or ["none", "svhn", "crop_flip"]
@@ -301,9 +253,7 @@ def _adapter(field: str) -> TypeAdapter[Any]:
 
 
 def check_field(field: str, value: Any) -> Any:
-    """Return the canonical value of one field on its own; raises ``InputError`` with lines that begin with
-    the key.
-    """
+    """Return the canonical value of one field. Raises ``InputError`` with lines that begin with the key."""
     try:
         return _adapter(field).validate_python(value)
     except ValidationError as error:
@@ -311,9 +261,7 @@ def check_field(field: str, value: Any) -> Any:
 
 
 def make_config(fields: Mapping[str, Any]) -> TrialConfig:
-    """Return the validated configuration; raises ``InputError`` with a line a problem, each beginning with
-    its key.
-    """
+    """Return the checked configuration. Raises ``InputError`` with a line a problem, its key first."""
     try:
         return TrialConfig.model_validate(dict(fields))
     except ValidationError as error:
@@ -321,9 +269,7 @@ def make_config(fields: Mapping[str, Any]) -> TrialConfig:
 
 
 def field_problems(error: ValidationError, known: Iterable[str] = FIELDS, prefix: str = "") -> list[str]:
-    """Return pydantic's findings in the words of this suite, a line each; ``known`` are the keys to
-    suggest.
-    """
+    """Return pydantic's findings in the suite's words, a line each; ``known`` are the keys to suggest."""
     bounds = {
         "greater_than_equal": ("ge", "at least"),
         "greater_than": ("gt", "above"),

@@ -92,9 +92,7 @@ def load_experiment(
 
 
 def select(file: ExperimentFile, only: Sequence[str], problems: Problems) -> None:
-    """Mark the arms that are wanted: those in ``only``, else those of the profile, else all; and their
-    baselines.
-    """
+    """Mark the wanted arms (``only``, else those of the profile, else all) and their baselines."""
     names = [arm.name for arm in file.arms]
     for name in only:
         if name not in names:
@@ -167,9 +165,7 @@ def _report(resolution: Resolution, arm: PlannedArm, problems: Problems) -> list
 
 
 def _report_missing(missing: Mapping[str, Sequence[PlannedArm]], selected: int, problems: Problems) -> None:
-    """Report fields that stand nowhere: under ``[defaults]`` where every arm lacks them, else under each
-    arm.
-    """
+    """Report fields that stand nowhere: once where every selected arm lacks one, else under each arm."""
     for line, arms in missing.items():
         name, _, rest = line.partition(":")
         places = list(dict.fromkeys(arm.where for arm in arms))

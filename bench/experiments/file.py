@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,11 +31,11 @@ class ProfileTable(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    grid: Annotated[dict[str, Any], Field(description="axes that replace those of the file")] = {}
-    only: Annotated[list[str], Field(description="the arms that are run, with their baselines")] = []
-    defaults: Annotated[dict[str, Any], Field(description="fields that replace those of [defaults]")] = {}
-    arms: Annotated[dict[str, dict[str, Any]], Field(description="further fields of single arms")] = {}
-    tuning: Annotated[dict[str, Any], Field(description="keys that replace those of [tuning]")] = {}
+    grid: dict[str, Any] = Field({}, description="axes that replace those of the file")
+    only: list[str] = Field([], description="the arms that are run, with their baselines")
+    defaults: dict[str, Any] = Field({}, description="fields that replace those of [defaults]")
+    arms: dict[str, dict[str, Any]] = Field({}, description="further fields of single arms")
+    tuning: dict[str, Any] = Field({}, description="keys that replace those of [tuning]")
 
 
 class FileTable(BaseModel):
@@ -43,31 +43,24 @@ class FileTable(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    title: Annotated[str, Field(max_length=1000, description="the question, in one line")] = ""
-    targets: Annotated[list[str], Field(description="tables of published numbers to hold it against")] = []
-    deviations: Annotated[
-        list[str],
-        Field(description="what still deviates from the code or paper that the experiment reproduces"),
-    ] = []
-    defaults: Annotated[dict[str, Any], Field(description="fields of every arm")] = {}
-    grid: Annotated[dict[str, Any], Field(description="axes of every arm: dotted field = values")] = {}
-    arms: Annotated[list[dict[str, Any]], Field(description="the lines of the comparison")] = []
-    tuning: Annotated[
-        dict[str, Any] | None, Field(description="how hyper-parameters are chosen, for every arm alike")
-    ] = None
-    claims: Annotated[
-        list[dict[str, Any]], Field(description="the comparisons that the experiment is made for")
-    ] = []
-    profiles: Annotated[
-        dict[str, dict[str, Any]], Field(description="the same experiment at another budget")
-    ] = {}
+    title: str = Field("", max_length=1000, description="the question, in one line")
+    targets: list[str] = Field([], description="tables of published numbers to hold it against")
+    deviations: list[str] = Field(
+        [], description="what still deviates from the code or paper that the experiment reproduces"
+    )
+    defaults: dict[str, Any] = Field({}, description="fields of every arm")
+    grid: dict[str, Any] = Field({}, description="axes of every arm: dotted field = values")
+    arms: list[dict[str, Any]] = Field([], description="the lines of the comparison")
+    tuning: dict[str, Any] | None = Field(
+        None, description="how hyper-parameters are chosen, for every arm alike"
+    )
+    claims: list[dict[str, Any]] = Field([], description="the comparisons that the experiment is made for")
+    profiles: dict[str, dict[str, Any]] = Field({}, description="the same experiment at another budget")
 
 
 @dataclass
 class Profile:
-    """A checked profile: what it changes of the axes, the choice of arms, ``[defaults]`` and all or single
-    arms.
-    """
+    """A checked profile: what it changes of the axes, the arms, ``[defaults]`` and ``[tuning]``."""
 
     axes: dict[AxisPath, list[Any]] = field(default_factory=dict)
     only: list[str] = field(default_factory=list)
@@ -162,9 +155,7 @@ def read_file(
 def _read_tuning(
     table: Mapping[str, Any] | None, profile: Profile, overrides: Sequence[str], problems: Problems
 ) -> Tuning | None:
-    """Return ``[tuning]`` with what the profile and ``--set tuning.KEY=VALUE`` replace, None where there is
-    none.
-    """
+    """Return ``[tuning]`` as the profile and ``--set tuning.KEY=VALUE`` change it; None for no table."""
     if table is None:
         for text in overrides:
             problems.add(f"--set {text}", "the file has no table [tuning]")
@@ -193,9 +184,7 @@ def _read_claims(tables: list[dict[str, Any]], arms: Sequence[str], problems: Pr
 
 
 def _chosen(profiles: Mapping[str, Profile], name: str | None, problems: Problems) -> Profile:
-    """Return the profile called ``name``; an empty one for None, and for an unknown name, which is
-    reported.
-    """
+    """Return the profile called ``name``, an empty one for None. An unknown name is reported."""
     if name is not None and name not in profiles:
         known = ", ".join(profiles) or "none"
         hint = nearest(name, profiles)

@@ -55,9 +55,7 @@ def identity_document(config: TrialConfig) -> dict[str, Any]:
 
 
 def identity(config: TrialConfig, data_checksum: str | None) -> str | None:
-    """Return the trial's id, 16 hexadecimal digits, or None where the data (and so its checksum) is
-    absent.
-    """
+    """Return the trial's id, 16 hexadecimal digits; None where the data, and so its checksum, is absent."""
     if data_checksum is None:
         return None
     return digest(identity_document(config), data_checksum)

@@ -12,8 +12,7 @@ _VALUE_ALONE = ("merge", "scheme", "what")
 
 
 def label(group: str, choice: Any) -> str:
-    """Return ``kind (option value, ...)`` with the options at their defaults left out; ``npz:NAME`` for
-    prepared data.
+    """Return ``kind (option value, ...)``, without options at their defaults; ``npz:NAME`` for prepared data.
 
     ``choice`` is a completed choice of ``group``, or one of a record, whose kind and options the registry may
     not know.

@@ -17,9 +17,7 @@ class Library:
     """The recipes and data sets of one file. What is wrong with one of them is reported once."""
 
     def __init__(self, folder: Path, data_dir: Path | None, problems: Problems) -> None:
-        """``folder`` is that of the experiment file, ``data_dir`` that of the data (None: where it lies by
-        default).
-        """
+        """``folder`` is that of the experiment file, ``data_dir`` that of the data (None: by default)."""
         self.folder, self._data_dir, self._problems = folder, data_dir, problems
         self._recipes: dict[str, dict[str, Any] | None] = {}
         self._data: dict[str, tuple[str | None, int | None]] = {}
@@ -30,9 +28,7 @@ class Library:
         return None not in self._recipes.values()
 
     def recipe(self, name: str, where: str) -> dict[str, Any] | None:
-        """Return a recipe's fields; None after reporting, under the key ``where``, what is wrong with the
-        recipe.
-        """
+        """Return a recipe's fields; None after reporting under the key ``where`` what is wrong with it."""
         if name not in self._recipes:
             try:
                 self._recipes[name] = load_recipe(name, self.folder, f"{self._problems.file}: {where}")
@@ -47,9 +43,7 @@ class Library:
         return self._facts(config)[0]
 
     def with_start(self, config: TrialConfig) -> TrialConfig:
-        """Return ``config`` with the checksum of the file it starts from; raises ``InputError`` where that is
-        absent.
-        """
+        """Return ``config`` with the checksum of its start file; ``InputError`` where the file is absent."""
         if config.start is None:
             return config
         sealed = start.sealed(config.start, resolve_data_dir(self._data_dir))

@@ -1,6 +1,4 @@
-"""Choices from the registry: from a name or a table to a complete, checked table ``{kind = ..., options}``.
-No torch.
-"""
+"""Choices from the registry: a name or a table becomes a checked table ``{kind = ..., options}``."""
 
 from __future__ import annotations
 
@@ -74,8 +72,7 @@ def complete(group: str, value: Any, where: str = "") -> dict[str, Any]:
         if value.get("package", entry.package) != entry.package:
             problems.append(
                 f"{where}.package: '{kind}' is code of {entry.package} here, but of "
-                f"{shown(value['package'])} in this "
-                "configuration; another version is another trial"
+                f"{shown(value['package'])} in this configuration; another version is another trial"
             )
         result["package"] = entry.package
     for option, spec in entry.options.items():
@@ -99,9 +96,7 @@ def complete(group: str, value: Any, where: str = "") -> dict[str, Any]:
 
 
 def _further(value: Any, where: str, option: str) -> list[str]:
-    """Return what is wrong with an option that is handed on to code of the user's: a name, and a plain
-    value.
-    """
+    """Return what is wrong with the name or the value of an option that the user's own code gets."""
     if not foreign.is_module(option) or "." in option or option == "num_classes":
         return [f"{where}: no function can be given an option of this name"]
     values = value if isinstance(value, list | tuple) else [value]

@@ -149,9 +149,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(first: TrialConfig, second: TrialConfig) -> dict[str, tuple[Any, Any]]:
-    """Return the dotted fields in which two configurations differ, with both values (None: has no such
-    option).
-    """
+    """Return the dotted fields that differ, with both values. None: the configuration has no such option."""
     a, b = flatten(first.dump()), flatten(second.dump())
     return {
         key: (a.get(key), b.get(key))

@@ -1,6 +1,4 @@
-"""Arms and their baselines: which runs are compared, whether the comparison is fair, and the lines of the
-index.
-"""
+"""Arms and their baselines: which runs are compared, whether that is fair, and the lines of the index."""
 
 from __future__ import annotations
 
@@ -37,9 +35,7 @@ class ArmRuns:
 def pair_arms(
     arms: Sequence[PlannedArm], runs: Mapping[str, Sequence[Run]], problems: Problems
 ) -> list[ArmRuns]:
-    """Return the arms with their runs, each paired with the baseline's; unfair or missing pairs go to
-    ``problems``.
-    """
+    """Return the arms, each run with its baseline's run; unfair or missing pairs go to ``problems``."""
     axes = {
         arm.name: tuple(a.path for a in arm.axes if any(a.path in run.axes for run in runs[arm.name]))
         for arm in arms
@@ -56,9 +52,7 @@ def pair_arms(
 def _pair(
     arm: PlannedArm, runs: Sequence[Run], others: Sequence[Run], axes: Sequence[AxisPath], problems: Problems
 ) -> list[Run | None]:
-    """Return each run's partner in the baseline, paired on the baseline's axes, after checking their
-    parity.
-    """
+    """Return each run's partner: the baseline's run at the same point of the baseline's axes."""
     free = [path for path in axes if listed(".".join(path), arm.allow_differences)]
     fixed = [path for path in dict.fromkeys((*axes, ("seed",))) if path not in free]
     table: dict[str, list[Run]] = {}
@@ -94,8 +88,7 @@ def _check_parity(arm: PlannedArm, run: Run, other: Run, problems: Problems) -> 
             problems.add(
                 f"{arm.where}.{key}",
                 f"{shown(mine)}, but {shown(theirs)} in the baseline {shown(other.arm)}: make them equal, "
-                "or list "
-                f"'{key.split('.')[0]}' in allow_differences",
+                f"or list '{key.split('.')[0]}' in allow_differences",
             )
 
 

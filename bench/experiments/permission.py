@@ -1,5 +1,4 @@
-"""Networks of the user's own: ``network = "python:module.factory"``, a function in a module of the user's. No
-torch.
+"""Networks of the user's own: ``network = "python:module.factory"``, a function of a module. No torch.
 
 A file can ask for such a network; only ``--allow-code module`` on the command line grants it
 (``bench.foreign``). Until then nothing is imported, and reading records never does.
@@ -45,8 +44,7 @@ def check(kind: str, where: str = "network") -> None:
 
 
 def sealed(choice: Mapping[str, Any], where: str = "network") -> dict[str, Any]:
-    """Return a network's choice with the checksum of its source, where it is code of the user's; any other
-    unchanged.
+    """Return a network's choice; where it is the user's own code, with the checksum of its source.
 
     The checksum makes edited code another trial. Raises ``InputError`` where the code is not allowed or not
     there, or where the choice has another checksum already. Nothing is imported.
@@ -58,16 +56,13 @@ def sealed(choice: Mapping[str, Any], where: str = "network") -> dict[str, Any]:
     if choice.get("source") not in (None, found):
         raise InputError(
             f"{where}.source: the code of {choice['kind']} is not what it was: checksum {choice['source']} "
-            "then, "
-            f"{found} now; edited code is another trial"
+            f"then, {found} now; edited code is another trial"
         )
     return {**choice, "source": found}
 
 
 def checksum(kind: str, where: str = "network") -> str:
-    """Return 16 hexadecimal digits of the source: of a module's file, or of every ``*.py`` of the package it
-    lies in.
-    """
+    """Return 16 hexadecimal digits of the source: a module's file, or every ``*.py`` of its package."""
     module, _ = split(kind, where)
     file, package = find_module(module, where)
     files = (

@@ -23,9 +23,7 @@ from bench.experiments.toml_files import SETTABLE, load_recipe
 
 @dataclass(frozen=True)
 class Run:
-    """A resolved trial of an arm at a grid point; ``needs`` maps a role to the trial of its own that it
-    needs.
-    """
+    """A resolved trial of an arm at a grid point; ``needs`` maps a role to the further trial it needs."""
 
     arm: str
     config: TrialConfig
@@ -79,9 +77,7 @@ class Resolution:
 def stack_fields(
     file: ExperimentFile, arm: PlannedArm, point: Sequence[Any], recipe: Mapping[str, Any]
 ) -> Stacked:
-    """Return the fields of ``arm`` at ``point``: recipe, defaults, grid, arm, profile, ``--set``, later ones
-    winning.
-    """
+    """Return the fields of ``arm`` at ``point``, in the order that ``bench.experiments.expand`` describes."""
     fields: dict[str, Any] = {}
     origin: dict[AxisPath, str] = {}
 
@@ -118,9 +114,7 @@ def _overruled(path: AxisPath, above: Sequence[Assignment], fields: Mapping[str,
 
 
 def _turn(path: AxisPath) -> tuple[int, bool, bool]:
-    """Return when an axis is applied: options after the choices that have them, bit widths after the
-    quantizer.
-    """
+    """Return when an axis is applied: options after their choice, bit widths after the quantizer."""
     return len(path), path[-1] != "kind", path == ("bits",)
 
 
@@ -210,9 +204,7 @@ def with_teachers(config: TrialConfig, library: Library) -> tuple[TrialConfig, d
 
 
 def _teacher(config: TrialConfig, table: Mapping[str, Any], where: str, library: Library) -> TrialConfig:
-    """Return the teacher: the arm's configuration in full precision, trained plainly, then the table's
-    fields.
-    """
+    """Return the teacher: the arm in full precision, trained plainly, with the fields of ``table``."""
     _check_teacher_keys(table, where)
     try:
         given = dict(table)

@@ -21,10 +21,9 @@ from bench.experiments.options import applies, holds
 
 @dataclass(frozen=True)
 class Role:
-    """A further network of a strategy: ``joint`` if it is trained within the trial, ``cost`` in its training
-    steps.
+    """A further network of a strategy. It is ``joint`` where the trial itself trains the network.
 
-    Where there are several copies of the network, ``cost`` is that of all of them.
+    ``cost`` is what a step pays for the network and all its copies, in training steps of the network.
     """
 
     name: str
@@ -63,9 +62,7 @@ def joint_roles(strategy: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def step_cost(strategy: Mapping[str, Any]) -> float:
-    """Return what a step costs (while the factor is above 0, where there is one) over a step of plain
-    training.
-    """
+    """Return what a step costs, with the factor above 0 where there is one, over a plain training step."""
     for case in registry.get("strategies", strategy["kind"]).facts.get("step_cost", ()):
         if holds(case.get("only_with", {}), strategy):
             return case["factor"]

@@ -1,5 +1,4 @@
-"""The JSON Schema of experiment files, for editors: keys, values and their descriptions from the models and
-the registry.
+"""The JSON Schema of experiment files, for editors, from the models and the registry.
 
 The schema allows what single keys allow. What keys must be together (a baseline that exists, a factor that
 ends) is checked by ``load_experiment`` alone. No torch.
@@ -95,9 +94,7 @@ def field_schemas() -> dict[str, Schema]:
 
 
 def _choice(group: str) -> Schema:
-    """Return the schema of a choice: a name, a table of one kind, or a table of options that changes the one
-    beneath.
-    """
+    """Return the schema of a choice: a name, a table of one kind, or a table of options without a kind."""
     known = registry.entries(group)
     names: list[Schema] = [{"enum": [name for name in known if name != "python"]}]
     if group in _OPEN_NAMES:
@@ -108,9 +105,7 @@ def _choice(group: str) -> Schema:
 
 
 def _kind(entry: registry.Entry) -> Schema:
-    """Return the schema of a table ``{kind = ..., options}`` of one kind. Options may still come from an
-    axis.
-    """
+    """Return the schema of a table of one kind. No option is required: an axis may still give it."""
     kind: Schema = {"const": entry.name}
     if entry.group in _OPEN_NAMES and (
         entry.name == "python" or f"{entry.name}|" in _OPEN_NAMES[entry.group]

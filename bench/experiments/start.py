@@ -1,5 +1,4 @@
-"""The weights that a trial begins with, ``start = { file = ... }``: how the field is written, and its
-identity. No torch.
+"""The weights that a trial begins with, ``start = { file = ... }``: the field and its identity. No torch.
 
 start = { file = "weights.safetensors" }      a file, absolute or in the data folder (or of torch.save)
 start = { trial = "0123456789abcdef" }        the final weights of a finished trial in the same results
@@ -28,9 +27,7 @@ _TRIAL = re.compile(r"[0-9a-f]{16}")
 
 
 def canonical(value: Any) -> dict[str, str] | None:
-    """Return ``{kind: name}``, with ``checksum`` where it is known; raises ``InputError`` for anything
-    else.
-    """
+    """Return ``{kind: name}``, with ``checksum`` where it is known. Raises ``InputError``."""
     if value is None:
         return None
     if isinstance(value, str):
@@ -66,9 +63,7 @@ def kind_and_name(start: Mapping[str, str]) -> tuple[str, str]:
 
 
 def identity_of(start: Mapping[str, str]) -> dict[str, str]:
-    """Return what is hashed of a canonical ``start``: a trial's id, else the checksum alone; equal bytes are
-    equal.
-    """
+    """Return what is hashed of a canonical ``start``: a trial's id, else only the checksum of the bytes."""
     return {key: value for key, value in start.items() if key in ("trial", "checksum")}
 
 
@@ -78,9 +73,7 @@ def needed_trial(start: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def file_of(start: Mapping[str, str], data_dir: Path) -> Path:
-    """Return the file of a canonical ``start`` that is no trial; raises ``InputError`` where it is not
-    there.
-    """
+    """Return the file of a canonical ``start`` that is no trial. Raises ``InputError`` where it is absent."""
     kind, name = kind_and_name(start)
     if kind != "file":  # the library's own name for it, which its module knows
         return import_module(registry.get("networks", kind).module).trained_file(name)
@@ -91,9 +84,7 @@ def file_of(start: Mapping[str, str], data_dir: Path) -> Path:
 
 
 def sealed(start: Mapping[str, str] | None, data_dir: Path) -> dict[str, str] | None:
-    """Return ``start`` with the checksum of its file; raises ``InputError`` where that is not there, or
-    another one.
-    """
+    """Return ``start`` with its file's checksum. Raises ``InputError`` for an absent or another file."""
     if start is None or "trial" in start:
         return None if start is None else dict(start)
     path = file_of(start, data_dir)

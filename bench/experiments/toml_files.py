@@ -18,16 +18,10 @@ MAX_BYTES = 1_000_000  # of an experiment or recipe file
 MAX_PROBLEMS = 40  # shown at once
 RECIPES = Path(__file__).parents[1] / "recipes"
 SETTABLE = (*FIELDS, "recipe")  # what an arm, [defaults] and --set can give
-NAME = re.compile(
-    r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}"
-)  # of an experiment, a recipe, a table of published numbers
+# The names of experiments, recipes and tables of published numbers; some mean devices on other systems.
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
 _RESERVED = {
-    "trials",
-    "report",
-    "con",
-    "prn",
-    "aux",
-    "nul",
+    *"trials report con prn aux nul".split(),
     *(f"{p}{n}" for p in ("com", "lpt") for n in range(10)),
 }
 
@@ -141,8 +135,7 @@ def parse_override(text: str) -> tuple[AxisPath, Any]:
         if value[:1] in ("[", "{", '"', "'"):
             raise InputError(
                 f"--set {shown(text)}: the value is not TOML: {clean(error, 200)}; write lists as [1, 2] "
-                "and names in "
-                "them in quotes"
+                "and names in them in quotes"
             ) from None
         return path, value
 
@@ -160,9 +153,7 @@ def _toml_value(value: str) -> Any:
 
 
 def recipe_names(folder: Path | None = None) -> dict[str, Path]:
-    """Return the recipes by name: the shipped ones, and those in a ``recipes`` folder beside an experiment
-    file.
-    """
+    """Return the recipes by name: those shipped, and those of ``recipes`` beside an experiment file."""
     found = {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
     if folder is not None:
         for path in sorted((folder / "recipes").glob("*.toml")):
@@ -176,9 +167,7 @@ def recipe_names(folder: Path | None = None) -> dict[str, Path]:
 
 
 def load_recipe(name: str, folder: Path | None = None, where: str = "recipe") -> dict[str, Any]:
-    """Return the fields that a recipe sets; raises ``InputError`` for an unknown one and everything wrong in
-    it.
-    """
+    """Return the fields of a recipe. Raises ``InputError`` for an unknown name or a wrong recipe."""
     known = recipe_names(folder)
     if name not in known:
         raise InputError(

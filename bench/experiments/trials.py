@@ -13,9 +13,7 @@ from bench.experiments.tuning_table import Tuning
 
 @dataclass(frozen=True)
 class Trial:
-    """One training run. ``id`` is None while its data is absent; ``needs`` maps a role to the trial it
-    needs.
-    """
+    """One training run. ``needs`` maps a role to the id of a further trial. Without data an id is None."""
 
     id: str | None
     config: TrialConfig
@@ -77,8 +75,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A validated, expanded experiment file. ``trials`` are unique, the needed ones before those that need
-    them.
+    """An expanded experiment file. ``trials`` are unique; a trial stands behind those that it needs.
 
     With ``tuning`` they are the trials as the file has them, before anything is chosen:
     ``bench.tuning.search`` returns the tuning trials, and the final ones with the values chosen. ``data_dir``

@@ -38,9 +38,7 @@ MAX_EFFORT = 4096
 
 @dataclass(frozen=True)
 class Dimension:
-    """A tuned field. ``kind`` is log, linear or int (``values`` are both ends of the range) or list (all
-    values).
-    """
+    """A tuned field. ``kind`` is log, linear, int (``values`` are the range's ends) or list (all values)."""
 
     path: AxisPath
     kind: str
@@ -79,9 +77,7 @@ class Tuning:
 
     @property
     def seed(self) -> int:
-        """The seed of the sampler: a hash of the space, so that two files with one space try the same
-        configurations.
-        """
+        """The sampler's seed, a hash of the space: two files with one space try the same configurations."""
         table = [[d.name, d.kind, list(d.values)] for d in self.space]
         text = json.dumps(table, separators=(",", ":"), allow_nan=False)
         return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
@@ -99,14 +95,14 @@ class _Operations(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     operations: Literal["equal"]
-    configurations: Annotated[int, Field(ge=1, le=MAX_EFFORT)]
+    configurations: int = Field(ge=1, le=MAX_EFFORT)
 
 
 class _Halving(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     kind: Literal["none", "halving", "asha"]
-    reduction: Annotated[int, Field(ge=2, le=16)] = 3
+    reduction: int = Field(3, ge=2, le=16)
 
 
 class TuningTable(BaseModel):
@@ -114,29 +110,20 @@ class TuningTable(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    holdout: Annotated[int, Field(ge=1, description="training images kept for choosing")]
-    seeds: Annotated[
-        list[Annotated[int, Field(ge=0, lt=2**32)]],
-        Field(
-            min_length=1, max_length=1000, description="seeds of the tuning trials, never a seed of the grid"
-        ),
-    ]
-    effort: Annotated[
-        int | dict[str, Any], Field(description="configurations of each arm at each grid point")
-    ]
-    sampler: Annotated[
-        Literal["quasirandom", "grid", "optuna"], Field(description="where the configurations come from")
-    ] = "quasirandom"
-    scheduler: Annotated[
-        dict[str, Any],
-        Field(
-            description='which trials stop early: "none", "halving", "asha", { kind = ..., reduction = N }'
-        ),
-    ] = {"kind": "none"}
-    extend: Annotated[bool, Field(description="widen a range at whose edge the best configuration lies")] = (
-        False
+    holdout: int = Field(ge=1, description="training images kept for choosing")
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(
+        min_length=1, max_length=1000, description="seeds of the tuning trials, never a seed of the grid"
     )
-    space: Annotated[dict[str, Any], Field(min_length=1, description="the tuned fields by dotted path")]
+    effort: int | dict[str, Any] = Field(description="configurations of each arm at each grid point")
+    sampler: Literal["quasirandom", "grid", "optuna"] = Field(
+        "quasirandom", description="where the configurations come from"
+    )
+    scheduler: dict[str, Any] = Field(
+        {"kind": "none"},
+        description='which trials stop early: "none", "halving", "asha", { kind = ..., reduction = N }',
+    )
+    extend: bool = Field(False, description="widen a range at whose edge the best configuration lies")
+    space: dict[str, Any] = Field(min_length=1, description="the tuned fields by dotted path")
 
     @field_validator("scheduler", mode="before")
     @classmethod
@@ -157,9 +144,7 @@ class TuningTable(BaseModel):
 
 
 def read_tuning(table: Mapping[str, Any], problems: Problems) -> Tuning | None:
-    """Return the checked table ``[tuning]``, None where it cannot be used; what is wrong is added to
-    ``problems``.
-    """
+    """Return the checked table ``[tuning]``; None where anything is wrong, which goes to ``problems``."""
     before = len(problems.lines)
     flat = dict(table)
     try:

@@ -1,10 +1,9 @@
-"""The processes that train one trial together, started here or by ``torchrun`` (see
-``bench.training.distributed``).
+"""Workers: the processes that train one trial together, started here or by ``torchrun``.
 
 A trial's ``device`` is then a list, "cuda:0,cuda:1" or "cpu,cpu": a worker on each. The process that runs the
 trial (and holds its lock, and writes how the trial ended) trains nothing itself: it starts the workers, hands
 on what the first worker reports, and ends all workers when one is gone, so that the whole trial goes on from
-its last checkpoint. No torch is imported before a worker trains.
+its last checkpoint. ``bench.training.distributed`` is the workers' part. No torch is imported before it.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import functools
 import importlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -43,9 +43,8 @@ TRAIN_TOGETHER = "bench.launch.data_parallel:run_trial"
 LEAD = "bench.launch.data_parallel:lead_trial"
 # For what one worker does while the others wait, for instance reading a large data set.
 TIMEOUT = timedelta(minutes=30)
-PATIENCE = (
-    3.0  # seconds in which the cause of a failure arrives: workers notice a dead one before their parent does
-)
+# Seconds in which the cause of a failure arrives: workers notice a dead one before their parent does.
+PATIENCE = 3.0
 
 
 class WorkerDied(RuntimeError):
@@ -61,16 +60,13 @@ def check_workers(config: TrialConfig, workers: int) -> None:
     own, group = part // workers, config.batch_norm_group
     if group is not None and group != part and own % group:
         raise InputError(
-            f"batch_norm_group: each of {workers} workers has {own} images of a batch, which groups of "
-            f"{group} "
-            "do not "
-            "divide; take fewer workers, or leave it out for the statistics of the whole batch"
+            f"batch_norm_group: each of {workers} workers has {own} images of a batch, which groups "
+            f"of {group} do not divide; take fewer workers, or leave it out for statistics of the whole batch"
         )
 
 
 def groups(devices: Sequence[str], workers: int) -> list[str]:
-    """Return the devices of as many trials as can run at once: lists of ``workers`` of them, separated by
-    commas.
+    """Return the device lists of the trials that can run at once: ``workers`` devices each, with commas.
 
     Raises ``InputError`` where there are fewer GPUs than workers; on the CPU any number of workers may share
     the cores.
@@ -85,9 +81,7 @@ def groups(devices: Sequence[str], workers: int) -> list[str]:
 
 
 def backend(device: str) -> str:
-    """Return the backends of ``torch.distributed``: decisions and objects cross on the CPU, tensors where
-    they are.
-    """
+    """Return the backends of ``torch.distributed``: objects cross on the CPU, tensors on their device."""
     return "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
 
 
@@ -108,8 +102,7 @@ def run_trial(
     pack: int | dict[str, Any] = 1,
     function: str = TRAIN,
 ) -> str:
-    """Train one trial by a process on each device of ``device``; otherwise as
-    ``bench.training.trial.run_trial``.
+    """Train one trial as ``bench.training.trial.run_trial``, by a process on each device of ``device``.
 
     ``function`` is what each of them calls, with ``team`` besides. Raises what a worker raised, or
     ``WorkerDied``.
@@ -290,18 +283,16 @@ def torchrun_workers() -> int:
 
 
 def together(device: str, lead: Callable[[], int]) -> int:
-    """Do ``lead`` in the first of ``torchrun``'s processes, and in the others train what it starts; return
-    the status.
+    """Do ``lead`` in the first of ``torchrun``'s processes; train what it starts in all others.
 
-    Every process must call this. ``device`` is "cpu" or "cuda": a worker takes the GPU of its local rank.
+    Every process must call this; the exit status is returned. ``device`` is "cpu" or "cuda": a worker takes
+    the GPU of its local rank.
     """
     import torch
 
     if os.environ["RANK"] != "0":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(
-                number, signal.SIG_IGN
-            )  # torchrun hands them to all; the first stops at a checkpoint
+        for number in (signal.SIGINT, signal.SIGTERM):  # torchrun hands them to all; the first one stops
+            signal.signal(number, signal.SIG_IGN)
     own = own_device(device)
     join_team(own)
     status = lead_or_follow(own, lead)
@@ -310,9 +301,7 @@ def together(device: str, lead: Callable[[], int]) -> int:
 
 
 def own_device(device: str) -> str:
-    """Return the device of this process of ``torchrun``; ``InputError`` where there are fewer GPUs than
-    workers.
-    """
+    """Return the device of this process of ``torchrun``; ``InputError`` for fewer GPUs than workers."""
     if device == "cpu":
         return device
     import torch
@@ -326,8 +315,7 @@ def own_device(device: str) -> str:
 
 
 def lead_or_follow(device: str, lead: Callable[[], int]) -> int:
-    """Do ``lead`` where this is the first worker of the team that was joined, and train what it starts
-    elsewhere.
+    """Do ``lead`` in the first worker of the joined team; train what it starts in all others.
 
     What goes wrong in ``lead`` but for wrong input leaves the other workers waiting: all of them are to be
     ended then.
@@ -378,9 +366,7 @@ def lead_trial(
     try:
         return train(call, device, stop=stop, on_epoch=on_epoch or (lambda line: None))
     except RuntimeError as error:
-        if any(
-            text in str(error) for text in ("onnection closed by peer", "onnection reset by peer", "NCCL")
-        ):
+        if re.search("onnection (closed|reset) by peer|NCCL", str(error)):
             raise WorkerDied(f"another worker of the trial is gone ({error})") from error
         raise
 

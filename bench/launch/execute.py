@@ -10,6 +10,7 @@ import faulthandler
 import importlib
 import logging
 import os
+import re
 import socket
 import sys
 import time
@@ -45,9 +46,7 @@ class Task:
     trials_per_device: int = 1  # how many trials share the device at most
     retry: bool = False  # the trial had failed when this run was planned: try again
     accept_other_hardware: bool = False
-    until: int | None = (
-        None  # stop at a checkpoint after this epoch (a rung of a search), to be continued or not
-    )
+    until: int | None = None  # stop at a checkpoint after this epoch: a rung of a search
     bracket: str | None = None  # trials of one bracket compete where Ray Tune's ASHA stops some of them
     function: str = TRAIN
     grant: Grant = field(default_factory=current)  # the user's code that the trial may import
@@ -55,8 +54,9 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: done, diverged, failed, rung (as far as was wanted), dropped (by ASHA); with nothing
-    written: stopped, busy, refused.
+    """How a trial ended: done, diverged, failed, rung (far enough) or dropped (by ASHA).
+
+    With nothing written: stopped, busy, refused.
     """
 
     id: str
@@ -87,8 +87,7 @@ def execute(
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     isolated: bool = False,
 ) -> Outcome:
-    """Run one trial under its lock and return how it ended; whatever goes wrong is in the outcome, nothing is
-    raised.
+    """Run one trial under its lock and return how it ended. Faults are in the outcome, never raised.
 
     The trial's output and tracebacks go to its log file. ``isolated`` says that this process does nothing
     else, so that crashes of the interpreter are written there as well.
@@ -108,9 +107,8 @@ def execute(
             with _logged(store.log(task.id), isolated), granted(task.grant):
                 outcome = _train(store, task, lambda: lock.lost or stop() or rung.reached, rung.hear, began)
             if outcome.status == "stopped" and lock.lost:
-                return replace(
-                    outcome, status="busy", reason="another runner took it over: no sign of life from here"
-                )
+                reason = "another runner took it over: no sign of life from here"
+                return replace(outcome, status="busy", reason=reason)
             if outcome.status == "stopped" and rung.reached:
                 return replace(outcome, status="rung", reason=f"trained to epoch {task.until}")
             return outcome
@@ -123,9 +121,7 @@ def execute(
 
 
 class Rung:
-    """Notices when a trial has recorded the epoch ``until``, after which it stops at a checkpoint (None:
-    never).
-    """
+    """Notices when a trial has recorded the epoch ``until``, at which it is to stop (None: never)."""
 
     def __init__(self, until: int | None, on_epoch: Callable[[dict[str, Any]], None] | None) -> None:
         self.until, self._on_epoch = until, on_epoch
@@ -140,9 +136,7 @@ class Rung:
 
 
 def outcome_without_training(store: Store, task: Task) -> Outcome | None:
-    """Return the outcome of a trial that needs no training; None for a trial that does, whose old records are
-    set aside.
-    """
+    """Return how a trial stands that needs no training; else set old records aside and return None."""
     state = store.inspect(task.id, mine=True)
     if state.newer:
         raise Newer(state.reason)
@@ -211,9 +205,7 @@ def _train(
 
 
 def _failed(store: Store, task: Task, reason: str, began: float) -> Outcome:
-    """Record that a trial failed, and return that outcome; ``began`` is the clock at the trial's
-    beginning.
-    """
+    """Record a trial as failed and return that outcome; ``began`` is when it began, by the clock."""
     seconds = time.monotonic() - began
     store.write_summary(task.id, {"status": "failed", "reason": reason, "wall_seconds": round(seconds, 3)})
     return Outcome(task.id, "failed", reason, seconds=seconds)
@@ -231,15 +223,16 @@ def describe(error: BaseException, device: str = "cpu") -> str:
     """Return one line that says why a trial failed."""
     text = inert((str(error).strip().splitlines() or [""])[0])[:300]
     kind = type(error).__name__
-    host = (
-        isinstance(error, MemoryError)
-        or "can't allocate memory" in str(error)
-        or "not enough memory" in str(error)
-    )
+    host = isinstance(error, MemoryError) or re.search("(can't allocate|not enough) memory", str(error))
     if kind == "OutOfMemoryError" or host:
         where = "host" if host else device
         return f"out of memory ({where}){': ' + text if text else ''}"
     return f"{kind}: {text}" if text else kind
+
+
+def _mark() -> str:
+    """Return the beginning of the suite's own lines in a log file."""
+    return f"--- {time.strftime('%Y-%m-%d %H:%M:%S %z')}"
 
 
 @contextlib.contextmanager
@@ -266,10 +259,7 @@ def _logged(path: Path, isolated: bool) -> Iterator[None]:
     try:
         with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
             with contextlib.suppress(OSError):
-                print(
-                    f"--- {time.strftime('%Y-%m-%d %H:%M:%S %z')} {socket.gethostname()}, process "
-                    f"{os.getpid()}"
-                )
+                print(f"{_mark()} {socket.gethostname()}, process {os.getpid()}")
             yield
     finally:
         if isolated:
@@ -303,7 +293,7 @@ def record_death(task: Task, reason: str, seconds: float) -> Outcome:
                 task.id, {"status": "failed", "reason": reason, "wall_seconds": round(seconds, 3)}
             )
             with contextlib.suppress(OSError), open(store.log(task.id), "a", encoding="utf-8") as file:
-                file.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S %z')} {reason}\n")
+                file.write(f"{_mark()} {reason}\n")
             return Outcome(task.id, "failed", reason, seconds=seconds)
     except Busy as error:
         return Outcome(task.id, "busy", str(error))

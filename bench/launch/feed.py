@@ -1,6 +1,4 @@
-"""A run that grows: whenever a trial has ended, what the search wants next joins the queue, so nothing
-waits for a wave.
-"""
+"""A run that grows: when a trial has ended, the queue gets what the search wants next."""
 
 from __future__ import annotations
 
@@ -14,14 +12,10 @@ Enqueue = Callable[[Sequence[Wanted], Unfolded], None]
 
 
 class Feeder:
-    """Keeps the queue of a session filled from a search; ``session.feed`` is set to an instance of this
-    class.
-    """
+    """Fills the queue of a session from a search: an instance is the session's ``feed``."""
 
     def __init__(self, search: Search, session: Session, enqueue: Enqueue, file: str) -> None:
-        """``enqueue`` puts trials into the session's queue, ``file`` is the name of the experiment file as
-        run.
-        """
+        """``enqueue`` puts trials into the queue; ``file`` is the name of the experiment file as run."""
         self.search, self.session, self.enqueue, self.file = search, session, enqueue, file
         self._settled = -1
 

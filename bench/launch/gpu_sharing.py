@@ -26,9 +26,8 @@ from bench.foreign import Grant, adopt, current
 from bench.machine import processes
 from bench.machine.temporary import temporary_folder
 
-USABLE = (
-    0.9  # the part of the free memory that trials get: allocators round up, and others use the device, too
-)
+# The part of the free memory that trials get: allocators round up, and others use the device, too.
+USABLE = 0.9
 MPS = "nvidia-cuda-mps-control"
 _FAULTS = ("out of memory", "CUDA error", "AcceleratorError", "CUDNN_STATUS", "CUBLAS_STATUS")
 
@@ -36,12 +35,12 @@ _FAULTS = ("out of memory", "CUDA error", "AcceleratorError", "CUDNN_STATUS", "C
 def trials_per_device(
     free_bytes: float, peak_bytes_per_trial: float, context_bytes: float, cores: float, limit: float = inf
 ) -> int:
-    """Return how many equal trials share a device: what its memory holds, at most one a core and ``limit``,
-    at least one.
+    """Return how many equal trials share a device: as its memory holds, one a core, ``limit`` at most.
 
     ``free_bytes`` of the device before any of them starts; ``peak_bytes_per_trial`` that its allocator takes
     at most and ``context_bytes`` of its process besides (the CUDA context and libraries), both measured;
-    ``cores`` of the host for this device, since each trial's process keeps one busy launching kernels.
+    ``cores`` of the host for this device, since each trial's process keeps one busy launching kernels. The
+    number is at least 1.
     """
     need = max(1.0, peak_bytes_per_trial + context_bytes)
     return int(max(1, min(USABLE * free_bytes // need, cores, limit)))
@@ -102,9 +101,7 @@ class DeviceSlots:
 
     @property
     def any_per_device(self) -> int:
-        """How many of any trials fit on every device, for a placement that takes all trials to be of one
-        size.
-        """
+        """How many trials fit on every device, for a placement that takes all trials to be as large."""
         largest = max(self.trial_bytes.values(), default=0.0)
         fitting = (
             trials_per_device(self.free_bytes.get(device, inf), largest, 0.0, slots)
@@ -143,10 +140,8 @@ def measured_slots(
         arguments = current(), dict(configs), data_dir, list(devices)
         needs, free = processes.call(_measure, *arguments, name="bench-measure")
     except Exception as error:  # whatever a driver, a library or a broken process makes of it
-        return (
-            whole,
-            f"memory could not be measured ({type(error).__name__}: {error}): one trial on a GPU at a time",
-        )
+        why = f"{type(error).__name__}: {error}"
+        return whole, f"memory could not be measured ({why}): one trial on a GPU at a time"
     slots = {
         device: trials_per_device(free[device], min(needs.values()), 0.0, cores / len(devices))
         for device in devices
@@ -166,9 +161,7 @@ def _measure(
 
 
 def crowded_out(reason: str) -> bool:
-    """Return whether a failure for ``reason`` may be the neighbours' doing: the trial deserves a try
-    alone.
-    """
+    """Return whether the neighbours may have caused this failure: the trial deserves a try alone."""
     return any(fault in reason for fault in _FAULTS)
 
 
@@ -190,8 +183,7 @@ def layout(trials: int) -> int | dict[str, Any]:
 
 @contextlib.contextmanager
 def overlapping(devices: Sequence[str], share: float | None) -> Iterator[str]:
-    """Let kernels of several processes overlap while this lasts; yield what was done, "" where nothing was to
-    be done.
+    """Let kernels of several processes overlap meanwhile; yield what was done for that, "" for nothing.
 
     Starts MPS for processes started meanwhile where a trial may take less than a GPU (``share`` below 1, or
     None: not known yet), its daemon is installed and none is in use; the daemon ends with this.

@@ -11,9 +11,7 @@ from bench.errors import InputError
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What ``bench run`` was asked for besides the experiment; each field but the folders is the option of
-    its name.
-    """
+    """The options of ``bench run``, each field by its option's name."""
 
     results: Path
     data_dir: Path

@@ -1,6 +1,4 @@
-"""Where a run's trials go: to Ray, to processes of this machine, or to the processes that ``torchrun``
-started.
-"""
+"""Where a run's trials go: to Ray, to processes of this machine, or to those of ``torchrun``."""
 
 from __future__ import annotations
 

@@ -131,8 +131,7 @@ def startable(
     priorities: Mapping[str, float],
     last: Collection[str] = (),
 ) -> list[str]:
-    """Return the queued trials that can start now, in the order in which they start: the longest chain of
-    work first.
+    """Return the queued trials that can start now, the longest chain of work first.
 
     This is the whole policy, whoever places the trials. It never leaves a place empty for a trial that is
     still to come, so a run ends within a trial's length of the best possible time, and close to that where

@@ -1,6 +1,4 @@
-"""Trials in processes of this machine: each process runs one trial after another, one that dies takes no
-other along.
-"""
+"""Trials in processes of this machine: a process runs trials in turn, and dies without the others."""
 
 from __future__ import annotations
 
@@ -40,8 +38,7 @@ class TrialProcess(Child):
 
 
 class Pool:
-    """Runs a session's trials in processes, ``jobs`` at once, each where ``session.slots`` has a place for
-    it.
+    """Runs a session's trials in processes, ``jobs`` at once, each in a slot of ``session.slots``.
 
     A session without slots of its own gets ``jobs`` slots, shared out evenly among ``devices``. A process is
     started when it is needed and kept for further trials of its device; a process that died, or whose trial
@@ -83,15 +80,11 @@ class Pool:
                 self._end(process, kill=session.stop.is_set() and unfinished)
 
     def dispatch(self) -> None:
-        """Start the trials that can start now, strictly in turn: small trials do not pass a large one by for
-        ever.
-        """
+        """Start the trials that can start, strictly in turn: small ones never pass a large one by."""
         while (task := self.session.take()) is not None:
             device = self.session.slots.device_for(task.id)
             process = self._idle_process(device) if device is not None else None
-            if (
-                process is None
-            ):  # the memory that idle processes keep of a GPU is missing for the trial that waits
+            if process is None:  # idle processes keep memory of a GPU that the waiting trial may need
                 for idle in [p for p in self.processes if p.task is None and p.device.startswith("cuda")]:
                     self._end(idle)
                 return
@@ -152,9 +145,7 @@ class Pool:
         return process
 
     def _ask_to_stop(self) -> None:
-        """Ask every process to stop at a checkpoint. Called from signal handlers and from the timer's
-        thread.
-        """
+        """Ask every process to stop at a checkpoint. Signal handlers and the timer's thread call this."""
         for process in list(self.processes):
             process.ask_to_stop()
 
@@ -198,9 +189,7 @@ def _run_trials(pipe: connection.Connection) -> None:
 
 
 def _out_of_memory_kills() -> int:
-    """Return how many processes the kernel has killed for lack of memory since it started, 0 where it does
-    not tell.
-    """
+    """Return the processes that the kernel has killed for lack of memory, 0 where it does not tell."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/vmstat").read_text().splitlines():
             if line.startswith("oom_kill "):

@@ -35,9 +35,7 @@ _SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 def unavailable(address: str | None = None) -> str:
-    """Return why Ray cannot be imported, "" where it can; ``address`` is the address of the cluster to be
-    joined.
-    """
+    """Return why Ray cannot be imported, "" where it can; ``address`` is that of the cluster to join."""
     _authenticate(local=address is None)  # Ray reads this at its import
     os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
     try:
@@ -92,9 +90,7 @@ def _initialize(address: str | None, arguments: dict[str, Any]) -> None:
 
 
 def _starting(devices: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Return the arguments of ``ray.init`` that start Ray on ``devices`` of this machine, its files in
-    ``folder``.
-    """
+    """Return the arguments of ``ray.init`` that start Ray on ``devices`` here, its files in ``folder``."""
     gpus = [device.partition(":")[2] for device in devices if device.startswith("cuda")]
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = _visible(gpus)

@@ -29,8 +29,7 @@ NODE_SILENCE = 60.0  # seconds after which Ray has noticed a machine that is gon
 
 @dataclass
 class Stream:
-    """Hands the trials of the session to Tune one by one, as they become ready; ``alone``: those without
-    company.
+    """Hands the session's trials to Tune as they become ready; ``alone``: those that run alone.
 
     ``given`` are the trials that Tune has and that have not ended.
     """
@@ -63,9 +62,7 @@ running: list[Running] = []  # the last one is the one that runs
 
 
 class Queue(Searcher):
-    """Tune's searcher: it suggests the session's next trial. The records are its state, so it saves
-    nothing.
-    """
+    """Tune's searcher: suggests the session's next trial. It saves no state: that is the records."""
 
     def suggest(self, trial_id: str) -> Any:
         session, stream = running[-1]
@@ -167,9 +164,7 @@ def alive() -> set[str]:
 
 
 def lost(session: Session, ray_run: RayRun, id: str, reason: str) -> None:
-    """Record that a trial's process is gone; where a node of the cluster is, too, put it back into the
-    queue.
-    """
+    """Record that a trial's process is gone, or queue the trial again where its node is gone, too."""
     if ray_run.home is not None:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(ray_run.home.abandon.remote(id))

@@ -36,8 +36,7 @@ _LAST = ("checkpoint.pt", "weights.pt", "summary.json")
 
 
 def with_local_data(task: Task) -> Task:
-    """Return the task with the data folder of this node; raises ``InputError``, naming the node, where it
-    lacks the data.
+    """Return the task with this node's data folder. Raises ``InputError`` where the node lacks the data.
 
     That is the folder of the machine that sent the task where the data is there, too, else the node's own
     (``$BENCH_DATA`` as it was when Ray was started, or the user's cache folder).
@@ -54,15 +53,12 @@ def with_local_data(task: Task) -> Task:
             problem = problem or str(error)
     raise InputError(
         f"node {socket.gethostname()}: {problem}; nor is the data in this node's own folder, {own}. "
-        "Put it in either, or "
-        "set BENCH_DATA where `ray start` is called"
+        "Put it in either, or set BENCH_DATA where `ray start` is called"
     )
 
 
 class Home:
-    """The results folder of a run, for the nodes that do not see it: the body of a Ray actor, called by
-    threads.
-    """
+    """The body of the Ray actor that keeps a run's results folder for the nodes that do not see it."""
 
     def __init__(self, root: str, go_on: str) -> None:
         self.store = Store(root)
@@ -71,9 +67,7 @@ class Home:
         self._guard = threading.Lock()
 
     def begin(self, task: Task) -> Outcome | tuple[str, dict[str, bytes]]:
-        """Take the trial's lock; return (a token, the files that the trial begins with), or how it stands
-        already.
-        """
+        """Take the trial's lock; return (a token, the files to begin with), or how it stands already."""
         stack = contextlib.ExitStack()
         try:
             lock = stack.enter_context(self.store.lock(task.id))
@@ -84,13 +78,9 @@ class Home:
                 stack.close()
                 return settled
             files: dict[str, bytes] = {}
-            for id, names in (
-                (task.id, None),
-                *((needed, ("weights.pt",)) for needed in task.needs.values()),
-            ):
-                files |= {
-                    f"trials/{id}/{name}": data for name, data in _read(self.store.folder(id), names).items()
-                }
+            for id in (task.id, *task.needs.values()):
+                read = _read(self.store.folder(id), None if id == task.id else ("weights.pt",))
+                files |= {f"trials/{id}/{name}": data for name, data in read.items()}
         except Busy as error:
             return Outcome(task.id, "busy", str(error))
         except (StoreError, InputError, OSError) as error:
@@ -102,9 +92,7 @@ class Home:
         return token, files
 
     def keep(self, id: str, token: str, files: dict[str, bytes]) -> bool:
-        """Write files of a trial's folder; return whether the node is to go on (it lost the trial, or all are
-        to stop).
-        """
+        """Write files of a trial's folder; return whether the node is to go on with the trial."""
         with self._guard:
             held = self._held.get(id)
             if held is None or held[0] != token or held[2].lost:
@@ -133,9 +121,7 @@ class Home:
 
 
 def _read(folder: Path, names: tuple[str, ...] | None = None) -> dict[str, bytes]:
-    """Return the content of a folder's files by name; those of ``_LAST`` are read first, the last of them
-    first.
-    """
+    """Return the content of a folder's files by name, reading those of ``_LAST`` first, in reverse."""
     found: dict[str, bytes] = {}
     if names is None:
         with contextlib.suppress(FileNotFoundError):
@@ -203,9 +189,7 @@ class _Mirror:
 def execute_remotely(
     task: Task, home: Any, on_epoch: Callable[[dict[str, Any]], None] | None = None
 ) -> Outcome:
-    """Run one trial here for the results folder behind the actor ``home``; otherwise as
-    ``bench.launch.execute.execute``.
-    """
+    """Run one trial here as ``bench.launch.execute.execute``, for the results folder of ``home``."""
     import ray
 
     begun = ray.get(home.begin.remote(task))

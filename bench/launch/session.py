@@ -42,9 +42,7 @@ class Stop:
 
     @contextlib.contextmanager
     def watching(self, max_minutes: float | None = None) -> Iterator[Stop]:
-        """Listen to Ctrl-C, SIGTERM and the clock. A second Ctrl-C raises ``KeyboardInterrupt``: stop at
-        once.
-        """
+        """Listen to Ctrl-C, SIGTERM and the clock; a second Ctrl-C raises ``KeyboardInterrupt``."""
 
         def hear(number: int, frame: Any) -> None:
             if self.is_set() and number == signal.SIGINT:
@@ -100,9 +98,7 @@ class Session:
         self.progress.add(task.id, label, epochs, cost)
 
     def _status(self, id: str) -> str | None:
-        """Return done, diverged, failed, ... of a trial that will not run here any more, None while the trial
-        may.
-        """
+        """Return how a trial ended, or its status where it is not to run; None while it may run here."""
         outcome = self.outcomes.get(id)
         return outcome.status if outcome else self.known.get(id)
 
@@ -114,9 +110,7 @@ class Session:
         ]
 
     def ready(self) -> list[Task]:
-        """Return the trials that can start now, the longest first; last those that want a device to
-        themselves.
-        """
+        """Return the trials that can start now, longest first, those that want a whole device last."""
         if self.stop.is_set():
             return []
         self._look_at_held()
@@ -154,9 +148,7 @@ class Session:
         self.progress.started(id)
 
     def epoch(self, id: str, line: Mapping[str, Any]) -> None:
-        """Show the epoch that a running trial recorded. A ``note`` is shown once, for the first trial that
-        has it.
-        """
+        """Show the epoch that a running trial recorded, or its ``note``, each different note once."""
         if "note" not in line:
             self.progress.epoch(id, line)
         elif line["note"] not in self.said:
@@ -183,9 +175,7 @@ class Session:
             self.feed()
 
     def _again_alone(self, outcome: Outcome) -> None:
-        """Put a trial that failed for lack of memory back into the queue, once more, with a device to
-        itself.
-        """
+        """Queue a trial that failed for lack of memory once more, with a device to itself."""
         self.slots.alone.add(outcome.id)
         self.tasks[outcome.id] = replace(self.tasks[outcome.id], retry=True, trials_per_device=1)
         self.progress.paused(outcome.id)
@@ -221,9 +211,8 @@ class Session:
         for id in self.tasks:
             if id not in self.outcomes:
                 held = self.held.get(id)
-                self.outcomes[id] = (
-                    Outcome(id, "busy", held) if held else Outcome(id, "stopped", self.stop.reason)
-                )
+                status, reason = ("busy", held) if held else ("stopped", self.stop.reason)
+                self.outcomes[id] = Outcome(id, status, reason)
 
 
 def exit_status(outcomes: Iterable[Outcome]) -> int:

@@ -156,10 +156,8 @@ def verify(
         summary = again.summary(id)
         if summary is None or summary["status"] == "failed":
             log = again.log(id).read_text(errors="replace")[-4000:] if again.log(id).exists() else ""
-            _tell(
-                f"{log}\nit could not be run again: "
-                f"{(summary or {}).get('reason') or 'no summary was written'}"
-            )
+            reason = (summary or {}).get("reason") or "no summary was written"
+            _tell(f"{log}\nit could not be run again: {reason}")
             return 1
         for change in changes(record, again.read_trial(id) or {}):
             _tell(f"since then: {change}")

@@ -1,6 +1,4 @@
-"""What a results folder keeps of experiments: the file as run, the index of its trials, what its search
-chose.
-"""
+"""What a results folder keeps of experiments: the file, the index of trials, the search's choices."""
 
 from __future__ import annotations
 
@@ -69,8 +67,7 @@ class Experiments:
         file: str | None = None,
         stale: Callable[[dict[str, Any]], bool] = lambda line: False,
     ) -> None:
-        """Write the experiment file as run (``file``, else ``<name>.toml``) and merge ``lines`` into
-        ``index.jsonl``.
+        """Write the experiment file as ``file`` (None: ``<name>.toml``) and merge ``lines`` into the index.
 
         Lines of other profiles and overrides stay (other ids); those of an arm that the file no longer has
         go, and so do those that are ``stale``.
@@ -91,9 +88,7 @@ class Experiments:
             write_atomic(folder / "index.jsonl", b"".join(map(line_of, merged.values())))
 
     def write_tuning(self, name: str, lines: list[dict[str, Any]]) -> None:
-        """Merge ``lines`` into the experiment's ``tuning.jsonl``; lines about other points and profiles
-        stay.
-        """
+        """Merge ``lines`` into ``tuning.jsonl``; lines about other points and profiles stay."""
         path = self.experiment_folder(name) / "tuning.jsonl"
         with exclusive(self.root / ".locks" / f"index-{name}"):
             new = {_tuning_place(line) for line in lines}

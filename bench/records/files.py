@@ -42,9 +42,7 @@ class Newer(StoreError):
 
 
 def explain(error: OSError, path: Path) -> StoreError:
-    """Return the error that says what to do about ``error``, which came up with ``path`` or the file it names
-    itself.
-    """
+    """Return the error that says what to do about ``error`` with its own file, or else with ``path``."""
     where = error.filename or path
     if error.errno in FULL:
         what = "the disk is full" if error.errno == errno.ENOSPC else "the disk quota is used up"
@@ -156,9 +154,7 @@ def read_document(path: Path) -> dict[str, Any] | None:
 
 
 def read_lines(path: Path, *, check: Any = None) -> list[dict[str, Any]]:
-    """Return the objects of a file of lines; a last line without its line feed that is no object is
-    dropped.
-    """
+    """Return the objects of a file of lines; a torn last line (no object, no line feed) is dropped."""
     data = _read(path)
     if not data:
         return []
@@ -187,9 +183,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def append(path: Path, value: dict[str, Any]) -> None:
-    """Append one line with one write, flushed to disk; what an interrupted write left behind is cut off
-    first.
-    """
+    """Append one line with one write, flushed to disk, after cutting off what a torn write left."""
     line = line_of(value)
     with explained(path):
         new = not path.exists()

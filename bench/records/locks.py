@@ -24,9 +24,8 @@ from pathlib import Path
 from bench.errors import InputError
 
 HEARTBEAT = 10.0  # seconds between two signs of life in a lock file
-SILENCE = (
-    45.0  # an owner on another host is gone when its lock file did not change for so long while we watched
-)
+# Seconds without a change of its lock file, while we watch, after which an owner on another host is gone.
+SILENCE = 45.0
 SETTLE = 1.0  # what a write on a shared disk needs to be seen by the others
 
 
@@ -82,9 +81,7 @@ _held: set[int] = set()
 
 
 def _forget_in_child() -> None:
-    """Close inherited lock files in a forked child: a child that outlives its parent must not keep the
-    lock.
-    """
+    """Close inherited lock files in a forked child, which must not keep a lock after its parent."""
     for fd in _held:
         with contextlib.suppress(OSError):
             os.close(fd)
@@ -142,9 +139,7 @@ class Owner:
 
 
 class Lock:
-    """A held trial. ``lost`` turns true when a runner elsewhere took it over because it saw no sign of
-    life.
-    """
+    """A held trial. ``lost`` turns true when another runner took it over for lack of a sign of life."""
 
     def __init__(self, path: Path, fd: int, owner: Owner, heartbeat: float) -> None:
         self.path = path
@@ -276,9 +271,7 @@ def acquire(
 
 
 def _watch(path: Path, name: str, former: Owner, heartbeat: float, silence: float) -> None:
-    """Return after ``silence`` seconds without a sign of life from ``former``; raise ``Busy`` at the first
-    one.
-    """
+    """Return after ``silence`` seconds without a sign of life from ``former``, else raise ``Busy``."""
     end = time.monotonic() + silence
     while time.monotonic() < end:
         time.sleep(min(heartbeat / 4, 2.0))

@@ -95,9 +95,7 @@ class Store(Experiments):
         return self.folder(id) / "diagnostics.npz"
 
     def ids(self) -> list[str]:
-        """Return the ids of all trials that have a folder, sorted; retired ones (``<id>.old-<n>``) are
-        none.
-        """
+        """Return the ids of all trials with a folder, sorted, without the retired (``<id>.old-<n>``)."""
         with explained(self.root):
             try:
                 return sorted(
@@ -131,9 +129,7 @@ class Store(Experiments):
         write_atomic(self.folder(id) / "trial.json", document({"schema": SCHEMA, "id": id, **record}))
 
     def epochs(self, id: str) -> list[dict[str, Any]]:
-        """Return the lines of ``epochs.jsonl``; a half-written last one is dropped, other damage raises
-        ``Damaged``.
-        """
+        """Return the lines of ``epochs.jsonl`` without a torn last one; other damage raises ``Damaged``."""
         return read_lines(
             self.folder(id) / "epochs.jsonl",
             check=lambda number, line: (
@@ -185,18 +181,14 @@ class Store(Experiments):
         return value
 
     def write_summary(self, id: str, record: dict[str, Any]) -> None:
-        """Write ``summary.json``, the last thing a trial does; keys of the contract that are not given are
-        null.
-        """
+        """Write ``summary.json``, a trial's last record; keys of the contract not given are null."""
         write_atomic(
             self.folder(id) / "summary.json",
             document({**dict.fromkeys(SUMMARY_KEYS), "schema": SCHEMA, **record}),
         )
 
     def reopen(self, id: str) -> None:
-        """Take a failed or damaged summary away (kept as ``summary.old-<n>.json``) so that the trial can go
-        on.
-        """
+        """Keep a failed or damaged summary as ``summary.old-<n>.json``, so that the trial can go on."""
         path = self.folder(id) / "summary.json"
         with explained(path):
             n = 1
@@ -207,9 +199,7 @@ class Store(Experiments):
                 sync_folder(path.parent)
 
     def leftovers(self, id: str, *, finished: bool = False) -> list[Path]:
-        """Return what killed processes left in a trial's folder: half-written files; of a finished one its
-        checkpoints.
-        """
+        """Return half-written files of killed processes, and checkpoints of a ``finished`` trial."""
         try:
             names = [entry.name for entry in os.scandir(self.folder(id))]
         except OSError:
@@ -263,8 +253,7 @@ class Store(Experiments):
             os.close(fd)
 
     def inspect(self, id: str, *, mine: bool = False) -> State:
-        """Return where a trial stands, with the reason. Reads everything, so that damage does not stay
-        hidden.
+        """Return where a trial stands and why. Everything is read, so that no damage stays hidden.
 
         ``mine`` says that the caller holds the lock, so that it does not see itself as running.
         """
@@ -299,9 +288,7 @@ class Store(Experiments):
         return self.inspect(id).status
 
     def retire(self, id: str) -> Path:
-        """Move a trial's folder to ``<id>.old-<n>`` and return that; nothing is deleted. The caller holds the
-        lock.
-        """
+        """Move a trial's folder to ``<id>.old-<n>`` and return the new path. The caller holds the lock."""
         folder = self.folder(id)
         with explained(folder):
             n = 1
@@ -312,9 +299,7 @@ class Store(Experiments):
         return aside
 
     def check_writable(self) -> None:
-        """Raise ``InputError`` unless records can be written here (the folder is created where it is
-        missing).
-        """
+        """Raise ``InputError`` unless records can be written here; a missing folder is created."""
         if self.root.exists() and not self.root.is_dir():
             raise InputError(f"--results {self.root}: is a file, not a folder")
         probe = self.root / f".probe-{uuid.uuid4().hex[:8]}"

@@ -26,9 +26,7 @@ _NO_METRIC = {"epoch", "schema"}
 
 @dataclass(frozen=True)
 class Sent:
-    """A trial as a tracker gets it: ``rows`` are the epochs that are new, ``summary`` comes with the last of
-    them.
-    """
+    """A trial as a tracker gets it: the ``rows`` of new epochs; ``summary`` comes with the last row."""
 
     id: str
     name: str
@@ -39,17 +37,10 @@ class Sent:
 
 
 def send(store: Store, names: Sequence[str], tracker: str, out: Path) -> tuple[int, int]:
-    """Send what is new of the recorded trials of some experiments; return the numbers of trials and of
-    epochs.
+    """Send what is new of some experiments' trials; return the numbers of trials and of epochs.
 
-    Args:
-        store: The records.
-        names: The experiments, by name.
-        tracker: A key of ``TRACKERS``.
-        out: The folder that the tracker writes to.
-
-    Raises:
-        InputError: The tracker is unknown or its package is not installed.
+    ``tracker`` is a key of ``TRACKERS``, ``out`` the folder that it writes to. Raises ``InputError`` where
+    its package is not installed.
     """
     writer = _writer(tracker)
     remembered = out / "sent.json"
@@ -70,8 +61,7 @@ def send(store: Store, names: Sequence[str], tracker: str, out: Path) -> tuple[i
 
 @contextlib.contextmanager
 def following(store: Store, name: str, tracker: str | None, out: Path) -> Iterator[None]:
-    """Send what is recorded of an experiment while the block runs, and the rest at its end; None sends
-    nothing.
+    """Send what is recorded of an experiment during the block, and the rest at its end (None: nothing).
 
     A fault of the tracker never ends the training: the first one is raised when the block has ended.
     """

@@ -137,9 +137,7 @@ def look(
         for search in searches:
             _follow(search, trials, read)
         if not all_complete or not all(search.complete for search in searches):
-            finished = (
-                False  # before all edges are known, those that are known give the machine something to do
-            )
+            finished = False  # edges that are known give the machine work before all edges are known
             break
     if tuning.scheduler == "asha":
         for search in searches:
@@ -287,9 +285,7 @@ def _follow(search: PointSearch, trials: Trials, read: Read) -> None:
 
 
 def expected_rungs(tuning: Tuning, point: Point, effort: int) -> list[Rung]:
-    """Return the rungs of a point before anything is known, for its cost: one of all epochs without
-    halving.
-    """
+    """Return a point's rungs before anything is known; without halving one rung of all epochs."""
     count = (
         effort if tuning.sampler == "optuna" else len(samplers.configurations(tuning, point.reached, effort))
     )

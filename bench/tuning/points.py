@@ -29,9 +29,7 @@ Change = Callable[[dict[str, Any]], None]  # of the fields of a trial, in place
 
 @dataclass(frozen=True)
 class Point:
-    """An arm at a grid point. ``reached`` are the tuned fields that it has; ``lines`` its trials as the
-    file has them.
-    """
+    """An arm at a grid point: ``reached`` are the tuned fields that it has, ``lines`` the file's trials."""
 
     arm: str
     grid: dict[str, Any]  # without the seed
