@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 
@@ -20,6 +21,15 @@ class NetworkError(InputError):
 
     Where a trial raises this error, the trial is recorded as failed, with the message as its reason.
     """
+
+
+@contextlib.contextmanager
+def readable(path: object) -> Iterator[None]:
+    """Turn an ``OSError`` of the block into an ``InputError``: ``path`` cannot be read, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

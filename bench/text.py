@@ -109,6 +109,14 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
+def data_size(count: int) -> str:
+    """Return a number of bytes in the unit that suits it: ``0.5 MB``, ``1.3 GB``."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9)):
+        if count >= 0.1 * scale:
+            return f"{count / scale:,.1f} {unit}"
+    return f"{count / 1e6:,.1f} MB"
+
+
 def percent(value: float | None) -> str:
     """Return an accuracy in percent, "-" where there is none."""
     return "-" if value is None else f"{value:.2f} %"

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from bench.datasets.sources import Arrays
+from bench.datasets.loaded import Arrays, Loaded
 from bench.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
     from bench.datasets.batches import Batches
-    from bench.datasets.photographs.images import Photographs
     from bench.experiments.config import TrialConfig
-
-    Loaded: TypeAlias = Arrays | Photographs  # what ``load`` returns
 
 __all__ = ["Arrays", "DeviceData", "load", "make_data"]
 

@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.datasets.batches import Batches
 from bench.errors import InputError
 from bench.experiments import catalog
 from bench.experiments.config import TrialConfig
 from bench.randomness import key_of, permutation
 
+UNIT_SCALES = {"divide_255": 1.0 / 255.0, "divide_256": 1.0 / 256.0}  # normalizations without a shift
 WHOLE = (0, 1)  # the share (rank, ranks) of a trial's only worker
 
 
@@ -29,6 +31,16 @@ def rows(batch_size: int, share: tuple[int, int] = WHOLE, micro_batches: int = 1
     if not 0 <= rank < ranks or batch_size % (ranks * micro_batches):
         raise ValueError(f"a batch of {batch_size} in {micro_batches} parts has no share {rank} of {ranks}")
     return torch.arange(batch_size).view(micro_batches, ranks, -1)[:, rank].reshape(-1)
+
+
+def mean_and_deviation(sums: np.ndarray, squares: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and (population) standard deviation of each channel, from exact sums over ``count`` pixels.
+
+    The deviation of a channel whose pixels are all equal is given as 1, so that it can divide.
+    """
+    mean = sums / count
+    deviation = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
+    return mean, np.where(deviation == 0.0, 1.0, deviation)
 
 
 def chosen_images(
@@ -57,7 +69,7 @@ def chosen_images(
     return np.sort(kept[:train_count]), np.flatnonzero(aside)
 
 
-class ChosenImages:
+class ChosenImages(Batches):
     """The images that a trial trains on, and their order: the base of both kinds of batches.
 
     ``steps_per_epoch`` is ``train_count`` over the batch size, rounded down. The remaining images at the end

@@ -11,17 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bench.errors import InputError
+from bench.errors import InputError, readable
 from bench.machine.folders import cache_folder
 
 
 def of_file(path: Path) -> str:
     """Return ``"sha256:<hex>"`` of a file: from the cache where size and time are unchanged."""
-    try:
-        with path.open("rb") as stream:
-            return remembered(path, stream) or _remember(path, stream, compute(stream))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    with readable(path), path.open("rb") as stream:
+        return remembered(path, stream) or _remember(path, stream, compute(stream))
 
 
 def check(path: Path, stream: BinaryIO) -> str:

@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.datasets.sources import Arrays, Download, PublishedFile, PublishedSource, brief, checked_labels
-from bench.errors import InputError
-from bench.text import clean
+from bench.datasets.sources import (
+    Arrays,
+    Download,
+    PublishedFile,
+    PublishedSource,
+    checked_labels,
+    described,
+)
 
 ENTRIES = [
     {
@@ -60,24 +66,16 @@ class _ArraysOnly(pickle.Unpickler):
         return super().find_class(module, name)
 
 
+@dataclass(eq=False)
 class CIFAR(PublishedSource):
     """CIFAR-10 or CIFAR-100: training and test files, the key of the labels, the archive."""
 
-    def __init__(
-        self,
-        kind: str,
-        train: Sequence[PublishedFile],
-        test: PublishedFile,
-        key: str,
-        classes: int,
-        archive: Download,
-    ) -> None:
-        self.kind = kind
-        self.train = tuple(train)
-        self.test = test
-        self.key = key
-        self.classes = classes
-        self.archive = archive
+    kind: str
+    train: Sequence[PublishedFile]
+    test: PublishedFile
+    key: str
+    classes: int
+    archive: Download
 
     def files(self, options: Mapping[str, Any]) -> Sequence[PublishedFile]:
         return (*self.train, self.test)
@@ -96,21 +94,10 @@ class CIFAR(PublishedSource):
     def _part(self, file: PublishedFile, data_dir: Path) -> tuple[Any, Any]:
         import numpy as np
 
-        with self.opened(file, data_dir, {}) as stream:
-            try:
-                content = _ArraysOnly(stream, encoding="latin1").load()
-                rows, labels = content["data"], np.array(content[self.key])
-                return pixels(rows), checked_labels(labels, len(rows), self.classes)
-            except MemoryError as error:
-                raise InputError(
-                    f"{data_dir / file.path}: reading it takes more memory than there is ({error})"
-                ) from None
-            # whatever a reader makes of bytes that are no pickle of arrays: wrong types, absurd shapes
-            except Exception as error:
-                reason = str(error) or type(error).__name__
-                raise InputError(
-                    f"{data_dir / file.path} is not a file of {self.kind}: {clean(reason, 200)}"
-                ) from None
+        with self.reading(file, data_dir, {}) as stream:
+            content = _ArraysOnly(stream, encoding="latin1").load()
+            rows, labels = content["data"], np.array(content[self.key])
+            return pixels(rows), checked_labels(labels, len(rows), self.classes)
 
 
 def pixels(rows: Any) -> Any:
@@ -118,7 +105,7 @@ def pixels(rows: Any) -> Any:
     import numpy as np
 
     if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 3072:
-        raise ValueError(f"expected uint8 pixels of the shape (N, 3072), not {brief(rows)}")
+        raise ValueError(f"expected uint8 pixels of the shape (N, 3072), not {described(rows)}")
     return np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.datasets import augmentation
-from bench.datasets.batch_rows import WHOLE, ChosenImages
+from bench.datasets.batch_rows import UNIT_SCALES, WHOLE, ChosenImages, mean_and_deviation
 from bench.datasets.resize import RESIZES, Bilinear, OpenCVBilinear
 from bench.datasets.sources import Arrays
 from bench.experiments.config import TrialConfig
@@ -63,11 +63,9 @@ class DeviceData(ChosenImages):
         self._augmentation_key = key_of(config.seed, "augmentation", config.augmentation)
 
     def train_batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return the training batch of the global ``step`` (from 0), augmented."""
         return self.prepare(self.indices(step), torch.full((), step, dtype=torch.int64, device=self.device))
 
     def inputs(self, step: int) -> tuple[Tensor, ...]:
-        """Return the inputs of ``prepare`` for the batch of ``step``: the indices of its images."""
         return (self.indices(step),)
 
     def prepare(self, indices: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,18 +84,12 @@ class DeviceData(ChosenImages):
         return self._finished(images), labels
 
     def test_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Iterate over the test images in their order; the last batch may be smaller."""
         return self._in_order(self._test, batch_size)
 
     def holdout_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Iterate over the held-out training images, un-augmented; nothing where ``holdout`` is 0."""
         return self._in_order(self._holdout, batch_size)
 
     def estimation_batches(self, count: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Iterate over ``count`` batches of un-augmented training images in a random order fixed by the seed.
-
-        The order begins again at its end.
-        """
         for indices in self._estimated(count, batch_size):
             images, labels = (part.index_select(0, indices) for part in self._train)
             yield self._finished(images), labels
@@ -156,7 +148,7 @@ def _normalization(
     standard deviation over the training images in their own size, from exact integer sums.
     """
     if kind != "standardize":
-        return None, {"divide_256": 1.0 / 256.0, "divide_255": 1.0 / 255.0}[kind]
+        return None, UNIT_SCALES[kind]
     channels = images.shape[3]
     total = np.zeros(channels, dtype=np.int64)
     squares = np.zeros(channels, dtype=np.int64)
@@ -164,10 +156,7 @@ def _normalization(
         pixels = images[start : start + _CHUNK].reshape(-1, images[0].size).astype(np.uint32)
         total += pixels.sum(0, dtype=np.int64).reshape(-1, channels).sum(0)
         squares += (pixels * pixels).sum(0, dtype=np.int64).reshape(-1, channels).sum(0)
-    count = images.size // channels
-    mean = total / count
-    deviation = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
-    deviation[deviation == 0.0] = 1.0  # a channel whose pixels are all equal
+    mean, deviation = mean_and_deviation(total, squares, images.size // channels)
     shift, scale = (
         torch.tensor(np.broadcast_to(v, 3).copy(), dtype=torch.float32) for v in (mean, 1.0 / deviation)
     )

@@ -10,12 +10,13 @@ The new data set has a checksum of its own, and the original is not needed again
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import io
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,20 +68,43 @@ def _from_parquet(folder: Path, name: str, data_dir: Path, label: str | None) ->
     except pa.ArrowException as error:
         raise InputError(f"{clean(files['train'][0])}: cannot be read ({clean(error, 200)})") from None
     image, labels, names = _columns(schema, folder, label)
-    part = data_dir / f".{name}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    counts = dict.fromkeys(files, 0)
-    try:
-        for split, paths in files.items():
-            for number, (data, value) in enumerate(_rows(paths, image, labels)):
-                where = part / split / _class_folder(value, names, folder)
+
+    def encoded(split: str) -> Iterator[_Encoded]:
+        for number, (data, value) in enumerate(_rows(files[split], image, labels)):
+            suffix = _suffix(data, f"{folder}: {split}, row {number}")
+            yield _class_folder(value, names, folder), suffix, data
+
+    return _write_folder(name, data_dir, {split: encoded(split) for split in files})
+
+
+_Encoded = tuple[str, str, bytes]  # the folder of the class, the suffix of the file, the bytes of the file
+
+
+def _write_folder(name: str, data_dir: Path, parts: Mapping[str, Iterable[_Encoded]]) -> str:
+    """Write ``imagefolder:NAME`` from the encoded images of its parts; return the line about it."""
+    counts = dict.fromkeys(parts, 0)
+    with _complete(data_dir / name) as folder:
+        for split, images in parts.items():
+            for number, (class_folder, suffix, data) in enumerate(images):
+                where = folder / split / class_folder
                 where.mkdir(parents=True, exist_ok=True)
-                (where / f"{number:08d}{_suffix(data, f'{folder}: {split}, row {number}')}").write_bytes(data)
+                (where / f"{number:08d}{suffix}").write_bytes(data)
                 counts[split] += 1
-        part.replace(data_dir / name)
+    return _summary(f"imagefolder:{name}", counts, data_dir)
+
+
+@contextlib.contextmanager
+def _complete(target: Path) -> Iterator[Path]:
+    """Yield the path to write to; it becomes ``target`` after the block, or is removed by an error in it."""
+    part = target.with_name(f".part-{target.name}")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        yield part
+        part.replace(target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return _said(f"imagefolder:{name}", counts, data_dir)
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def _split_files(folder: Path) -> dict[str, list[Path]]:
@@ -117,11 +141,8 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
 def _columns(schema: Any, folder: Path, label: str | None) -> tuple[str, str, list[str] | None]:
     """Return (column of the images, column of the labels, names of the classes or None)."""
     features = {}
-    if b"huggingface" in (schema.metadata or {}):
-        try:
-            features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-        except (ValueError, KeyError, TypeError):
-            features = {}
+    with contextlib.suppress(ValueError, KeyError, TypeError):  # a file of another program, or a damaged note
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
     typed = {name: what.get("_type") for name, what in features.items() if isinstance(what, Mapping)}
     images = [name for name, kind in typed.items() if kind == "Image"] or [
         name for name in schema.names if name in ("image", "img")
@@ -193,17 +214,18 @@ def _from_torchvision(kind: str, name: str, data_dir: Path) -> str:
     import numpy as np
     from torchvision import datasets
 
-    known = {each for each in datasets.__all__ if _way(getattr(datasets, each)) is not None}
+    known = {each for each in datasets.__all__ if _split_argument(getattr(datasets, each)) is not None}
     if kind not in known:
         raise InputError(
             f"torchvision:{kind[:80]}: no such data set of images with a training and a test part."
             f"{nearest(kind, known)} Known: {', '.join(sorted(known))}."
         )
-    maker, way = getattr(datasets, kind), _way(getattr(datasets, kind)) or ""
+    maker = getattr(datasets, kind)
+    by_flag = _split_argument(maker) == "train"
     downloads = data_dir / ".torchvision"
     parts = {}
     for split in _SPLITS:
-        chosen: dict[str, Any] = {"train": split == "train"} if way == "train" else {"split": split}
+        chosen: dict[str, Any] = {"train": split == "train"} if by_flag else {"split": split}
         try:
             parts[split] = maker(str(downloads), download=True, **chosen)
         except (OSError, RuntimeError, ValueError) as error:
@@ -221,38 +243,28 @@ def _from_torchvision(kind: str, name: str, data_dir: Path) -> str:
             ]
             arrays[f"x_{split}"] = np.stack([pixels for pixels, _ in rows])
             arrays[f"y_{split}"] = np.asarray([label for _, label in rows], dtype=np.int64)
-        path = data_dir / f".{name}.part.npz"
-        try:
+        with _complete(data_dir / f"{name}.npz") as path:
             np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
-            path.replace(data_dir / f"{name}.npz")
-        finally:
-            path.unlink(missing_ok=True)
-        return _said(f"npz:{name}", counts, data_dir)
-    part_folder = data_dir / f".{name}.part"
-    shutil.rmtree(part_folder, ignore_errors=True)
-    try:
-        for split, part in parts.items():
-            for number, (image, label) in enumerate(part):
-                where = (
-                    part_folder / split / _class_folder(int(label), getattr(part, "classes", None), data_dir)
-                )
-                where.mkdir(parents=True, exist_ok=True)
-                image.save(where / f"{number:08d}.png")
-        part_folder.replace(data_dir / name)
-    finally:
-        shutil.rmtree(part_folder, ignore_errors=True)
-    return _said(f"imagefolder:{name}", counts, data_dir)
+        return _summary(f"npz:{name}", counts, data_dir)
+
+    def encoded(part: Any) -> Iterator[_Encoded]:
+        for image, label in part:
+            png = io.BytesIO()
+            image.save(png, "PNG")
+            yield _class_folder(int(label), getattr(part, "classes", None), data_dir), ".png", png.getvalue()
+
+    return _write_folder(name, data_dir, {split: encoded(part) for split, part in parts.items()})
 
 
-def _way(maker: Any) -> str | None:
-    """Return the argument that chooses a part in a class of torchvision: "train", "split", or None."""
+def _split_argument(maker: Any) -> str | None:
+    """Return the argument by which a class of torchvision chooses a part: "train", "split", or None."""
     if not inspect.isclass(maker):
         return None
     parameters = inspect.signature(maker.__init__).parameters
     if "download" not in parameters or "root" not in parameters:
         return None
-    return next((way for way in ("train", "split") if way in parameters), None)
+    return next((name for name in ("train", "split") if name in parameters), None)
 
 
-def _said(label: str, counts: Mapping[str, int], data_dir: Path) -> str:
+def _summary(label: str, counts: Mapping[str, int], data_dir: Path) -> str:
     return f"{label}: {counts['train']:,} training and {counts['test']:,} test images, ready in {data_dir}"

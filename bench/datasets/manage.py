@@ -10,7 +10,7 @@ from bench.datasets.sources import Source
 from bench.errors import InputError, nearest
 from bench.experiments import catalog
 from bench.experiments.options import NAMED
-from bench.text import command
+from bench.text import command, data_size, plural, table
 
 
 def _offered(data_dir: Path) -> dict[str, tuple[Source, dict]]:
@@ -22,7 +22,7 @@ def _offered(data_dir: Path) -> dict[str, tuple[Source, dict]]:
     return found
 
 
-def _named(name: str, data_dir: Path) -> tuple[Source, dict]:
+def _find(name: str, data_dir: Path) -> tuple[Source, dict]:
     offered = _offered(data_dir)
     if name in offered:
         return offered[name]
@@ -37,7 +37,7 @@ def _named(name: str, data_dir: Path) -> tuple[Source, dict]:
 
 def list_text(data_dir: Path) -> str:
     """Return a table of the data sets, with state, images, classes and size, and lines on missing files."""
-    rows: list[tuple[str, ...]] = [("data set", "state", "train", "test", "classes", "on disk")]
+    rows: list[tuple[str, ...]] = []
     notes = []
     offered = _offered(data_dir)
     for name, (source, options) in offered.items():
@@ -50,16 +50,12 @@ def list_text(data_dir: Path) -> str:
         present = [path for path in paths if path.is_file()]
         begun = source.begun(options, data_dir)
         state = "ready" if not problem else "incomplete" if begun else "missing"
-        size = _megabytes(sum(path.stat().st_size for path in present)) if paths else "embedded"
+        size = data_size(sum(path.stat().st_size for path in present)) if paths else "embedded"
         counts = (facts.train_count, facts.test_count, facts.num_classes)
         rows.append((name, state, *(f"{n:,}" if n is not None else "?" for n in counts), size))
         if problem and (begun or not source.fetchable):
             notes.append(problem)
         notes += [f"{name}: {line}" for line in source.remarks(options, data_dir)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
     missing = [row[0] for row in rows if row[1] in ("missing", "incomplete") and offered[row[0]][0].fetchable]
     if missing:
         fetch_one = command("data", "fetch", "NAME", "--data", data_dir)
@@ -67,24 +63,23 @@ def list_text(data_dir: Path) -> str:
     if "npz:svhn_subset" not in offered:
         prepare_subset = command("data", "prepare", "svhn_subset", "--data", data_dir)
         notes.append(f"`{prepare_subset}` builds npz:svhn_subset from the files of svhn.")
-    notes += _strangers(data_dir, offered)
-    notes.append(
-        "A file NAME.npz of yours in the data folder is the data set npz:NAME; a folder NAME of photographs,"
-    )
-    notes.append(
-        "NAME/train/CLASS/* and NAME/val/CLASS/*, is imagefolder:NAME; `bench data prepare` writes shards."
-    )
-    return "\n".join([f"data folder: {data_dir}", "", *lines, "", *notes])
+    notes += _unknown_folders(data_dir, offered)
+    notes += [
+        "A file NAME.npz of yours in the data folder is the data set npz:NAME; a folder NAME of photographs,",
+        "NAME/train/CLASS/* and NAME/val/CLASS/*, is imagefolder:NAME; `bench data prepare` writes shards.",
+    ]
+    header = ("data set", "state", "train", "test", "classes", "on disk")
+    return "\n".join([f"data folder: {data_dir}", "", table(header, rows), "", *notes])
 
 
 def fetch(name: str, data_dir: Path) -> str:
     """Download and check the missing files of ``name``; return a line about them. Raises ``InputError``."""
-    source, options = _named(name, data_dir)
+    source, options = _find(name, data_dir)
     source.fetch(options, data_dir)
     paths = source.paths(options, data_dir)
     if not paths:
         return f"{name} comes with scikit-learn: nothing to download"
-    return f"{name}: ready in {data_dir} ({_megabytes(sum(path.stat().st_size for path in paths))})"
+    return f"{name}: ready in {data_dir} ({data_size(sum(path.stat().st_size for path in paths))})"
 
 
 def prepare(
@@ -110,7 +105,7 @@ def prepare(
         return (
             f"npz:{svhn_subset.NAME}: ready as {svhn_subset.build(data_dir)}, cut from SVHN's official files"
         )
-    source, options = _named(name, data_dir)
+    source, options = _find(name, data_dir)
     if not isinstance(source, PhotographSource):
         raise InputError(
             f"bench data prepare: {name} is read as it is; photographs are prepared (imagenet, imagefolder), "
@@ -128,7 +123,7 @@ def prepare(
     without = f", without {len(manifest.corrupt)} corrupt ones" if manifest.corrupt else ""
     images = sum(manifest.counts.values())
     return (
-        f"{name}: {images:,} images ready in {manifest.folder} ({_megabytes(manifest.total_bytes)}){without}"
+        f"{name}: {images:,} images ready in {manifest.folder} ({data_size(manifest.total_bytes)}){without}"
     )
 
 
@@ -137,7 +132,7 @@ def verify(name: str | None, data_dir: Path) -> str:
 
     Raises ``InputError`` naming each corrupt file. Without ``name``, absent data sets are no error.
     """
-    chosen = _offered(data_dir) if name is None else {name: _named(name, data_dir)}
+    chosen = _offered(data_dir) if name is None else {name: _find(name, data_dir)}
     lines, problems = [], []
     for label, (source, options) in chosen.items():
         paths = source.paths(options, data_dir)
@@ -150,7 +145,9 @@ def verify(name: str | None, data_dir: Path) -> str:
             continue
         found = source.verify(options, data_dir)
         problems += [problem for problem in found if problem not in problems]
-        lines.append(f"{label}: corrupt or incomplete" if found else f"{label}: intact, {_where(paths)}")
+        lines.append(
+            f"{label}: corrupt or incomplete" if found else f"{label}: intact, {_checked_files(paths)}"
+        )
         lines += [f"{label}: {line}" for line in source.remarks(options, data_dir, thorough=True)]
     if problems:
         intact = [line for line in lines if ": intact" in line]
@@ -172,7 +169,7 @@ def _covered(label: str, paths: list[Path], chosen: dict, data_dir: Path) -> boo
     return any(there <= other for other in others)
 
 
-def _strangers(data_dir: Path, offered: Mapping[str, tuple[Source, dict]]) -> list[str]:
+def _unknown_folders(data_dir: Path, offered: Mapping[str, tuple[Source, dict]]) -> list[str]:
     """Return a line for each folder that belongs to no data set: what the folder lacks to be one."""
     from bench.datasets.photographs.listing import class_folders, form_problem
 
@@ -190,9 +187,5 @@ def _strangers(data_dir: Path, offered: Mapping[str, tuple[Source, dict]]) -> li
     ]
 
 
-def _where(paths: list[Path]) -> str:
-    return f"{len(paths)} file{'s' if len(paths) > 1 else ''} checked" if paths else "embedded"
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB" if count else "0 MB"
+def _checked_files(paths: list[Path]) -> str:
+    return f"{plural(len(paths), 'file')} checked" if paths else "embedded"

@@ -11,6 +11,7 @@ memory is taken.
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 import zlib
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bench.datasets import checksums, svhn_subset
 from bench.datasets.sources import CHUNK, Arrays, Facts, Source
-from bench.errors import InputError
+from bench.errors import InputError, readable
 from bench.machine.folders import acceptable, inside
 from bench.text import clean, command
 
@@ -133,14 +134,10 @@ class _NPZ(Source):
         )
 
     def fetch(self, options: Mapping[str, Any], data_dir: Path) -> None:
-        problem = self.problem(options, data_dir)
-        if problem:
-            raise InputError(problem)
+        self.require(options, data_dir)
 
     def load(self, options: Mapping[str, Any], data_dir: Path) -> Arrays:
-        problem = self.problem(options, data_dir)
-        if problem:
-            raise InputError(problem)
+        self.require(options, data_dir)
         path = self.path(options, data_dir)
         with _opened(path) as stream:
             checksum = checksums.check(path, stream)
@@ -158,10 +155,8 @@ NPZ = _NPZ()
 
 
 def _opened(path: Path) -> BinaryIO:
-    try:
+    with readable(path):
         return path.open("rb")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def _archive(path: Path, stream: BinaryIO) -> zipfile.ZipFile:
@@ -251,9 +246,7 @@ def _header(path: Path, archive: zipfile.ZipFile, key: str) -> _Header:
         raise InputError(f"{where} has the shape {_brief(shape)}; expected (N,)")
     if not 1 <= shape[0] < 2**31:
         raise InputError(f"{where} has the shape {_brief(shape)}: no images, or too many")
-    size = dtype.itemsize
-    for extent in shape:
-        size *= extent
+    size = math.prod(shape, start=dtype.itemsize)
     if member.file_size != offset + size:
         raise InputError(f"{where} is corrupt: {member.file_size - offset:,} bytes for an array of {size:,}")
     return _Header(shape, dtype, fortran, offset, size)

@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from bench.errors import InputError
+from bench.datasets.loaded import Arrays, Loaded
+from bench.errors import InputError, readable
 from bench.experiments.catalog import Facts
-from bench.text import command
+from bench.text import clean, command
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from bench.datasets.photographs.images import Photographs
-
 CHUNK = 1 << 20
 
 
-@dataclass(frozen=True)
-class Arrays:
-    """A data set in memory: images uint8 (N, H, W, C) with C 1 or 3, labels int64 (N,) in [0, num_classes).
-
-    ``groups`` is int64 (N,): training images of one photograph (patient, writer, ...) have the same number. A
-    held-out part never splits a group. None means that the groups are not known.
-    """
-
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
-    num_classes: int
-    groups: np.ndarray | None = None
-
-
-def brief(value: Any) -> str:
+def described(value: Any) -> str:
     """Return a short description of an array, or of another value in its place, for a message."""
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     return type(value).__name__ if shape is None or dtype is None else f"{str(dtype)[:40]} {str(shape)[:80]}"
@@ -52,7 +36,7 @@ def checked_labels(labels: np.ndarray, count: int, classes: int) -> np.ndarray:
     import numpy as np
 
     if labels.dtype.kind not in "iu" or labels.shape != (count,):
-        raise ValueError(f"expected {count} whole numbers as labels, not {brief(labels)}")
+        raise ValueError(f"expected {count} whole numbers as labels, not {described(labels)}")
     if count and (labels.min() < 0 or labels.max() >= classes):
         raise ValueError(f"labels from {labels.min()} to {labels.max()}; expected 0 to {classes - 1}")
     return labels.astype(np.int64)
@@ -86,11 +70,17 @@ class Source:
         """Return why the data cannot be loaded (absent files, wrong sizes), or None; quick."""
         raise NotImplementedError
 
+    def require(self, options: Mapping[str, Any], data_dir: Path) -> None:
+        """Raise ``InputError`` with what ``problem`` finds."""
+        problem = self.problem(options, data_dir)
+        if problem:
+            raise InputError(problem)
+
     def checksum(self, options: Mapping[str, Any], data_dir: Path) -> str | None:
         """Return the checksum that stands for the data in a trial's identity; None for absent data."""
         raise NotImplementedError
 
-    def load(self, options: Mapping[str, Any], data_dir: Path) -> Arrays | Photographs:
+    def load(self, options: Mapping[str, Any], data_dir: Path) -> Loaded:
         """Return the images, every byte of the files checked; raises ``InputError``."""
         raise NotImplementedError
 
@@ -181,9 +171,7 @@ class PublishedSource(Source):
         return "md5s:" + hashlib.sha256(listing.encode()).hexdigest()
 
     def load(self, options: Mapping[str, Any], data_dir: Path) -> Arrays:
-        problem = self.problem(options, data_dir)
-        if problem:
-            raise InputError(problem)
+        self.require(options, data_dir)
         return self.read(options, data_dir)
 
     def verify(self, options: Mapping[str, Any], data_dir: Path) -> list[str]:
@@ -201,12 +189,10 @@ class PublishedSource(Source):
     def opened(self, file: PublishedFile, data_dir: Path, options: Mapping[str, Any]) -> BinaryIO:
         """Return the checked file, open at its start; raises ``InputError`` naming a corrupt file."""
         path = data_dir / file.path
-        try:
+        with readable(path):
             stream = path.open("rb")
             digest = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False))
             stream.seek(0)
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
         if digest.hexdigest() != file.md5:
             stream.close()
             raise InputError(
@@ -214,6 +200,19 @@ class PublishedSource(Source):
                 f"`{command('data', 'fetch', self.label(options), '--data', data_dir)}` replaces it."
             )
         return stream
+
+    @contextlib.contextmanager
+    def reading(self, file: PublishedFile, data_dir: Path, options: Mapping[str, Any]) -> Iterator[BinaryIO]:
+        """Open the checked file for a reader; whatever error the reader raises becomes ``InputError``."""
+        path = data_dir / file.path
+        with self.opened(file, data_dir, options) as stream:
+            try:
+                yield stream
+            except MemoryError as error:
+                raise InputError(f"{path}: reading it takes more memory than there is ({error})") from None
+            except Exception as error:  # bytes of another format give wrong types, absurd shapes and more
+                reason = str(error) or type(error).__name__
+                raise InputError(f"{path} is not a file of {self.kind}: {clean(reason, 200)}") from None
 
     def fetch(self, options: Mapping[str, Any], data_dir: Path) -> None:
         """Download missing and damaged files (``bench.datasets.download``); intact files are kept."""

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.datasets.batch_rows import WHOLE, ChosenImages
+from bench.datasets.batch_rows import UNIT_SCALES, WHOLE, ChosenImages, mean_and_deviation
+from bench.datasets.loaded import Images, Photographs
 from bench.datasets.photographs import crops
-from bench.datasets.photographs.images import MEAN_SIDE, Images, Photographs
+from bench.datasets.photographs.images import MEAN_SIDE
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
 from bench.machine.devices import cpu_count
@@ -83,10 +84,8 @@ class PhotographData(ChosenImages):
         for each in wanted:
             if each not in self._under_way:
                 numbers = self._numbers(each)
-                self._under_way[each] = (
-                    *self._begin(self._images.train, numbers, self._windows(numbers, each)),
-                    numbers,
-                )
+                begun = self._begin(self._images.train, numbers, self._windows(numbers, each))
+                self._under_way[each] = (*begun, numbers)
         futures, pixels, numbers = self._under_way.pop(step)
         for future in futures:
             future.result()
@@ -114,18 +113,12 @@ class PhotographData(ChosenImages):
     # -- evaluation ------------------------------------------------------------------------------------------
 
     def test_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Iterate over the test images in their order; the last batch may be smaller."""
         return self._in_order("test", self._images.test, np.arange(self.test_count), batch_size)
 
     def holdout_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Iterate over the held-out training images, un-augmented; nothing where ``holdout`` is 0."""
         return self._in_order("holdout", self._images.train, self._aside, batch_size)
 
     def estimation_batches(self, count: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Iterate over ``count`` batches of un-augmented training images in a random order fixed by the seed.
-
-        The order begins again at its end.
-        """
         batches = [self._chosen[indices.cpu().numpy()] for indices in self._estimated(count, batch_size)]
         for pixels, numbers in self._views(self._images.train, batches):
             yield self._finished(pixels), self._labels(self._images.train, numbers)
@@ -140,9 +133,8 @@ class PhotographData(ChosenImages):
         kept = self._kept.get(key)
         keep = kept is None and 3 * self.size**2 * len(numbers) <= KEPT_BYTES
         views: list[Tensor] = []
-        for pixels, which in (
-            self._views(images, batches) if kept is None else zip(kept, batches, strict=True)
-        ):
+        read = self._views(images, batches) if kept is None else zip(kept, batches, strict=True)
+        for pixels, which in read:
             if keep:
                 views.append(pixels)
             yield self._finished(pixels), self._labels(images, which)
@@ -234,8 +226,8 @@ def _normalization(
 
     A shift of None means that there is no shift.
     """
-    if kind in ("divide_255", "divide_256"):
-        return None, 1.0 / {"divide_255": 255.0, "divide_256": 256.0}[kind]
+    if kind in UNIT_SCALES:
+        return None, UNIT_SCALES[kind]
     if kind == "pixel_mean":
         mean = photographs.mean_sum.astype(np.float64) / len(photographs.train.index)
         square = torch.from_numpy(mean.astype(np.float32)).permute(2, 0, 1)[None]
@@ -247,9 +239,8 @@ def _normalization(
         return shift, 1.0 / 255.0
     index = photographs.train.index[chosen]
     count = int((index["height"].astype(np.int64) * index["width"]).sum())
-    mean = index["sums"].astype(np.int64).sum(0) / count
-    deviation = np.sqrt(np.maximum(index["squares"].astype(np.int64).sum(0) / count - mean**2, 0.0))
-    deviation[deviation == 0.0] = 1.0  # a channel whose pixels are all equal
+    sums, squares = (index[name].astype(np.int64).sum(0) for name in ("sums", "squares"))
+    mean, deviation = mean_and_deviation(sums, squares, count)
     shift, scale = (
         torch.tensor(np.broadcast_to(v, (size, size, 3)), dtype=torch.float32) for v in (mean, 1 / deviation)
     )

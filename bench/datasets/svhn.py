@@ -19,11 +19,9 @@ from bench.datasets.sources import (
     Facts,
     PublishedFile,
     PublishedSource,
-    brief,
     checked_labels,
+    described,
 )
-from bench.errors import InputError
-from bench.text import clean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,24 +98,15 @@ class _SVHN(PublishedSource):
         import numpy as np
         import scipy.io
 
-        path = data_dir / FILES[split].path
-        with self.opened(FILES[split], data_dir, options or {}) as stream:
-            try:
-                content = scipy.io.loadmat(stream, variable_names=("X", "y"))
-                pixels, digits = content["X"], content["y"]
-                if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[:3] != (32, 32, 3):
-                    raise ValueError(
-                        f"expected uint8 pixels of the shape (32, 32, 3, N), not {brief(pixels)}"
-                    )
-                images = np.ascontiguousarray(pixels.transpose(3, 0, 1, 2))
-                labels = checked_labels(digits.reshape(-1), len(images), 11) % 10
-            except MemoryError as error:
-                raise InputError(f"{path}: reading it takes more memory than there is ({error})") from None
-            # whatever the reader makes of bytes that are no MATLAB file: wrong types, absurd shapes and more
-            except Exception as error:
-                reason = str(error) or type(error).__name__
-                raise InputError(f"{path} is not a file of SVHN: {clean(reason, 200)}") from None
-        return images, labels
+        with self.reading(FILES[split], data_dir, options or {}) as stream:
+            content = scipy.io.loadmat(stream, variable_names=("X", "y"))
+            pixels, digits = content["X"], content["y"]
+            if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[:3] != (32, 32, 3):
+                raise ValueError(
+                    f"expected uint8 pixels of the shape (32, 32, 3, N), not {described(pixels)}"
+                )
+            images = np.ascontiguousarray(pixels.transpose(3, 0, 1, 2))
+            return images, checked_labels(digits.reshape(-1), len(images), 11) % 10
 
 
 SVHN = _SVHN()

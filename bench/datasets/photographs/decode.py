@@ -32,17 +32,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")
-SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".ppm",
-    ".bmp",
-    ".pgm",
-    ".tif",
-    ".tiff",
-    ".webp",
-)  # torchvision's ImageFolder's
+# The suffixes that torchvision's ImageFolder reads.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 BACKGROUND = (128, 128, 128)  # RGB under transparent pixels
 MAX_PIXELS = 80_000_000  # 240 MB decoded; Pillow itself begins to warn at 89 million
 MAX_SIDE = 65_535

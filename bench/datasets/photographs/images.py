@@ -1,11 +1,10 @@
-"""Photographs of many sizes: what a data set of them is, in memory or in shards on disk. No torch."""
+"""Decoded photographs of many sizes in memory, and what is measured of each. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -34,16 +33,6 @@ RECORD = np.dtype(
 )
 
 
-class Images(Protocol):
-    """Images read one by one, from several threads at once; ``index`` (N,) has the type ``RECORD``."""
-
-    index: np.ndarray
-
-    def read(self, number: int, top: int = 0, bottom: int | None = None) -> np.ndarray:
-        """Return rows ``top`` to ``bottom`` (default all) of an image: uint8 (rows, width, 3), read-only."""
-        ...
-
-
 class InMemory:
     """Decoded images of any size: ``pixels`` has uint8 (height, width, 3) for each record of ``index``."""
 
@@ -53,26 +42,6 @@ class InMemory:
     def read(self, number: int, top: int = 0, bottom: int | None = None) -> np.ndarray:
         """See ``Images``."""
         return self.pixels[number][top:bottom]
-
-
-@dataclass(frozen=True)
-class Photographs:
-    """A data set of photographs; ``mean_sum`` sums the training images' ``central_square``, uint64."""
-
-    train: Images
-    test: Images
-    num_classes: int
-    mean_sum: np.ndarray
-
-    @property
-    def y_train(self) -> np.ndarray:
-        """Labels of the training images, int64 (N,)."""
-        return self.train.index["label"].astype(np.int64)
-
-    @property
-    def y_test(self) -> np.ndarray:
-        """Labels of the test images, int64 (N,)."""
-        return self.test.index["label"].astype(np.int64)
 
 
 def measured(image: Image) -> tuple[list[int], list[int]]:

@@ -19,7 +19,7 @@ from bench.datasets import checksums
 from bench.datasets.photographs import decode
 from bench.datasets.photographs.decode import MAX_FILE, SUFFIXES, BadImage, file_bytes
 from bench.datasets.photographs.shards import PARTS, content_digest
-from bench.errors import InputError
+from bench.errors import InputError, readable
 from bench.text import clean
 
 TEST_FOLDERS = ("val", "test")
@@ -30,9 +30,7 @@ CYCLE = "a link to a folder that it lies in"
 NO_CLASS = "beside the folders of classes, not in one"
 NO_FILE = "not a file"
 SHOWN = 5  # names in a message, for each reason
-_VERSION = (
-    2  # raised when ``decode.digest`` or ``Listing.content`` changes: a cached checksum is then computed anew
-)
+_VERSION = 2  # raised when ``decode.digest`` or ``Listing.content`` changes: cached checksums become void
 
 
 class Item(NamedTuple):
@@ -261,11 +259,8 @@ def _reason(entry: os.DirEntry) -> str | None:
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        raise InputError(f"{clean(folder)} cannot be read: {error.strerror or error}") from None
+    with readable(clean(folder)), os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
 
 
 def _few(names: Sequence[str]) -> str:

@@ -37,16 +37,14 @@ from bench.datasets.photographs.shards import MEAN_BYTES, PARTS, Manifest
 from bench.errors import InputError
 from bench.records.files import write_atomic
 from bench.records.locks import sync_folder
-from bench.text import clean
+from bench.text import clean, data_size, inert
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 SAMPLES = 256  # images whose headers are read to estimate the size
 ENOUGH = 100  # corrupt images beyond those allowed at which a shard is given up: before, they are counted
-SHORT_SIDE = (
-    352  # the largest side the released augmentation asks for: 308 times 1.15, rounded to whole blocks
-)
+SHORT_SIDE = 352  # the largest side that the released augmentation asks for: 308 times 1.15, in whole blocks
 
 
 @dataclass(frozen=True)
@@ -87,14 +85,6 @@ def estimate(listing: Listing, how: Settings) -> int:
     return total * len(images) // max(count, 1)
 
 
-def size_text(count: int) -> str:
-    """Return a number of bytes in the unit that suits it."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9)):
-        if count >= 0.1 * scale:
-            return f"{count / scale:,.1f} {unit}"
-    return f"{count / 1e6:,.1f} MB"
-
-
 def prepare(
     name: str,
     listing: Callable[[], Listing],
@@ -131,17 +121,17 @@ def prepare(
     question = (
         f"{name}: {counts['train']:,} training and {counts['test']:,} test images "
         f"of {len(images.classes):,} classes, "
-        f"{_form(how.form, how.short_side)}: about {size_text(needed)} in {clean(folder)}"
-        + (f", {size_text(already)} of it written" if already else "")
+        f"{_form(how.form, how.short_side)}: about {data_size(needed)} in {clean(folder)}"
+        + (f", {data_size(already)} of it written" if already else "")
         + left_out_text(images.left_out, "; ")
     )
     if not confirm(question):
-        raise InputError(f"nothing was written; {name} takes about {size_text(needed)}")
+        raise InputError(f"nothing was written; {name} takes about {data_size(needed)}")
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if needed - already > free:
         raise InputError(
-            f"{clean(folder)}: about {size_text(needed - already)} to write, {size_text(free)} free"
+            f"{clean(folder)}: about {data_size(needed - already)} to write, {data_size(free)} free"
         )
     with _alone(folder):
         if not begun:
@@ -404,8 +394,6 @@ def ask(text: str, yes: bool) -> bool:
 
     Raises ``InputError`` where there is no terminal to ask on.
     """
-    from bench.text import inert
-
     print(inert(text), flush=True)
     if yes:
         return True

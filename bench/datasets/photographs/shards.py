@@ -22,9 +22,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from bench.datasets import checksums
+from bench.datasets.loaded import Photographs
 from bench.datasets.photographs import decode
-from bench.datasets.photographs.images import MEAN_SIDE, RECORD, InMemory, Photographs, in_threads
-from bench.errors import InputError
+from bench.datasets.photographs.images import MEAN_SIDE, RECORD, InMemory, in_threads
+from bench.errors import InputError, readable
 from bench.text import clean
 
 if TYPE_CHECKING:
@@ -36,9 +37,7 @@ IMAGES_PER_SHARD = 2048
 PARTS = ("train", "test")
 MEAN_BYTES = 4 * 3 * MEAN_SIDE**2
 MAX_MANIFEST = 64 << 20
-RESIDENT_BYTES = (
-    2 << 30
-)  # images that take no more, decoded, are kept in memory; others are decoded as they are needed
+RESIDENT_BYTES = 2 << 30  # images that take no more, decoded, are kept in memory
 
 
 def shard_name(part: str, number: int) -> str:
@@ -136,13 +135,11 @@ def content_digest(classes: Iterable[str], parts: Mapping[str, Iterable[tuple[in
 def read_manifest(folder: Path) -> Manifest | None:
     """Return the manifest of prepared images, None without one; raises ``InputError`` if damaged."""
     path = folder / "manifest.json"
-    try:
+    with readable(path):
+        if not path.exists():
+            return None
         with path.open("rb") as stream:
             data = stream.read(MAX_MANIFEST + 1)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     try:
         if len(data) > MAX_MANIFEST:
             raise ValueError("too long")
@@ -211,11 +208,8 @@ def _small(manifest: Manifest, name: str) -> bytes:
     """Return the bytes of an index or of the mean; the checksum is compared, the size was before."""
     size, digest = manifest.files[name]
     path = manifest.folder / name
-    try:
-        with path.open("rb") as stream:
-            data = stream.read(size + 1)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    with readable(path), path.open("rb") as stream:
+        data = stream.read(size + 1)
     if "sha256:" + hashlib.sha256(data).hexdigest() != digest:
         raise InputError(f"{path} is corrupt: its checksum is not the manifest's; prepare the data set again")
     return data
@@ -298,15 +292,13 @@ class Shards:
 
     def _bytes(self, shard: int, offset: int, length: int) -> np.ndarray:
         path, data = self.paths[shard], np.empty(length, dtype=np.uint8)
-        try:
+        with readable(path):
             if shard not in self.files:
                 # two threads may both open it: the second's descriptor is closed again
                 opened = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
                 if self.files.setdefault(shard, opened) != opened:
                     os.close(opened)
             found = os.preadv(self.files[shard], [data.data], offset)
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
         if found != length:
             raise InputError(f"{path} is cut short: {found:,} of {length:,} bytes at {offset:,}")
         return data

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from bench.datasets.loaded import Photographs
 from bench.datasets.photographs import decode, shards
 from bench.datasets.photographs import images as photographs
 from bench.datasets.photographs.decode import BadImage, pixels
-from bench.datasets.photographs.images import InMemory, Photographs
+from bench.datasets.photographs.images import InMemory
 from bench.datasets.photographs.listing import Item, Listing, left_out_text, several_frames
 from bench.datasets.sources import Facts, Source
 from bench.errors import InputError
@@ -74,9 +75,7 @@ class PhotographSource(Source):
         return self.listing(options, data_dir).checksum(self.root(options, data_dir))
 
     def load(self, options: Mapping[str, Any], data_dir: Path) -> Photographs:
-        problem = self.problem(options, data_dir)
-        if problem:
-            raise InputError(problem)
+        self.require(options, data_dir)
         manifest = self.manifest(options, data_dir)
         if manifest is not None:
             return shards.load(manifest)
