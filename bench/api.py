@@ -160,12 +160,10 @@ def run(
 def results(folder: Place = "runs", experiment: Place | None = None) -> Results:
     """Return what is recorded in a results folder as DataFrames.
 
-    ``trials`` has a row for every trial that the experiments want, whatever became of it (``status``): the
-    arm,
-    its baseline, ``seed``, ``accuracy`` (final test accuracy of the deployed network, percent), ``selected``,
-    ``best``, ``wall_seconds``, ``model_bits``, ``grid.AXIS`` and ``config.FIELD`` among others. ``epochs``
-    has a
-    row for every epoch of every trial; ``trials.merge(epochs, on="id")`` joins the two.
+    ``trials`` has a row for every trial that the experiments want, whatever became of it (``status``): its
+    arm and baseline, ``seed``, ``accuracy`` (final test accuracy of the deployed network, percent),
+    ``wall_seconds``, ``model_bits``, ``grid.AXIS`` and ``config.FIELD`` among others. ``epochs`` has a row
+    for every epoch of every trial; ``trials.merge(epochs, on="id")`` joins the two.
 
     Args:
         folder: The results folder.
@@ -256,9 +254,7 @@ def network(
     Raises:
         InputError: A name, bit width or option does not exist.
     """
-    from pydantic import ValidationError
-
-    from bench.experiments.config import TrialConfig, field_problems
+    from bench.experiments.config import make_config
     from bench.randomness import Clock
     from bench.strategies import make_strategy
     from bench.training.setup import make_network
@@ -266,10 +262,7 @@ def network(
     neutral = {"dataset": "digits", "epochs": 1, "batch_size": 32, "learning_rate": 1e-3}
     chosen = {"network": name, "quantizer": quantizer, "bits": bits, "strategy": strategy}
     with granted(from_command_line(allow_code)):
-        try:
-            config = TrialConfig.model_validate({**neutral, **chosen, "width": width, "seed": seed, **fields})
-        except ValidationError as error:
-            raise InputError("\n".join(field_problems(error))) from None
+        config = make_config({**neutral, **chosen, "width": width, "seed": seed, **fields})
         return make_network(config, num_classes, Clock(seed, device), make_strategy(config, 1))
 
 

@@ -1,7 +1,6 @@
 """Sources of images, one module each, and the pipelines that make batches of them on the training device.
 
-Importing this package, ``catalog``, ``manage`` or a source does not import torch. ``DeviceData`` and
-``make_data`` import torch.
+Importing this package, ``manage`` or a source does not import torch; ``make_data`` does.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from bench.datasets.batches import Batches
     from bench.experiments.config import TrialConfig
 
-__all__ = ["Arrays", "DeviceData", "load", "make_data"]
+__all__ = ["Arrays", "load", "make_data"]
 
 
 def load(dataset: Mapping[str, Any], data_dir: Path, expected: str | None = None) -> Loaded:
@@ -61,11 +60,3 @@ def make_data(
     from bench.datasets.streamed_batches import PhotographData
 
     return PhotographData(images, config, input_size, device, share)
-
-
-def __getattr__(name: str) -> Any:
-    if name == "DeviceData":
-        from bench.datasets.device_batches import DeviceData
-
-        return DeviceData
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,7 @@ import pandas as pd
 from bench.reporting import statistics as st
 from bench.reporting.cells import Cell
 
-_TIMES = ("epochs_deployed", "epochs_held", "epochs_trained", "seconds_deployed", "seconds_trained")
+TIMES = ("epochs_deployed", "epochs_held", "epochs_trained", "seconds_deployed", "seconds_trained")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def convergence(cell: Cell, epochs: Mapping[str, pd.DataFrame]) -> Convergence:
         reference = cell.pairing.against
     final = reference.numbers.accuracy.mean
     threshold = None if final is None else st.common_threshold(final)
-    times: dict[str, list[float | None]] = {key: [] for key in _TIMES}
+    times: dict[str, list[float | None]] = {key: [] for key in TIMES}
     means: list[float] = []
     dips: list[float] = []
     recoveries: list[float | None] = []
@@ -66,7 +66,7 @@ def convergence(cell: Cell, epochs: Mapping[str, pd.DataFrame]) -> Convergence:
     return Convergence(
         cell=cell,
         threshold=threshold,
-        **{key: st.time_to(times[key]) for key in _TIMES},
+        **{key: st.time_to(times[key]) for key in TIMES},
         mean_curve=st.mean_interval(means),
         dip=st.mean_interval(dips),
         recovery=st.time_to(recoveries),

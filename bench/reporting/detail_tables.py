@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
 from bench.reporting import statistics as st
 from bench.reporting.cells import Cell, Comparison
-from bench.reporting.convergence import Convergence
+from bench.reporting.convergence import TIMES, Convergence
 from bench.reporting.records import Records
 from bench.reporting.table import NONE, Column, Table
 from bench.reporting.tables import budget, ends, kind_name, place, where, with_interval
@@ -76,11 +77,8 @@ def published_table(records: Records, cells: Sequence[Cell]) -> Table:
 
 
 def _ours(cell: Cell, comparison: Comparison | None) -> st.Interval:
-    return (
-        cell.numbers.top5
-        if comparison is not None and comparison.match.row.metric == "top5"
-        else cell.numbers.accuracy
-    )
+    top5 = comparison is not None and comparison.match.row.metric == "top5"
+    return cell.numbers.top5 if top5 else cell.numbers.accuracy
 
 
 def _remarks(comparison: Comparison | None) -> str:
@@ -117,24 +115,10 @@ def convergence_table(records: Records, rows: Sequence[Convergence]) -> Table | 
     ]
     data = []
     for row in rows:
-        times = {
-            "epochs_deployed": row.epochs_deployed,
-            "epochs_held": row.epochs_held,
-            "epochs_trained": row.epochs_trained,
-            "seconds_deployed": row.seconds_deployed,
-            "seconds_trained": row.seconds_trained,
-            "recovery_epochs": row.recovery,
-        }
-        entry = {
-            "experiment": records.name,
-            "arm": row.cell.arm,
-            **place(row.cell),
-            "threshold": row.threshold,
-        }
-        entry["n"] = row.epochs_deployed.n
-        for key, value in times.items():
-            entry[key] = value.median
-            entry[f"{key}_reached"] = len(value.times)
+        entry: dict[str, Any] = {"experiment": records.name, "arm": row.cell.arm, **place(row.cell)}
+        entry |= {"threshold": row.threshold, "n": row.epochs_deployed.n}
+        for key, time in [*((name, getattr(row, name)) for name in TIMES), ("recovery_epochs", row.recovery)]:
+            entry |= {key: time.median, f"{key}_reached": len(time.times)}
         data.append({**entry, **ends("mean_curve", row.mean_curve), **ends("dip", row.dip)})
     notes = [
         "Threshold: the largest multiple of 5 % not above the mean final accuracy of the arm's baseline "

@@ -10,18 +10,22 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from bench.errors import InputError, nearest, shown
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bench.errors import InputError, nearest, readable
+from bench.experiments.config import field_problems
 from bench.experiments.toml_files import parse_toml, read_text
 from bench.text import clean
 
 NEEDED = ("dataset", "network", "method", "w_bits", "a_bits", "metric", "accuracy_pct", "source")
 OPTIONAL = ("width", "g_bits", "kind", "reading_error_pct", "source_location", "arxiv_id", "note")
-KINDS = ("original", "rerun_by_other_paper", "reproduction", "quoted", "superseded")
+Kind = Literal["original", "rerun_by_other_paper", "reproduction", "quoted", "superseded"]
+KINDS = get_args(Kind)
 METRICS = ("top1", "top5")
 _BITS = r"[0-9]{1,2}(-[0-9]{1,2})?|t|mixed|\?"
 _LARGEST = 16 * 2**20  # bytes of a table
@@ -55,14 +59,56 @@ class Row:
         return _number(self.w_bits), _number(self.a_bits), _number(self.g_bits)
 
 
+class _Table(BaseModel):
+    """A table of ``names.toml``; the head of the shipped file says what each key means."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class DatasetName(_Table):
+    """A data set of ours, its published names and budget: images of an epoch, images processed in all."""
+
+    published: list[str]
+    kind: str
+    train_images: int = 0
+    images: int = 0
+
+
+class NetworkName(_Table):
+    """A network of ours with these options, its published names, and the width that the names fix."""
+
+    published: list[str]
+    kind: str
+    options: dict[str, Any] = {}
+    width: float = 1.0
+    note: str = ""
+
+
+class MethodName(_Table):
+    """Quantizers and strategies of ours, any of them, and their published names, perhaps of one table."""
+
+    published: list[str]
+    quantizer: list[str]
+    strategy: list[str]
+    options: dict[str, Any] = {}
+    table: str | None = None
+
+
+class TableDefaults(_Table):
+    """The kinds of the rows of a table that has no column ``kind``: of all rows, and of single methods."""
+
+    kind: Kind = "original"
+    kinds: dict[str, Kind] = {}
+
+
 @dataclass(frozen=True)
 class Names:
-    """The translations of ``names.toml``, lists of tables as in the file."""
+    """The translations of all files ``names.toml``, in the order in which they count."""
 
-    datasets: tuple[Mapping[str, Any], ...] = ()
-    networks: tuple[Mapping[str, Any], ...] = ()
-    methods: tuple[Mapping[str, Any], ...] = ()
-    tables: Mapping[str, Any] = field(default_factory=dict)
+    datasets: list[DatasetName] = field(default_factory=list)
+    networks: list[NetworkName] = field(default_factory=list)
+    methods: list[MethodName] = field(default_factory=list)
+    tables: dict[str, TableDefaults] = field(default_factory=dict)
 
 
 def _number(bits: str | None) -> int | None:
@@ -97,33 +143,12 @@ def load_table(path: Path, names: Names | None = None) -> list[Row]:
 
     Raises ``InputError`` naming the file, and the line and column of each of the first few problems.
     """
-    try:
-        data = path.read_bytes() if path.stat().st_size <= _LARGEST else None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    if data is None:
-        raise InputError(
-            f"{path}: larger than {_LARGEST // 2**20} MiB, which no table of published numbers is"
-        )
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}, line {line}: not UTF-8 text") from None
-    if "\0" in text:
-        raise InputError(
-            f"{path}, line {text[: text.index(chr(0))].count(chr(10)) + 1}: not text (a NUL character)"
-        )
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        lines = [(reader.line_num, cells) for cells in reader]
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
+    lines = _lines(path)
     if not lines:
         raise InputError(f"{path}: empty; expected a header with {', '.join(NEEDED)}")
     header = [cell.strip() for cell in lines[0][1]]
     problems = _header_problems(path, header)
-    defaults = (names or Names()).tables.get(path.stem, {})
+    defaults = (names or Names()).tables.get(path.stem, TableDefaults())
     rows = []
     if not problems:
         for line, cells in lines[1:]:
@@ -140,6 +165,29 @@ def load_table(path: Path, names: Names | None = None) -> list[Row]:
         more = f"\n{path}: and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise InputError("\n".join(problems[:10]) + more)
     return [row for row in rows if row is not None]
+
+
+def _lines(path: Path) -> list[tuple[int, list[str]]]:
+    """Return the rows of a CSV file with the numbers of their lines."""
+    with readable(path):
+        if path.stat().st_size > _LARGEST:
+            raise InputError(
+                f"{path}: larger than {_LARGEST // 2**20} MiB, which no table of published numbers is"
+            )
+        data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}, line {line}: not UTF-8 text") from None
+    before, nul, _ = text.partition("\0")
+    if nul:
+        raise InputError(f"{path}, line {before.count(chr(10)) + 1}: not text (a NUL character)")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        return [(reader.line_num, cells) for cells in reader]
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
 
 
 def _header_problems(path: Path, header: Sequence[str]) -> list[str]:
@@ -181,7 +229,7 @@ class _Cells:
 
 
 def _row(
-    path: Path, line: int, values: dict[str, str], defaults: Mapping[str, Any], problems: list[str]
+    path: Path, line: int, values: dict[str, str], defaults: TableDefaults, problems: list[str]
 ) -> Row | None:
     """Return a line of a table; None where ``problems`` have grown."""
     before, cells = len(problems), _Cells(f"{path}, line {line}", values, problems)
@@ -199,8 +247,7 @@ def _row(
     error = cells.real("reading_error_pct", 0, 100, "an error in percent")
     if values["metric"] not in METRICS:
         cells.wrong("metric", f"one of {', '.join(METRICS)}")
-    kind = values.get("kind") or defaults.get("kinds", {}).get(values["method"])
-    kind = kind or defaults.get("kind", "original")
+    kind = values.get("kind") or defaults.kinds.get(values["method"], defaults.kind)
     if kind not in KINDS:
         values["kind"] = kind
         cells.wrong("kind", f"one of {', '.join(KINDS)}.{nearest(kind, KINDS)}")
@@ -227,22 +274,10 @@ def _row(
     )
 
 
-_ENTRY_KEYS: dict[str, dict[str, tuple[type, ...]]] = {
-    "datasets": {"published": (list,), "kind": (str,), "train_images": (int,), "images": (int,)},
-    "networks": {
-        "published": (list,),
-        "kind": (str,),
-        "options": (dict,),
-        "width": (int, float),
-        "note": (str,),
-    },
-    "methods": {
-        "published": (list,),
-        "quantizer": (list,),
-        "strategy": (list,),
-        "options": (dict,),
-        "table": (str,),
-    },
+_GROUPS: dict[str, type[BaseModel]] = {
+    "datasets": DatasetName,
+    "networks": NetworkName,
+    "methods": MethodName,
 }
 
 
@@ -251,57 +286,29 @@ def load_names(folders: Iterable[Path] = ()) -> Names:
 
     Raises ``InputError`` naming the file and the key.
     """
-    found: dict[str, list[Mapping[str, Any]]] = {key: [] for key in _ENTRY_KEYS}
-    tables: dict[str, Any] = {}
+    names = Names()
     for path in [folder / "names.toml" for folder in [*folders, shipped()]]:
-        if not path.is_file():
-            continue
-        content = parse_toml(read_text(path), path)
-        for key, value in content.items():
+        for key, value in (parse_toml(read_text(path), path) if path.is_file() else {}).items():
             if key == "tables":
-                if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
+                if not isinstance(value, dict):
                     raise InputError(f"{path}: tables: expected [tables.NAME]")
                 for name, table in value.items():
-                    _check_table(f"{path}: tables.{clean(name, 60)}", table)
-                    tables.setdefault(name, table)
-                continue
-            if key not in _ENTRY_KEYS:
-                raise InputError(
-                    f"{path}: unknown key '{clean(key)}'.{nearest(key, [*_ENTRY_KEYS, 'tables'])}"
-                )
-            if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
-                raise InputError(f"{path}: {key}: expected [[{key}]]")
-            for number, entry in enumerate(value, 1):
-                _check_entry(path, key, number, entry)
-            found[key].extend(value)
-    return Names(tuple(found["datasets"]), tuple(found["networks"]), tuple(found["methods"]), tables)
+                    checked = _validated(TableDefaults, table, f"{path}: tables.{clean(name, 60)}")
+                    names.tables.setdefault(name, checked)
+            elif key in _GROUPS:
+                if not isinstance(value, list):
+                    raise InputError(f"{path}: {key}: expected [[{key}]]")
+                for number, entry in enumerate(value, 1):
+                    checked = _validated(_GROUPS[key], entry, f"{path}: {key}, entry {number}")
+                    getattr(names, key).append(checked)
+            else:
+                raise InputError(f"{path}: unknown key '{clean(key)}'.{nearest(key, [*_GROUPS, 'tables'])}")
+    return names
 
 
-def _check_table(where: str, table: Mapping[str, Any]) -> None:
-    """Raise ``InputError`` unless a table's defaults are its ``kind`` and the ``kinds`` of methods."""
-    for key in table:
-        if key not in ("kind", "kinds"):
-            raise InputError(f"{where}: unknown key '{clean(key, 60)}'.{nearest(key, ('kind', 'kinds'))}")
-    kinds = table.get("kinds", {})
-    if not isinstance(kinds, dict):
-        raise InputError(f"{where}.kinds: expected a table")
-    given = [("kind", table["kind"])] if "kind" in table else []
-    for key, kind in [*given, *((f"kinds.{clean(method, 60)}", kind) for method, kind in kinds.items())]:
-        if kind not in KINDS:
-            hint = nearest(kind, KINDS) if isinstance(kind, str) else ""
-            raise InputError(f"{where}.{key}: {shown(kind)} is not one of {', '.join(KINDS)}.{hint}")
-
-
-def _check_entry(path: Path, group: str, number: int, entry: Mapping[str, Any]) -> None:
-    keys = _ENTRY_KEYS[group]
-    where = f"{path}: {group}, entry {number}"
-    for key, value in entry.items():
-        if key not in keys:
-            raise InputError(f"{where}: unknown key '{clean(key)}'.{nearest(key, keys)}")
-        if not isinstance(value, keys[key]) or isinstance(value, bool):
-            raise InputError(f"{where}: {key}: expected {keys[key][0].__name__}, not {shown(value)}")
-        if isinstance(value, list) and not all(isinstance(item, str) for item in value):
-            raise InputError(f"{where}: {key}: expected a list of names")
-    for key in ("published", "quantizer", "strategy") if group == "methods" else ("published", "kind"):
-        if key not in entry:
-            raise InputError(f"{where}: {key} is missing")
+def _validated(model: type[BaseModel], table: Any, where: str) -> Any:
+    try:
+        return model.model_validate(table)
+    except ValidationError as error:
+        lines = (clean(f"{where}: {line}", 600) for line in field_problems(error, model.model_fields))
+        raise InputError("\n".join(lines)) from None

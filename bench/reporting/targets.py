@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from bench.reporting.published_tables import Names, Row
+from bench.reporting.published_tables import DatasetName, Names, NetworkName, Row
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def _named(row: Row, published: Mapping[str, Any]) -> bool:
     return wanted == (row.table, row.method)
 
 
-def _entry_of_network(row: Row, names: Names) -> Mapping[str, Any] | None:
-    return next((entry for entry in names.networks if row.network in entry["published"]), None)
+def _entry_of_network(row: Row, names: Names) -> NetworkName | None:
+    return next((entry for entry in names.networks if row.network in entry.published), None)
 
 
 def _same_bits_and_width(
@@ -72,8 +72,8 @@ def _same_bits_and_width(
     w, a, g = row.bits
     if (w, a) != bits[:2] or (g is not None and g != bits[2] and not explicit):
         return False
-    entry = _entry_of_network(row, names) or {}
-    width = row.width if row.width is not None else float(entry.get("width", 1.0))
+    entry = _entry_of_network(row, names)
+    width = row.width if row.width is not None else entry.width if entry is not None else 1.0
     return math.isclose(width, float(config.get("width", 1.0)), rel_tol=1e-9)
 
 
@@ -97,12 +97,10 @@ def _fit(
     strategy, network = _choice(config, "strategy"), _choice(config, "network")
     entry = _entry_of_network(row, names)
     same_network = (
-        entry is not None
-        and entry["kind"] == network.get("kind")
-        and _options_agree(network, entry.get("options", {}))
+        entry is not None and entry.kind == network.get("kind") and _options_agree(network, entry.options)
     )
-    source = next((entry for entry in names.datasets if row.dataset in entry["published"]), None)
-    same_data = source is not None and source["kind"] == _choice(config, "dataset").get("kind")
+    source = next((source for source in names.datasets if row.dataset in source.published), None)
+    same_data = source is not None and source.kind == _choice(config, "dataset").get("kind")
     same_method = _same_method(row, _choice(config, "quantizer"), strategy, names)
     reasons = [] if same_network else [f"another network ({row.network})"]
     if not same_data:
@@ -114,7 +112,7 @@ def _fit(
         reasons.append(f"{g} gradient bits")
     if isinstance(strategy.get("factor"), Mapping) and strategy["factor"].get("keep"):
         reasons.append("our branch was never removed")
-    remarks = [entry["note"]] if entry is not None and entry.get("note") else []
+    remarks = [entry.note] if entry is not None and entry.note else []
     if not same_method:
         remarks.append("the arm names this method; the quantizer or strategy has another name here")
     return _Fit(tuple(reasons), tuple(remarks), same_method, not (same_network and same_data))
@@ -123,26 +121,26 @@ def _fit(
 def _same_method(row: Row, quantizer: Mapping[str, Any], strategy: Mapping[str, Any], names: Names) -> bool:
     """Return whether ``names`` call this quantizer with this strategy what the row calls its method."""
     return any(
-        row.method in entry["published"]
-        and entry.get("table", row.table) == row.table
-        and quantizer.get("kind") in entry["quantizer"]
-        and strategy.get("kind") in entry["strategy"]
-        and _options_agree(quantizer, entry.get("options", {}))
+        row.method in entry.published
+        and entry.table in (None, row.table)
+        and quantizer.get("kind") in entry.quantizer
+        and strategy.get("kind") in entry.strategy
+        and _options_agree(quantizer, entry.options)
         for entry in names.methods
     )
 
 
 def _short_of(
-    config: Mapping[str, Any], source: Mapping[str, Any], train_images: int | None, images: int | None
+    config: Mapping[str, Any], source: DatasetName, train_images: int | None, images: int | None
 ) -> list[str]:
     """Return in what a run falls short of the published budget; up to a tenth less is accepted."""
     reasons = []
     if config.get("train_size") is not None:
         reasons.append(f"subset of {config['train_size']:,} training images")
-    elif train_images is not None and train_images < 0.9 * source.get("train_images", 0):
-        reasons.append(f"{train_images:,} of {source['train_images']:,} training images")
+    elif train_images is not None and train_images < 0.9 * source.train_images:
+        reasons.append(f"{train_images:,} of {source.train_images:,} training images")
     if images is None:
         reasons.append("unknown budget")
-    elif images < 0.9 * source.get("images", 0):
-        reasons.append(f"short budget: {images:,} images processed of {source['images']:,}")
+    elif images < 0.9 * source.images:
+        reasons.append(f"short budget: {images:,} images processed of {source.images:,}")
     return reasons

@@ -25,6 +25,7 @@ import pandas as pd
 
 from bench.errors import InputError, nearest
 from bench.records.files import write_atomic
+from docs.tools import markdown
 
 _PLACE = re.compile(r"<!--(=|table )\s*(.*?)\s*-->(.*?)<!--/-->", re.DOTALL)
 Rows = list[dict[str, str]]
@@ -229,10 +230,8 @@ def _compute(tables: Path) -> list[list[str]]:
         groups.setdefault(key, []).append(float(row["wall_seconds"]) / 3600)
     body = [[*key, str(len(hours)), f"{sum(hours):.1f}"] for key, hours in sorted(groups.items())]
     tried = [row for path in sorted(tables.glob("*/tuning.csv")) for row in _rows(path)]
-    searches = {
-        row["experiment"]: [r for r in tried if r["experiment"] == row["experiment"]] for row in tried
-    }
-    for name, rows in sorted(searches.items()):
+    for name in sorted({row["experiment"] for row in tried}):
+        rows = [row for row in tried if row["experiment"] == name]
         hours = [float(row["seconds"] or 0) / 3600 for row in rows]
         trials = sum(len(row["held_out_by_seed"].split()) for row in rows)
         body.append([f"choosing for {name}", "", "", "", str(trials), f"{sum(hours):.1f}"])
@@ -244,14 +243,10 @@ def _compute(tables: Path) -> list[list[str]]:
 # -- pages ---------------------------------------------------------------------------------------------------
 
 
-def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *([cell.replace("|", "\\|") for cell in row] for row in body)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _table(name: str, experiment: str, wanted: Mapping[str, str], tables: Path, where: str) -> str:
     if name == "compute":
-        return _markdown(("Data", "Network", "Width", "Device", "Trials", "Core-hours"), _compute(tables))
+        header = ("Data", "Network", "Width", "Device", "Trials", "Core-hours")
+        return markdown.table(header, _compute(tables))
     if name not in TABLES:
         raise InputError(f"{where}: {name}: no such table.{nearest(name, TABLES)}")
     source, columns = TABLES[name]
@@ -268,7 +263,7 @@ def _table(name: str, experiment: str, wanted: Mapping[str, str], tables: Path, 
         for i, (title, _) in enumerate(columns)
         if (len(values[i]) > 1 if title in axes else title == "Arm" or values[i] - {"–", "exploratory"})
     ]
-    return _markdown([columns[i][0] for i in kept], [[row[i] for i in kept] for row in cells])
+    return markdown.table([columns[i][0] for i in kept], [[row[i] for i in kept] for row in cells])
 
 
 def _value(experiment: str, name: str, wanted: Mapping[str, str], tables: Path, where: str) -> str:

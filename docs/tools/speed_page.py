@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from docs.tools.markdown import table
 
 _MARKED = re.compile(r"(<!-- speed: (\S+) (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Row = Mapping[str, Any]
@@ -33,41 +35,34 @@ def _name(row: Row) -> str:
     return name if row["strategy"] == "plain" else f"{name}, {row['strategy']}"
 
 
-def _table(head: list[str], lines: list[list[str]]) -> str:
-    rows = [head, ["---", *["---:"] * (len(head) - 1)], *lines]
-    return (
-        "\n".join("| " + " | ".join(row) + " |" for row in rows).replace("|  |", "| |").replace("|  |", "| |")
-    )
+_Cells = dict[str, dict[str, str]]  # the texts of a table, by row and column
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return table(header, lines, "---:")
+
+
+def _crossed(corner: str, cells: _Cells) -> str:
+    """Return a table with the names of ``cells`` on two sides; a place without a text is empty."""
+    columns = list(dict.fromkeys(column for line in cells.values() for column in line))
+    lines = [[name, *(line.get(column, "") for column in columns)] for name, line in cells.items()]
+    return _table([corner, *columns], lines)
 
 
 def ratios(document: Row, dtype: str) -> str:
     """Return the table of ratios to the full-precision step, a column for each network and mode."""
     rows = [row for row in document["rows"] if row["dtype"] == dtype and row.get("kind", "peer") == "peer"]
-    columns = list(dict.fromkeys(map(_column, rows)))
-    cells: dict[str, dict[str, str]] = {}
+    cells: _Cells = {}
     for row in rows:
         unit = row["quantizer"] == "full_precision"
         text = f"{1e3 * row['seconds']:.1f}" if unit else f"{row['ratio']:.2f}"
         cells.setdefault(_name(row), {})[_column(row)] = text
-    return _table(
-        ["", *columns], [[name, *(found.get(c, "") for c in columns)] for name, found in cells.items()]
-    )
+    return _crossed("", cells)
 
 
 def rates(document: Row, dtype: str) -> str:
-    """Return the table of images a second: training DoReFa 1/1, evaluating it, the data alone.
-
-    And the floor's share.
-    """
-    head = [
-        "",
-        "evaluation",
-        "training",
-        "data alone",
-        "share of the floor's rate",
-        "first step, s",
-        "several at once",
-    ]
+    """Return the table of images a second, of DoReFa 1/1: evaluation, training, data alone, floor's share."""
+    head = ["", "evaluation", "training", "data alone", "share of the floor's rate", "first step, s"]
     lines: dict[str, list[str]] = {}
     for row in document["rows"]:
         if row["dtype"] != dtype:
@@ -83,7 +78,7 @@ def rates(document: Row, dtype: str) -> str:
                 line[3], line[4] = f"{100 * row['roofline_share']:.0f} %", f"{row['first_step_seconds']:.1f}"
             if "processes" in row:
                 line[5] = f"{row['throughput']:.2f} times one, {row['processes']} processes"
-    return _table(head, [[name, *cells] for name, cells in lines.items()])
+    return _table([*head, "several at once"], [[name, *cells] for name, cells in lines.items()])
 
 
 def machine(document: Row, dtype: str) -> str:
@@ -99,8 +94,7 @@ def machine(document: Row, dtype: str) -> str:
     return _table(head, lines)
 
 
-# (quantizer, bits, merge, f > 0): at most this ratio to full precision on a CPU; None: that of their
-# operations
+# (quantizer, bits, merge, f > 0): at most this ratio to full precision on a CPU; None: that of operations
 AIMS: tuple[tuple[tuple[str, str, str | None, bool], float | None], ...] = (
     (("dorefa", "1/1", None, False), 1.05),
     (("dorefa", "1/1", "preactivation", True), 1.10),
@@ -113,32 +107,25 @@ AIMS: tuple[tuple[tuple[str, str, str | None, bool], float | None], ...] = (
 
 
 def aims(document: Row, dtype: str) -> str:
-    """Return the table of the aims for a CPU.
-
-    The bound, and in each column what was measured, bold where missed.
+    """Return the table of the aims for a CPU: the bound, and the measured ratios, bold where they miss it.
 
     At f = 0 the ratio is to plain DoReFa, not to full precision.
     """
-    rows = [
-        r
-        for r in document["rows"]
-        if r["dtype"] == dtype and "kind" not in r and r["network"] == "svhn_convnet"
-    ]
-    rows = [r for r in rows if r["strategy"] != "apprentice" and r["mode"] != "packed"]
+    rows = [r for r in document["rows"] if r["dtype"] == dtype and "kind" not in r]
+    rows = [r for r in rows if r["network"] == "svhn_convnet" and r["mode"] != "packed"]
+    rows = [r for r in rows if r["strategy"] != "apprentice"]
     columns = list(dict.fromkeys(map(_column, rows)))
     found = {(_column(r), r["quantizer"], r["bits"], r["merge"], r["factor_on"]): r for r in rows}
     lines = []
     for (quantizer, bits, merge, on), bound in AIMS:
         plain = merge is not None and not on
-        name = f"{quantizer} {bits}" + (
-            "" if merge is None else f", {merge}, {'f > 0' if on else 'f = 0, over plain'}"
-        )
+        name = f"{quantizer} {bits}"
+        if merge is not None:
+            name += f", {merge}, {'f > 0' if on else 'f = 0, over plain'}"
         line = [name, "its operations" if bound is None else f"{bound:.2f}"]
         for column in columns:
-            row, unit = (
-                found[column, quantizer, bits, merge, on],
-                found[column, "full_precision", "32/32", None, False],
-            )
+            row = found[column, quantizer, bits, merge, on]
+            unit = found[column, "full_precision", "32/32", None, False]
             ratio = row["ratio"] / (found[column, quantizer, bits, None, False]["ratio"] if plain else 1.0)
             most = row["operations"] / unit["operations"] if bound is None else bound
             text = f"{ratio:.2f}" if round(ratio, 2) <= most else f"**{ratio:.2f}**"
@@ -150,51 +137,36 @@ def aims(document: Row, dtype: str) -> str:
 def modes(document: Row, dtype: str) -> str:
     """Return how many times as many images a second each mode trains as eager fp32: DoReFa 1/1.
 
-    ``dtype`` may be "all".
-
-    The eager step was measured in the same rounds; several trials at once are compared with one of them
-    alone.
+    ``dtype`` may be "all". The eager step was measured in the same rounds; several trials at once are
+    compared with one of them alone.
     """
-    found: dict[str, dict[str, str]] = {}
-    reference: dict[tuple[str, str], float] = {}
-    rows = [
-        r
-        for r in document["rows"]
-        if dtype in ("all", r["dtype"]) and (r["mode"], r["dtype"]) != ("eager", "fp32")
-    ]
+    found: _Cells = {}
+    rows = [row for row in document["rows"] if dtype in ("all", row["dtype"])]
+    eager = [row for row in rows if row.get("kind") == "eager fp32"]
+    reference = {(_column(row), row["dtype"]): row["ratio"] for row in eager}
     for row in rows:
-        if row.get("kind") == "eager fp32":
-            reference[_column(row), row["dtype"]] = row["ratio"]
-    for row in rows:
+        if (row["mode"], row["dtype"]) == ("eager", "fp32"):
+            continue
         if "kind" in row or (row["quantizer"], row["bits"], row["strategy"]) != ("dorefa", "1/1", "plain"):
             continue
-        times = (
-            row["throughput"] if "processes" in row else reference[_column(row), row["dtype"]] / row["ratio"]
-        )
-        many = f", {row['processes']} at once, over one of them" if "processes" in row else ""
-        name = f"{row['mode']} {row['dtype']}{many}"
+        name = f"{row['mode']} {row['dtype']}"
+        if "processes" in row:
+            times = row["throughput"]
+            name += f", {row['processes']} at once, over one of them"
+        else:
+            times = reference[_column(row), row["dtype"]] / row["ratio"]
         found.setdefault(name, {})[f"{row['network']} {row['width']:g}x"] = f"{times:.2f}"
-    columns = list(dict.fromkeys(column for cells in found.values() for column in cells))
-    return _table(
-        ["", *columns], [[name, *(cells.get(c, "") for c in columns)] for name, cells in found.items()]
-    )
+    return _crossed("", found)
 
 
 def memory(document: Row, dtype: str) -> str:
     """Return the table of a step's peak memory in MB (10^6 bytes), a column for each network and mode."""
-    rows = [
-        r
-        for r in document["rows"]
-        if r["dtype"] == dtype and r.get("peak_memory_bytes") and "processes" not in r
-    ]
-    columns = list(dict.fromkeys(map(_column, rows)))
-    cells: dict[str, dict[str, str]] = {}
-    for row in rows:
-        name = _name(row).removesuffix(", ms")
-        cells.setdefault(name, {})[_column(row)] = f"{row['peak_memory_bytes'] / 1e6:.0f}"
-    return _table(
-        ["MB", *columns], [[name, *(found.get(c, "") for c in columns)] for name, found in cells.items()]
-    )
+    cells: _Cells = {}
+    for row in document["rows"]:
+        if row["dtype"] == dtype and row.get("peak_memory_bytes") and "processes" not in row:
+            name = _name(row).removesuffix(", ms")
+            cells.setdefault(name, {})[_column(row)] = f"{row['peak_memory_bytes'] / 1e6:.0f}"
+    return _crossed("MB", cells)
 
 
 TABLES = {
@@ -210,11 +182,11 @@ TABLES = {
 def filled(text: str, folder: Path) -> str:
     """Return the page ``text`` with its tables made from the files in ``folder``."""
 
-    def table(found: re.Match[str]) -> str:
+    def replaced(found: re.Match[str]) -> str:
         document = json.loads((folder / found[2]).read_text(encoding="utf-8"))
         return f"{found[1]}{TABLES[found[3]](document, found[4])}\n{found[5]}"
 
-    return _MARKED.sub(table, text)
+    return _MARKED.sub(replaced, text)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.quantizers import differences
+from docs.tools.markdown import table
 
 PAGE = Path(__file__).parents[1] / "variants.md"
 TITLE = "# Functions called DoReFa"
@@ -63,24 +64,20 @@ ACTIVATIONS = {
 }
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
-
-
 def page() -> str:
     """Return the page's text."""
     rows = differences()
-    read = _table(["read", "file", "commit", "function here"], [list(line) for line in READ])
-    weights = _table(list(WEIGHTS.values()), [[row[key] for key in WEIGHTS] for row in rows])
+    read = table(["read", "file", "commit", "function here"], READ)
+    weights = table(list(WEIGHTS.values()), [[row[key] for key in WEIGHTS] for row in rows])
     taken = [row for row in rows if row["activation_levels"] != "-"]
-    activations = _table(list(ACTIVATIONS.values()), [[row[key] for key in ACTIVATIONS] for row in taken])
+    activations = table(list(ACTIVATIONS.values()), [[row[key] for key in ACTIVATIONS] for row in taken])
     return (
         "\n\n".join(
             (
                 TITLE,
                 INTRODUCTION.strip(),
                 "## What was read",
-                read.replace("|  |", "| |"),
+                read,
                 "## Weights",
                 "Of the weights -0.8, 0, 0.1, 0.2 in one output channel and 0.4, 1.2, -0.3, 0.6 in the "
                 "other. The gradient "

@@ -41,7 +41,7 @@ def _network(name: str) -> str:
     none.
     """
     for number, entry in enumerate(NAMES.networks):
-        if name in entry["published"]:
+        if name in entry.published:
             return f"entry {number}"
     return name
 
@@ -58,7 +58,7 @@ def _compared(row: published_tables.Row) -> tuple:
     dataset, network, width, method, bits, metric = _cell(row)
     if method == "Full precision":
         return dataset, network, width, method, bits, metric
-    entries = [entry["published"] for entry in NAMES.methods if method in entry["published"]]
+    entries = [entry.published for entry in NAMES.methods if method in entry.published]
     return dataset, width, tuple(entries[0]) if entries else method, bits, metric
 
 

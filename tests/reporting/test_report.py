@@ -312,7 +312,7 @@ def test_shipped_tables_are_read_whole_and_every_name_is_used():
     rows = figure + literature
     for group, attribute in (("datasets", "dataset"), ("networks", "network"), ("methods", "method")):
         known = {getattr(row, attribute) for row in rows}
-        listed = [name for entry in getattr(names, group) for name in entry["published"]]
+        listed = [name for entry in getattr(names, group) for name in entry.published]
         assert set(listed) <= known, set(listed) - known
 
 

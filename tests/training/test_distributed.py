@@ -16,6 +16,7 @@ from torch import nn
 from bench import datasets
 from bench.cli.main import main
 from bench.datasets.batch_rows import rows
+from bench.datasets.device_batches import DeviceData
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
 from bench.experiments.config import make_config as complete_config
@@ -79,7 +80,7 @@ def make_run(config: TrialConfig, team: Team = SOLO, *, double: bool = True) -> 
     """Return a run at its first step, in float64."""
     clock = Clock(config.seed)
     arrays = datasets.load(config.dataset, Path("/nonexistent"))
-    data = datasets.DeviceData(
+    data = DeviceData(
         arrays, config, 40 if config.network["kind"] == "svhn_convnet" else 32, "cpu", team.share
     )
     strategy = make_strategy(config, data.steps_per_epoch)
@@ -258,9 +259,7 @@ def test_shares_cut_the_same_batch():
 def test_workers_see_their_rows_of_the_one_workers_batches():
     config = make_config(augmentation="crop_flip", micro_batches=2)
     arrays = datasets.load(config.dataset, Path("/nonexistent"))
-    whole, *shares = (
-        datasets.DeviceData(arrays, config, 40, "cpu", share) for share in ((0, 1), (0, 2), (1, 2))
-    )
+    whole, *shares = (DeviceData(arrays, config, 40, "cpu", share) for share in ((0, 1), (0, 2), (1, 2)))
     for step in (0, 7):
         images, labels = whole.train_batch(step)
         for rank, share in enumerate(shares):

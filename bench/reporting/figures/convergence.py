@@ -14,19 +14,7 @@ from matplotlib.lines import Line2D
 
 from bench.reporting.cells import Cell
 from bench.reporting.figures.series import Look, Panel, curve_data
-from bench.reporting.figures.style import (
-    COLUMN,
-    PAGE,
-    Drawn,
-    handle,
-    headline_of,
-    legend,
-    legend_columns,
-    legend_room,
-    room,
-    style,
-    wrapped,
-)
+from bench.reporting.figures.style import COLUMN, PAGE, handle, legend, new_figure, style, wrapped
 
 _Drawn = Sequence[tuple[Cell, pd.DataFrame | None]]  # the cells of a panel with their curves
 
@@ -63,19 +51,14 @@ def convergence_figure(
     fades = any((curve["factor"] > 0).any() for curve in curves)
     labels = [label for label in look if any(cell.label == label for panel in drawn for cell in panel.cells)]
     width = COLUMN if len(drawn) == 1 and not wide else PAGE
-    columns = legend_columns(labels, width)
     heights = [1.75, 0.95, *([0.6] if fades else [])]
-    headline = headline_of(title, width)
-    height = sum(heights) + 0.55 + legend_room(len(labels) + 4, columns) + room(headline)
     with style():
-        figure = Drawn(figsize=(width, height), layout="constrained")
+        figure = new_figure(title, width, sum(heights) + 0.55, labels, further=4)
         axes = figure.subplots(
             len(heights), len(drawn), height_ratios=heights, sharex="col", sharey="row", squeeze=False
         )
         engine: Any = figure.get_layout_engine()
         engine.set(h_pad=0.03, w_pad=0.03, hspace=0.02)
-        if title:
-            figure.suptitle(headline, fontsize=8)
         shown = _Shown()
         for j, (panel, column) in enumerate(zip(drawn, data, strict=True)):
             axes[0][j].set_title(wrapped(panel.title, 46 if width / len(drawn) > 3 else 34))
@@ -83,7 +66,7 @@ def convergence_figure(
         _name_axes(axes, fades)
         sns.despine(figure)
         figure.align_ylabels()
-        legend(figure, _handles(labels, look, shown), columns)
+        legend(figure, _handles(labels, look, shown), labels)
     return figure
 
 

@@ -13,15 +13,13 @@ from bench.reporting.cells import Cell
 from bench.reporting.figures.series import Look
 from bench.reporting.figures.style import (
     COLUMN,
+    ERROR_BARS,
     PAGE,
-    Drawn,
     handle,
-    headline_of,
     legend,
-    legend_columns,
-    legend_room,
+    limit_to_accuracies,
+    new_figure,
     plain_log,
-    room,
     style,
 )
 
@@ -47,14 +45,9 @@ def cost_figure(
         return None
     labels = [label for label in look if any(cell.label == label for cell in shown)]
     width = COLUMN if len(found) == 1 else PAGE
-    columns = legend_columns(labels, width)
-    headline = headline_of(title, width)
     with style():
-        height = 2.3 + legend_room(len(labels) + 1, columns) + room(headline)
-        figure = Drawn(figsize=(width, height), layout="constrained")
+        figure = new_figure(title, width, 2.3, labels, further=1)
         axes = figure.subplots(1, len(found), sharey=True, squeeze=False)
-        if title:
-            figure.suptitle(headline, fontsize=8)
         for axis, cost in zip(axes[0], found, strict=True):
             _draw(axis, shown, look, cost)
             axis.set_xlabel(COSTS[cost])
@@ -65,7 +58,7 @@ def cost_figure(
             for label in labels
         ]
         handles.append(handle("best at this cost", color="0.6", lw=0.8))
-        legend(figure, handles, columns)
+        legend(figure, handles, labels)
     return figure
 
 
@@ -77,23 +70,14 @@ def _draw(axis: Axes, cells: Sequence[Cell], look: Mapping[str, Look], cost: str
             continue
         how = look[cell.label]
         points.append((x, accuracy.mean))
-        marks: dict[str, Any] = {
-            "fmt": how.marker or "o",
-            "ms": 4,
-            "elinewidth": 0.8,
-            "capsize": 1.8,
-            "capthick": 0.8,
-        }
+        marks: dict[str, Any] = {"fmt": how.marker or "o", "ms": 4, **ERROR_BARS}
         axis.errorbar(x, accuracy.mean, accuracy.half or 0.0, color=how.color, **marks)
     front, top = [], -1.0
     for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
         if y > top:
             front.append((x, y))
             top = y
-    axis.plot(
-        [x for x, _ in front], [y for _, y in front], color="0.6", lw=0.8, zorder=0, drawstyle="steps-post"
-    )
+    axis.plot(*zip(*front, strict=True), color="0.6", lw=0.8, zorder=0, drawstyle="steps-post")
     axis.set_xscale("log")
     plain_log(axis)
-    low, high = axis.get_ylim()
-    axis.set_ylim(max(low, 0.0), min(high, 101.0))  # intervals may reach beyond, accuracies cannot
+    limit_to_accuracies(axis)

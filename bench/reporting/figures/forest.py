@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from bench.reporting.cells import Cell
 from bench.reporting.claims import Judged, names
-from bench.reporting.figures.style import PAGE, PALETTE, Drawn, headline_of, room, style, wrapped
+from bench.reporting.figures.style import PAGE, PALETTE, new_figure, style, wrapped
 from bench.reporting.statistics import Interval
 from bench.text import signed
 
@@ -71,10 +71,8 @@ def forest_figure(rows: Sequence[Row], title: str = "") -> Figure | None:
     if not drawn:
         return None
     labels = [wrapped(row.label, 46, 2) for row in drawn]
-    headline = headline_of(title, PAGE)
     with style():
-        height = _STEP * len(drawn) + 0.6 + room(headline)
-        figure = Drawn(figsize=(PAGE, height), layout="constrained")
+        figure = new_figure(title, PAGE, _STEP * len(drawn) + 0.6)
         axis = figure.subplots()
         axis.axvline(0, color="black", lw=0.7)
         for y, row in enumerate(drawn):
@@ -92,8 +90,6 @@ def forest_figure(rows: Sequence[Row], title: str = "") -> Figure | None:
         for one in (axis.yaxis, beside.yaxis):
             one.set_tick_params(length=0)
         axis.set_xlabel("gain over the baseline, points (95 % interval)")
-        if title:
-            figure.suptitle(headline, fontsize=8)
         sns.despine(figure, left=True)
         beside.spines["right"].set_visible(False)
         figure.canvas.draw()

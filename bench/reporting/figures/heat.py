@@ -11,7 +11,7 @@ from matplotlib.image import AxesImage
 
 from bench.experiments.labels import plain
 from bench.reporting.cells import Cell
-from bench.reporting.figures.style import COLUMN, PAGE, Drawn, headline_of, room, style, wrapped
+from bench.reporting.figures.style import COLUMN, PAGE, new_figure, style, wrapped
 from bench.text import fixed
 
 _HAVE_PANELS = ("width", "bits", "dataset", "network", "epochs")
@@ -30,13 +30,9 @@ def heat_figure(cells: Sequence[Cell], title: str = "") -> Figure | None:
     width = COLUMN * 1.35 if across == 1 else PAGE
     rows = max(len(_values(group, axes[0])) for _, axes, group in groups)
     means = [m for _, _, g in groups for c in g if (m := c.numbers.accuracy.mean) is not None]
-    headline = headline_of(title, width)
     with style():
-        height = down * (0.32 * rows + 0.8) + room(headline) + 0.2
-        figure = Drawn(figsize=(width, height), layout="constrained")
+        figure = new_figure(title, width, down * (0.32 * rows + 0.8) + 0.2)
         drawn = figure.subplots(down, across, squeeze=False)
-        if title:
-            figure.suptitle(headline, fontsize=8)
         for axis, (name, axes, group) in zip(drawn.flat, groups, strict=False):
             image = _draw(axis, axes, group, min(means), max(means))
             axis.set_title(wrapped(name, 44))

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from bench.errors import InputError, nearest
 from bench.reporting.cells import Cell
 from bench.reporting.figures.series import Look
-from bench.reporting.figures.style import COLUMN, Drawn, handle, legend, legend_columns, style
+from bench.reporting.figures.style import COLUMN, handle, legend, new_figure, style
 
 
 def schedule_figure(
@@ -38,11 +38,9 @@ def schedule_figure(
         return None
     faded = [(cell, run) for cell, run in runs if (pd.to_numeric(run["factor"]) > 0).any()]
     labels = list(dict.fromkeys(cell.label for cell, _ in runs))
-    columns = legend_columns(labels, COLUMN)
     rows = 1 + bool(faded)
     with style():
-        height = 1.3 * rows + 0.5 + 0.125 * -(-len(labels) // columns)
-        figure = Drawn(figsize=(COLUMN, height), layout="constrained")
+        figure = new_figure("", COLUMN, 1.3 * rows + 0.4, labels)
         axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
         for cell, run in runs:
             axes[0].plot(run["epoch"], run["lr"], color=look[cell.label].color)
@@ -56,5 +54,5 @@ def schedule_figure(
         axes[-1].xaxis.get_major_locator().set_params(integer=True)
         sns.despine(figure)
         figure.align_ylabels()
-        legend(figure, [handle(label, color=look[label].color) for label in labels], columns)
+        legend(figure, [handle(label, color=look[label].color) for label in labels], labels)
     return figure

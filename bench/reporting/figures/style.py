@@ -26,6 +26,7 @@ MARKERS = ("", "s", "^", "D", "v")  # none: a line alone, a disc where there is 
 LINES = ("", "-.")  # from the second round of colours on
 TOGETHER = len(PALETTE)  # series of one panel; more are small multiples
 PANELS = 24  # the curves of more panels are in the CSV alone
+ERROR_BARS: dict[str, Any] = {"elinewidth": 0.8, "capsize": 1.8, "capthick": 0.8}
 LABEL = 44  # characters of a label in a figure
 _STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -69,9 +70,8 @@ def style() -> Iterator[None]:
     """Draw and save in the style of the figures."""
     settings: dict[Any, Any] = {**sns.axes_style("ticks"), **_STYLE}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Glyph .* missing"
-        )  # a name in a script that the font lacks
+        # a name may be in a script that the font lacks
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
         yield
 
 
@@ -80,26 +80,30 @@ def wrapped(text: str, width: int, lines: int = 3) -> str:
     return "\n".join(textwrap.wrap(clean(text), width, max_lines=lines, placeholder=" …"))
 
 
-def headline_of(title: str, inches: float) -> str:
-    """Return an experiment's title on at most two lines of a figure so many inches wide."""
-    return wrapped(title, int(inches * 15), 2)
+def new_figure(
+    title: str, width: float, height: float, labels: Sequence[str] | None = None, further: int = 0
+) -> Drawn:
+    """Return an empty figure, to be drawn in the ``style()``.
+
+    ``width`` is that of the figure and ``height`` that of the axes, in inches. Above the axes is room for
+    the title, on at most two lines; below for a legend of ``labels`` and ``further`` entries, if any.
+    """
+    headline = wrapped(title, int(width * 15), 2)
+    if labels is not None:
+        height += 0.125 * -(-(len(labels) + further) // _legend_columns(labels, width)) + 0.1
+    if headline:
+        height += 0.14 * len(headline.splitlines()) + 0.06
+    figure = Drawn(figsize=(width, height), layout="constrained")
+    if title:
+        figure.suptitle(headline, fontsize=8)
+    return figure
 
 
-def room(headline: str) -> float:
-    """Return the inches that a headline takes."""
-    return 0.14 * len(headline.splitlines()) + 0.06 if headline else 0.0
-
-
-def legend_columns(labels: Sequence[str], width: float) -> int:
+def _legend_columns(labels: Sequence[str], width: float) -> int:
     """Return how many columns a legend of these labels has in a figure so many inches wide."""
     longest = max((min(len(label), LABEL) for label in labels), default=10)
     longest = max(longest, 22)  # "the mean's 95 % interval"
     return max(1, min(4, int(width / (0.055 * longest + 0.38))))
-
-
-def legend_room(entries: int, columns: int) -> float:
-    """Return the inches that a legend of so many entries takes."""
-    return 0.125 * -(-entries // columns) + 0.1
 
 
 def plain_log(axis: Axes) -> None:
@@ -111,25 +115,29 @@ def plain_log(axis: Axes) -> None:
     axis.xaxis.set_minor_formatter(NullFormatter())
 
 
+def limit_to_accuracies(axis: Axes) -> None:
+    """Keep an axis of percents within 0 and 101: intervals may reach beyond, accuracies cannot."""
+    low, high = axis.get_ylim()
+    axis.set_ylim(max(low, 0.0), min(high, 101.0))
+
+
 def handle(label: str, **look: Any) -> Line2D:
     """Return an entry of a legend."""
     return Line2D([], [], **{"color": "black", **look}, label=clean(label, LABEL))
 
 
-def legend(figure: Figure, handles: Sequence[Line2D], columns: int) -> None:
-    """Put a legend below the axes and lay the figure out."""
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=columns, columnspacing=1.2, labelspacing=0.25
-    )
+def legend(figure: Figure, handles: Sequence[Line2D], labels: Sequence[str]) -> None:
+    """Put a legend below the axes, in columns wide enough for ``labels``, and lay the figure out."""
+    columns = _legend_columns(labels, figure.get_figwidth())
+    spacing: dict[str, Any] = {"columnspacing": 1.2, "labelspacing": 0.25}
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, **spacing)
     figure.canvas.draw()
 
 
 def render(figure: Figure, kind: str) -> bytes:
     """Return the figure as ``png`` or ``pdf`` bytes without dates or versions, and close nothing."""
     out = io.BytesIO()
-    metadata = (
-        {"Software": None} if kind == "png" else {"CreationDate": None, "Creator": None, "Producer": None}
-    )
+    omitted = ("Software",) if kind == "png" else ("CreationDate", "Creator", "Producer")
     with style():
-        figure.savefig(out, format=kind, metadata=metadata)
+        figure.savefig(out, format=kind, metadata=dict.fromkeys(omitted))
     return out.getvalue()

@@ -15,14 +15,10 @@ from bench.reporting.figures.style import (
     MARKERS,
     PAGE,
     PALETTE,
-    Drawn,
     handle,
-    headline_of,
     legend,
-    legend_columns,
-    legend_room,
+    new_figure,
     plain_log,
-    room,
     style,
 )
 from bench.reporting.tuned import WITHIN, Searched
@@ -39,14 +35,9 @@ def tuning_figure(searches: Sequence[Searched], title: str = "") -> Figure | Non
     if not shown:
         return None
     labels = [search.label for search in shown]
-    columns = legend_columns(labels, PAGE)
-    headline = headline_of(title, PAGE)
     with style():
-        height = 2.5 + legend_room(len(labels) + 3, columns) + room(headline)
-        figure = Drawn(figsize=(PAGE, height), layout="constrained")
+        figure = new_figure(title, PAGE, 2.5, labels, further=3)
         left, right = figure.subplots(1, 2, sharey=True)
-        if title:
-            figure.suptitle(headline, fontsize=8)
         handles = []
         for number, search in enumerate(shown):
             look = _look(number)
@@ -66,18 +57,14 @@ def tuning_figure(searches: Sequence[Searched], title: str = "") -> Figure | Non
         handles.append(handle("one seed", ls="", marker=".", ms=3))
         handles.append(handle("chosen", ls="", marker="*", mfc="white", ms=8))
         handles.append(handle(f"rates within {WITHIN:g} point", lw=2.5, alpha=0.6))
-        legend(figure, handles, columns)
+        legend(figure, handles, labels)
     return figure
 
 
 def _look(number: int) -> dict[str, Any]:
     again, color = divmod(number, len(PALETTE))
-    line = LINES[min(again, 1)] or "-"
-    return {
-        "color": PALETTE[color] if again < len(MARKERS) else GREY,
-        "marker": MARKERS[again % len(MARKERS)] or "o",
-        "ls": line,
-    }
+    shape = {"marker": MARKERS[again % len(MARKERS)] or "o", "ls": LINES[min(again, 1)] or "-"}
+    return {"color": PALETTE[color] if again < len(MARKERS) else GREY, **shape}
 
 
 def _draw_rates(axis: Axes, search: Searched, look: dict[str, Any], number: int) -> None:
@@ -91,10 +78,5 @@ def _draw_rates(axis: Axes, search: Searched, look: dict[str, Any], number: int)
     width = search.width()
     if width is not None and width[0] < width[1]:
         height = 0.02 + 0.025 * number  # below the points, one line an arm
-        line: dict[str, Any] = {
-            "transform": axis.get_xaxis_transform(),
-            "lw": 2.5,
-            "alpha": 0.6,
-            "solid_capstyle": "butt",
-        }
-        axis.plot(width, [height, height], color=look["color"], **line)
+        line: dict[str, Any] = {"color": look["color"], "lw": 2.5, "alpha": 0.6, "solid_capstyle": "butt"}
+        axis.plot(width, [height, height], transform=axis.get_xaxis_transform(), **line)

@@ -15,15 +15,13 @@ from bench.reporting.cells import Cell
 from bench.reporting.figures.series import Look, full_precision, root_of
 from bench.reporting.figures.style import (
     COLUMN,
+    ERROR_BARS,
     PAGE,
     PANELS,
-    Drawn,
     handle,
-    headline_of,
     legend,
-    legend_columns,
-    legend_room,
-    room,
+    limit_to_accuracies,
+    new_figure,
     style,
     wrapped,
 )
@@ -47,14 +45,9 @@ def width_figure(cells: Sequence[Cell], look: Mapping[str, Look], title: str = "
     down = -(-len(keys) // across)
     labels = [label for label in look if any(cell.label == label for key in keys for cell in groups[key])]
     width = COLUMN if across == 1 else PAGE
-    columns = legend_columns(labels, width)
-    headline = headline_of(title, width)
-    height = 1.75 * down + 0.4 + legend_room(len(labels) + 3, columns) + room(headline)
     with style():
-        figure = Drawn(figsize=(width, height), layout="constrained")
+        figure = new_figure(title, width, 1.75 * down + 0.4, labels, further=3)
         axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
-        if title:
-            figure.suptitle(headline, fontsize=8)
         published = missing = False
         for name, key, axis in zip(_titles(keys), keys, axes.flat, strict=False):
             axis.set_title(wrapped(name, 34, 2))
@@ -63,9 +56,9 @@ def width_figure(cells: Sequence[Cell], look: Mapping[str, Look], title: str = "
                 own.sort(key=lambda cell: cell.facts.width or 0.0)
                 published |= _draw_widths(axis, own, look[label])
                 missing |= _draw_missing(axis, own, look[label])
-        _dress(axes, len(keys), widths)
+        _set_up_axes(axes, len(keys), widths)
         sns.despine(figure)
-        legend(figure, _handles(labels, look, published, missing), columns)
+        legend(figure, _handles(labels, look, published, missing), labels)
     return figure
 
 
@@ -91,7 +84,7 @@ def _titles(keys: Sequence[tuple]) -> list[str]:
     return titles
 
 
-def _dress(axes: Any, count: int, widths: Sequence[float]) -> None:
+def _set_up_axes(axes: Any, count: int, widths: Sequence[float]) -> None:
     """Set limits, ticks and names of the axes, the first ``count`` of which are used."""
     first = axes[0][0]
     first.set_xscale("log", base=2)
@@ -102,8 +95,7 @@ def _dress(axes: Any, count: int, widths: Sequence[float]) -> None:
             ticks.append(width)
     first.set_xticks(ticks, [f"{width:g}" for width in ticks])
     first.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-    low, high = first.get_ylim()
-    first.set_ylim(max(low, 0.0), min(high, 101.0))  # intervals may reach beyond, accuracies cannot
+    limit_to_accuracies(first)
     for axis in list(axes.flat)[count:]:
         axis.set_axis_off()
     for j in range(len(axes[0])):
@@ -152,8 +144,7 @@ def _draw_widths(axis: Axes, own: Sequence[Cell], how: Look) -> bool:
     x = [cell.facts.width or 0.0 for cell in known]
     y = [cell.numbers.accuracy.mean or 0.0 for cell in known]
     half = [cell.numbers.accuracy.half or 0.0 for cell in known]
-    bars: dict[str, Any] = {"lw": 1.1, "elinewidth": 0.8, "capsize": 1.8, "capthick": 0.8}
-    axis.errorbar(x, y, half, **_look(how), ms=3.5, **bars)
+    axis.errorbar(x, y, half, **_look(how), ms=3.5, lw=1.1, **ERROR_BARS)
     targets = [
         (cell.facts.width, c.match.row.accuracy)
         for cell in own
