@@ -69,15 +69,14 @@ class TSQ(HWGQ):
                  r largest |w| and a their mean, with the r that maximises the square of their sum over r.
                  The gradient passes straight.
 
-    The two steps of the paper are those of the strategy ``staged`` with ``stages = ["32/2"]`` for bits 2/2:
-    first the codes are learned, with full-precision weights; then the weights are quantized.
+    The two steps of the paper are the strategy ``two_step``: first the codes are learned, with full-precision
+    weights; then a and t of each layer are fitted to the layer's activation. Without that strategy the
+    weights are nearest in each step, and training adapts them to the output; so does the authors' code for
+    ternary weights. The strategy ``staged`` with ``stages = ["32/2"]`` learns the codes first and trains on.
 
-    Of the paper only abstract and summaries could be seen, neither text nor code. Differences that are known:
-    in the second step the paper fits a and t of each layer to the layer's output in the network of the first
-    step, |y - q(a t x)|^2, by alternating least squares, and starts from the weights that are nearest. Here
-    the weights are nearest in each step, and training, instead of the fit, adapts them to the output. Choices
-    of the suite: the default of ``sparsity``, levels that are multiples of one step, and the gradient.
-    Statistic: a, one for each filter.
+    Of the paper only abstract, summaries and a text beside the authors' code for ternary weights could be
+    seen. Choices of the suite: the default of ``sparsity``, levels that are multiples of one step, and the
+    gradient. Statistic: a, one for each filter.
     """
 
     def __init__(self, *args: Any, sparsity: float = 0.75, **kwargs: Any) -> None:

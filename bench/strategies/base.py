@@ -77,6 +77,18 @@ class Strategy:
         order.
         """
 
+    def calibration_images(self, step: int) -> int:
+        """Return how many training images ``calibrate`` needs before ``step``; 0: it is not called."""
+        return 0
+
+    def calibrate(self, network: Network, images: Tensor, step: int) -> None:
+        """Change the stored weights before ``step`` by what the network makes of training images.
+
+        ``images``: (N, 3, S, S), without augmentation, in an order fixed by the seed. All images are given
+        where there are fewer than ``calibration_images``. With several workers the first one is asked, and
+        the others get its network.
+        """
+
     def trained(self) -> Mapping[str, Network | Helper]:
         """Return what is trained and checkpointed with the trial's network, by name.
 

@@ -28,7 +28,7 @@ a step, and the trial's own bit widths behind it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -102,16 +102,16 @@ ENTRIES = [
 ]
 
 
-class Staged(Strategy):
-    """The network at the bit widths of its stages, and where ``guided`` its twin."""
+class Stages(Strategy):
+    """The network at the bit widths of its stages: ``widths`` in order, then the trial's own.
 
-    def __init__(self, config: TrialConfig, steps_per_epoch: int) -> None:
+    A subclass has the options ``until`` and ``bn_reestimate``.
+    """
+
+    def __init__(self, config: TrialConfig, steps_per_epoch: int, stages: Sequence[str]) -> None:
         super().__init__(config, steps_per_epoch)
         self.bn_reestimate = self.options["bn_reestimate"]
-        self.guided = self.options["guided"]
-        self.widths = [_widths(text, config) for text in self.options["stages"] or ()]
-        if not self.widths and not self.guided:
-            raise InputError("strategy: stages or guided = true is needed; without both it is plain training")
+        self.widths = [_widths(text, config) for text in stages]
 
     def stage(self, step: int) -> int:
         count, until = len(self.widths), self.options["until"]
@@ -130,13 +130,6 @@ class Staged(Strategy):
         for layer in network.modules():
             if isinstance(layer, ActivationInput):
                 layer.interims = tuple(self._interim(layer, w, a) for w, a in self.widths)
-        if self.guided:
-            self.twin = build(TrialConfig.model_validate(self.options["twin"]))
-            layers = self.options["layers"] or block_inputs(network)[-2:]
-            self.taps = [Taps(one, layers, "strategy.layers") for one in (network, self.twin)]
-            own, other = (taps.shapes() for taps in self.taps)
-            if own != other:
-                raise InputError(f"strategy.twin: its layers read {other} where the network's read {own}")
 
     def _interim(self, layer: ActivationInput, w_bits: int, a_bits: int) -> Quantizer:
         """Return what quantizes weights and input of ``layer`` at these widths."""
@@ -160,6 +153,28 @@ class Staged(Strategy):
         return Interim(
             FullPrecisionWeights(made) if isinstance(own, FullPrecisionWeights) else made, w_bits, a_bits
         )
+
+
+class Staged(Stages):
+    """The network at the bit widths of its stages, and where ``guided`` its twin."""
+
+    def __init__(self, config: TrialConfig, steps_per_epoch: int) -> None:
+        super().__init__(config, steps_per_epoch, config.strategy["stages"] or ())
+        self.guided = self.options["guided"]
+        if not self.widths and not self.guided:
+            raise InputError("strategy: stages or guided = true is needed; without both it is plain training")
+
+    def prepare(
+        self, network: Network, build: Callable[[TrialConfig], Network], weights: Mapping[str, Any]
+    ) -> None:
+        super().prepare(network, build, weights)
+        if self.guided:
+            self.twin = build(TrialConfig.model_validate(self.options["twin"]))
+            layers = self.options["layers"] or block_inputs(network)[-2:]
+            self.taps = [Taps(one, layers, "strategy.layers") for one in (network, self.twin)]
+            own, other = (taps.shapes() for taps in self.taps)
+            if own != other:
+                raise InputError(f"strategy.twin: its layers read {other} where the network's read {own}")
 
     def trained(self) -> dict[str, Network]:
         return {"twin": self.twin} if self.guided else {}

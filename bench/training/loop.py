@@ -27,6 +27,7 @@ from bench.networks import Network
 from bench.randomness import Clock
 from bench.schedules import learning_rate_value
 from bench.strategies import Strategy
+from bench.training.calibration import calibrate
 from bench.training.capture import Recording, Written
 from bench.training.diagnostics import Diagnostics, due, flip_rate, signs_of
 from bench.training.distributed import SOLO, Team, average_statistics, averaged, keeping_gradients
@@ -154,6 +155,8 @@ class Run:
         config, step = self.config, self.step
         factor = self.strategy.factor(step)
         self.strategy.before_step(self.network, step)
+        if count := self.strategy.calibration_images(step):
+            calibrate(self, count)
         if self.strategy.bn_reestimate and self.strategy.removal(step):
             self.clock.set(step, 0.0)
             self._reestimate(self.network, self.strategy.bn_reestimate)

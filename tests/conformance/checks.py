@@ -290,7 +290,7 @@ def strategy_config(
     kind: str, case: StrategyCase, folder: Path
 ) -> tuple[TrialConfig, dict[str, TrialConfig]]:
     """Return a tiny configuration with this strategy, and the trials that it needs, by role."""
-    config = make_config(strategy={"kind": kind, **case.options})
+    config = make_config(strategy={"kind": kind, **case.options}, **case.fields)
     return with_teachers(config, Library(folder, folder, Problems("conformance")))
 
 

@@ -360,12 +360,13 @@ LEARNING_RATES: dict[str, list[Case]] = {
 @dataclass(frozen=True)
 class StrategyCase:
     """Options of a tiny run, the roles that are trials of their own, and the roles trained within the
-    trial.
+    trial; further ``fields`` of the run.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
     needed: tuple[str, ...] = ()
     joint: tuple[str, ...] = ()
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 FACTOR = {"kind": "cosine", "until": 0.6}
@@ -399,6 +400,12 @@ STRATEGIES: dict[str, list[StrategyCase]] = {
         StrategyCase({"stages": ["32/32", "8/8", "4/4"], "bn_reestimate": 2}),
         StrategyCase({"guided": True}, joint=("twin",)),
         StrategyCase({"stages": ["2/32", "1/32", "1/4"], "guided": True, "guidance": 0.1}, joint=("twin",)),
+    ],
+    "two_step": [
+        StrategyCase(
+            {"images": 16, "rows": 64, "bn_reestimate": 1}, fields={"quantizer": "tsq", "bits": "2/2"}
+        ),
+        StrategyCase({"images": 16, "rows": 64, "frozen": False}, fields={"quantizer": "bwn", "bits": "1/2"}),
     ],
 }
 

@@ -1,0 +1,188 @@
+"""What a fit of low-precision weights needs of a network: rows that a layer reads, and what lies behind it.
+
+A *row* is what a filter reads at one position of one image: the elements under the kernel of a convolution,
+the whole input of a linear layer. The same positions are drawn for all passes through the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bench.errors import InputError
+from bench.layers.activation_input import ActivationInput
+from bench.layers.classifier import Classifier
+from bench.layers.low_precision import LowPrecisionConv2d, LowPrecisionLayer
+from bench.quantizers.deployed import ActivationMap
+from bench.randomness import key_of, sample_bits
+
+if TYPE_CHECKING:
+    from bench.networks import Network
+
+_BATCH = 128  # images of a pass
+_CHUNK = 16  # images at a time: the elements under every kernel of a batch take much room
+
+
+class _Call(NamedTuple):
+    """One call of a module that reads a tensor."""
+
+    module: nn.Module
+    read: Tensor
+    wrote: Any
+
+
+class Survey:
+    """One pass through a network as it stands: the order of its layers, their responses, what follows them.
+
+    order      layers by name, in the order in which they are run
+    responses  by name, what the layer gives at the drawn positions: (rows, out), in the dtype of the layer
+    behind     by name, the batch norm and the map of the activation that read the layer's output, directly
+               or behind a max-pooling; None and the identity where anything else does
+
+    About ``rows`` rows are drawn: of each of ``images`` (N, 3, S, S) the same number, by seed and layer.
+    Raises ``InputError`` for a layer that is not run exactly once.
+    """
+
+    def __init__(
+        self, network: Network, layers: Mapping[str, LowPrecisionLayer], images: Tensor, rows: int, seed: int
+    ) -> None:
+        self.network, self.images, self._seed = network, images, seed
+        self._each = -(-rows // len(images))
+        self._positions: dict[str, Tensor] = {}
+        found: dict[str, list[Tensor]] = {name: [] for name in layers}
+
+        def hook(name: str) -> Callable[..., None]:
+            def keep(layer: nn.Module, inputs: Any, output: Any) -> None:
+                found[name].append(_drawn(output[0], self._of_batch(name, found[name], output[0])))
+
+            return keep
+
+        handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
+        try:
+            calls = _calls(network, images[:1])
+            for parts in found.values():
+                parts.clear()
+            self._run()
+        finally:
+            for handle in handles:
+                handle.remove()
+        batches = -(-len(images) // _BATCH)
+        for name, parts in found.items():
+            if len(parts) != batches:
+                raise InputError(f"strategy: two_step: the layer {name} is not run once for each image")
+        self.order = {name: layers[name] for name in self._positions}
+        self.responses = {name: torch.cat(parts) for name, parts in found.items()}
+        self.behind = {name: _follow(calls, layer) for name, layer in layers.items()}
+
+    def rows_of(self, name: str) -> list[Tensor]:
+        """Return what the filters of a layer now read at its positions: (rows, m) for each group of filters.
+
+        The layers before it act as they stand now; m counts the weights of a filter.
+        """
+        layer, found = self.order[name], list[Tensor]()
+
+        def keep(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+            assert isinstance(layer, LowPrecisionLayer)
+            x = layer.prepare(inputs[0], inputs[1] if len(inputs) > 1 else None)
+            found.append(_elements(layer, x, self._of_batch(name, found, x)))
+
+        handle = layer.register_forward_pre_hook(keep)
+        try:
+            self._run()
+        finally:
+            handle.remove()
+        return list(torch.cat(found).chunk(getattr(layer, "groups", 1), 1))
+
+    def _run(self) -> None:
+        for start in range(0, len(self.images), _BATCH):
+            self.network(self.images[start : start + _BATCH])
+
+    def _of_batch(self, name: str, before: list[Tensor], output: Tensor) -> Tensor:
+        """Return the positions of a batch's images, (B, k), after the batches ``before``; the first draws."""
+        if name not in self._positions:
+            places = output[0, 0].numel()
+            images = torch.arange(len(self.images), device=output.device)
+            draws = sample_bits(key_of(self._seed, "two_step", name), images, (places,))
+            self._positions[name] = draws.argsort(dim=1, stable=True)[:, : self._each]
+        start = len(before) * _BATCH
+        return self._positions[name][start : start + len(output)]
+
+
+def _drawn(x: Tensor, positions: Tensor) -> Tensor:
+    """Return ``x``, (B, C, H, W), (B, C, places) or (B, C), at ``positions`` (B, k): (B k, C)."""
+    x = x[:, :, None] if x.dim() == 2 else x.flatten(2)
+    return x.gather(2, positions[:, None].expand(-1, x.shape[1], -1)).transpose(1, 2).flatten(0, 1)
+
+
+def _elements(layer: LowPrecisionLayer, x: Tensor, positions: Tensor) -> Tensor:
+    """Return the elements of ``x`` under the kernel at ``positions`` (B, k): (B k, in kh kw)."""
+    if not isinstance(layer, LowPrecisionConv2d):
+        return _drawn(x, positions)
+    window = {name: getattr(layer, name) for name in ("kernel_size", "dilation", "padding", "stride")}
+    parts = zip(x.split(_CHUNK), positions.split(_CHUNK), strict=True)
+    return torch.cat([_drawn(F.unfold(one, **window), places) for one, places in parts])
+
+
+def _calls(network: nn.Module, image: Tensor) -> list[_Call]:
+    """Return the calls of all modules that stand between a layer and the next activation, of one image."""
+    calls: list[_Call] = []
+    handles = [
+        module.register_forward_hook(
+            lambda module, inputs, output: calls.append(_Call(module, inputs[0], output))
+        )
+        for module in network.modules()
+        if isinstance(module, nn.MaxPool2d | _BatchNorm | ActivationInput)
+    ]
+    try:
+        network(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _follow(calls: list[_Call], layer: LowPrecisionLayer) -> tuple[_BatchNorm | None, ActivationMap]:
+    """Return the batch norm and the activation that read what ``layer`` gives."""
+    norm: _BatchNorm | None = None
+    wrote = next(call.wrote[0] for call in calls if call.module is layer)
+    while True:
+        readers = [call for call in calls if call.read is wrote]
+        maps = {_map_of(call.module) for call in readers if isinstance(call.module, ActivationInput)}
+        if readers and len(maps) == 1 and all(isinstance(call.module, ActivationInput) for call in readers):
+            return norm, maps.pop()
+        if len(readers) != 1 or isinstance(readers[0].module, ActivationInput):
+            return None, ActivationMap("identity")
+        if isinstance(readers[0].module, _BatchNorm):
+            if norm is not None:
+                return None, ActivationMap("identity")
+            norm = readers[0].module
+        wrote = readers[0].wrote
+
+
+def _map_of(reader: ActivationInput) -> ActivationMap:
+    """Return the map of the activations that a layer reads."""
+    if isinstance(reader, Classifier) and reader.reads != "quantized":
+        forms = {"relu": ActivationMap("relu"), "unbounded": ActivationMap("identity")}
+        return forms.get(reader.reads) or reader.quantizer.bound_map()
+    return reader.quantizer.activation_map()
+
+
+def affine_of(norm: _BatchNorm | None, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return slope and offset of a batch norm in evaluation, float64 (channels,); 1 and 0 for none.
+
+    ``like``: a tensor (channels, ...) on the device.
+    """
+    if norm is None:
+        one = torch.ones(len(like), dtype=torch.float64, device=like.device)
+        return one, 0.0 * one
+    assert norm.running_mean is not None and norm.running_var is not None
+    slope = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        slope = slope * norm.weight.double()
+    offset = -slope * norm.running_mean.double()
+    return slope, offset if norm.bias is None else offset + norm.bias.double()
