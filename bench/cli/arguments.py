@@ -43,9 +43,8 @@ def number(kind: type, low: float, *, strict: bool = False, high: float = math.i
         except ValueError:
             value = math.nan
         if not math.isfinite(value) or value < low or (strict and value == low) or value > high:
-            bounds = f"{'above' if strict else 'from'} {low:g}" + (
-                "" if math.isinf(high) else f" to {high:g}"
-            )
+            to = "" if math.isinf(high) else f" to {high:g}"
+            bounds = f"{'above' if strict else 'from'} {low:g}{to}"
             raise argparse.ArgumentTypeError(f"expected a {name} {bounds}, not {text!r}")
         return value
 
@@ -104,55 +103,40 @@ class Commands:
         )
 
 
+def option(
+    group: argparse._ActionsContainer, usage: str, text: str, kind: Callable | None = None, **more: Any
+) -> None:
+    """Add the option ``usage``: "--jobs N" takes a value, which help calls N; "--fresh" is a switch."""
+    name, _, value = usage.partition(" ")
+    taken: dict[str, Any] = {"metavar": value, "type": kind} if value else {"action": "store_true"}
+    group.add_argument(name, help=text, **taken, **more)
+
+
 def add_selection(command: argparse.ArgumentParser, what: str = "what is run") -> None:
     group = command.add_argument_group(f"which trials ({what})")
-    group.add_argument("--profile", metavar="P", help="a profile of the file, for instance quick")
-    group.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        dest="overrides",
-        help="a field and its value, for instance epochs=3 or strategy.factor.until=0.25; may be repeated",
-    )
-    group.add_argument(
-        "--only",
-        metavar="ARM",
-        action="append",
-        default=[],
-        help="this arm and its baseline; may be repeated",
-    )
-    group.add_argument("--seeds", metavar="N", type=number(int, 1), help="the seeds 0 to N-1")
+    option(group, "--profile P", "a profile of the file, for instance quick")
+    fields = "a field and its value, for instance epochs=3 or strategy.factor.until=0.25; may be repeated"
+    option(group, "--set KEY=VALUE", fields, action="append", default=[], dest="overrides")
+    option(group, "--only ARM", "this arm and its baseline; may be repeated", action="append", default=[])
+    option(group, "--seeds N", "the seeds 0 to N-1", number(int, 1))
 
 
 def add_places(command: argparse.ArgumentParser, *, data: bool = True) -> argparse._ArgumentGroup:
     group = command.add_argument_group("where")
-    group.add_argument(
-        "--results",
-        metavar="DIR",
-        type=path_argument,
-        default=Path("runs"),
-        help="the folder of the records (runs)",
-    )
+    option(group, "--results DIR", "the folder of the records (runs)", path_argument, default=Path("runs"))
     if data:
         add_data(group)
     return group
 
 
 def add_data(group: argparse._ActionsContainer) -> None:
-    group.add_argument(
-        "--data", metavar="DIR", help="the folder of the data sets ($BENCH_DATA, else a cache folder)"
-    )
+    option(group, "--data DIR", "the folder of the data sets ($BENCH_DATA, else a cache folder)")
 
 
 def add_code(command: argparse.ArgumentParser) -> None:
-    command.add_argument_group("code of your own").add_argument(
-        "--allow-code",
-        metavar="MODULE",
-        action="append",
-        default=[],
-        help="parts may be imported from this module or package, and from what lies in it; may be repeated",
-    )
+    group = command.add_argument_group("code of your own")
+    code = "parts may be imported from this module or package, and from what lies in it; may be repeated"
+    option(group, "--allow-code MODULE", code, action="append", default=[])
 
 
 def add_file(command: argparse.ArgumentParser) -> None:

@@ -16,23 +16,8 @@ from bench.cli import OK, STOPPED, WRONG_INPUT
 from bench.cli.parser import make_parser, parse
 from bench.errors import InputError
 
-COMMANDS = {
-    "list": "bench.cli.show:list_command",
-    "show": "bench.cli.show:show_command",
-    "run": "bench.cli.run:run_command",
-    "status": "bench.cli.status:status_command",
-    "report": "bench.cli.report:report_command",
-    "log": "bench.cli.log:log_command",
-    "verify": "bench.cli.verify:verify_command",
-    "sharpness": "bench.cli.sharpness:sharpness_command",
-    "export": "bench.cli.export:export_command",
-    "data": "bench.cli.data:data_command",
-    "new": "bench.cli.new:new_command",
-    "schema": "bench.cli.schema:schema_command",
-    "completion": "bench.cli.completion:completion_command",
-    "doctor": "bench.cli.doctor:doctor_command",
-    "speed": "bench.speed.measure:main",
-}
+# The commands whose function is not ``bench.cli.NAME:NAME_command``.
+_ELSEWHERE = {"list": "bench.cli.show:list_command", "speed": "bench.speed.measure:main"}
 
 
 def main(argv: Sequence[str] | None = None, *, train: str | None = None) -> int:
@@ -51,8 +36,8 @@ def main(argv: Sequence[str] | None = None, *, train: str | None = None) -> int:
         args.train = train
         from bench.foreign import from_command_line, granted
 
-        module, _, function = COMMANDS[args.command].partition(":")
         with granted(from_command_line(getattr(args, "allow_code", []))):
+            module, function = place_of(args.command)
             status: int = getattr(import_module(module), function)(args)
         sys.stdout.flush()
         return status
@@ -71,6 +56,12 @@ def main(argv: Sequence[str] | None = None, *, train: str | None = None) -> int:
             raise
         _complain(f"{error.filename}: {error.strerror}")
         return WRONG_INPUT
+
+
+def place_of(command: str) -> tuple[str, str]:
+    """Return the module and the name of a command's function."""
+    module, _, name = _ELSEWHERE.get(command, f"bench.cli.{command}:{command}_command").partition(":")
+    return module, name
 
 
 def _complain(message: str) -> None:

@@ -24,6 +24,7 @@ from bench.cli.arguments import (
     formats,
     gpu_share,
     number,
+    option,
     path_argument,
 )
 from bench.errors import InputError, nearest
@@ -32,6 +33,7 @@ LISTS = ("quantizers", "strategies", "networks", "datasets", "schedules", "recip
 TRACKERS = ("tensorboard", "wandb", "mlflow", "aim")
 SHELLS = ("bash", "zsh", "tcsh")
 SPEED_MODES = ("eager", "compiled", "captured", "packed")
+_TRIAL = "its id, the beginning of the id, or its folder"
 EXPORTS = ("safetensors", "packed", "onnx", "qonnx", "pt2")
 
 
@@ -60,9 +62,8 @@ def _list(commands: Commands) -> None:
         "",
         "strategies",
     )
-    command.add_argument(
-        "what", nargs="?", metavar="GROUP", help=f"one group with its options: {', '.join(LISTS)}"
-    )
+    groups = f"one group with its options: {', '.join(LISTS)}"
+    command.add_argument("what", nargs="?", metavar="GROUP", help=groups)
 
 
 def _show(commands: Commands) -> None:
@@ -71,13 +72,9 @@ def _show(commands: Commands) -> None:
     add_selection(command)
     add_places(command)
     group = command.add_argument_group("what is shown")
-    group.add_argument("--diff", metavar="ARM", help="how this arm differs from its baseline")
-    group.add_argument("--cost", action="store_true", help="the expected time and memory (loads torch)")
-    group.add_argument(
-        "--layers",
-        action="store_true",
-        help="what is quantized and what stays full precision (loads torch)",
-    )
+    option(group, "--diff ARM", "how this arm differs from its baseline")
+    option(group, "--cost", "the expected time and memory (loads torch)")
+    option(group, "--layers", "what is quantized and what stays full precision (loads torch)")
     add_code(command)
 
 
@@ -104,23 +101,11 @@ def _report(commands: Commands) -> None:
     )
     add_selection(command, "what was run")
     group = command.add_argument_group("where")
-    group.add_argument(
-        "--results",
-        metavar="DIR",
-        type=path_argument,
-        action="append",
-        help="a folder of records (runs); may be repeated: the records of several machines are put together",
-    )
-    group.add_argument(
-        "--out", metavar="DIR", type=path_argument, help="the folder to write to (report inside the first)"
-    )
-    group.add_argument(
-        "--format",
-        metavar="LIST",
-        type=formats,
-        dest="formats",
-        help=f"the formats to write, of {','.join(FORMATS)} (all but parquet)",
-    )
+    results = "a folder of records (runs); may be repeated: the records of several machines are put together"
+    option(group, "--results DIR", results, path_argument, action="append")
+    option(group, "--out DIR", "the folder to write to (report inside the first)", path_argument)
+    written = f"the formats to write, of {','.join(FORMATS)} (all but parquet)"
+    option(group, "--format LIST", written, formats, dest="formats")
 
 
 def _new(commands: Commands) -> None:
@@ -135,16 +120,12 @@ def _new(commands: Commands) -> None:
         "file", type=path_argument, metavar="FILE", help="the file to write, for instance my.toml"
     )
     group = command.add_argument_group("what it compares (asked on a terminal)")
-    group.add_argument("--dataset", metavar="NAME", help="the data set: `bench list datasets` (digits)")
-    group.add_argument(
-        "--network", metavar="NAME", help="the network: `bench list networks` (by the images' size)"
-    )
-    group.add_argument("--quantizer", metavar="NAME", help="the quantizer: `bench list quantizers` (dorefa)")
-    group.add_argument("--bits", metavar="W/A", help="bits of weights and activations (the fewest there are)")
-    group.add_argument(
-        "--width", metavar="F", type=number(float, 0, strict=True), help="the part of the network's channels"
-    )
-    group.add_argument("--epochs", metavar="N", type=number(int, 1), help="the epochs of a trial")
+    option(group, "--dataset NAME", "the data set: `bench list datasets` (digits)")
+    option(group, "--network NAME", "the network: `bench list networks` (by the images' size)")
+    option(group, "--quantizer NAME", "the quantizer: `bench list quantizers` (dorefa)")
+    option(group, "--bits W/A", "bits of weights and activations (the fewest there are)")
+    option(group, "--width F", "the part of the network's channels", number(float, 0, strict=True))
+    option(group, "--epochs N", "the epochs of a trial", number(int, 1))
     add_data(command.add_argument_group("where"))
 
 
@@ -158,20 +139,11 @@ def _log(commands: Commands) -> None:
     command.add_argument(
         "files", type=Path, nargs="*", metavar="FILE", help="experiments (every recorded experiment)"
     )
-    command.add_argument(
-        "--to",
-        choices=TRACKERS,
-        default="tensorboard",
-        metavar="|".join(TRACKERS),
-        help="the tracker (tensorboard)",
-    )
+    to = f"--to {'|'.join(TRACKERS)}"
+    option(command, to, "the tracker (tensorboard)", choices=TRACKERS, default="tensorboard")
     group = add_places(command, data=False)
-    group.add_argument(
-        "--out",
-        metavar="DIR",
-        type=path_argument,
-        help="the folder to write to (logs/TRACKER inside the results folder)",
-    )
+    out = "the folder to write to (logs/TRACKER inside the results folder)"
+    option(group, "--out DIR", out, path_argument)
 
 
 def _schema(commands: Commands) -> None:
@@ -186,57 +158,27 @@ def _completion(commands: Commands) -> None:
 
 
 def _run(commands: Commands) -> None:
-    command = commands.add(
-        "run",
-        "train what is not trained yet",
-        "digits",
-        "my.toml --profile quick --max-minutes 30",
-    )
+    examples = "digits", "my.toml --profile quick --max-minutes 30"
+    command = commands.add("run", "train what is not trained yet", *examples)
     add_file(command)
     add_selection(command)
     group = add_places(command)
-    group.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N (a GPU where there is one)")
-    group.add_argument("--address", metavar="A", help="the address of an existing Ray cluster")
-    group.add_argument(
-        "--no-ray", action="store_true", help="use processes of this machine and nothing of Ray"
-    )
+    option(group, "--device D", "cpu, cuda or cuda:N (a GPU where there is one)")
+    option(group, "--address A", "the address of an existing Ray cluster")
+    option(group, "--no-ray", "use processes of this machine and nothing of Ray")
     group = command.add_argument_group("how many at once")
-    group.add_argument("--jobs", metavar="N", type=number(int, 1, high=4096), help="trials at once")
-    group.add_argument(
-        "--gpus-per-trial",
-        metavar="F",
-        type=gpu_share,
-        help="the GPUs of a trial: 1, a share, or auto: as measured (auto)",
-    )
-    group.add_argument(
-        "--cpus-per-trial",
-        metavar="N",
-        type=number(float, 0, strict=True),
-        help="the CPU cores that Ray keeps for a trial",
-    )
-    group.add_argument(
-        "--workers-per-trial",
-        metavar="N",
-        type=number(int, 1),
-        default=1,
-        help="the processes of a trial (1)",
-    )
+    option(group, "--jobs N", "trials at once", number(int, 1, high=4096))
+    gpus = "the GPUs of a trial: 1, a share, or auto: as measured (auto)"
+    option(group, "--gpus-per-trial F", gpus, gpu_share)
+    cpus = "the CPU cores that Ray keeps for a trial"
+    option(group, "--cpus-per-trial N", cpus, number(float, 0, strict=True))
+    option(group, "--workers-per-trial N", "the processes of a trial (1)", number(int, 1), default=1)
     group = command.add_argument_group("limits and second attempts")
-    group.add_argument(
-        "--log",
-        choices=TRACKERS,
-        metavar="|".join(TRACKERS),
-        help="send the epochs to a tracker while they are recorded (logs/TRACKER inside the results folder)",
-    )
-    group.add_argument(
-        "--max-minutes", metavar="N", type=number(float, 0), help="stop at a checkpoint after so long"
-    )
-    group.add_argument("--fresh", action="store_true", help="set old records aside and begin anew")
-    group.add_argument(
-        "--accept-other-hardware",
-        action="store_true",
-        help="go on with trials that were begun on other hardware",
-    )
+    log = "send the epochs to a tracker while they are recorded (logs/TRACKER inside the results folder)"
+    option(group, f"--log {'|'.join(TRACKERS)}", log, choices=TRACKERS)
+    option(group, "--max-minutes N", "stop at a checkpoint after so long", number(float, 0))
+    option(group, "--fresh", "set old records aside and begin anew")
+    option(group, "--accept-other-hardware", "go on with trials that were begun on other hardware")
     add_code(command)
 
 
@@ -244,9 +186,9 @@ def _verify(commands: Commands) -> None:
     command = commands.add(
         "verify", "run a recorded trial again and compare the records", "481117b5af5ba5d0 --results results"
     )
-    command.add_argument("trial", metavar="TRIAL", help="its id, the beginning of the id, or its folder")
+    command.add_argument("trial", metavar="TRIAL", help=_TRIAL)
     group = add_places(command)
-    group.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N (what the record says)")
+    option(group, "--device D", "cpu, cuda or cuda:N (what the record says)")
     add_code(command)
 
 
@@ -262,25 +204,13 @@ def _sharpness(commands: Commands) -> None:
     )
     add_places(command)
     group = command.add_argument_group("what is measured")
-    group.add_argument(
-        "--size",
-        nargs="+",
-        type=number(float, 0, strict=True),
-        default=[0.05, 0.1, 0.2],
-        metavar="S",
-        help="norm of the noise over that of a filter's weights (0.05 0.1 0.2)",
-    )
-    group.add_argument("--draws", type=number(int, 2), default=10, metavar="N", help="draws of noise (10)")
-    group.add_argument(
-        "--images", type=number(int, 1), default=1024, metavar="N", help="training images, about (1024)"
-    )
-    group.add_argument(
-        "--points", type=number(int, 3), default=11, metavar="N", help="points between two trials (11)"
-    )
-    group.add_argument(
-        "--stored", action="store_true", help="noise on the stored weights, before they are quantized"
-    )
-    group.add_argument("--json", metavar="FILE", type=path_argument, help="write the numbers to a file, too")
+    size = "norm of the noise over that of a filter's weights (0.05 0.1 0.2)"
+    option(group, "--size S", size, number(float, 0, strict=True), nargs="+", default=[0.05, 0.1, 0.2])
+    option(group, "--draws N", "draws of noise (10)", number(int, 2), default=10)
+    option(group, "--images N", "training images, about (1024)", number(int, 1), default=1024)
+    option(group, "--points N", "points between two trials (11)", number(int, 3), default=11)
+    option(group, "--stored", "noise on the stored weights, before they are quantized")
+    option(group, "--json FILE", "write the numbers to a file, too", path_argument)
     add_code(command)
 
 
@@ -291,35 +221,18 @@ def _export(commands: Commands) -> None:
         "481117b5af5ba5d0 --format packed",
         "481117b5af5ba5d0 --format onnx --out digits.onnx",
     )
-    command.add_argument("trial", metavar="TRIAL", help="its id, the beginning of the id, or its folder")
-    command.add_argument(
-        "--format",
-        choices=EXPORTS,
-        default="safetensors",
-        metavar="F",
-        help=f"{', '.join(EXPORTS)} (safetensors)",
-    )
+    command.add_argument("trial", metavar="TRIAL", help=_TRIAL)
+    formats = f"{', '.join(EXPORTS)} (safetensors)"
+    option(command, "--format F", formats, choices=EXPORTS, default="safetensors")
     group = add_places(command)
-    group.add_argument(
-        "--out", metavar="PATH", type=path_argument, help="the file (network.* in the trial's folder)"
-    )
-    group.add_argument("--force", action="store_true", help="replace the file where it exists")
+    option(group, "--out PATH", "the file (network.* in the trial's folder)", path_argument)
+    option(group, "--force", "replace the file where it exists")
     group = command.add_argument_group("what passes")
-    group.add_argument(
-        "--accept-ties",
-        action="store_true",
-        help="onnx and qonnx: a prediction may differ where rounding moves an activation across a threshold",
-    )
+    ties = "onnx and qonnx: a prediction may differ where rounding moves an activation across a threshold"
+    option(group, "--accept-ties", ties)
     group = command.add_argument_group("what else is written")
-    group.add_argument(
-        "--latent", action="store_true", help="the full-precision weights that training updates"
-    )
-    group.add_argument(
-        "--images",
-        metavar="FILE.npz",
-        type=path_argument,
-        help="the test images as the network reads them, and logits",
-    )
+    option(group, "--latent", "the full-precision weights that training updates")
+    option(group, "--images FILE.npz", "the test images as the network reads them, and logits", path_argument)
     add_code(command)
 
 
@@ -333,35 +246,18 @@ def _data(commands: Commands) -> None:
         "import downloads/flowers --as flowers",
         "prepare imagefolder:flowers --form jpeg",
     )
-    command.add_argument(
-        "what",
-        nargs="?",
-        default="list",
-        metavar="ACTION",
-        help="list, fetch, import, prepare or verify (list)",
-    )
+    actions = "list, fetch, import, prepare or verify (list)"
+    command.add_argument("what", nargs="?", default="list", metavar="ACTION", help=actions)
     command.add_argument("name", nargs="?", metavar="NAME", help="the data set")
     add_data(command.add_argument_group("where"))
     group = command.add_argument_group("import")
-    group.add_argument(
-        "--as", metavar="NAME", dest="new_name", help="the name of the new data set (that of the source)"
-    )
-    group.add_argument("--label", metavar="COLUMN", help="the column of the labels of Parquet files")
+    option(group, "--as NAME", "the name of the new data set (that of the source)", dest="new_name")
+    option(group, "--label COLUMN", "the column of the labels of Parquet files")
     group = command.add_argument_group("prepare")
-    group.add_argument(
-        "--form", default="jpeg", metavar="jpeg|raw", help="the files as they are (jpeg), or pixels"
-    )
-    group.add_argument(
-        "--short-side", metavar="N", type=number(int, 1), help="the short side of raw images (352)"
-    )
-    group.add_argument(
-        "--max-corrupt",
-        metavar="N",
-        type=number(int, 0),
-        default=0,
-        help="leave out up to N corrupt images (0)",
-    )
-    group.add_argument("--yes", action="store_true", help="do not ask before writing")
+    option(group, "--form jpeg|raw", "the files as they are (jpeg), or pixels", default="jpeg")
+    option(group, "--short-side N", "the short side of raw images (352)", number(int, 1))
+    option(group, "--max-corrupt N", "leave out up to N corrupt images (0)", number(int, 0), default=0)
+    option(group, "--yes", "do not ask before writing")
 
 
 def _doctor(commands: Commands) -> None:
@@ -372,33 +268,22 @@ def _doctor(commands: Commands) -> None:
         "--facts",
         "--json doctor.json",
     )
-    command.add_argument(
-        "--facts", action="store_true", help="what is there, without the checks, which take minutes"
-    )
-    command.add_argument(
-        "--json", metavar="FILE", type=path_argument, help="write what was found to this file"
-    )
+    option(command, "--facts", "what is there, without the checks, which take minutes")
+    option(command, "--json FILE", "write what was found to this file", path_argument)
     group = add_places(command)
-    group.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N (a GPU where there is one)")
+    option(group, "--device D", "cpu, cuda or cuda:N (a GPU where there is one)")
 
 
 def _speed(commands: Commands) -> None:
     command = commands.add(
         "speed", "what a step costs here, as ratios to full precision", "--mode eager --json speed.json"
     )
-    command.add_argument(
-        "--json", metavar="FILE", type=path_argument, help="write the measurements to this file"
-    )
-    command.add_argument("--rounds", metavar="N", type=number(int, 2), help="rounds of interleaved steps (7)")
-    command.add_argument(
-        "--mode", choices=SPEED_MODES, metavar="|".join(SPEED_MODES), help="this mode alone (all)"
-    )
+    option(command, "--json FILE", "write the measurements to this file", path_argument)
+    option(command, "--rounds N", "rounds of interleaved steps (7)", number(int, 2))
+    option(command, f"--mode {'|'.join(SPEED_MODES)}", "this mode alone (all)", choices=SPEED_MODES)
     group = command.add_argument_group("photographs")
-    group.add_argument(
-        "--images",
-        metavar="NAME",
-        help="measure instead the ways to read the folder of photographs imagefolder:NAME",
-    )
+    images = "measure instead the ways to read the folder of photographs imagefolder:NAME"
+    option(group, "--images NAME", images)
     add_data(group)
 
 

@@ -34,7 +34,7 @@ from bench.records.store import Store
 from bench.records.trackers import following
 from bench.text import command, inert, plural
 from bench.tuning.phases import Wanted
-from bench.tuning.search import ROLE, Search, Unfolded, progress_text
+from bench.tuning.search import ROLE, Search, Unfolded, progress_text, unfold
 
 
 def run_command(args: argparse.Namespace) -> int:
@@ -99,13 +99,6 @@ def run(selection: Selection, options: RunOptions, report: str) -> int:
     _show_results(experiment, store, unfolded)
     say(inert(report))
     return status
-
-
-def _retire_all(experiment: Experiment, store: Store) -> None:
-    """Set the records of all trials aside, tuning trials included."""
-    search = Search(experiment, store) if experiment.tuning else None
-    old = search.unfold().experiment if search else experiment
-    _retire(store, [trial.id for trial in old.trials if trial.id is not None])
 
 
 def _write_index(
@@ -189,13 +182,13 @@ def _devices(experiment: Experiment, options: RunOptions) -> list[str]:
     return devices
 
 
-def _retire(store: Store, ids: Sequence[str]) -> None:
-    """Set the records of these trials aside, for ``--fresh``."""
+def _retire_all(experiment: Experiment, store: Store) -> None:
+    """Set the records of all trials aside, tuning trials included, for ``--fresh``."""
     aside = []
-    for id in ids:
-        if store.folder(id).exists():
-            with store.lock(id):
-                aside.append(store.retire(id))
+    for trial in unfold(experiment, store)[0].trials:
+        if trial.id is not None and store.folder(trial.id).exists():
+            with store.lock(trial.id):
+                aside.append(store.retire(trial.id))
     if aside:
         say(inert(f"--fresh: {plural(len(aside), 'record')} moved to <id>.old-<n>, for instance {aside[0]}"))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 
 from bench import registry
 from bench.cli import OK
+from bench.cli.parser import LISTS
 from bench.cli.screen import PIPED, Screen
 from bench.cli.selection import Selection
 from bench.cli.tuning import phase_costs, phases_text
@@ -33,16 +35,8 @@ from bench.records.store import Store
 from bench.text import clean, command, plural
 from bench.tuning.search import Search
 
-# what `bench list` offers -> the groups of the registry
-LISTS: dict[str, tuple[str, ...]] = {
-    "quantizers": ("quantizers",),
-    "strategies": ("strategies",),
-    "networks": ("networks",),
-    "datasets": ("datasets",),
-    "schedules": ("factors", "learning_rates"),
-    "recipes": (),
-    "experiments": (),
-}
+# The groups of the registry behind a name of `bench list`, where they are not the one group of this name.
+_GROUPS = {"schedules": ("factors", "learning_rates"), "recipes": (), "experiments": ()}
 
 
 def list_command(args: argparse.Namespace) -> int:
@@ -54,16 +48,9 @@ def list_command(args: argparse.Namespace) -> int:
 def show_command(args: argparse.Namespace) -> int:
     """Print what ``bench show`` shows; return the exit status."""
     data_dir = resolve_data_dir(args.data)
-    text = show_text(
-        Selection.of(args).load(data_dir),
-        store=Store(args.results),
-        diff=args.diff,
-        cost=args.cost,
-        layers=args.layers,
-        data_dir=data_dir,
-        screen=Screen.of(sys.stdout),
-    )
-    print(text)
+    experiment, store, screen = Selection.of(args).load(data_dir), Store(args.results), Screen.of(sys.stdout)
+    asked = {"diff": args.diff, "cost": args.cost, "layers": args.layers}
+    print(show_text(experiment, store=store, data_dir=data_dir, screen=screen, **asked))
     return OK
 
 
@@ -80,7 +67,7 @@ def list_text(what: str | None = None, screen: Screen = PIPED) -> str:
             parts.append("\n".join(["Recipes", _recipe_table(screen)]))
         if name == "experiments":
             parts.append("\n".join(["Experiments", _experiment_table(screen)]))
-        for group in LISTS[name]:
+        for group in _GROUPS.get(name, (name,)):
             title = group.replace("_", " ").capitalize()
             found = registry.entries(group).values()
             header = ["name", "paper", "arXiv", "help"]
@@ -90,7 +77,7 @@ def list_text(what: str | None = None, screen: Screen = PIPED) -> str:
                 for row, entry in zip(rows, found, strict=True):
                     row.insert(1, entry.package or "bench")
             parts.append("\n".join([title, screen.table(header, rows)]))
-            options = [row for e in registry.entries(group).values() for row in _option_rows(e)]
+            options = [row for entry in found for row in _option_rows(entry)]
             if what and options:
                 columns = ("option", "takes", "default", "help")
                 parts.append("\n".join([f"{title}: options", screen.table(columns, options)]))
@@ -110,12 +97,8 @@ def _recipe_table(screen: Screen) -> str:
     for name, path in recipe_names().items():
         fields = tomllib.loads(path.read_text(encoding="utf-8"))
         source = fields.get("source", "")
-        ids = [
-            word.strip(",.;)")
-            for word in source.replace("arXiv ", "arXiv:").split()
-            if word.startswith("arXiv:")
-        ]
-        rows.append((name, source, ", ".join(i.removeprefix("arXiv:") for i in ids), fields.get("title", "")))
+        ids = [id.rstrip(",.;)") for id in re.findall(r"\barXiv[ :](\S+)", source)]
+        rows.append((name, source, ", ".join(ids), fields.get("title", "")))
     return screen.table(("name", "source", "arXiv", "help"), rows)
 
 
@@ -144,14 +127,11 @@ def show_text(
     """
     if experiment.tuning is not None and store is not None and diff is None:
         return _search_text(Search(experiment, store), cost, layers, data_dir, screen)
+    parts = [_heading(experiment, data_dir)]
     if diff is not None:
-        parts = [_heading(experiment, data_dir), _diff_text(experiment, diff, screen)]
+        parts.append(_diff_text(experiment, diff, screen))
     else:
-        parts = [
-            _heading(experiment, data_dir),
-            _trials_text(experiment, screen),
-            _arms_text(experiment, screen),
-        ]
+        parts += [_trials_text(experiment, screen), _arms_text(experiment, screen)]
     if cost:
         parts.append(_estimate("cost_text", experiment, data_dir))
     if layers:
@@ -224,18 +204,10 @@ def _trials_text(experiment: Experiment, screen: Screen) -> str:
         shown = {name: _value(value) for name, value in line.grid.items()}
         axes.setdefault(id(line.trial), {}).update(shown if line.arm else {})
     facts = [(_columns(trial.config), axes.get(id(trial), {})) for trial in experiment.trials]
-    names = list(facts[0][0])
-    common = {
-        name: facts[0][0][name]
-        for name in names
-        if len({row[name] for row, _ in facts}) == 1 and name != "seed"
-    }
-    varying = [name for name in names if name not in common]
-    further = [
-        n
-        for n in dict.fromkeys(n for _, row in facts for n in row)
-        if n not in names and "strategy." not in n
-    ]
+    first = facts[0][0]
+    common = [name for name in first if name != "seed" and len({row[name] for row, _ in facts}) == 1]
+    varying = [name for name in first if name not in common]
+    further = dict.fromkeys(n for _, grid in facts for n in grid if n not in first and "strategy." not in n)
     rows = []
     for trial, (row, grid) in zip(experiment.trials, facts, strict=True):
         arms = " = ".join(dict.fromkeys(wanted.get(id(trial), [])))
@@ -246,12 +218,8 @@ def _trials_text(experiment: Experiment, screen: Screen) -> str:
     header = ["id", "arm", *varying, *further, "needs"]
     if not any(trial.needs for trial in experiment.trials):
         header, rows = header[:-1], [row[:-1] for row in rows]
-    lines = (
-        [clean("In all of them: " + ", ".join(f"{name} {value}" for name, value in common.items()))]
-        if common
-        else []
-    )
-    return "\n".join([*lines, screen.table(header, rows)])
+    above = clean("In all of them: " + ", ".join(f"{name} {first[name]}" for name in common))
+    return "\n".join([*([above] if common else []), screen.table(header, rows)])
 
 
 def _arms_text(experiment: Experiment, screen: Screen) -> str:
@@ -298,10 +266,9 @@ def _diff_text(experiment: Experiment, name: str, screen: Screen) -> str:
             sides = found.setdefault(key, ({}, {}))
             for side, value in zip(sides, values, strict=True):
                 side["-" if value is None else _value(value)] = None
+    counted = plural(len(pairs), "pair")
     if not found:
-        return (
-            f"{clean(name)} and its baseline {clean(baseline)} are the same in {plural(len(pairs), 'pair')}."
-        )
+        return f"{clean(name)} and its baseline {clean(baseline)} are the same in {counted}."
     rows = []
     for key, (mine, theirs) in found.items():
         reason = "allowed by the arm" if listed(key, arms[name].allow_differences) else ""
@@ -309,8 +276,7 @@ def _diff_text(experiment: Experiment, name: str, screen: Screen) -> str:
             reason = "the quantizers have no bit widths in common"
         rows.append((key, ", ".join(mine), ", ".join(theirs), reason))
     header = ("field", clean(name), clean(baseline), "")
-    same = "Everything else is the same"
-    lines = [screen.table(header, rows), f"{same} in {plural(len(pairs), 'pair')}."]
+    lines = [screen.table(header, rows), f"Everything else is the same in {counted}."]
     if experiment.deviations:
         lines += ["", "What still deviates from the source that the experiment reproduces:"]
         lines += [f"- {clean(text, 400)}" for text in experiment.deviations]
@@ -321,9 +287,6 @@ def _as_the_arm(key: str, value: Any, own: Mapping[str, Any]) -> bool:
     """Return whether ``key`` is a field of a teacher that is as the arm itself has it: not worth a line."""
     role, _, rest = key.removeprefix("strategy.").partition(".")
     return key == f"strategy.{role}.{rest}" and rest in own and own[rest] == value
-
-
-# --- tables ---
 
 
 def _value(value: Any) -> str:

@@ -43,17 +43,12 @@ def status_command(args: argparse.Namespace) -> int:
         allowed = [word for module in args.allow_code for word in ("--allow-code", module)]
         data = ["--data", args.data] if args.data else []
         run = command("run", *selection.words(), "--results", args.results, *data, *allowed)
-        print(
-            status_text(
-                experiment.title or experiment.name,
-                lines,
-                states,
-                epochs,
-                run,
-                Screen.of(sys.stdout),
-                command("data", "list", *data),
-            )
+        title, screen, data_list = (
+            experiment.title or experiment.name,
+            Screen.of(sys.stdout),
+            ["data", "list"],
         )
+        print(status_text(title, lines, states, epochs, run, screen, command(*data_list, *data)))
         if standing is not None:
             print(f"\n{choices_text(standing)}")
         return OK
@@ -104,7 +99,7 @@ def status_text(
     columns = [*STATUSES, *([DROPPED] if counts[DROPPED] else [])]
     for arm, of_arm in arms.items():
         c = Counter(states[line["id"]].status if line["id"] else "no data" for line in of_arm)
-        rows.append([inert(arm), str(len(of_arm)), *(str(c[s] or ".") for s in columns)])
+        rows.append([arm, str(len(of_arm)), *(str(c[s] or ".") for s in columns)])
     out += ["", screen.table(["arm", "trials", *columns], rows, right=range(1, 10)), ""]
     names = {line["id"]: label(line) for line in reversed(lines)}
     for status in ("failed", "diverged", "damaged", "running", "unfinished"):
@@ -121,9 +116,9 @@ def status_text(
     if counts[DROPPED]:
         stopped = f"{plural(counts[DROPPED], 'trial')} stopped at a rung for good"
         out.append(f"{stopped}: other configurations were better there (tuning.jsonl)")
-    going_on = (states[id] for id in ids if states[id].status != DROPPED)
-    out.append(_intent(going_on, inert(run)))
-    return "\n".join(out)
+    phrases = intent(states[id] for id in ids if states[id].status != DROPPED)
+    what = f"will {', '.join(phrases)}." if phrases else "has nothing to do."
+    return "\n".join([*out, f"`{inert(run)}` {what}"])
 
 
 def _counted(counts: Mapping[str, int]) -> str:
@@ -146,11 +141,6 @@ def intent(states: Iterable[State]) -> list[str]:
     return [text.format(actions[action]) for action, text in words.items() if actions[action]]
 
 
-def _intent(states: Iterable[State], run: str) -> str:
-    phrases = intent(states)
-    return f"`{run}` will {', '.join(phrases)}." if phrases else f"`{run}` has nothing to do."
-
-
 def results_table(
     lines: Sequence[Mapping[str, Any]], states: Mapping[str, State], screen: Screen = PIPED
 ) -> str:
@@ -169,7 +159,6 @@ def results_table(
             result = f"{state.status}: {state.reason}" if state.reason else state.status
         grid = line.get("grid", {})
         rows.append([arm_name(line), *(str(grid.get(axis, "")) for axis in axes), result, line["id"]])
-    rows = [[inert(cell) for cell in row] for row in rows]
     return screen.table(["arm", *axes, "test accuracy", "trial"], rows)
 
 

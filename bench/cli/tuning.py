@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from bench.experiments.trials import Experiment, Trial
 from bench.text import inert, percent, plural, table
@@ -18,41 +20,35 @@ def choices_text(standing: Standing) -> str:
         through = sum(bool(tried.accuracies) for tried in search.tried)
         found, score = "not yet chosen", ""
         if chosen is not None and chosen.score is not None:
-            found = (
-                " ".join(f"{name}={value}" for name, value in chosen.configuration.items()) or "nothing tuned"
-            )
+            found = _values(chosen.configuration) or "nothing tuned"
             score = percent(chosen.score)
         elif standing.finished:
             found = "none: every configuration diverged"
-        grid = " ".join(f"{name}={value}" for name, value in point.grid.items())
-        rows.append([point.arm, grid, f"{through} of {len(search.tried)}", found, score])
-    cells = [[inert(cell) for cell in row] for row in rows]
-    head = ["arm", "grid point", "tried", "chosen", "held out"]
-    lines = [progress_text(standing), *_widened(standing), table(head, cells, right=(4,))]
-    return "\n".join(lines)
-
-
-def _widened(standing: Standing) -> list[str]:
-    return [
+        rows.append([point.arm, _values(point.grid), f"{through} of {len(search.tried)}", found, score])
+    widened = [
         inert(f"{name} was widened {plural(times, 'time')} at its {side} end, for every arm that has it")
         for (name, side), times in standing.widened.items()
     ]
+    head = ["arm", "grid point", "tried", "chosen", "held out"]
+    return "\n".join([progress_text(standing), *widened, table(head, rows, right=(4,))])
+
+
+def _values(table: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in table.items())
 
 
 def phases_text(search: Search, standing: Standing) -> str:
     """Return both phases: how many configurations and trials each arm has, and how they are chosen."""
     tuning, rows = search.tuning, []
-    final = 0
+    trials = final = 0
     for point in search.points:
         steps = expected_rungs(tuning, point, search.efforts[point.key])
         rungs = ", ".join(f"{rung.count} to epoch {rung.epoch}" for rung in steps)
-        grid = " ".join(f"{name}={value}" for name, value in point.grid.items())
         fields = ", ".join(point.reached) or "nothing"
-        final += len(point.lines)
-        rows.append([point.arm, grid, fields, rungs, str(len(tuning.seeds)), str(len(point.lines))])
-    cells = [[inert(cell) for cell in row] for row in rows]
+        trials, final = trials + steps[0].count, final + len(point.lines)
+        seeds, finals = str(len(tuning.seeds)), str(len(point.lines))
+        rows.append([point.arm, _values(point.grid), fields, rungs, seeds, finals])
     head = ["arm", "grid point", "tuned", "configurations", "seeds", "final trials"]
-    trials = sum(expected_rungs(tuning, point, search.efforts[point.key])[0].count for point in search.points)
     seeds = ", ".join(map(str, tuning.seeds))
     widened = "a range grows at an edge where a best one lies, for every arm alike" if tuning.extend else ""
     lines = [
@@ -61,7 +57,7 @@ def phases_text(search: Search, standing: Standing) -> str:
         ", ".join(filter(None, (f"  sampler {tuning.sampler}, scheduler {tuning.scheduler}", widened))),
         f"Phase 2: {plural(final, 'final trial')} with the values chosen, on all training images",
         "",
-        table(head, cells, right=(4, 5)),
+        table(head, rows, right=(4, 5)),
         "",
         progress_text(standing) if not standing.choices else choices_text(standing),
     ]

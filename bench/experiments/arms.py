@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.errors import nearest, shown
 from bench.experiments.axes import Assignment, Axis, read_axes
-from bench.experiments.config import FIELDS, field_problems
+from bench.experiments.config import FIELDS, field_error
 from bench.experiments.toml_files import SETTABLE, Problems, check_fields
 from bench.text import clean
 
@@ -75,8 +75,7 @@ def tolerant(
     try:
         return model.model_validate(dict(table))
     except ValidationError as error:
-        for line in field_problems(error, model.model_fields):
-            problems.extend(prefix, line)
+        problems.extend(prefix, field_error(error, model.model_fields))
         bad = {found["loc"][0] for found in error.errors(include_url=False)}
         kept = {key: value for key, value in table.items() if key not in bad}
         return model.model_validate({**missing, **kept})

@@ -80,8 +80,5 @@ def _comparable(path: AxisPath, value: Any) -> Any:
             return check_field(path[0], value)
         except InputError:
             return value
-    return (
-        float(value)
-        if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
-        else value
-    )
+    exact = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
+    return float(value) if exact else value

@@ -8,14 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from bench.errors import InputError, nearest
+from pydantic import BaseModel, ConfigDict, Field
 
-EQUAL_EPOCHS, EQUAL_OPERATIONS = "equal epochs", "equal operations"
-AT = (EQUAL_EPOCHS, EQUAL_OPERATIONS)
+from bench.errors import InputError, nearest, shown
+from bench.experiments.toml_files import Problems, read_table
+
+At = Literal["equal epochs", "equal operations"]
+EQUAL_EPOCHS, EQUAL_OPERATIONS = get_args(At)
 DEFAULT_MARGIN = 1.0  # points
-_KEYS = ("arm", "over", "at", "margin", "where")
+
+
+class ClaimTable(BaseModel):
+    """The keys of a table ``[[claims]]``."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    arm: str = Field(description="the arm that is expected to differ")
+    over: str = Field(description="the arm that it is compared with")
+    at: At = Field(description="what the two arms have in common")
+    margin: float = Field(
+        DEFAULT_MARGIN, ge=0, lt=100, description="points within which two mean accuracies are equivalent"
+    )
+    where: dict[str, Any] = Field({}, description="axes of the grid and the values that the claim covers")
 
 
 @dataclass(frozen=True)
@@ -33,7 +49,7 @@ class Claim:
 
     arm: str
     over: str
-    at: Literal["equal epochs", "equal operations"]
+    at: At
     margin: float = DEFAULT_MARGIN
     where: tuple[tuple[str, Any], ...] = ()
 
@@ -41,51 +57,23 @@ class Claim:
 def read_claims(content: Mapping[str, Any], arms: Sequence[str], file: str) -> tuple[Claim, ...]:
     """Return the claims of an experiment file.
 
-    Args:
-        content: The parsed TOML of the file.
-        arms: The names of the arms of the file.
-        file: The name of the file, for messages.
-
-    Raises:
-        InputError: names every wrong or missing key of every claim at once.
+    ``content`` is the parsed file, ``arms`` are the names of its arms, ``file`` is its name in messages.
+    Raises ``InputError``, which names every wrong or missing key of every claim at once.
     """
     entries = content.get("claims", [])
     if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
         raise InputError(f"{file}: claims: expected [[claims]] tables")
-    problems = [
-        f"{file}: claims, entry {number}: {problem}"
-        for number, entry in enumerate(entries, 1)
-        for problem in _problems(entry, arms)
-    ]
-    if problems:
-        raise InputError("\n".join(problems))
-    return tuple(
-        Claim(
-            entry["arm"],
-            entry["over"],
-            entry["at"],
-            float(entry.get("margin", DEFAULT_MARGIN)),
-            tuple(sorted(entry.get("where", {}).items())),
-        )
-        for entry in entries
-    )
-
-
-def _problems(entry: Mapping[str, Any], arms: Sequence[str]) -> list[str]:
-    problems = [f"unknown key '{key}'.{nearest(key, _KEYS)}" for key in entry if key not in _KEYS]
-    problems += [f"{key} is missing" for key in ("arm", "over", "at") if key not in entry]
-    for key in ("arm", "over"):
-        name = entry.get(key)
-        if key in entry and name not in arms:
-            hint = nearest(name, arms) if isinstance(name, str) else ""
-            problems.append(f"{key}: there is no arm {name!r}.{hint}")
-    if "arm" in entry and entry.get("arm") == entry.get("over"):
-        problems.append("an arm cannot be compared with itself")
-    if "at" in entry and entry["at"] not in AT:
-        problems.append(f"at: expected one of {', '.join(map(repr, AT))}, not {entry['at']!r}")
-    margin = entry.get("margin", DEFAULT_MARGIN)
-    if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 <= margin < 100:
-        problems.append(f"margin: expected points of accuracy from 0 to 100, not {margin!r}")
-    if not isinstance(entry.get("where", {}), Mapping):
-        problems.append(f"where: expected a table of grid axes and values, not {entry['where']!r}")
-    return problems
+    problems, claims = Problems(file), []
+    for number, entry in enumerate(entries, 1):
+        place = f"claims, entry {number}: "
+        for key in ("arm", "over"):
+            name = entry.get(key)
+            if isinstance(name, str) and name not in arms:
+                problems.extend(place, f"{key}: there is no arm {shown(name)}.{nearest(name, arms)}")
+        if "arm" in entry and entry["arm"] == entry.get("over"):
+            problems.extend(place, "an arm cannot be compared with itself")
+        if (read := read_table(ClaimTable, entry, place, problems)) is not None:
+            where = tuple(sorted(read.where.items()))
+            claims.append(Claim(read.arm, read.over, read.at, read.margin, where))
+    problems.stop()
+    return tuple(claims)

@@ -257,7 +257,7 @@ def check_field(field: str, value: Any) -> Any:
     try:
         return _adapter(field).validate_python(value)
     except ValidationError as error:
-        raise InputError("\n".join(field_problems(error, prefix=field))) from None
+        raise field_error(error, prefix=field) from None
 
 
 def make_config(fields: Mapping[str, Any]) -> TrialConfig:
@@ -265,10 +265,10 @@ def make_config(fields: Mapping[str, Any]) -> TrialConfig:
     try:
         return TrialConfig.model_validate(dict(fields))
     except ValidationError as error:
-        raise InputError("\n".join(field_problems(error))) from None
+        raise field_error(error) from None
 
 
-def field_problems(error: ValidationError, known: Iterable[str] = FIELDS, prefix: str = "") -> list[str]:
+def field_error(error: ValidationError, known: Iterable[str] = FIELDS, prefix: str = "") -> InputError:
     """Return pydantic's findings in the suite's words, a line each; ``known`` are the keys to suggest."""
     bounds = {
         "greater_than_equal": ("ge", "at least"),
@@ -302,11 +302,8 @@ def field_problems(error: ValidationError, known: Iterable[str] = FIELDS, prefix
         elif kind in expected:
             lines.append(f"{key}: expected {expected[kind]}, not {shown(value)}")
         elif kind == "literal_error":
-            hint = (
-                nearest(value, re.findall(r"'([^']*)'", context["expected"]))
-                if isinstance(value, str)
-                else ""
-            )
+            names = re.findall(r"'([^']*)'", context["expected"])
+            hint = nearest(value, names) if isinstance(value, str) else ""
             lines.append(f"{key}: {shown(value)} is not one of {context['expected']}.{hint}")
         elif kind in ("string_too_short", "too_short"):
             lines.append(f"{key}: is empty")
@@ -314,4 +311,4 @@ def field_problems(error: ValidationError, known: Iterable[str] = FIELDS, prefix
             lines.append(f"{key}: is too long ({context['max_length']} at most)")
         else:
             lines.append(f"{key}: {found['msg'].replace('Input should be', 'expected')}, not {shown(value)}")
-    return lines
+    return InputError("\n".join(lines))

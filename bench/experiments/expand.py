@@ -189,13 +189,10 @@ def _check_touched(
             name = ".".join(item.path)
             key = f"{item.where} {name}" if item.where == "--set" else f"{item.where}.{name}"
             problems.add(key, f"touches nothing: no arm has such an option.{_hint(name, names)}")
-
     for dimension in file.tuning.space if file.tuning else ():
         if not any(reaches(stacked, dimension.path) for stacked in fields.values()):
-            hint = _hint(dimension.name, names)
-            problems.add(
-                f"tuning.space.{dimension.name}", f"touches nothing: no arm has such an option.{hint}"
-            )
+            why = f"touches nothing: no arm has such an option.{_hint(dimension.name, names)}"
+            problems.add(f"tuning.space.{dimension.name}", why)
 
 
 def _hint(name: str, names: Iterable[str]) -> str:

@@ -178,8 +178,7 @@ def _read_claims(tables: list[dict[str, Any]], arms: Sequence[str], problems: Pr
     try:
         return read_claims({"claims": tables}, arms, problems.file)
     except InputError as error:
-        for line in str(error).splitlines():
-            problems.line(line)
+        problems.report(error)
         return ()
 
 
@@ -198,12 +197,8 @@ def _read_profile(name: str, table: Mapping[str, Any], arms: Sequence[str], prob
     fields = {key: value for key, value in table.items() if key not in ProfileTable.model_fields}
     for key in ("bits", "seed", "quantizer"):
         if key in fields:
-            advice = (
-                "belongs to the arms"
-                if key == "quantizer"
-                else f"goes into the profile's grid: {key} = [...]"
-            )
-            problems.add(f"{where}{key}", advice)
+            grid = f"goes into the profile's grid: {key} = [...]"
+            problems.add(f"{where}{key}", "belongs to the arms" if key == "quantizer" else grid)
             del fields[key]
     fields = remove_unknown(fields, [*ProfileTable.model_fields, *SETTABLE], where, problems)
     check_fields(fields, SETTABLE, where, problems)
@@ -227,7 +222,7 @@ def _read_overrides(overrides: Sequence[str], problems: Problems) -> tuple[list[
         try:
             path, value = parse_override(text)
         except InputError as error:
-            problems.line(str(error))
+            problems.report(error)
             continue
         if path[0] == "grid" and len(path) > 1:
             axes = read_axes({".".join(path[1:]): value}, "--set grid.", problems)

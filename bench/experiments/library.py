@@ -34,8 +34,7 @@ class Library:
                 self._recipes[name] = load_recipe(name, self.folder, f"{self._problems.file}: {where}")
             except InputError as error:
                 self._recipes[name] = None
-                for line in str(error).splitlines():
-                    self._problems.line(line)
+                self._problems.report(error)
         return self._recipes[name]
 
     def checksum(self, config: TrialConfig) -> str | None:

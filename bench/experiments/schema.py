@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from bench import registry
 from bench.experiments.arms import ArmTable
-from bench.experiments.claims import AT
+from bench.experiments.claims import ClaimTable
 from bench.experiments.config import TrialConfig
 from bench.experiments.file import FileTable, ProfileTable
 from bench.experiments.options import CHOICES
@@ -67,16 +67,7 @@ def _definitions() -> dict[str, Schema]:
             "propertyNames": {"pattern": rf"^({'|'.join(fields)})(\..+)?$"},
             "additionalProperties": {"type": ["array", "object"]},
         },
-        "claim": _table(
-            {
-                "arm": {"type": "string"},
-                "over": {"type": "string"},
-                "at": {"enum": list(AT)},
-                "margin": {"type": "number", "minimum": 0},
-                "where": {"type": "object"},
-            },
-            required=["arm", "over"],
-        ),
+        "claim": _table(_properties(ClaimTable), required=["arm", "over", "at"]),
         "tuning": _table(_properties(TuningTable) | {"space": {"type": "object"}}),
         **{group: _choice(group) for group in registry.GROUPS},
     }

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from bench.errors import InputError, nearest, shown
-from bench.experiments.config import FIELDS, RECIPE_FIELDS, check_field
+from bench.experiments.config import FIELDS, RECIPE_FIELDS, check_field, field_error
 from bench.experiments.options import CHOICES, as_table
 from bench.experiments.overrides import AxisPath
 from bench.text import clean
@@ -41,6 +43,11 @@ class Problems:
         """Add ``file: key: message``; ``key`` may be empty."""
         self.line(f"{file or self.file}: {key}: {message}" if key else f"{file or self.file}: {message}")
 
+    def report(self, error: InputError) -> None:
+        """Add each line of ``error``, which names the file itself."""
+        for line in str(error).splitlines():
+            self.line(line)
+
     def extend(self, prefix: str, error: InputError | str) -> None:
         """Add each line of ``error``, which begins with its key, beneath ``prefix``."""
         for line in str(error).splitlines():
@@ -54,6 +61,15 @@ class Problems:
         if len(lines) > MAX_PROBLEMS:
             lines = [*lines[:MAX_PROBLEMS], f"{self.file}: and {len(lines) - MAX_PROBLEMS} more problems"]
         raise InputError("\n".join(lines))
+
+
+def read_table(model: type[BaseModel], table: Mapping[str, Any], prefix: str, problems: Problems) -> Any:
+    """Return ``table`` as ``model``; None after reporting what is wrong, its keys beneath ``prefix``."""
+    try:
+        return model.model_validate(dict(table))
+    except ValidationError as error:
+        problems.extend(prefix, field_error(error, model.model_fields))
+        return None
 
 
 def read_text(path: Path) -> str:

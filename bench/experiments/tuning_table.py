@@ -14,13 +14,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from bench.errors import InputError, nearest, shown
-from bench.experiments.config import check_field, field_problems
+from bench.experiments.config import check_field
 from bench.experiments.options import CHOICES
 from bench.experiments.overrides import AxisPath
-from bench.experiments.toml_files import SETTABLE, Problems
+from bench.experiments.toml_files import SETTABLE, Problems, read_table
 
 # fields that say what is compared, or on which images: not hyper-parameters
 FORBIDDEN = (
@@ -146,19 +146,15 @@ class TuningTable(BaseModel):
 def read_tuning(table: Mapping[str, Any], problems: Problems) -> Tuning | None:
     """Return the checked table ``[tuning]``; None where anything is wrong, which goes to ``problems``."""
     before = len(problems.lines)
-    flat = dict(table)
-    try:
-        read = TuningTable.model_validate(flat)
-    except ValidationError as error:
-        for line in field_problems(error, TuningTable.model_fields):
-            problems.extend("tuning.", line)
+    read = read_table(TuningTable, table, "tuning.", problems)
+    if read is None:
         return None
     effort, equal = read.effort, False
     if isinstance(effort, dict):
-        operations = _checked(_Operations, effort, "tuning.effort.", problems)
+        operations = read_table(_Operations, effort, "tuning.effort.", problems)
         effort, equal = (operations.configurations, True) if operations else (1, False)
     assert isinstance(effort, int)
-    halving = _checked(_Halving, read.scheduler, "tuning.scheduler.", problems)
+    halving = read_table(_Halving, read.scheduler, "tuning.scheduler.", problems)
     if halving is not None and halving.kind == "asha" and len(read.seeds) > 1:
         problems.add("tuning.seeds", "'asha' stops single trials: it goes with one tuning seed")
     if len(set(read.seeds)) < len(read.seeds):
@@ -187,15 +183,6 @@ def read_tuning(table: Mapping[str, Any], problems: Problems) -> Tuning | None:
         halving.reduction,
         read.extend,
     )
-
-
-def _checked(model: Any, table: Mapping[str, Any], prefix: str, problems: Problems) -> Any:
-    try:
-        return model.model_validate(dict(table))
-    except ValidationError as error:
-        for line in field_problems(error, model.model_fields):
-            problems.extend(prefix, line)
-        return None
 
 
 def _flattened(space: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
@@ -252,7 +239,7 @@ def _list(path: AxisPath, values: list[Any], key: str, problems: Problems) -> Di
 
 
 def _range(path: AxisPath, spec: dict[str, Any], key: str, problems: Problems) -> Dimension | None:
-    read = _checked(_Range, spec, f"{key}.", problems)
+    read = read_table(_Range, spec, f"{key}.", problems)
     if read is None:
         return None
     given = {kind: ends for kind, ends in read.model_dump().items() if ends is not None}

@@ -8,13 +8,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from bench import registry
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
 from bench.experiments.roles import roles, step_cost
 from bench.experiments.start import needed_trial
+from bench.experiments.trials import Trial
 from bench.records.store import State, Store
 
 MACS = 100e6  # multiply-accumulates of an image, assumed of a network that does not say
@@ -30,19 +30,6 @@ ACTIONS = {
 }
 
 
-class TrialLike(Protocol):
-    """The part of ``bench.experiments.expand.Trial`` that planning reads."""
-
-    @property
-    def id(self) -> str | None: ...
-
-    @property
-    def config(self) -> TrialConfig: ...
-
-    @property
-    def needs(self) -> Mapping[str, str | None]: ...
-
-
 @dataclass(frozen=True)
 class Planned:
     """A wanted trial, where it stands, and what a run does with it."""
@@ -54,7 +41,7 @@ class Planned:
     action: str  # train, continue, retry, redo; keep, leave, busy, refused
 
 
-def plan(trials: Iterable[TrialLike], store: Store) -> list[Planned]:
+def plan(trials: Iterable[Trial], store: Store) -> list[Planned]:
     """Return what a run would do with each trial, in the order given.
 
     Raises ``InputError`` for a trial without an id: its data is absent.

@@ -17,9 +17,10 @@ from bench.errors import InputError
 from bench.experiments import catalog, permission
 from bench.experiments.config import TrialConfig
 from bench.experiments.identity import digest, identity, identity_document
+from bench.experiments.trials import Trial
 from bench.launch.data_parallel import TRAIN_TOGETHER, groups
 from bench.launch.execute import TRAIN, Task
-from bench.launch.plan import TrialLike, plan, priorities
+from bench.launch.plan import plan, priorities
 from bench.launch.pool import Pool
 from bench.launch.progress import Progress, say
 from bench.launch.session import Session, Stop
@@ -88,14 +89,7 @@ def seed_deviation(store: Store, config: TrialConfig) -> tuple[float | None, int
     return (statistics.stdev(found) if len(found) > 1 else None), len(found)
 
 
-@dataclass(frozen=True)
-class _Trial:
-    id: str
-    config: TrialConfig
-    needs: dict[str, str]
-
-
-def _recorded(store: Store, id: str) -> tuple[_Trial, dict[str, Any]]:
+def _recorded(store: Store, id: str) -> tuple[Trial, dict[str, Any]]:
     record = store.read_trial(id)
     if record is None:
         raise InputError(f"{store.folder(id)}: no trial.json: there is nothing to run again")
@@ -107,7 +101,7 @@ def _recorded(store: Store, id: str) -> tuple[_Trial, dict[str, Any]]:
         raise InputError(
             f"{store.folder(id) / 'trial.json'}: not a configuration of this version ({reason[0]})"
         ) from None
-    return _Trial(id, config, dict(_table(record, "needs"))), record
+    return Trial(id, config, dict(_table(record, "needs"))), record
 
 
 def verify(
@@ -161,7 +155,7 @@ def verify(
             return 1
         for change in changes(record, again.read_trial(id) or {}):
             _tell(f"since then: {change}")
-        return _judge(store, again, trial, differences(store, again, id))
+        return _judge(store, again, id, trial.config, differences(store, again, id))
 
 
 def _table(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -180,19 +174,14 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     before, after = _table(then, "provenance"), _table(now, "provenance")
     if not before:
         return []
-    found = []
-    for key in ("commit", "bench", "python", "platform"):
-        if before.get(key) != after.get(key):
-            found.append(f"{key} {before.get(key)} is now {after.get(key)}")
-    for when, source in (("then", before), ("now", after)):
-        if source.get("dirty"):
-            found.append(f"the code had uncommitted changes {when}")
+    known = ("commit", "bench", "python", "platform")
+    pairs = [(key, before.get(key), after.get(key)) for key in known]
     versions = [_table(source, "versions") for source in (before, after)]
-    for package in sorted({*versions[0], *versions[1]}):
-        a, b = (of.get(package, "absent") for of in versions)
-        if a != b:
-            found.append(f"{package} {a} is now {b}")
-    return found
+    packages = sorted({*versions[0], *versions[1]})
+    pairs += [(name, *(of.get(name, "absent") for of in versions)) for name in packages]
+    dirty = [when for when, source in (("then", before), ("now", after)) if source.get("dirty")]
+    found = [f"{name} {was} is now {is_now}" for name, was, is_now in pairs if was != is_now]
+    return found + [f"the code had uncommitted changes {when}" for when in dirty]
 
 
 def _why(config: TrialConfig, id: str, record: Mapping[str, Any], checksum: str) -> str:
@@ -214,56 +203,46 @@ def _why(config: TrialConfig, id: str, record: Mapping[str, Any], checksum: str)
             if number == 1:
                 del entry["revision"]
         if digest(earlier, checksum) == id:
-            both = zip(revised, numbers, strict=True)
-            raised = [
-                f"{name} from {number} to {e['revision']}"
-                for (name, e), number in both
-                if number != e["revision"]
-            ]
-            return f"the revision was raised since: {', '.join(raised)}; its numbers have changed"
+            then_and_now = [(name, n, e["revision"]) for (name, e), n in zip(revised, numbers, strict=True)]
+            raised = ", ".join(f"{name} from {n} to {now}" for name, n, now in then_and_now if n != now)
+            return f"the revision was raised since: {raised}; its numbers have changed"
     return "the data set, or a quantizer, network, strategy or data set's revision has changed since"
 
 
 def _revised(document: dict[str, Any], where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (description, table) of every choice with a revision in the document of an identity."""
-    tables = [(key, value) for key, value in document.items() if isinstance(value, dict)]
-    for key, value in tables:
-        if isinstance(value.get("revision"), int):
-            yield f"{where}{key} '{value.get('kind', '?')}'", value
-        yield from _revised(value, f"{where}{key}.")
+    for key, value in document.items():
+        if isinstance(value, dict):
+            if isinstance(value.get("revision"), int):
+                yield f"{where}{key} '{value.get('kind', '?')}'", value
+            yield from _revised(value, f"{where}{key}.")
 
 
 def _run_again(
-    store: Store, again: Store, trial: _Trial, data_dir: Path, devices: list[str], function: str
+    store: Store, again: Store, trial: Trial, data_dir: Path, devices: list[str], function: str
 ) -> Stop:
     """Train a trial in the store ``again``.
 
     A teacher or start is taken from ``store`` where its weights are there; otherwise it is trained, too.
     """
-    trials: list[TrialLike] = []
-    for needed in dict.fromkeys(trial.needs.values()):  # one trial may be both teacher and start
+    trials: list[Trial] = []
+    for needed in filter(None, dict.fromkeys(trial.needs.values())):  # a trial may be teacher and start
         if (store.folder(needed) / "weights.pt").exists() and store.status(needed) == "done":
             again.folder(needed).parent.mkdir(parents=True, exist_ok=True)
             again.folder(needed).symlink_to(store.folder(needed).resolve())
         trials.append(_recorded(store, needed)[0])
     planned = plan([*trials, trial], again)
-    stop = Stop()
-    progress = Progress(
-        {p.id: p.id for p in planned}, {p.id: p.config.epochs for p in planned}, {p.id: 1.0 for p in planned}
-    )
-    tasks = {
-        p.id: Task(p.id, p.config.dump(), p.needs, str(again.root), str(data_dir), function=function)
-        for p in planned
-        if p.action != "keep"
-    }
-    session = Session(
-        tasks, priorities(planned), {p.id: p.state.status for p in planned}, again, progress, stop
-    )
-    session.known = {id: status for id, status in session.known.items() if id not in tasks}
-    progress.total = len(tasks)
+    stop, order = Stop(), priorities(planned)
+    session = Session({}, {}, {}, again, Progress({}, {}, {}), stop)
+    for p in planned:
+        if p.action == "keep":
+            session.known[p.id] = p.state.status
+        else:
+            task = Task(p.id, p.config.dump(), p.needs, str(again.root), str(data_dir), function=function)
+            session.add(task, p.id, p.config.epochs, 1.0, order[p.id])
     with stop.watching():
         Pool(session, devices, 1).run()
-    progress.close()
+    session.progress.close()
     session.close()
     refused = [outcome.reason for outcome in session.outcomes.values() if outcome.status == "refused"]
     if refused:
@@ -271,27 +250,23 @@ def _run_again(
     return stop
 
 
-def _judge(store: Store, again: Store, trial: _Trial, found: list[Difference]) -> int:
+def _judge(store: Store, again: Store, id: str, config: TrialConfig, found: list[Difference]) -> int:
+    """Say how the records differ; return the exit status."""
     numbers = [d for d in found if not (d.where == "trial.json" and d.key == "execution")]
     if not found:
-        say(f"identical: trial {trial.id}, {len(again.epochs(trial.id))} epochs, all records but clocks")
+        say(f"identical: trial {id}, {len(again.epochs(id))} epochs, all records but clocks")
         return 0
-    execution = [d for d in found if d not in numbers]
-    for difference in execution:
-        was: dict[str, Any] = difference.then if isinstance(difference.then, dict) else {}
-        now_is: dict[str, Any] = difference.now if isinstance(difference.now, dict) else {}
-        for key in sorted({*was, *now_is}):
-            if was.get(key) != now_is.get(key):
-                _tell(f"other execution: {key} was {was.get(key)!r}, is {now_is.get(key)!r}")
+    then_and_now = (_table(of.read_trial(id) or {}, "execution") for of in (store, again))
+    for difference in _compare("other execution", *then_and_now):
+        _tell(str(difference))
     if not numbers:
-        say(f"identical numbers under another execution: trial {trial.id}")
+        say(f"identical numbers under another execution: trial {id}")
         return 0
-    _tell(f"different: trial {trial.id}, {len(numbers)} values; the first: {numbers[0]}")
-    then = (store.summary(trial.id) or {}).get("final_test_acc")
-    now = (again.summary(trial.id) or {}).get("final_test_acc")
+    _tell(f"different: trial {id}, {len(numbers)} values; the first: {numbers[0]}")
+    then, now = ((of.summary(id) or {}).get("final_test_acc") for of in (store, again))
     if then is not None and now is not None:
         text = f"final test accuracy {percent(then)} then, {percent(now)} now: {now - then:+.2f} points"
-        deviation, count = seed_deviation(store, trial.config)
+        deviation, count = seed_deviation(store, config)
         if deviation:
             text += f", {abs(now - then) / deviation:.2f} standard deviations between the {count} seeds "
             text += "in the results"
