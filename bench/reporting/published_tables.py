@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bench.errors import InputError, nearest, readable
-from bench.experiments.config import field_problems
+from bench.experiments.config import field_error
 from bench.experiments.toml_files import parse_toml, read_text
 from bench.text import clean
 
@@ -310,5 +310,6 @@ def _validated(model: type[BaseModel], table: Any, where: str) -> Any:
     try:
         return model.model_validate(table)
     except ValidationError as error:
-        lines = (clean(f"{where}: {line}", 600) for line in field_problems(error, model.model_fields))
+        found = str(field_error(error, model.model_fields)).splitlines()
+        lines = (clean(f"{where}: {line}", 600) for line in found)
         raise InputError("\n".join(lines)) from None
