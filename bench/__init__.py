@@ -20,7 +20,7 @@ from bench.errors import InputError
 
 if TYPE_CHECKING:
     from bench import plot
-    from bench.api import Results, load, load_experiment, network, report, results, run
+    from bench.api import Results, layer_runs, load, load_experiment, network, report, results, run
     from bench.quantizers import make_quantizer
 
 __version__ = "0.1.0"
@@ -29,6 +29,7 @@ __all__ = [
     "InputError",
     "Results",
     "__version__",
+    "layer_runs",
     "load",
     "load_experiment",
     "make_quantizer",
@@ -41,7 +42,8 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(
-        ("Results", "load", "load_experiment", "network", "report", "results", "run"), "bench.api"
+        ("Results", "layer_runs", "load", "load_experiment", "network", "report", "results", "run"),
+        "bench.api",
     ),
     "make_quantizer": "bench.quantizers",
 }

@@ -33,6 +33,7 @@ from bench.text import command
 if TYPE_CHECKING:
     from torch import nn
 
+    from bench.integer.convert import LayerRun
     from bench.networks import Network
 
 Place = str | PathLike[str]
@@ -267,7 +268,12 @@ def network(
 
 
 def load(
-    trial: Place, results: Place = "runs", data: Place | None = None, *, allow_code: Sequence[str] = ()
+    trial: Place,
+    results: Place = "runs",
+    data: Place | None = None,
+    *,
+    integers: bool = False,
+    allow_code: Sequence[str] = (),
 ) -> nn.Module:
     """Return the low-precision network of a finished trial: a plain module that maps images to logits.
 
@@ -279,21 +285,38 @@ def load(
             the format safetensors or packed.
         results: The folder of the records.
         data: The folder of the data sets, as for ``bench run``.
+        integers: Whether low-precision layers run on integers where they can, on the CPU. A C compiler is
+            needed. Logits then equal the trained network's but for rounding (``docs/export.md``);
+            ``layer_runs`` tells which layers run how.
         allow_code: Modules of your own that the network may be imported from.
 
     Raises:
-        InputError: There is no such trial or file, the trial is not finished, or the file is damaged.
+        InputError: There is no such trial or file, the trial is not finished, the file is damaged, or
+            with ``integers`` there is no C compiler.
     """
     with granted(from_command_line(allow_code)):
         if Path(trial).suffix == ".safetensors":
             from bench.export.files import read_file
 
-            return read_file(Path(trial))
-        from bench.records.store import Store
-        from bench.training.deploy import prepare
+            plain = read_file(Path(trial))
+        else:
+            from bench.records.store import Store
+            from bench.training.deploy import prepare
 
-        store = Store(Path(results))
-        return prepare(store, store.find(str(trial)), resolve_data_dir(data)).plain
+            store = Store(Path(results))
+            plain = prepare(store, store.find(str(trial)), resolve_data_dir(data)).plain
+    if not integers:
+        return plain
+    from bench.integer.convert import integer_network
+
+    return integer_network(plain)
+
+
+def layer_runs(network: nn.Module) -> list[LayerRun]:
+    """Return how each layer of a network of ``load`` runs: on integers or in float32, and why."""
+    from bench.integer.convert import layer_runs as found
+
+    return found(network)
 
 
 def _override_texts(overrides: Overrides) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from bench.quantizers.deployed import ActivationMap
 MOST_LEVELS = 4  # with more of them the thresholds take more room than batch norm's four numbers a channel
 _LARGEST = 0x7F7FFFFF  # the bits of the largest finite float32
 # Bounding maps, by the form that quantizes behind them, that change neither its result nor its levels.
-_CHANGE_NOTHING = {
+CHANGE_NOTHING = {
     "round": {ActivationMap("relu"), ActivationMap("clip", 0.0, 1.0)},
     "sign": {ActivationMap("clip", -1.0, 1.0)},
 }
@@ -45,7 +45,7 @@ def foldable(plain: fx.GraphModule) -> dict[str, list[str]]:
         if not all(isinstance(m, InferenceConv2d | InferenceLinear) and _counts(m) for m in layers):
             continue
         maps = {m.activation.map for m in layers}  # type: ignore[union-attr]
-        if len(maps) == 1 and _between(node, modules) <= _CHANGE_NOTHING[maps.pop().form]:
+        if len(maps) == 1 and _between(node, modules) <= CHANGE_NOTHING[maps.pop().form]:
             found[str(node.target)] = readers
     return found
 
@@ -91,7 +91,7 @@ def thresholds_of(norm: nn.Module, map: ActivationMap) -> Thresholds | None:
         found = activation(norm(y))
         return (found[None] >= values[1:].reshape(-1, *[1] * found.dim())).sum(0).flatten(1)
 
-    thresholds = torch.stack([_smallest(code, level, channels) for level in range(1, len(values))], 1)
+    thresholds = torch.stack([smallest_reaching(code, level, channels) for level in range(1, len(values))], 1)
     made = Thresholds(thresholds, directions, values)
     return made if _agrees(made, norm, activation) else None
 
@@ -99,7 +99,7 @@ def thresholds_of(norm: nn.Module, map: ActivationMap) -> Thresholds | None:
 def _counts(layer: InferenceConv2d | InferenceLinear) -> bool:
     """Return whether the layer reads nothing of its input but a few monotone levels."""
     activation = layer.activation
-    if not isinstance(activation, Activation) or activation.map.form not in _CHANGE_NOTHING:
+    if not isinstance(activation, Activation) or activation.map.form not in CHANGE_NOTHING:
         return False
     values = activation.map.values
     return (
@@ -145,7 +145,7 @@ def _number(keys: Tensor) -> Tensor:
     return torch.where(keys < 0, -magnitude, magnitude)
 
 
-def _smallest(code: Callable[[Tensor], Tensor], level: int, channels: int) -> Tensor:
+def smallest_reaching(code: Callable[[Tensor], Tensor], level: int, channels: int) -> Tensor:
     """Return, for each channel, the smallest float32 y whose code is at least ``level``; -inf or inf if
     none.
     """
