@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import InputError, nearest
-from bench.folders import cache_folder
+from bench.machine.folders import cache_folder
+from bench.machine.temporary import temporary_folder
 from bench.records.files import StoreError, write_atomic
-from bench.temporary import temporary_folder
 from bench.text import clean
 
 SOURCE = Path(__file__).with_name("popcount.c")
