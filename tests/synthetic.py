@@ -1,6 +1,4 @@
-"""Many records without training: a store of thousands of trials, and trials that notice being executed twice
-at once.
-"""
+"""Records without training: a store of thousands of trials, and trials that notice a second execution."""
 
 from __future__ import annotations
 
@@ -40,9 +38,7 @@ def experiment_file(path: Path, *, seeds: int, arms: int, widths: int = 1) -> Pa
 
 
 def many_trials(folder: Path, results: Path, *, trials: int, epochs: int) -> tuple[Path, list[str]]:
-    """Write a store of ``trials`` finished trials (a few failed, diverged, at chance); return its file and
-    their ids.
-    """
+    """Write a store of ``trials`` finished trials, a few of them odd; return its file and their ids."""
     file = experiment_file(folder / "many.toml", seeds=10, arms=20, widths=max(1, trials // 200))
     experiment = load_experiment(file)
     store = Store(results)
@@ -106,22 +102,8 @@ def _record(
     )
 
 
-def train_with_witness(
-    config,
-    trial_id,
-    needs,
-    store,
-    data_dir,
-    device,
-    *,
-    stop,
-    on_epoch=None,
-    accept_other_hardware=False,
-    pack=1,
-):
-    """Train nothing for a while; write down when it began and ended, and whether somebody else was at it
-    meanwhile.
-    """
+def train_with_witness(config, trial_id, needs, store, data_dir, device, *, stop, on_epoch=None, **options):
+    """Train nothing for a while; write down beginning and end, and whether somebody else was at it."""
 
     def event(kind: str) -> None:
         with open(data_dir / "events.txt", "a") as file:

@@ -1,6 +1,4 @@
-"""The registry: literals read without running anything, mistakes named with file and entry, parts of other
-packages.
-"""
+"""The registry: literals read, nothing run; mistakes named with file and entry; other packages' parts."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Waiting in tests: for a condition, never for a time. No verdict depends on how fast or how busy the machine
-is.
-"""
+"""Waiting for a condition, never for a time: no verdict depends on how busy the machine is."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The command line: what is wrong is said in one message with exit status 2; nothing heavy is imported too
-early.
-"""
+"""The command line: one message for what is wrong, exit status 2, and nothing heavy imported too early."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The checks that every registered part must pass. Each takes the part's name and its line of
-``tables.py``.
-"""
+"""The checks of every registered part. Each takes the part's name and its line of ``tables.py``."""
 
 from __future__ import annotations
 
@@ -122,9 +120,7 @@ def _nearly_equal(found: np.ndarray, want: np.ndarray, err_msg: str = "") -> Non
 
 
 def check_quantizer_activations(kind: str, oracle: QuantizerOracle) -> None:
-    """Values and gradients at every declared bit width; a tie, infinities, bfloat16; the input is left
-    alone.
-    """
+    """Values and gradients at declared bit widths, ties, infinities, bfloat16; the input stays."""
     facts = registry.get("quantizers", kind).facts
     x = np.concatenate([values(5_000, scale=0.8), [0, -0.0, 1, -1, 2, 1e30, -1e30, 1 + 2 * ULP, 1e-45]])
     x = x.astype(np.float32).astype(np.float64)
@@ -166,9 +162,7 @@ def check_quantizer_activations(kind: str, oracle: QuantizerOracle) -> None:
 
 
 def check_declared_bits(kind: str) -> None:
-    """A low-precision layer stores its declared bits a weight, and 32 for each scale that the quantizer
-    keeps.
-    """
+    """A low-precision layer stores its declared bits a weight, and 32 for each scale of the quantizer."""
     facts = registry.get("quantizers", kind).facts
     for w_bits in facts["w_bits"]:
         bits = f"{w_bits}/{facts['a_bits'][0]}"
@@ -185,9 +179,7 @@ def check_declared_bits(kind: str) -> None:
 
 
 def check_levels(kind: str, oracle: QuantizerOracle) -> None:
-    """Codes and values give ``weight`` exactly, at the declared bits unless zeros stay 0; also from
-    bfloat16.
-    """
+    """Codes and values give ``weight`` exactly, at the declared bits unless zeros stay 0, and in bfloat16."""
     facts = registry.get("quantizers", kind).facts
     for bits in facts["w_bits"]:
         for options in ({}, *oracle.options):
@@ -295,9 +287,7 @@ def strategy_config(
 
 
 def check_strategy(kind: str, case: StrategyCase, folder: Path) -> None:
-    """Roles as declared; cost paths; stopped and resumed at every third step the trial ends with the same
-    bits.
-    """
+    """Roles as declared, cost paths, and a trial stopped at every third step that ends with the same bits."""
     config, needs = strategy_config(kind, case, folder)
     assert tuple(needs) == needed_roles(config.strategy) == case.needed
     assert joint_roles(config.strategy) == case.joint and set(needs) | set(case.joint) <= set(
@@ -331,9 +321,7 @@ def check_strategy(kind: str, case: StrategyCase, folder: Path) -> None:
 
 
 def _check_declared_cost(config: TrialConfig) -> None:
-    """What a step costs, with further networks of the trial's own size, is that of its operations, within a
-    quarter.
-    """
+    """What a step costs, with further networks of equal size, is that of its operations within a quarter."""
     plain, run = (make_run(c, synthetic(96), "cpu") for c in (make_config(), config))
     declared = step_cost(config.strategy) + sum(role.cost for role in roles(config.strategy))
     assert run.step_flops(True) / plain.step_flops(True) == pytest.approx(declared, rel=0.25)
@@ -343,9 +331,7 @@ def _check_declared_cost(config: TrialConfig) -> None:
 
 
 def check_network(kind: str, case: NetworkCase, merge: str) -> None:
-    """At f = 0 the expanded network, the stripped one and one built plain have the same logits; costs are
-    counted.
-    """
+    """At f = 0 the expanded, the stripped and the plain network have the same logits; costs are counted."""
     network = {"kind": kind, **case.options}
     config, clock = make_config(network=network, width=case.width, bits="1/2"), Clock(0)
     if merge in case.refused:
@@ -388,9 +374,7 @@ def check_declared_size(kind: str) -> None:
 
 
 def check_dataset(kind: str, options: Mapping[str, Any], folder: Path) -> None:
-    """In an empty folder: facts, the name for ``bench data``, and either a checksum or a message that names
-    the remedy.
-    """
+    """In an empty folder: facts, the name, and a checksum or a message that names the remedy."""
     dataset = complete("datasets", {"kind": kind, **options})
     facts = catalog.facts(dataset, folder)
     entry = registry.get("datasets", kind)

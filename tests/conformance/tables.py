@@ -1,5 +1,4 @@
-"""What every registered part is held against: one line a part. A part without its line fails by the table's
-name.
+"""What every registered part is held against, one line a part. A missing line fails by the table's name.
 
 ``QUANTIZERS``      independent formulas of values and gradients, in NumPy float64
 ``FACTORS``, ``LEARNING_RATES``   options and the formula of the value, likewise
@@ -359,9 +358,7 @@ LEARNING_RATES: dict[str, list[Case]] = {
 
 @dataclass(frozen=True)
 class StrategyCase:
-    """Options of a tiny run, the roles that are trials of their own, and the roles trained within the
-    trial; further ``fields`` of the run.
-    """
+    """Options and ``fields`` of a tiny run, roles that are trials, and roles trained within the trial."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
     needed: tuple[str, ...] = ()
@@ -415,9 +412,7 @@ STRATEGIES: dict[str, list[StrategyCase]] = {
 
 @dataclass(frozen=True)
 class NetworkCase:
-    """Options and width of an instance that is checked in a second, and the merges that the network cannot
-    have.
-    """
+    """Options and width of an instance that is checked in a second; merges that the network cannot have."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
     width: float = 0.0625

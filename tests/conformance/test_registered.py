@@ -1,6 +1,4 @@
-"""Whatever is registered gets its checks; a part without its line in tests/conformance/tables.py fails by
-that name.
-"""
+"""Whatever is registered gets its checks; a part without its line in ``tables.py`` fails by its name."""
 
 from __future__ import annotations
 
@@ -23,9 +21,7 @@ TABLES: dict[str, dict[str, Any]] = {
 
 
 def own(group: str) -> list[str]:
-    """Return the suite's own parts of a group; those of installed packages are for their packages to
-    check.
-    """
+    """Return the suite's own parts of a group. Installed packages check theirs."""
     return [name for name, entry in registry.entries(group).items() if not entry.package]
 
 

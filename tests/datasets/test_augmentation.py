@@ -77,9 +77,7 @@ def to_uint8(x: np.ndarray) -> np.ndarray:
 
 
 def svhn_text(image: np.ndarray, h: np.ndarray) -> np.ndarray:
-    """Brightness +-30, then contrast x[0.5, 1.5] about each channel's mean of that image, each clipped and
-    truncated.
-    """
+    """Brightness +-30, then contrast x[0.5, 1.5] about each channel's mean, each clipped and truncated."""
     image = to_uint8(image.astype(np.float64) + (-30 + 60 * (h[0] / 2**32)))
     factor = 0.5 + (h[1] >> 17) / 2**15
     mean = image.astype(np.float64).mean(axis=(0, 1), keepdims=True)
@@ -156,9 +154,7 @@ def test_svhn_augmentation_at_other_sizes(size):
 
 
 def test_svhn_augmentation_at_the_edge_of_truncation():
-    """Enough small images that some values fall just below an integer, where a sloppy rounding would tip them
-    over.
-    """
+    """Some values of many small images fall just below an integer, where sloppy rounding would tip them."""
     count = 40_000
     x = np.random.default_rng(4).integers(0, 256, (count, 3, 3, 1), dtype=np.uint8)
     h = sample_bits(key_of(4, "test"), torch.arange(count), (2,))
@@ -179,9 +175,7 @@ def test_brightness_truncates_and_clips():
 
 
 def test_contrast_truncates_by_hand():
-    """Channel 0, 10 and 20, mean 15, r = 0.5: 12.5 and 17.5 become 12 and 17; r about 1.5: 7.5, 22.5 become
-    7, 22.
-    """
+    """Of 10 and 20, mean 15: r = 0.5 gives 12.5 and 17.5 (12, 17), r about 1.5 gives 7.5 and 22.5 (7, 22)."""
     image = torch.tensor([10, 20], dtype=torch.uint8).view(1, 1, 2, 1).repeat(2, 2, 1, 3)
     image[:, :, :, 2] = 77
     none = 2**31  # a brightness of 0

@@ -1,6 +1,4 @@
-"""What a photograph becomes when it is decoded: right grey values, nothing lost under transparency, the right
-way up.
-"""
+"""A decoded photograph: right grey values, nothing lost under transparency, the right way up."""
 
 from __future__ import annotations
 
@@ -43,9 +41,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **keywords) -> bytes:
 
 
 def png(pixels: np.ndarray, colour_type: int, depth: int, extra: bytes = b"") -> bytes:
-    """Return a PNG written by hand, for what Pillow reads but does not write; ``pixels`` is big-endian (H, W,
-    ...).
-    """
+    """Return a PNG that Pillow reads but does not write; ``pixels`` is big-endian (H, W, ...)."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -225,9 +221,7 @@ def test_the_digest_tells_apart_what_an_older_version_decoded_otherwise():
 
 
 def folder_of_everything(root):
-    """Write a folder with every suffix ImageFolder reads, in classes and below them, and files that are no
-    images.
-    """
+    """Write classes with every suffix that ImageFolder reads, also in subfolders, and other files."""
     for part in ("train", "val"):
         for label, name in enumerate(("ant", "bee")):
             deep = root / part / name / "more" / "yet"

@@ -1,6 +1,4 @@
-"""``bench data import``: Hugging Face's Parquet folders and torchvision's data sets become data sets of one's
-own.
-"""
+"""``bench data import``: Parquet folders of Hugging Face and torchvision's data sets become one's own."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Photographs: folders, ImageNet's archives, preparation as shards, reading, augmentation; with JPEGs made
-here.
+"""Photographs, JPEGs made here: folders, ImageNet's archives, shards, reading, augmentation.
 
 Tests that take the slice of real photographs find it in ``$BENCH_DATA/imagenette-sub``.
 """
@@ -882,8 +881,10 @@ def cubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (300, 420), (250, 230), (200, 180)])
 def test_the_released_augmentation_step_by_step(width, height):
-    """A NumPy reading of: short side to a random 224..308, width and height jittered by 0.85..1.15, never
-    enlarged beyond the source and at least 224, cubic, random crop 224, flip.
+    """A NumPy reading of the released steps.
+
+    The short side becomes 224..308 at random, width and height are jittered by 0.85..1.15 (never beyond the
+    source, at least 224), cubic, then a random crop of 224 and a flip.
     """
     image = np.asarray(picture(8, size=(width, height)))
     values = draws(3, crops.JITTER_DRAWS, width)

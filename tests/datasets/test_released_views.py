@@ -1,5 +1,4 @@
-"""The released scripts' views of images, against what those scripts computed (tests/golden/released, see its
-README).
+"""The released scripts' views of images against the suite's (tests/golden/released, see its README).
 
 The AlexNet examples: target sizes, test views and crop offsets. The SVHN images: OpenCV's resize from 32 to
 40 pixels.

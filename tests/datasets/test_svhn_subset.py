@@ -1,5 +1,4 @@
-"""The subset of SVHN: built from the official files, the same bytes as the file that the records name; its
-photographs.
+"""The subset of SVHN, built from the official files: the bytes that the records name, and photographs.
 
 Test data are MATLAB files made here. With ``$BENCH_DATA/svhn_subset.npz`` they hold its digits, so that the
 file built must have the known checksum.
@@ -28,9 +27,7 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def official(folder: Path, monkeypatch, **parts: tuple[np.ndarray, np.ndarray]) -> None:
-    """Write MATLAB files as SVHN has them (the digit 0 is called 10) and have them taken for the published
-    ones.
-    """
+    """Write MATLAB files as SVHN has them (the digit 0 is called 10), taken here for the published ones."""
     files = dict(svhn.FILES)
     for split, (images, labels) in parts.items():
         path = folder / svhn.FILES[split].path

@@ -1,6 +1,4 @@
-"""The files for clusters are complete and valid: by their own tools where those are installed, by their
-schemas elsewhere.
-"""
+"""The files for clusters are valid: by their own tools where these are installed, else by schemas."""
 
 from __future__ import annotations
 

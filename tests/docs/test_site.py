@@ -1,6 +1,4 @@
-"""The documentation holds what it says: its commands parse, its experiment files load, its pages build
-without a warning.
-"""
+"""The documentation holds: commands parse, experiment files load, pages build without a warning."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""A small registry and an experiment writer for the tests of experiment files: independent of the shipped
-networks.
-"""
+"""A small registry and a writer of experiment files, independent of the shipped networks."""
 
 from __future__ import annotations
 

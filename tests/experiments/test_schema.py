@@ -1,6 +1,4 @@
-"""The JSON Schema of experiment files: shipped files pass, mistakes do not, descriptions are the entries'
-own.
-"""
+"""The JSON Schema of experiment files: shipped files pass, mistakes do not, and entries describe it."""
 
 from __future__ import annotations
 

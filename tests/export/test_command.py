@@ -1,6 +1,4 @@
-"""``bench export`` and ``bench.load``: files of a finished trial, run by other programs, damaged, and
-refused.
-"""
+"""``bench export`` and ``bench.load``: files run by other programs, damaged files, refusals."""
 
 from __future__ import annotations
 

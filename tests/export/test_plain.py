@@ -125,9 +125,7 @@ def test_latent_weights_on_request(tmp_path):
 
 
 class TestThresholds:
-    """Batch norm and activation as thresholds equal the two for every number, near the thresholds above
-    all.
-    """
+    """Batch norm and activation as thresholds equal the two for every number, also near a threshold."""
 
     @pytest.mark.parametrize(
         "map",

@@ -1,6 +1,4 @@
-"""A training function that trains nothing and misbehaves on request: ``behaviour.json`` in the data
-folder.
-"""
+"""A training function that trains nothing and misbehaves as ``behaviour.json`` of the data folder says."""
 
 from __future__ import annotations
 
@@ -16,22 +14,8 @@ import time
 from tests.waiting import HANG, wait_until
 
 
-def train(
-    config,
-    trial_id,
-    needs,
-    store,
-    data_dir,
-    device,
-    *,
-    stop,
-    on_epoch=None,
-    accept_other_hardware=False,
-    pack=1,
-):
-    """Record ``config.epochs`` epochs whose accuracies are functions of the id; go on after those already
-    recorded.
-    """
+def train(config, trial_id, needs, store, data_dir, device, *, stop, on_epoch=None, **options):
+    """Record epochs whose accuracies are functions of the id, behind those already recorded."""
     path = data_dir / "behaviour.json"
     behaviours = json.loads(path.read_text()) if path.exists() else {}
     behaviour = behaviours.get(str(config.seed), behaviours.get("*", ""))

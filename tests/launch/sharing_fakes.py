@@ -1,6 +1,4 @@
-"""Training functions for trials that share a device: one that notes when it ran, one that trains and kills a
-victim.
-"""
+"""Training functions for shared devices: one notes when it ran, one trains and kills a victim."""
 
 from __future__ import annotations
 
@@ -13,19 +11,7 @@ from tests.launch import running_fakes
 from tests.waiting import wait_until
 
 
-def noted(
-    config,
-    trial_id,
-    needs,
-    store,
-    data_dir,
-    device,
-    *,
-    stop,
-    on_epoch=None,
-    accept_other_hardware=False,
-    pack=1,
-):
+def noted(config, trial_id, needs, store, data_dir, device, *, stop, on_epoch=None, **options):
     """Train nothing (``running_fakes``); note device, beginning and end in ``times.jsonl``."""
     begin = time.monotonic()
     once = data_dir / f"full-{config.seed}"
@@ -34,18 +20,15 @@ def noted(
         if once.exists():  # the first time it finds no room
             once.unlink()
             raise MemoryError
-        return running_fakes.train(
-            config, trial_id, needs, store, data_dir, device, stop=stop, on_epoch=on_epoch
-        )
+        given = config, trial_id, needs, store, data_dir, device
+        return running_fakes.train(*given, stop=stop, on_epoch=on_epoch)
     finally:
         with open(data_dir / "times.jsonl", "a") as file:
             file.write(json.dumps([config.seed, device, begin, time.monotonic()]) + "\n")
 
 
 def meet(seed, data_dir):
-    """Wait, where ``meet.json`` lists this seed, until all that it lists have begun: how busy a machine is
-    then no matter.
-    """
+    """Wait for all seeds of ``meet.json`` to begin, if this is one, however busy the machine is."""
     path = data_dir / "meet.json"
     expected = json.loads(path.read_text()) if path.exists() else []
     (data_dir / f"begun-{seed}").touch()
@@ -53,19 +36,7 @@ def meet(seed, data_dir):
         wait_until(lambda: all((data_dir / f"begun-{other}").exists() for other in expected), "all begin")
 
 
-def victim(
-    config,
-    trial_id,
-    needs,
-    store,
-    data_dir,
-    device,
-    *,
-    stop,
-    on_epoch=None,
-    accept_other_hardware=False,
-    pack=1,
-):
+def victim(config, trial_id, needs, store, data_dir, device, *, stop, on_epoch=None, **options):
     """Train really; the process of seed 0 is killed after its first epoch, the first time."""
     from bench.training.trial import run_trial
 
@@ -76,4 +47,4 @@ def victim(
             once.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    return run_trial(config, trial_id, needs, store, data_dir, device, stop=stop, on_epoch=record, pack=pack)
+    return run_trial(config, trial_id, needs, store, data_dir, device, stop=stop, on_epoch=record, **options)

@@ -1,6 +1,4 @@
-"""Two gloo workers on the CPU, forked from a process that has imported torch: what the tests of wide trials
-run in them.
-"""
+"""Two gloo workers on the CPU, forked from a process with torch, and what tests of teams run there."""
 
 from __future__ import annotations
 
@@ -33,9 +31,7 @@ def _entry(rank: int, size: int, folder: str, function: str, arguments: tuple[An
 
 
 def together(function: str, *arguments: Any, size: int = 2) -> list[Any]:
-    """Return what ``function(team, *arguments)`` returns in each of ``size`` workers; plain values, not
-    tensors.
-    """
+    """Return what ``function(team, *arguments)`` returns in each of ``size`` workers: plain values."""
     context = disturbance._server()
     with tempfile.TemporaryDirectory() as folder:
         ends = [context.Pipe(duplex=False) for _ in range(size)]

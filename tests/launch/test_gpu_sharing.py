@@ -1,6 +1,4 @@
-"""Several trials on one device: how many, which may start, and that neighbours change nothing but the
-time.
-"""
+"""Several trials on one device: how many, which may start; neighbours change nothing but the time."""
 
 from __future__ import annotations
 

@@ -18,9 +18,7 @@ CHANNELS = 16
 
 
 def made(shift: float, count: int = 128, size: int = 18):
-    """Return (PyTorch's norm, the accurate one, a channels-last batch) with scales and shifts that are not 1
-    and 0.
-    """
+    """Return PyTorch's norm, the accurate one (scales not 1, shifts not 0), and a channels-last batch."""
     generator = torch.Generator().manual_seed(0)
     norms = [nn.BatchNorm2d(CHANNELS, eps=1e-4), nn.BatchNorm2d(CHANNELS, eps=1e-4)]
     for norm in norms:

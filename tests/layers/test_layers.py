@@ -153,9 +153,7 @@ def test_the_input_scale_reads_the_main_channels_alone():
     ],
 )
 def test_a_smaller_kernel_sees_the_centre_of_the_window(main, kernel, padding, stride):
-    """It is the main convolution's geometry with zeros around the branch's kernel; a larger one is cut to the
-    main size.
-    """
+    """The geometry is the main convolution's, zeros around the branch's kernel; a larger kernel is cut."""
     branch = Branch("sum", kernel=kernel, batch_norm=False)
     layer = conv(branch=branch, kernel=main, padding=padding, stride=stride)
     y = tensor(2, 4, 8, 8)

@@ -26,9 +26,7 @@ def windows_max(x, kernel, stride, before, outputs):
 
 
 def pool_same(x):
-    """3x3 of stride 2 as TensorFlow pads "SAME": an even size gets one pixel below and right, an odd one all
-    around.
-    """
+    """3x3 of stride 2 as TensorFlow pads "SAME": an even size only below and right, an odd one all around."""
     return windows_max(x, 3, 2, 0 if x.shape[2] % 2 == 0 else 1, lambda n: (n + 1) // 2)
 
 
@@ -37,9 +35,7 @@ def pool_valid(x):
 
 
 def grouped(x, rest, w, groups, padding):
-    """A convolution in groups, one after the other; group g reads its share of the main and of the extra
-    channels.
-    """
+    """A convolution group by group; group g reads its share of the main and of the extra channels."""
     outs = []
     for g in range(groups):
         parts = [t.chunk(groups, 1)[g] for t in (x, rest) if t is not None]
@@ -97,9 +93,7 @@ def alexnet(p, images, merge, f, *, form, act, quantized=("conv1", "conv2", "con
 
 
 def shortcut(x, p, name, channels, stride):
-    """The projection where there is one (behind average pooling where it is the second in its row), else
-    zeros.
-    """
+    """The projection where there is one, behind average pooling if it is second in its row; else zeros."""
     eps = 1e-5
     if f"{name}.0.weight" in p:
         return batch_norm(F.conv2d(x, p[f"{name}.0.weight"], stride=stride), p, f"{name}.1", eps)
@@ -111,9 +105,7 @@ def shortcut(x, p, name, channels, stride):
 
 
 def residual(p, images, merge, f, *, order, blocks, act):
-    """``order``: "pre", "post" or "real" (Bi-Real Net's); ``blocks``: for each, the stride of each of its
-    convolutions.
-    """
+    """``order`` is "pre", "post" or "real" (Bi-Real Net's); ``blocks`` are strides of convolutions."""
     separate = merge in ("sum", "difference", "concat")
 
     def convolved(u, beside, name, stride):

@@ -1,5 +1,4 @@
-"""The networks written a second time, as plain formulas over a dict of parameters, in the order of the
-papers' text.
+"""The networks a second time: formulas over a dict of parameters, in the order of the papers' text.
 
 Nothing here imports the package's layers. Batch norm uses batch statistics; quantizers are DoReFa-Net's at
 1-bit weights and 2-bit activations, written with straight-through estimators, so autograd gives reference
@@ -37,9 +36,7 @@ def batch_norm(x, p, name, eps):
 
 
 def weights(p, name, merge):
-    """Quantized main weights, with the quantized extra ones beside them where the layer before has a concat
-    branch.
-    """
+    """Quantized main weights, beside them the extra ones where the layer before has a concat branch."""
     main = weight_1bit(p[f"{name}.weight"])
     if merge == "concat" and f"{name}.weight_extra" in p:
         return torch.cat([main, weight_1bit(p[f"{name}.weight_extra"])], 1)

@@ -1,6 +1,4 @@
-"""Networks of anybody: what the transformation makes of them, and that nobody's code runs unless the command
-line says so.
-"""
+"""Networks of anybody: how they are transformed, and that no code runs without the command line's leave."""
 
 from __future__ import annotations
 
@@ -626,9 +624,7 @@ def test_networks_of_torchvision(name, merge):
 
 
 def test_parameters_and_macs_are_those_of_the_originals():
-    """Of 1,000 classes at 224 pixels: torchvision's own figures (3,504,872 and 1,235,496 parameters; 0.3 and
-    0.35 GMAC).
-    """
+    """torchvision's figures at 224 pixels: 3,504,872 and 1,235,496 parameters; 0.3 and 0.35 GMAC."""
     for name, parameters, macs in (
         ("mobilenet_v2", 3_504_872, 300_774_272),
         ("squeezenet1_1", 1_235_496, 349_151_936),
@@ -939,9 +935,7 @@ def test_parameters_of_its_own_are_drawn_from_the_seed(own, tmp_path):
 
 
 def test_the_grant_travels_with_the_trial(own, tmp_path, capsys):
-    """Trained by a task that was made under the grant, refused to one that was not; verify wants the flag,
-    and the code.
-    """
+    """A task made under the grant is trained, another refused; verify wants the flag, and the code."""
     _, witness = own
     with granted(Grant(("mynets_of_tests",), str(tmp_path))):
         fields = sealed("python:mynets_of_tests.tiny")

@@ -1,6 +1,4 @@
-"""Networks for ImageNet: TensorFlow's padding, second formulas, removal of the branch, and sizes counted by
-hand.
-"""
+"""Networks for ImageNet: TensorFlow's padding, second formulas, removal of the branch, hand-counted sizes."""
 
 from __future__ import annotations
 
@@ -292,9 +290,7 @@ def test_width_keeps_channels_even_where_there_are_groups():
 @pytest.mark.parametrize("merge", MERGES)
 @pytest.mark.parametrize("network", NETWORKS, ids=label)
 def test_removal_leaves_the_low_precision_network(network, merge):
-    """At f = 0 training and stripped network are equal, and so is a network built plain with the stripped
-    weights.
-    """
+    """At f = 0 the training, the stripped, and a plain network with the stripped weights are equal."""
     for quantizer, bits in (("dorefa", "1/2"), ("xnor", "1/1"), ("syq", "1/2")):
         expanded, clock = make(network, quantizer, bits, branch=Branch(merge))
         plain, _ = make(network, quantizer, bits)
@@ -390,9 +386,7 @@ XNOR_TABLE = {
 
 
 def resnet_table(depths, bottleneck):
-    """Rows as table 1 of 1512.03385 has them, projections where the shape changes; 112 -pool-> 56, 28, 14,
-    7.
-    """
+    """Rows of table 1 of 1512.03385, projections where the shape changes; 112 -pool-> 56, 28, 14, 7."""
     rows, before, block = {"conv0": ((64, 3, 7, 7), 112)}, 64, 0
     for depth, width, size in zip(depths, (64, 128, 256, 512), (56, 28, 14, 7), strict=True):
         for position in range(depth):
@@ -478,9 +472,7 @@ def test_layers_by_hand(kind):
 
 
 def test_bi_real_arrangement_by_hand():
-    """Identity shortcuts around 13 of 16 convolutions cost nothing; average pooling halves before the three
-    projections.
-    """
+    """Identity shortcuts around 13 of 16 convolutions are free; pooling halves before 3 projections."""
     network, _ = make({**REAL, "input_size": 224}, width=1.0, classes=1000)
     rows = {row.name: row for row in describe_layers(network) if row.type != "batch norm"}
     plain = BY_HAND["resnet18"][0]
@@ -539,9 +531,7 @@ def test_released_recipes_are_the_scripts():
 
 
 def test_released_factor_halves_ten_times():
-    """1 for four epochs, then halved every four; 2^-10 is below 0.001, so the branch is gone after 40 of 100
-    epochs.
-    """
+    """1 for four epochs, then halved every four; 2^-10 < 0.001, so the branch goes after 40 of 100 epochs."""
     experiment = load_experiment(ROOT / "experiments" / "imagenet_alexnet_released.toml", data_dir=ROOT)
     progressive = next(t.config for t in experiment.trials if t.config.strategy["kind"] == "progressive")
     assert progressive.strategy["merge"] == "difference" and progressive.quantizer["eta"] == 0.0

@@ -1,6 +1,4 @@
-"""Multiply-accumulates as the suite counts them are those of torch's own counter of floating-point
-operations.
-"""
+"""Multiply-accumulates of the suite are those of torch's own counter of floating-point operations."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Networks against formulas written out in ``network_oracles``, hand-counted sizes, and removal of the
-branch.
-"""
+"""Networks against the formulas of ``network_oracles``, hand-counted sizes, removal of the branch."""
 
 from __future__ import annotations
 
@@ -52,9 +50,7 @@ def config(network="svhn_convnet", quantizer="dorefa", bits="1/2", width=0.125, 
 
 
 def make(network="svhn_convnet", quantizer="dorefa", bits="1/2", *, branch=None, blend=None, **changes):
-    """Return (network, clock) in float32 training mode, initialised unless it is of full width, where sizes
-    are counted.
-    """
+    """Return (network, clock), float32, training mode; of full width, where sizes count, not initialised."""
     clock = Clock(0)
     made = config(network, quantizer, bits, **changes)
     built = build(made, num_classes=10, clock=clock, branch=branch, blend=blend)
@@ -70,9 +66,7 @@ def images(network, count=3, dtype=torch.float32):
 
 
 def shaken(network):
-    """Give batch norms scales and shifts that are not 1 and 0, so that a wrong one is seen; returns the
-    network.
-    """
+    """Return the network, its batch norms with scales not 1 and shifts not 0, so that errors show."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for module in network.modules():
@@ -120,9 +114,10 @@ FORMULAS = {
 @pytest.mark.parametrize("merge", [None, *MERGES])
 @pytest.mark.parametrize("name", FORMULAS)
 def test_network_and_its_gradients_are_the_formulas(name, merge):
-    """In float64. Sums of binary weights and 2-bit activations tie exactly, and the position that max-pooling
-    then sends its gradient to is chance: gradients through pools are compared with activations that are
-    bounded alone.
+    """The comparison is in float64.
+
+    Sums of binary weights and 2-bit activations tie exactly, and the position that max-pooling then sends its
+    gradient to is chance: gradients through pools are compared with activations that are bounded alone.
     """
     kind, formula = FORMULAS[name]
     for bits, act in (("1/2", oracle.activation_2bit), ("1/32", oracle.clip01)):
@@ -197,9 +192,7 @@ def test_activation_abs_puts_the_magnitude_before_the_quantizer():
 @pytest.mark.parametrize("merge", MERGES)
 @pytest.mark.parametrize("network", NETWORKS, ids=label)
 def test_removal_leaves_the_low_precision_network(network, merge):
-    """At f = 0 training and stripped network are equal, and so is a network built plain with the stripped
-    weights.
-    """
+    """At f = 0 the training, the stripped, and a plain network with the stripped weights are equal."""
     for quantizer, bits in QUANTIZERS:
         expanded, clock = make(network, quantizer, bits, branch=Branch(merge))
         x = images(expanded)
@@ -669,9 +662,7 @@ def test_what_cannot_be_built_is_named(network, quantizer, branch, words):
 
 
 def small(kind, quantizer, bits, merge):
-    """Return (network, clock) of three low-precision layers: dropout and a pool, or one block with a
-    projection a stage.
-    """
+    """Return (network, clock): three low-precision layers with dropout and pool, or a block a stage."""
     clock = Clock(0)
     builder = Builder(
         config(quantizer=quantizer, bits=bits, width=0.25), clock, Branch(merge) if merge else None
@@ -717,9 +708,7 @@ def test_one_graph_for_every_factor(kind, quantizer, bits, merge):
 
 
 def test_compiled_training_step_equals_eager():
-    """Inductor's forward and backward with a concat branch; activations are bounded alone, so that no
-    rounding flips.
-    """
+    """Inductor's forward and backward with a concat branch; activations, only bounded, do not flip."""
     torch._dynamo.reset()
     eager, _ = small("chain", "dorefa", "1/32", "concat")
     other, _ = small("chain", "dorefa", "1/32", "concat")

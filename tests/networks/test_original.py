@@ -1,6 +1,4 @@
-"""Networks of others are what they were: norms by function, formulas, constants; what cannot be kept is
-refused by name.
-"""
+"""Networks of others stay what they were: norms, formulas, constants; the rest is refused by name."""
 
 from __future__ import annotations
 
@@ -54,9 +52,7 @@ def check(make):
 
 
 class Net(nn.Module):
-    """conv, norm, activation, conv, norm, activation, pooling, linear; ``between`` stands before the second
-    conv.
-    """
+    """Twice conv, norm, activation; pooling, linear. ``between`` stands before the second convolution."""
 
     def __init__(self, norm=nn.BatchNorm2d, act=nn.ReLU, between=None):
         super().__init__()
@@ -160,9 +156,7 @@ def test_norms_of_others_are_what_they_were(norm):
 
 @pytest.mark.parametrize("norm", [Positional, OwnNames, Branches, timm_norm])
 def test_a_norm_by_function_becomes_the_layer(norm):
-    """Statistics of the batch in training alone; evaluation changes nothing and does not see the order of the
-    images.
-    """
+    """Statistics of the batch in training alone; evaluation changes nothing, whatever the images' order."""
     root = Net(norm)
     original, network = copy.deepcopy(root), transformed(root)
     layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]

@@ -1,5 +1,4 @@
-"""The quantizers written a second time, in NumPy float64 with gradients worked out by hand, from the papers'
-formulas.
+"""The quantizers a second time, from the papers' formulas: NumPy float64, gradients by hand.
 
 Nothing here imports the package. A weight oracle takes w and g = dL/dq and returns (q, dL/dw) or, with
 learned scales, (q, dL/dw, {scale: gradient}). Activation oracles return (y, dL/dx).

@@ -1,6 +1,4 @@
-"""What single quantizers promise beyond the checks of tests/conformance: ties, statistics, scales, noise,
-compiled code.
-"""
+"""What single quantizers promise beyond tests/conformance: ties, statistics, scales, noise, compilation."""
 
 from __future__ import annotations
 

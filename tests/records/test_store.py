@@ -1,6 +1,4 @@
-"""Records: atomic, tolerant of a half-written last line, clear about other damage, held by one runner at a
-time.
-"""
+"""Records: atomic, without a torn last line, clear about other damage, held by one runner at a time."""
 
 from __future__ import annotations
 

@@ -162,9 +162,7 @@ def test_a_claim_covers_the_grid_points_that_it_names(tmp_path):
 
 
 def test_a_pair_of_arms_has_one_verdict_everywhere_from_all_its_seeds(tmp_path):
-    """Experiment one declares the claim and has three of the seven seeds; two has the others and declares
-    nothing.
-    """
+    """Experiment one declares the claim and has three of seven seeds; two has the others and no claim."""
     results = Results(tmp_path)
     results.experiment("one", ARMS + CLAIM)
     results.experiment("two", ARMS)

@@ -1,6 +1,4 @@
-"""What is committed: every table is what the committed records say, and the records are those of finished
-real runs.
-"""
+"""What is committed: tables are what the records say, and the records are of finished real runs."""
 
 from __future__ import annotations
 

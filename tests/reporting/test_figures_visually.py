@@ -1,6 +1,4 @@
-"""Every figure of the committed records, rendered: no text on another, none cut, no point outside its
-axes.
-"""
+"""Every figure of the committed records: no text on another, none cut, no point outside its axes."""
 
 from __future__ import annotations
 
@@ -35,9 +33,7 @@ def _texts(figure: Figure) -> list[tuple[str, Bbox]]:
 
 
 def _unused_tick(figure: Figure, text: Text) -> bool:
-    """Return whether a text is the label of a tick that is not drawn: outside the limits, or of an axis
-    turned off.
-    """
+    """Return whether a text labels a tick that is not drawn: outside the limits, or its axis is off."""
     for axes in figure.findobj(lambda artist: hasattr(artist, "xaxis")):
         for axis in (axes.xaxis, axes.yaxis):
             for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:

@@ -1,6 +1,4 @@
-"""Several results folders as one report: duplicates, differences with their size, parts that complete
-each other.
-"""
+"""Several results folders as one report: duplicates, differences with their size, parts that fit."""
 
 from __future__ import annotations
 

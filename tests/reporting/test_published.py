@@ -1,6 +1,4 @@
-"""The shipped published numbers: no number twice, none second hand where the original was read, none without
-a source.
-"""
+"""The shipped published numbers: none twice, none second hand beside its original, none without a source."""
 
 from __future__ import annotations
 
@@ -37,9 +35,7 @@ OWN_SOURCES = {
 
 
 def _network(name: str) -> str:
-    """Return what tells networks apart: the entry of ``names.toml``, or the name itself where there is
-    none.
-    """
+    """Return what tells networks apart: the entry of ``names.toml``, else the name itself."""
     for number, entry in enumerate(NAMES.networks):
         if name in entry.published:
             return f"entry {number}"
@@ -52,9 +48,7 @@ def _cell(row: published_tables.Row) -> tuple:
 
 
 def _compared(row: published_tables.Row) -> tuple:
-    """Return what a quote shares with the row it copies; quotes often give a number another network's
-    name.
-    """
+    """Return what a quote shares with the row it copies; the network may have another name in the quote."""
     dataset, network, width, method, bits, metric = _cell(row)
     if method == "Full precision":
         return dataset, network, width, method, bits, metric

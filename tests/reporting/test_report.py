@@ -1,6 +1,4 @@
-"""The report: golden tables from hand-written records, hostile text, published tables, figures,
-comparison.
-"""
+"""The report: golden tables of hand-written records, hostile text, published tables, figures."""
 
 from __future__ import annotations
 

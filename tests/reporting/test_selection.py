@@ -1,6 +1,4 @@
-"""Which runs a report shows, read from the index that the run wrote; and which files of an earlier report
-go.
-"""
+"""Which runs a report shows, by the run's own index; which files of an earlier report go."""
 
 from __future__ import annotations
 

@@ -256,9 +256,7 @@ def test_coverage_of_a_paired_gain(n):
 
 
 def _tables_of_arms(rng, n, reps, arms, gain=0.0):
-    """Return accuracies (reps, arms + 1, n) of a baseline and of arms that gain so many points; binomial test
-    sets.
-    """
+    """Return accuracies (reps, arms + 1, n) of a baseline and of arms with given gains, binomially drawn."""
     shared = 0.01 * rng.standard_normal((reps, 1, n))  # what a seed does to all arms
     p = 0.8 + shared + 0.01 * rng.standard_normal((reps, arms + 1, n))
     p[:, 1:] += gain / 100
@@ -267,9 +265,7 @@ def _tables_of_arms(rng, n, reps, arms, gain=0.0):
 
 @pytest.mark.parametrize("n", [6, 10])
 def test_family_wise_error_of_the_claims(n):
-    """Six arms that are no better than the baseline they share: a false claim in at most 5 % of the
-    experiments.
-    """
+    """Six arms no better than their common baseline: a false claim in at most 5 % of the experiments."""
     reps, arms = 800, 6
     accuracy = _tables_of_arms(np.random.default_rng(40 + n), n, reps, arms)
     wrong = uncorrected = 0
@@ -289,9 +285,7 @@ def test_family_wise_error_of_the_claims(n):
 
 @pytest.mark.parametrize("n", [6, 8])
 def test_error_rate_of_the_sign_flip_test_for_skewed_noise(n):
-    """Symmetric differences of skewed runs: the error rate is at most 5 %, and as close to it as 2^n patterns
-    allow.
-    """
+    """Symmetric differences of skewed runs: at most 5 % errors, and as near as 2^n patterns allow."""
     rng = np.random.default_rng(60 + n)
     d = rng.exponential(size=(REPS, n)) - rng.exponential(size=(REPS, n))
     rate = np.mean([st.sign_flip(row).p_value <= 0.05 for row in d])
@@ -301,9 +295,7 @@ def test_error_rate_of_the_sign_flip_test_for_skewed_noise(n):
 
 @pytest.mark.parametrize("n", [5, 10])
 def test_error_rate_and_power_of_equivalence(n):
-    """A difference of just the margin is called equivalent in at most 5 %; none at all, with little noise,
-    nearly always.
-    """
+    """A difference of the margin is equivalent in at most 5 %; none, with little noise, nearly always."""
     rng = np.random.default_rng(70 + n)
     at_the_margin = 1.0 + 0.3 * rng.standard_normal((1000, n))
     wrong = np.mean([(st.equivalence(row, 1.0) or 0.0) <= 0.05 for row in at_the_margin])

@@ -1,6 +1,4 @@
-"""The ``bench`` command with the training function of ``running_fakes``: a process that tests can send
-signals to.
-"""
+"""The ``bench`` command with the training of ``running_fakes``, as a process that takes signals."""
 
 import sys
 

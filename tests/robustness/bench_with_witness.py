@@ -1,6 +1,4 @@
-"""The ``bench`` command with training that trains nothing but notices when a trial is executed twice at
-once.
-"""
+"""The ``bench`` command with training that notices when a trial is executed twice at once."""
 
 import sys
 

@@ -48,9 +48,7 @@ def progressive(merge: str, **options: Any) -> dict[str, Any]:
 
 
 def apprentice(scheme: str) -> dict[str, Any]:
-    """Return an apprentice strategy whose teacher (and start, in scheme C) is a network like the
-    student's.
-    """
+    """Return an apprentice strategy; teacher (and start, in scheme C) have a network like the student's."""
     full = make_config(quantizer="full_precision", bits="32/32").dump()
     return {
         "kind": "apprentice",
@@ -266,9 +264,7 @@ def train(config: TrialConfig, *arguments: Any, **named: Any) -> str:
 
 @functools.cache
 def _server() -> Any:
-    """Return the context whose processes are forked from one that has imported the suite and computed
-    nothing.
-    """
+    """Return the context that forks processes from one that imported the suite and computed nothing."""
     places = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, places))  # the server knows no other way
     context = multiprocessing.get_context("forkserver")
@@ -350,9 +346,7 @@ def kill_chain(
     id: str = ID,
     needs: Mapping[str, str] | None = None,
 ) -> list[Mapping[str, Any]]:
-    """Kill a trial at one instant after the other, resume it each time, finish it; return the faults that
-    struck.
-    """
+    """Kill a trial at each instant, resume it each time, finish it; return the faults that struck."""
     struck = []
     for fault in faults:
         outcome = run(config, results, id=id, needs=needs, fault=fault)
@@ -373,9 +367,7 @@ def kill_at_random(
     id: str = ID,
     needs: Mapping[str, str] | None = None,
 ) -> int:
-    """Kill a trial after so many seconds, again and again, each time resumed; return how many kills struck
-    it.
-    """
+    """Kill a trial after so many seconds, again and again; return how many kills struck it."""
     return sum(run(config, results, id=id, needs=needs, kill_after=pause) is None for pause in seconds)
 
 
@@ -385,9 +377,7 @@ CLOCKS = {"seconds", "images_per_second", "wall_seconds", "peak_memory_bytes", "
 
 
 def unlike(one: Path, other: Path, id: str = ID) -> list[str]:
-    """Return where two finished trials differ: records but for clocks, final weights bit for bit; also what
-    is left over.
-    """
+    """Return where two finished trials differ, but for clocks, weights bit for bit; and what is left over."""
     import torch
 
     from bench.training import checkpoint

@@ -1,6 +1,4 @@
-"""What every disturbed trial imports: imported once, before its process is forked. Nothing is computed
-here.
-"""
+"""What every disturbed trial imports, before its process is forked. Nothing is computed here."""
 
 import importlib
 

@@ -263,19 +263,7 @@ RECORD_KEYS = (
 # --- training that trains nothing ---------------------------------------------------------------------------
 
 
-def train(
-    config,
-    trial_id,
-    needs,
-    store,
-    data_dir,
-    device,
-    *,
-    stop,
-    on_epoch=None,
-    accept_other_hardware=False,
-    pack=1,
-):
+def train(config, trial_id, needs, store, data_dir, device, *, stop, on_epoch=None, **options):
     """Record up to three epochs whose accuracies are a function of the id."""
     provenance = {"commit": "c0ffee", "dirty": False, "versions": {"torch": "2"}, "data": "d1"}
     execution = {"device": "Test CPU", "kind": "cpu", "mode": "eager"}
@@ -866,9 +854,7 @@ class Trap:
 
 
 class Archives(Target):
-    """The files of CIFAR and SVHN, small ones; damaged, or changed together with the table of their
-    checksums.
-    """
+    """Small files of CIFAR and SVHN, damaged, or changed together with the table of their checksums."""
 
     share = 1.2
 
@@ -986,9 +972,7 @@ class Archives(Target):
 
 
 class Photographs(Target):
-    """A folder of photographs, and shards of them with manifests and indices that may agree with what was
-    damaged.
-    """
+    """A folder of photographs, and shards whose manifests and indices may agree with the damage."""
 
     def prepare(self) -> None:
         from PIL import Image
@@ -1064,9 +1048,7 @@ class Photographs(Target):
 
 
 class RecordFiles(Target):
-    """Trials' records, the index and the stored experiment file, as somebody else's results folder may hold
-    them.
-    """
+    """Trials' records, index and experiment file as the results folder of a stranger may hold them."""
 
     share = 2.5
     wanted = ("--seeds", "2", "--set", "epochs=2", "--set", "grid.bits=['1/1']", "--only", "branch")
@@ -1143,9 +1125,7 @@ class RecordFiles(Target):
 
 
 class Checkpoints(Target):
-    """Checkpoints and weights: whatever stands there, nothing is executed, and it is used or refused with its
-    name.
-    """
+    """Checkpoints and weights: nothing in them is executed; a file is used, or refused by its name."""
 
     share = 0.8
 
@@ -1291,9 +1271,7 @@ TARGETS: dict[str, type[Target]] = {
 
 @contextlib.contextmanager
 def workplace(root: Path) -> Iterator[None]:
-    """Keep the user's cache and the environment out of it; trials run in this process; nothing is synced to
-    disk.
-    """
+    """Keep the user's cache and environment out; trials run in this process, and nothing is synced."""
     home = root / "home"
     home.mkdir()
     environment = {"XDG_CACHE_HOME": str(home), "HOME": str(home), "BENCH_DATA": str(root / "nowhere")}
@@ -1312,9 +1290,7 @@ def workplace(root: Path) -> Iterator[None]:
 
 
 def fuzz(name: str, cases: int, *, seed: int | None = None) -> int:
-    """Try ``cases`` cases of a target and return how many were tried; raises what the first failing one
-    raised.
-    """
+    """Try ``cases`` cases of a target; return how many were tried. Raises what the first failure raised."""
     tried = 0
     with tempfile.TemporaryDirectory(prefix="bench-fuzz-") as folder, workplace(Path(folder)):
         target = TARGETS[name](Path(folder) / "work")

@@ -169,9 +169,7 @@ def deep(depth: int) -> Any:
 
 
 def values(words: Sequence[str], raw: Sequence[str]) -> st.SearchStrategy[Any]:
-    """Return a strategy of values that do not belong: any type, often one of ``words`` (names that do mean
-    something).
-    """
+    """Return a strategy of values of any type that do not belong, often one of the real ``words``."""
     return st.one_of(
         st.sampled_from(TEXTS),
         st.sampled_from(NUMBERS),

@@ -1,5 +1,4 @@
-"""Nodes of Ray's own test cluster on this machine, one that trains killed: ``python tests/robustness/nodes.py
-FOLDER``.
+"""Nodes of Ray's test cluster here, one that trains killed: ``python tests/robustness/nodes.py FOLDER``.
 
 The results end up in ``FOLDER/results``, those of an undisturbed trial in ``FOLDER/calm``. With ``--apart``
 the nodes do not see the results folder (a mount of their own hides it; needs the right to mount): it is as on
@@ -82,9 +81,7 @@ def bench_command(args: argparse.Namespace, file: Path, address: str) -> list[st
 
 
 def disturb(cluster: Any, nodes: list[Any], bench: subprocess.Popen[str], results: Path, join: bool) -> Any:
-    """Kill what trains as soon as there is a checkpoint; return (nodes killed, whether the added node
-    trained).
-    """
+    """Kill what trains once there is a checkpoint; return (nodes killed, whether the added node trained)."""
     if not wait(bench, lambda: any(results.glob("trials/*/checkpoint.pt"))):
         return 0, False
     joined = False

@@ -1,5 +1,4 @@
-"""Random networks as users write them, and what must hold for each: the original in full precision, removable
-branches.
+"""Random networks as users write them: the original in full precision, removable branches.
 
 A network is a chain of blocks, drawn by hypothesis: convolutions with norms (layers, functions by position,
 functions by keyword) and activations (layers, shared layers, functions, in place, formulas), residual sums,

@@ -1,5 +1,4 @@
-"""The long attack on the promises of docs/reliability.md; prints what it did, in numbers, and ends with 1
-where one broke.
+"""The long attack on docs/reliability.md: prints numbers; exit status 1 where a promise broke.
 
 ``python -m tests.robustness.soak [--minutes M] [--seed S] [--part
 kills|wide|nodes|fuzz|store|runners|disk]``. Everything happens in a temporary folder. The short forms of each
@@ -244,9 +243,7 @@ WRITING = {
 
 
 def kills(tally: Tally, folder: Path, dice: random.Random) -> None:
-    """Kill trials at chosen and at random instants, alone and under the whole command; compare with
-    undisturbed ones.
-    """
+    """Kill trials, alone and under the whole command; compare them with undisturbed ones."""
     _killed_trials(tally, folder, dice)
     seeds = {name: dice.random() for name in LAUNCHED}
     with ThreadPoolExecutor(2) as lanes:
@@ -397,9 +394,7 @@ def _disturb(
 
 
 def runners(tally: Tally, folder: Path, dice: random.Random) -> None:
-    """Four commands on one results folder, one of them killed now and then: no trial is executed twice at
-    once.
-    """
+    """Four commands on one results folder, one killed now and then: no trial runs twice at once."""
     folder.mkdir(exist_ok=True)
     file = synthetic.experiment_file(folder / "shared.toml", seeds=20, arms=4)
     ids = [str(trial.id) for trial in load_experiment(file).trials]
@@ -455,9 +450,7 @@ def runners(tally: Tally, folder: Path, dice: random.Random) -> None:
 
 
 def _overlapping(events: Sequence[Sequence[str]]) -> int:
-    """Return how many executions that ended began while another of the same trial that ended was under
-    way.
-    """
+    """Return how many executions that ended began during another one of the same trial."""
     began: dict[tuple[str, str], float] = {}
     spans: dict[str, list[tuple[float, float]]] = {}
     for kind, id, pid, moment in events:
@@ -473,9 +466,7 @@ def _overlapping(events: Sequence[Sequence[str]]) -> int:
 
 
 def store(tally: Tally, folder: Path, dice: random.Random) -> None:
-    """2,000 trials in one folder: status and report in time; damage of every kind named, and nothing else
-    touched.
-    """
+    """2,000 trials in one folder: status and report in time; damage is named and nothing else touched."""
     folder.mkdir(exist_ok=True)
     results = folder / "results"
     file, ids = synthetic.many_trials(folder, results, trials=2000, epochs=30)
@@ -709,9 +700,7 @@ WIDE = {
 
 
 def wide(tally: Tally, folder: Path, dice: random.Random) -> None:
-    """Kill one of two workers at every chosen instant, resume, and compare with a trial whose workers were
-    left alone.
-    """
+    """Kill one of two workers at every chosen instant, resume, and compare with an undisturbed trial."""
 
     def train(
         config: TrialConfig, results: Path, worker: int = 0, fault: Mapping[str, Any] | None = None
@@ -750,9 +739,7 @@ NODES = {  # what happens on which nodes, as options of nodes.py
 
 
 def nodes(tally: Tally, folder: Path, dice: random.Random) -> None:
-    """Kill a node that trains, of two, of four and after another joined; with a results folder that all see
-    or none.
-    """
+    """Kill a node that trains, of two, of four, after another joined; with a shared folder or without."""
     for case, apart in itertools.product(NODES, (False, True)):
         place = folder / f"{case}-{'apart' if apart else 'shared'}"
         options = ["--epochs", str(dice.randrange(60, 120)), *NODES[case], *(["--apart"] if apart else [])]

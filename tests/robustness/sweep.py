@@ -1,5 +1,4 @@
-"""Every classifier of torchvision and the smallest network of every family of timm: kept exactly, or refused
-with a reason.
+"""All classifiers of torchvision and a small one of each timm family: kept exactly, or refused with a reason.
 
 ``python -m tests.robustness.sweep [--library torchvision|timm] [--network NAME]... [--seconds S] [--gigabytes
 G]``

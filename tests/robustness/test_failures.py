@@ -1,6 +1,4 @@
-"""Trials that fail, fail to learn, or come out otherwise today: told apart, named, and nothing measured is
-lost.
-"""
+"""Trials that fail, fail to learn, or differ today: told apart, named, and nothing measured is lost."""
 
 from __future__ import annotations
 
@@ -62,9 +60,7 @@ def out_of_memory(*arguments, **named):
 
 
 def hungry(*arguments, **named):
-    """The host's memory really is not there: an address space of 4 GiB more than is in use, and 64 GiB are
-    wanted.
-    """
+    """The memory really is not there: 64 GiB are wanted of an address space with 4 GiB to spare."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (4 << 30), resource.getrlimit(resource.RLIMIT_AS)[1]))
     torch.ones(16 << 30)
@@ -303,9 +299,7 @@ class TestVerify:
 
 @pytest.mark.slow
 def test_a_worker_that_is_gone_is_named_and_its_trial_goes_on(tmp_path):
-    """Through the whole command: the worker kills itself inside a step; the others are done, the exit status
-    is 1.
-    """
+    """In the whole command a worker kills itself inside a step; the others end, the exit status is 1."""
     file = tmp_path / "gone.toml"
     file.write_text(ARMS.replace("epochs = 1", "epochs = 2").partition('[[arms]]\nname = "explodes')[0])
     arguments = [

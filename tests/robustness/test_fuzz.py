@@ -1,5 +1,4 @@
-"""A few hundred structured fuzz cases (``make soak`` tries 10,000), and the corners that a short run may
-miss.
+"""A few hundred structured fuzz cases (``make soak``: 10,000), and corners that few cases may miss.
 
 ``BENCH_FUZZ_CASES`` sets how many, over all targets. The cases are always the same; see ``fuzzing`` for what
 each demands.
@@ -155,9 +154,7 @@ def test_folders_that_are_none(place, word):
 
 
 def test_a_run_that_only_refuses_says_why_among_the_errors(place):
-    """All is done but a trial that a newer version wrote: exit status 2 needs a message where messages are
-    looked for.
-    """
+    """All is done but a trial of a newer version: exit status 2 needs its message among the errors."""
     target = RecordFiles(place)
     lines = map(json.loads, (target.results / "fuzzed" / "index.jsonl").read_text().splitlines())
     path = (

@@ -1,5 +1,4 @@
-"""Killed with SIGKILL while a step, a checkpoint, a line, the weights or the summary is under way, and
-resumed: the same.
+"""Killed with SIGKILL during a step, a checkpoint, a line, weights or summary, and resumed: the same.
 
 The short form of ``python -m tests.robustness.soak --part kills``: each trial runs in a process of its own
 and is killed there.
@@ -85,9 +84,7 @@ def test_asked_to_stop_it_stops_at_a_checkpoint(tmp_path):
 
 
 def test_a_checkpoint_ahead_of_the_lines_is_not_used(tmp_path):
-    """Lines that were lost (a folder copied half, a disk repaired) are measured again rather than left
-    out.
-    """
+    """Lines that were lost (a folder copied half, a disk repaired) are measured again, not left out."""
     config = make_config()
     assert run(config, tmp_path / "calm").status == "done"
     assert run(config, tmp_path / "cut", stop_after=12).status == "stopped"

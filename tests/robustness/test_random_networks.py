@@ -1,6 +1,4 @@
-"""Random networks of other people, a few in ``make test``, more in ``make soak``: ``BENCH_NETWORK_CASES``
-says how many.
-"""
+"""Random networks of other people, few here, more in ``make soak``: ``BENCH_NETWORK_CASES`` of them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Files from other people: nothing in them is executed, takes memory, leaves its folder or acts on a reader's
-program.
-"""
+"""Files from strangers: nothing in them is executed, takes memory, leaves its folder or acts on a reader."""
 
 from __future__ import annotations
 
@@ -115,9 +113,7 @@ def test_pickles_in_npz_and_in_published_archives_are_not_executed(tmp_path, spr
 
 
 def test_no_other_reader_of_pickles_is_in_the_package():
-    """``pickle.load``, ``np.load``, ``pd.read_pickle``, ``joblib``, ``eval`` and their like: none but those
-    tested here.
-    """
+    """``pickle.load``, ``np.load``, ``pd.read_pickle``, ``joblib``, ``eval``: only those tested here."""
     risky = re.compile(
         r"\bpickle\.(loads?|Unpickler)\b|\bnp\.load\b|read_pickle|joblib|\bmarshal\b|\bshelve\b|\bdill\b"
         r"|weights_only=False|allow_pickle=True|yaml\.load|(?<![.\w])(eval|exec)\(|__import__|os\.system|shell=True"
@@ -207,9 +203,7 @@ print(f"{peak() - before} MB {time.process_time() - began:.1f} s")
 
 
 def measured(what: str, path: Path) -> tuple[str, int, float]:
-    """Read ``path`` in a process that may take 512 MB more; return what it said, the MB and the seconds it
-    took.
-    """
+    """Read ``path`` in a process with 512 MB more at most; return its text, the MB and the seconds."""
     result = subprocess.run(
         [sys.executable, "-c", MEASURED, what, str(path)],
         cwd=ROOT,
@@ -276,9 +270,7 @@ def test_checkpoint_bombs_take_no_memory(tmp_path, kind):
 
 
 def test_oversized_texts_are_not_read(tmp_path, capsys):
-    """Sparse files of 8 GB in the place of an experiment, a recipe, a table: their size is asked before they
-    are read.
-    """
+    """Sparse files of 8 GB as an experiment, a recipe, a table: their size is asked before they are read."""
     text = '[defaults]\ndataset = "digits"\nnetwork = "svhn_convnet"\n[[arms]]\nname = "a"\n'
     (tmp_path / "recipes").mkdir()
     (tmp_path / "published").mkdir()
@@ -339,9 +331,7 @@ def everything(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_do_not_leave_the_results_folder(tmp_path, name, capsys, monkeypatch):
-    """As a stem, an id, an arm to keep, a recipe, a table, an npz: one message, and nothing outside the
-    results.
-    """
+    """As a stem, an id, an arm, a recipe, a table, an npz: one message, and nothing outside the results."""
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.chdir(home)

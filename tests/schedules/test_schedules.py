@@ -1,6 +1,4 @@
-"""Schedules against NumPy float64 formulas and against tables written from the text of the released
-scripts.
-"""
+"""Schedules against NumPy float64 formulas, and against tables from the text of the released scripts."""
 
 from __future__ import annotations
 

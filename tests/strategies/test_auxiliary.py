@@ -19,9 +19,7 @@ RESIDUAL = {"network": "resnet20", "width": 0.25}
 
 
 def test_the_module_is_the_formula():
-    """Two places, (2, 4, 4) and (3, 2, 2): every matrix is drawn, batch norm is in evaluation with mean 0,
-    variance 1.
-    """
+    """Two places, (2, 4, 4) and (3, 2, 2): matrices are drawn; batch norm evaluates, mean 0, variance 1."""
     dice = np.random.default_rng(0)
     module = AuxiliaryModule([(2, 4, 4), (3, 2, 2)], classes=4).double().eval()
     for parameter in module.parameters():

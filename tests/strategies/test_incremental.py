@@ -1,6 +1,4 @@
-"""Incremental quantization: the order in which weights are frozen, that they stay, and who gets a
-gradient.
-"""
+"""Incremental quantization: which weights are frozen first, that they stay, and who gets a gradient."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Rows of diagnostics.npz: each number against NumPy, exact after a resume, and never of test images in
-tuning.
-"""
+"""Rows of diagnostics.npz: against NumPy, exact after a resume, never of test images in tuning."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Trials of several workers, and what saves memory: the numbers are those of one worker and of the plain
-step.
-"""
+"""Several workers, and what saves memory: the numbers are those of one worker and of the plain step."""
 
 from __future__ import annotations
 
@@ -157,9 +155,7 @@ def cases_by_two():
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_number_of_workers_changes_the_order_of_summation_and_nothing_else(case, cases_by_two):
-    """Weights, running statistics, and hits of two workers are one's, to 1e-9 in float64 (removal is at step
-    3).
-    """
+    """Weights, statistics and hits of two workers are one's, to 1e-9 in float64 (removal is at step 3)."""
     weights, sums = trained(SOLO, CASES[case], 4 if "removal" in case else 2)
     for found, found_sums in (worker[case] for worker in cases_by_two):
         assert found.keys() == weights.keys()
@@ -176,9 +172,7 @@ SHAPES = ((8, 3), (8, 3, 5, 4))
 
 
 def normalised(team: Team) -> list[list[np.ndarray]]:
-    """Return, by shape, output and gradients of this worker's rows, and the parameters' and running
-    statistics'.
-    """
+    """Return output and gradients of this worker's rows, by shape, and of parameters and statistics."""
     found = []
     for shape in SHAPES:
         x, weights, factor = batch(shape)
@@ -203,9 +197,7 @@ def batch(shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
 
 
 def test_shared_batch_norm_is_batch_norm_of_the_whole_batch():
-    """Output, gradients of input, scale and shift, and running statistics against PyTorch's own on one
-    worker.
-    """
+    """Output, gradients of input, scale and shift, and running statistics are PyTorch's on one worker."""
     expected = normalised(SOLO)
     by_worker = together("tests.training.test_distributed:normalised")
     for number in range(len(SHAPES)):
@@ -406,9 +398,7 @@ def test_what_does_not_divide_is_said_before_training(tmp_path, capsys):
     ids=["chain", "residual", "bf16, micro-batches", "stochastic, grouped"],
 )
 def test_activation_checkpointing_is_exact_and_keeps_less(fields):
-    """Two steps to the last bit, running statistics and number of batches included, with fewer bytes kept for
-    backward.
-    """
+    """Two steps to the last bit, statistics and number of batches too, with fewer bytes for backward."""
     states, kept = [], []
     for recompute in (False, True):
         made = make_run(make_config(width=0.25, **fields, activation_checkpointing=recompute), double=False)
@@ -435,9 +425,7 @@ def test_activation_checkpointing_is_exact_and_keeps_less(fields):
 
 
 def test_micro_batches_are_batch_norm_groups_trained_one_after_the_other():
-    """Loss and gradients of M parts are those of batch-norm groups of B / M; the running statistics forget as
-    fast.
-    """
+    """Loss and gradients of M parts are those of batch-norm groups of B / M; statistics forget as fast."""
     fields = {"strategy": progressive("sum"), "network": DROPOUT, "augmentation": "svhn"}
     grads, losses, momenta = [], [], []
     for more in ({"micro_batches": 4}, {"batch_norm_group": 4}):

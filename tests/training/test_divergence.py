@@ -1,6 +1,4 @@
-"""A trial whose numbers are lost is diverged, whatever its loss looks like; what says nothing wrong goes
-on.
-"""
+"""A trial whose numbers are lost is diverged, whatever its loss is; a sound trial goes on."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Modes of execution: eager, compiled and captured do the same steps; what cannot be had is said and done
-without.
-"""
+"""Eager, compiled and captured do the same steps; what cannot be had is said and done without."""
 
 from __future__ import annotations
 
@@ -117,9 +115,7 @@ CASES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_recorded_step_is_the_eager_one_bit_for_bit(case, arrays, uncompiled):
-    """Everything of capturing but the CUDA graph: static inputs, warm-up undone, a recording a stage,
-    removal.
-    """
+    """Capturing without the CUDA graph: static inputs, warm-up undone, a recording a stage, removal."""
     count = STEPS if case == "sum" else 12
     short = config(epochs=max(2, count // 4), **CASES[case])
     eager, captured = (make_run(short, arrays, "cpu", mode) for mode in ("eager", "captured"))
@@ -146,9 +142,7 @@ def test_a_process_may_compile_more_networks_than_the_compiler_expects(arrays, m
     "case", ["auxiliary module", "booster", "falling bit widths", "guided", "hints", "incremental", "peers"]
 )
 def test_a_step_is_one_graph(case, arrays, monkeypatch):
-    """What a strategy reads within the network breaks no graph; gradients are summed in an order of the
-    compiler's.
-    """
+    """What a strategy reads in the network breaks no graph; the compiler orders gradient sums."""
     short = config(epochs=2, **CASES[case])
     compiler = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **named: compiler(f, backend="eager", **named))

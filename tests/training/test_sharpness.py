@@ -34,9 +34,7 @@ def test_the_noise_of_a_filter_has_its_share_of_the_norm():
 
 
 def test_the_rise_of_a_quadratic_is_its_formula():
-    """L(w) = 1/2 sum h w^2 about its minimum: the mean rise is size^2 / 2 times the sum over filters of
-    |w|^2 mean(h).
-    """
+    """L(w) = 1/2 sum h w^2: the mean rise is size^2 / 2 times the sum over filters of |w|^2 mean(h)."""
     dice = np.random.default_rng(0)
     centre = {name: torch.tensor(dice.normal(size=(4, 50))) for name in ("a", "b")}
     curvature = {name: torch.tensor(dice.uniform(0.5, 2, size=(4, 50))) for name in centre}

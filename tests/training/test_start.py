@@ -1,6 +1,4 @@
-"""Training that begins with given weights: the field, the identity, what is refused, and the weights
-themselves.
-"""
+"""Training that begins with given weights: the field, the identity, refusals, the weights themselves."""
 
 from __future__ import annotations
 
@@ -42,9 +40,7 @@ def run(config, folder, needs=None):
 
 
 def with_file(folder, state, name="weights.safetensors", **fields):
-    """Write ``state`` to a file and return a configuration that starts from it, sealed as an experiment
-    does.
-    """
+    """Write ``state`` to a file; return a sealed configuration that starts from it."""
     if name.endswith(".safetensors"):
         save_file({key: value.contiguous() for key, value in state.items()}, folder / name)
     else:

@@ -54,9 +54,7 @@ def test_weight_decay_reaches_what_the_recipe_says(where, names):
 
 
 def adam_oracle(w, grads, lr, beta1, beta2, eps, decay, tensorflow):
-    """Adam as Kingma and Ba write it (epsilon after the correction), or as TensorFlow does it (before);
-    float64.
-    """
+    """Adam in float64, epsilon after the correction (Kingma and Ba) or before it (TensorFlow)."""
     m = v = 0.0
     for t, loss_gradient in enumerate(grads, start=1):
         g = loss_gradient + decay * w

@@ -144,9 +144,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_stopped_anywhere_and_resumed_a_trial_ends_the_same(case, tmp_path):
-    """Stopped after steps 1, 3, 5, ... (inside epochs, before, at and after removal), each time in a new
-    process's state.
-    """
+    """Stopped after steps 1, 3, 5, ..., inside epochs and around removal, each time as in a new process."""
     config = make_config(**CASES[case])
     whole, pieces = Store(tmp_path / "whole"), Store(tmp_path / "pieces")
     for store in (whole, pieces):
@@ -208,9 +206,7 @@ def test_a_factor_of_zero_from_the_start_has_the_records_of_plain(tmp_path):
 
 
 def test_two_arms_of_one_seed_share_initial_weights_and_batches(tmp_path):
-    """With a learning rate too small to move a float32 weight the first epoch's plain loss is that of the
-    start.
-    """
+    """The learning rate moves no float32 weight, so the first epoch's plain loss is that of the start."""
     store = Store(tmp_path)
     for trial_id, strategy in (("1" * 16, {"kind": "plain"}), ("2" * 16, progressive("concat"))):
         config = make_config(strategy=strategy, learning_rate=1e-30, epochs=1)

@@ -1,6 +1,4 @@
-"""How long a run of many trials takes: the queue of a session under a virtual clock, without processes and
-without Ray.
-"""
+"""How long a run of many trials takes: a session's queue under a virtual clock, without processes."""
 
 from __future__ import annotations
 
@@ -21,9 +19,7 @@ GPUS = 64
 
 
 class Simulation:
-    """Trials with known lengths: teachers with students, and searches whose rungs and final trials join the
-    queue.
-    """
+    """Trials of known lengths: teachers and students, and searches that fill the queue as they go."""
 
     def __init__(self, tmp_path, seed: int) -> None:
         self.dice = random.Random(seed)
@@ -77,9 +73,7 @@ class Simulation:
             )
 
     def ended(self, id: str) -> None:
-        """Do what the feeder does: when a rung is complete, the next one or the final trials join the
-        queue.
-        """
+        """Do as the feeder does: a complete rung puts the next one or the final trials into the queue."""
         search = self.of_search.get(id)
         if search is None or id not in search["waiting"]:
             return

@@ -1,6 +1,4 @@
-"""Searches with real training of tiny networks: no test label is read, and a rung is continued bit for
-bit.
-"""
+"""Searches that train tiny networks: no test label is read, and a rung goes on bit for bit."""
 
 from __future__ import annotations
 
@@ -63,9 +61,7 @@ def make_data(folder: Path, shuffled_test_labels: bool = False) -> None:
 
 
 def search(folder: Path, scheduler: str = "none", shuffled: bool = False):
-    """Run the experiment in ``folder``; return its store, its experiment as decided, and where its search
-    stands.
-    """
+    """Run the experiment in ``folder``; return its store, the experiment as decided, and its standing."""
     folder.mkdir(exist_ok=True)
     if not (folder / "data").exists():
         make_data(folder / "data", shuffled)

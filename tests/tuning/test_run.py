@@ -1,6 +1,4 @@
-"""``bench run`` of an experiment with [tuning]: from the search to the final trials, stopped and killed
-anywhere.
-"""
+"""``bench run`` with [tuning]: from the search to the final trials, stopped and killed anywhere."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""A training function that trains nothing: held-out accuracies are a known function of the learning rate
-and the epoch.
-"""
+"""A training function that trains nothing: accuracies are a known function of rate and epoch."""
 
 from __future__ import annotations
 
@@ -19,22 +17,8 @@ def accuracy(config, epoch: int) -> float:
     return 80.0 - 5.0 * distance**2 - until - 20.0 / epoch - config.seed % 10 / 100
 
 
-def train(
-    config,
-    trial_id,
-    needs,
-    store,
-    data_dir,
-    device,
-    *,
-    stop,
-    on_epoch=None,
-    accept_other_hardware=False,
-    pack=None,
-):
-    """Record ``config.epochs`` epochs; go on after those already recorded. ``pause`` in the data folder
-    slows it down.
-    """
+def train(config, trial_id, needs, store, data_dir, device, *, stop, on_epoch=None, **options):
+    """Record epochs behind those already recorded. ``pause`` in the data folder slows it down."""
     with open(data_dir / "calls.txt", "a") as file:
         file.write(f"{trial_id} {len(store.epochs(trial_id))}\n")
     for role, needed in needs.items():

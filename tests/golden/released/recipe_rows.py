@@ -1,6 +1,4 @@
-"""Schedules, Adam, images, AlexNet's layers and initial weights held against schedules.csv, preprocess.npz
-and the facts.
-"""
+"""Schedules, Adam, images, AlexNet's layers and initial weights against the released scripts' files."""
 
 from __future__ import annotations
 
@@ -98,9 +96,7 @@ def schedules() -> Iterator[Row]:
 
 
 def adam() -> Iterator[Row]:
-    """Yield the row of Adam's epsilon: five steps of the preset's optimizer against TensorFlow's formula in
-    NumPy.
-    """
+    """Yield the row of Adam's epsilon: five steps of the preset's optimizer against TensorFlow's formula."""
     for experiment, arm in (SCRIPTS["svhn_expnet"], SCRIPTS["alexnet_expnet"]):
         config = presets(experiment)[arm]
         generator = np.random.default_rng(0)
@@ -298,9 +294,7 @@ def alexnet() -> Iterator[Row]:
 
 
 def initial_weights() -> Iterator[Row]:
-    """Yield the rows of initial weights: their deviation over sqrt(2 / fan_in), and the largest in
-    deviations.
-    """
+    """Yield the rows of initial weights: their deviation over sqrt(2 / fan_in), and the largest one."""
     for script, arm in (
         ("svhn_baseline", "DoReFa-Net (released)"),
         ("svhn_expnet", "EXP-Net (DoReFa, released)"),

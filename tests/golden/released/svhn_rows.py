@@ -77,9 +77,7 @@ class Step:
 
 
 def svhn_step(file: str, setting: str, precision: str) -> Step:
-    """Run the preset on the images of ``file`` in one setting (bits, factor), in the memory format of a
-    trial.
-    """
+    """Run the preset on the images of ``file`` at given bits and factor, in a trial's memory format."""
     data = arrays(file)
     w, a, _ = data[f"{setting}.bits"]
     network, clock, config = svhn_network(file, f"{w}/{a}", precision)

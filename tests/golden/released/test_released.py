@@ -27,9 +27,7 @@ def test_every_allowed_difference_is_justified():
 
 
 def test_the_page_is_what_the_comparison_writes():
-    """All but the differences, which depend on the machine in their last digits; those stay within what is
-    allowed.
-    """
+    """All but the differences, whose last digits depend on the machine; they stay within what is allowed."""
     rows = [row for group in comparison.GROUPS.values() for row in group()]
     assert fidelity.masked(fidelity.page(rows)) == fidelity.masked(fidelity.PAGE.read_text(encoding="utf-8"))
     for page_row in fidelity.committed_rows():
