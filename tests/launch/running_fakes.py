@@ -13,6 +13,21 @@ import time
 
 from tests.waiting import HANG, wait_until
 
+PLAIN = """
+title = "fakes"
+[defaults]
+dataset = "digits"
+network = "svhn_convnet"
+width = 0.125
+epochs = 3
+quantizer = "dorefa"
+bits = "1/1"
+[grid]
+seed = [0, 1, 2, 3]
+[[arms]]
+name = "plain"
+"""
+
 
 def train(config, trial_id, needs, store, data_dir, device, *, stop, on_epoch=None, **options):
     """Record epochs whose accuracies are functions of the id, behind those already recorded."""

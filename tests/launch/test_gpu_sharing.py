@@ -21,6 +21,7 @@ from bench.launch.verify import differences
 from bench.machine.devices import cpu_count
 from bench.records.store import State, Store
 from bench.training import execution
+from tests.launch.running_fakes import PLAIN
 
 GiB = 2**30
 
@@ -169,25 +170,10 @@ class TestMPS:
         assert os.environ["CUDA_MPS_PIPE_DIRECTORY"] == str(tmp_path)
 
 
-FAKES = """
-[defaults]
-dataset = "digits"
-network = "svhn_convnet"
-width = 0.125
-epochs = 3
-quantizer = "dorefa"
-bits = "1/1"
-[grid]
-seed = [0, 1, 2, 3]
-[[arms]]
-name = "plain"
-"""
-
-
 class TestPlacement:
     @pytest.fixture
     def files(self, tmp_path):
-        (tmp_path / "fakes.toml").write_text(FAKES)
+        (tmp_path / "fakes.toml").write_text(PLAIN)
         (tmp_path / "data").mkdir()
         return tmp_path
 

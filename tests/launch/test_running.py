@@ -23,27 +23,16 @@ from bench.launch.session import exit_status
 from bench.launch.verify import differences
 from bench.records.store import Store
 from bench.text import inert
+from tests.launch.running_fakes import PLAIN
 from tests.waiting import HANG, wait_until
 
 HERE = Path(__file__).parent
 TRAIN = "tests.launch.running_fakes:train"
-TEXT = """
-title = "fakes"
-[defaults]
-dataset = "digits"
-network = "svhn_convnet"
-width = 0.125
-epochs = 3
-quantizer = "dorefa"
-bits = "1/1"
-[grid]
-seed = [0, 1, 2, 3]
-[[arms]]
-name = "plain"
+TEXT = f"""{PLAIN}
 [[arms]]
 name = "apprentice"
 baseline = "plain"
-strategy = { kind = "apprentice", scheme = "B", teacher = { width = 0.25 } }
+strategy = {{ kind = "apprentice", scheme = "B", teacher = {{ width = 0.25 }} }}
 """
 
 

@@ -7,21 +7,11 @@ import torch
 
 from bench import datasets
 from bench.costs import measure
-from bench.experiments.config import TrialConfig
 from bench.records.store import Store
 from bench.training import trial
+from tests.configs import make_config
 
 ID = "0" * 16
-FIELDS = {
-    "dataset": "digits",
-    "network": "svhn_convnet",
-    "width": 0.125,
-    "quantizer": "dorefa",
-    "bits": "1/1",
-    "epochs": 2,
-    "batch_size": 16,
-    "train_size": 80,
-}
 CASES = {
     "progressive": {
         "strategy": {"kind": "progressive", "merge": "concat", "factor": {"kind": "cosine", "until": 0.5}}
@@ -41,7 +31,7 @@ def parts(run) -> list[tuple[str, str, str]]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_trial_and_measurement_train_the_same_network(case, tmp_path, monkeypatch):
-    config = TrialConfig.model_validate({**FIELDS, **CASES[case]})
+    config = make_config(**CASES[case])
     trained = []
 
     def three_steps(run, **_):
