@@ -129,6 +129,19 @@ def add_places(command: argparse.ArgumentParser, *, data: bool = True) -> argpar
     return group
 
 
+def add_recorded(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("instead of trials")
+    group.add_argument(
+        "--experiment",
+        metavar="NAME",
+        help="all final trials recorded of an experiment; the lines go to NAME/sharpness.jsonl in the "
+        "results, and `bench report` shows them",
+    )
+    group.add_argument(
+        "--only", metavar="ARM", action="append", default=[], help="this arm of it; may be repeated"
+    )
+
+
 def add_data(group: argparse._ActionsContainer) -> None:
     option(group, "--data DIR", "the folder of the data sets ($BENCH_DATA, else a cache folder)")
 

@@ -19,6 +19,7 @@ from bench.cli.arguments import (
     add_data,
     add_file,
     add_places,
+    add_recorded,
     add_selection,
     filled,
     formats,
@@ -196,12 +197,13 @@ def _sharpness(commands: Commands) -> None:
     command = commands.add(
         "sharpness",
         "how sharp the minimum of a finished trial is, and the barrier between two trials",
-        "481117b5af5ba5d0",
         "481117b5af5ba5d0 0d5cfb34",
+        "--experiment digits",
     )
     command.add_argument(
-        "trials", nargs="+", metavar="TRIAL", help="ids, beginnings of ids or folders; the barrier needs two"
+        "trials", nargs="*", metavar="TRIAL", help="ids, beginnings of ids or folders; the barrier needs two"
     )
+    add_recorded(command)
     add_places(command)
     group = command.add_argument_group("what is measured")
     size = "norm of the noise over that of a filter's weights (0.05 0.1 0.2)"

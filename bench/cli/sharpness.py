@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from bench.cli import OK
+from bench.cli import FAILED, OK
 from bench.cli.screen import Screen
 from bench.errors import InputError
 from bench.experiments.labels import label
 from bench.machine.folders import resolve_data_dir
 from bench.records.files import plain, write_atomic
 from bench.records.store import Store
+from bench.text import clean
 
 
 def sharpness_command(args: argparse.Namespace) -> int:
@@ -22,6 +25,12 @@ def sharpness_command(args: argparse.Namespace) -> int:
 
     from bench.training import sharpness
 
+    if bool(args.trials) == bool(args.experiment):
+        raise InputError("sharpness: trials, or --experiment NAME")
+    if args.experiment:
+        return _of_experiment(args)
+    if args.only:
+        raise InputError("--only: needs --experiment")
     if len(args.trials) > 2:
         raise InputError("sharpness: one trial or two; a barrier lies between two")
     torch.set_num_threads(1)
@@ -49,6 +58,26 @@ def sharpness_command(args: argparse.Namespace) -> int:
     if args.json is not None:
         write_atomic(args.json, (json.dumps(plain(found), indent=1, allow_nan=False) + "\n").encode())
     return OK
+
+
+def _of_experiment(args: argparse.Namespace) -> int:
+    """Measure an experiment's final trials into its folder; return the exit status."""
+    import torch
+
+    from bench.training.minima import Settings, measure_experiment
+
+    if args.json is not None:
+        raise InputError("--json: the numbers of an experiment go to its sharpness.jsonl")
+    torch.set_num_threads(1)
+    store, name = Store(args.results), Path(args.experiment).stem
+    settings = Settings(tuple(args.size), args.draws, args.images, args.points, args.stored)
+    problems = measure_experiment(
+        store, name, settings, resolve_data_dir(args.data), only=args.only, tell=partial(print, flush=True)
+    )
+    print(f"{clean(store.experiment_folder(name) / 'sharpness.jsonl')}")
+    for problem in problems:
+        print(f"bench: not measured: {problem}", file=sys.stderr)
+    return FAILED if problems else OK
 
 
 def _what(config: Any) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import InputError
-from bench.records.files import exclusive, explained, line_of, plain, read_lines, write_atomic
+from bench.records.files import append, exclusive, explained, line_of, plain, read_lines, write_atomic
 
 ID = re.compile(r"[0-9a-f]{16}")  # of a trial
 _RESERVED = {"trials", "report"}  # folders of the results that are no experiment's
@@ -27,6 +27,43 @@ def _odd_index_line(line: dict[str, Any]) -> str | None:
     if not isinstance(line.get("grid", {}), dict):
         return f"'grid' must be an object, not {str(line['grid'])[:80]!r}"
     return None
+
+
+def _odd_sharpness_line(line: dict[str, Any]) -> str | None:
+    """Return what is wrong with a line of ``sharpness.jsonl``, None where nothing is."""
+    measured_with, ids, path = line.get("with"), line.get("ids"), line.get("path")
+    if not isinstance(measured_with, dict):
+        return "'with' must be an object: what was measured with"
+    if ids is not None:
+        good = isinstance(ids, list) and len(ids) == 2 and _numbers(path) and len(path or ()) >= 2
+        return (
+            None if good and _numbers([line.get("barrier")]) else "a pair needs 'ids', 'path' and 'barrier'"
+        )
+    sizes = measured_with.get("sizes")
+    if not isinstance(line.get("id"), str) or not _numbers(sizes):
+        return "a trial needs its 'id' and the 'sizes' of the noise"
+    for name in ("trained", "untrained"):
+        found = line.get(name)
+        if found is None and name == "untrained":
+            continue
+        rises = found.get("rises") if isinstance(found, dict) else None
+        means = (
+            [rise.get("mean") for rise in rises if isinstance(rise, dict)] if isinstance(rises, list) else []
+        )
+        if (
+            not isinstance(found, dict)
+            or len(means) != len(sizes or ())
+            or not _numbers([*means, found.get("loss")])
+        ):
+            return f"'{name}' needs a 'loss' and a rise with its 'mean' for each size"
+    return None
+
+
+def _numbers(values: Any) -> bool:
+    """Return whether ``values`` is a list of numbers."""
+    return isinstance(values, list) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) for value in values
+    )
 
 
 def _tuning_place(line: dict[str, Any]) -> str:
@@ -103,6 +140,16 @@ class Experiments:
         """Return the lines of an experiment's ``index.jsonl``, ``[]`` where there is none."""
         return read_lines(
             self.experiment_folder(name) / "index.jsonl", check=lambda _, line: _odd_index_line(line)
+        )
+
+    def append_sharpness(self, name: str, line: dict[str, Any]) -> None:
+        """Append one line to the experiment's ``sharpness.jsonl``: a measured trial, or a pair of trials."""
+        append(self.experiment_folder(name) / "sharpness.jsonl", line)
+
+    def sharpness(self, name: str) -> list[dict[str, Any]]:
+        """Return the lines of an experiment's ``sharpness.jsonl``, ``[]`` where there is none."""
+        return read_lines(
+            self.experiment_folder(name) / "sharpness.jsonl", check=lambda _, line: _odd_sharpness_line(line)
         )
 
     def experiments(self) -> list[str]:

@@ -66,6 +66,7 @@ def merge(parts: Sequence[Records]) -> Records:
         tuning=max(part.tuning for part in parts),
         searches=tuple(_searches(parts)),
         exports=tuple({canonical(line): line for part in parts for line in part.exports}.values()),
+        minima=tuple({canonical(line): line for part in parts for line in part.minima}.values()),
     )
 
 

@@ -49,6 +49,7 @@ class Records:
     tuning: int = 0
     searches: tuple[Line, ...] = ()  # the lines of tuning.jsonl
     exports: tuple[Line, ...] = ()  # the lines of exports.jsonl of all trials, each with the trial's ``id``
+    minima: tuple[Line, ...] = ()  # the lines of sharpness.jsonl
 
 
 def experiments_in(results: Path) -> list[str]:
@@ -97,6 +98,7 @@ def read_experiment(
         rows.append({**read[id][0], **_place_in_experiment(line, read[id][0]["config"] or {})})
     epochs = [_epoch_row(id, line) for id, (_, of_trial) in read.items() for line in of_trial]
     exports, unreadable = _exports(store, [id for id in read if id is not None])
+    minima = _minima(store, name, unreadable)
     order = dict.fromkeys([*described.arms, *(row["arm"] for row in rows if row["arm"] is not None)])
     return Records(
         name=name,
@@ -113,6 +115,7 @@ def read_experiment(
         tuning=tuning,
         searches=tuple(store.tuning(name)) if tuning else (),
         exports=tuple(exports),
+        minima=tuple(minima),
     )
 
 
@@ -130,6 +133,17 @@ def _exports(store: Store, ids: Iterable[str]) -> tuple[list[Line], list[str]]:
         except InputError as error:
             notes.append(str(error))
     return found, notes
+
+
+def _minima(store: Store, name: str, unreadable: list[str]) -> list[Line]:
+    """Return the lines of ``sharpness.jsonl``; what is wrong with a damaged file is added to
+    ``unreadable``.
+    """
+    try:
+        return list(store.sharpness(name))
+    except InputError as error:
+        unreadable.append(str(error))
+        return []
 
 
 def _place_in_experiment(line: Line, config: Mapping[str, Any]) -> dict[str, Any]:

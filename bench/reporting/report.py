@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from bench.errors import InputError
-from bench.reporting import deployment, detail_tables, tables, tuning_table
+from bench.reporting import deployment, detail_tables, minima, tables, tuning_table
 from bench.reporting.assembly import make_cells
 from bench.reporting.cells import Cell
 from bench.reporting.claims import Judged, PairKey, judge, seeds_of_all, verdicts
@@ -99,6 +99,8 @@ def make_report(
         tuning_table.tuning_table(records, tuned),
         detail_tables.convergence_table(records, timed),
         detail_tables.published_table(records, cells),
+        minima.sharpness_table(records, cells),
+        minima.barrier_table(records, cells),
         deployment.deployment_table(records, cells),
         detail_tables.runs_table(records, cells),
     ]

@@ -24,6 +24,8 @@ _HEADINGS = {  # in the order of the page
     "tuning": "Tuning",
     "convergence": "Convergence",
     "published": "Published values",
+    "sharpness": "Sharpness of the minima",
+    "barriers": "Barriers between seeds",
 }
 _FIGURES = {
     "accuracy": ("costs", "widths", "heat"),
