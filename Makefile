@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 WORKERS ?= 2
+EXPORT_CELLS ?= 1200# of 10,800 exports that `make soak` tries; all of them take a day
 
 .DEFAULT_GOAL := help
 .PHONY: help install reproduce test test_slow check soak paper_tables fidelity docs clean
@@ -11,7 +12,7 @@ help:
 	@echo "make reproduce     install, train the embedded experiment, report, compare with the committed table"
 	@echo "make test          install, run the tests: minutes"
 	@echo "make test_slow     the tests with many trainings, processes or compilations: minutes more"
-	@echo "make soak          kills, full disks, fuzz, random networks, all networks of torchvision and timm: hours"
+	@echo "make soak          kills, full disks, fuzz, random networks, exports, all networks of torchvision and timm: hours"
 	@echo "make check         ruff, format, types, imports between rooms"
 	@echo "make paper_tables  rebuild the tables, figures and pages of results/, and the numbers that pages quote"
 	@echo "make fidelity      hold the released presets against the release's numbers, and write docs/fidelity.md"
@@ -40,8 +41,7 @@ test_slow: install
 soak: install
 	$(BIN)/python -m tests.robustness.soak
 	BENCH_NETWORK_CASES=1000 $(BIN)/python -m pytest -q -s tests/robustness/test_random_networks.py
-	BENCH_EXPORT_CASES=1000 $(BIN)/python -m pytest -q tests/export/test_plain.py
-	BENCH_EXPORT_CASES=100 $(BIN)/python -m pytest -q tests/export/test_fresh_process.py
+	$(BIN)/python -m tests.export.matrix --cells $(EXPORT_CELLS) --results build/export_matrix.jsonl
 	$(BIN)/python -m tests.robustness.sweep
 
 check: install

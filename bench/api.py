@@ -282,7 +282,7 @@ def load(
 
     Args:
         trial: A trial's id, the beginning of the id, or its folder; or a file that ``bench export`` wrote in
-            the format safetensors or packed.
+            the format safetensors, packed or pt2. ONNX files are run by onnxruntime.
         results: The folder of the records.
         data: The folder of the data sets, as for ``bench run``.
         integers: Whether low-precision layers run on integers where they can, on the CPU. A C compiler is
@@ -295,10 +295,19 @@ def load(
             with ``integers`` there is no C compiler.
     """
     with granted(from_command_line(allow_code)):
-        if Path(trial).suffix == ".safetensors":
+        suffix = Path(trial).suffix
+        if suffix == ".safetensors":
             from bench.export.files import read_file
 
             plain = read_file(Path(trial))
+        elif suffix == ".pt2":
+            if integers:
+                raise InputError(f"{trial}: a pt2 file has no levels; load the trial, or a packed file")
+            from bench.export.pt2 import run_pt2
+
+            return run_pt2(Path(trial))
+        elif suffix == ".onnx":
+            raise InputError(f"{trial}: onnxruntime runs an ONNX file; load the trial, or another format")
         else:
             from bench.records.store import Store
             from bench.training.deploy import prepare

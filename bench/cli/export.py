@@ -14,7 +14,10 @@ from bench.text import plural
 
 
 def export_command(args: argparse.Namespace) -> int:
-    """Write a finished trial's network to a file and check it on the test images; return the status."""
+    """Write a finished trial's network to a file and check it on the test images; return the status.
+
+    With ``--check`` nothing is written, and the file that is there is checked.
+    """
     import io
 
     import numpy as np
@@ -26,7 +29,9 @@ def export_command(args: argparse.Namespace) -> int:
     store = Store(args.results)
     id = store.find(args.trial)
     path: Path = args.out or store.folder(id) / f"network{deploy.SUFFIXES[args.format]}"
-    if path.exists() and not args.force:
+    if args.check and (args.force or args.latent):
+        raise InputError("--check writes no file: leave out --force and --latent")
+    if path.exists() and not args.force and not args.check:
         raise InputError(f"{path}: exists; give another name with --out, or --force to replace it")
     if args.accept_ties and args.format in deploy.BIT_FOR_BIT:
         raise InputError(f"--accept-ties: a {args.format} file is compared bit for bit; it has no ties")
@@ -37,7 +42,12 @@ def export_command(args: argparse.Namespace) -> int:
         np.savez(buffer, **deploy.test_arrays(deployment))
         write_atomic(args.images, buffer.getvalue())
         say(f"{args.images}: the test images as the network reads them, labels and logits")
-    about = deploy.write(deployment, args.format, path, latent=args.latent)
+    if args.check:
+        if deployment.test is None:
+            raise InputError("--check: the data set is not here (--data)")
+        about = {"format": args.format, **deploy.facts_of(path)}
+    else:
+        about = deploy.write(deployment, args.format, path, latent=args.latent)
     say(f"{path}: {about['file_bytes']} bytes")
     if about.get("plain_weights"):
         names = ", ".join(about["plain_weights"])

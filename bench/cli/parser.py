@@ -229,6 +229,7 @@ def _export(commands: Commands) -> None:
     group = add_places(command)
     option(group, "--out PATH", "the file (network.* in the trial's folder)", path_argument)
     option(group, "--force", "replace the file where it exists")
+    option(group, "--check", "write nothing; check the file that is there once more")
     group = command.add_argument_group("what passes")
     ties = "onnx and qonnx: a prediction may differ where rounding moves an activation across a threshold"
     option(group, "--accept-ties", ties)

@@ -5,5 +5,6 @@
     plain = read_file(path)                 # the same logits, bit for bit
 
 ``plain`` makes the module, ``files`` writes and reads it with its levels, ``foreign_formats`` writes ONNX and
-torch.export.
+QONNX, ``pt2`` programs of torch.export. ``seal`` tells a whole file from a damaged one, ``rounding`` another
+program's rounding from a fault.
 """

@@ -1,4 +1,4 @@
-"""Files that other programs run: ONNX in standard operators, QONNX, and torch.export's pt2.
+"""Files that other programs run: ONNX in standard operators, and QONNX.
 
 The writers take a plain network (``bench.export.plain``) and read images (B, 3, S, S) float32 called
 "images"; the logits (B, classes) are called "logits". The batch size is free.
@@ -6,15 +6,10 @@ The writers take a plain network (``bench.export.plain``) and read images (B, 3,
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -23,6 +18,8 @@ from torch.nn.utils import parametrize
 from bench.errors import InputError
 from bench.export.modules import Activation
 from bench.export.plain import inference_layers
+from bench.export.pt2 import quiet
+from bench.export.seal import opened, sealed
 from bench.quantizers.deployed import Levels
 from bench.records.files import write_atomic
 from bench.text import clean
@@ -30,6 +27,15 @@ from bench.text import clean
 OPSET = 18
 QONNX = "qonnx.custom_op.general"
 Runner = Callable[[Tensor], Tensor]
+# Rewritings of onnxscript that change no number.
+_EXACT_RULES = (
+    "materialize_reshape_shape",
+    "remove_optional_bias_from_conv",
+    "successive_clip",
+    "successive_clip_relu",
+    "successive_relu",
+    "successive_relu_clip",
+)
 
 
 def write_onnx(path: Path, plain: fx.GraphModule) -> None:
@@ -38,7 +44,7 @@ def write_onnx(path: Path, plain: fx.GraphModule) -> None:
     Raises ``InputError`` where onnx or onnxscript is not installed.
     """
     _needs("onnx", "onnxscript")
-    _export_onnx(path, plain, plain.input_size)  # type: ignore[arg-type]
+    _export_onnx(path, plain, plain.input_size, "onnx")  # type: ignore[arg-type]
 
 
 def write_qonnx(path: Path, plain: fx.GraphModule) -> list[str]:
@@ -66,32 +72,25 @@ def write_qonnx(path: Path, plain: fx.GraphModule) -> list[str]:
             without.append(name)
         else:
             parametrize.register_parametrization(layer, "weight", node, unsafe=True)
-    _export_onnx(path, marked, plain.input_size)  # type: ignore[arg-type]
+    _export_onnx(path, marked, plain.input_size, "qonnx")  # type: ignore[arg-type]
     return without
 
 
-def write_pt2(path: Path, plain: fx.GraphModule) -> None:
-    """Write ``plain`` to ``path`` as ``torch.export`` saves it."""
-    images = _example(plain.input_size)  # type: ignore[arg-type]
-    with torch.no_grad(), _quiet():
-        program = torch.export.export(
-            plain, (images,), dynamic_shapes={"images": {0: torch.export.Dim.DYNAMIC}}
-        )
-        buffer = io.BytesIO()
-        torch.export.save(program, buffer)
-    write_atomic(path, buffer.getvalue())
-
-
 def run_onnx(path: Path) -> Runner:
-    """Return the network in an ONNX file as a function of images; onnxruntime computes, on one thread."""
-    _needs("onnxruntime")
+    """Return the network in an ONNX file as a function of images; onnxruntime computes, on one thread.
+
+    Raises ``InputError`` for a file that is damaged, edited, of a newer version, or no network.
+    """
+    _needs("onnx", "onnxruntime")
     import onnxruntime
+
+    data = opened(path, "onnx")
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # of onnxruntime: one class an error
         raise InputError(f"{path}: onnxruntime cannot read it ({clean(error, 200)})") from None
 
@@ -102,14 +101,24 @@ def run_onnx(path: Path) -> Runner:
 
 
 def run_qonnx(path: Path) -> Runner:
-    """Return the network in a QONNX file as a function of images; qonnx' own executor computes."""
-    _needs("qonnx")
+    """Return the network in a QONNX file as a function of images; qonnx' own executor computes.
+
+    Raises ``InputError`` as ``run_onnx`` does.
+    """
+    _needs("onnx", "qonnx")
+    import onnx
+    from google.protobuf.message import DecodeError
     from qonnx.core.modelwrapper import ModelWrapper
     from qonnx.core.onnx_exec import execute_onnx
     from qonnx.transformation.infer_shapes import InferShapes
 
+    try:
+        stored = onnx.load_model_from_string(opened(path, "qonnx"))
+    except DecodeError as error:
+        raise InputError(f"{path}: onnx cannot read it ({clean(error, 200)})") from None
+
     def run(images: Tensor) -> Tensor:
-        model = ModelWrapper(str(path))
+        model = ModelWrapper(copy.deepcopy(stored))
         model.set_tensor_shape("images", list(images.shape))  # the executor wants shapes without variables
         model = model.transform(InferShapes())
         return torch.from_numpy(execute_onnx(model, {"images": images.cpu().contiguous().numpy()})["logits"])
@@ -117,12 +126,11 @@ def run_qonnx(path: Path) -> Runner:
     return run
 
 
-def run_pt2(path: Path) -> Runner:
-    """Return the network in a pt2 file as a function of images."""
-    try:
-        return torch.export.load(path).module()
-    except Exception as error:  # whatever torch makes of bytes that are no program
-        raise InputError(f"{path}: torch.export cannot read it ({clean(error, 200)})") from None
+class _Mean(nn.Module):
+    """``AdaptiveAvgPool2d(1)`` as one node: (B, C, H, W) -> (B, C, 1, 1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3), keepdim=True)
 
 
 class _QonnxActivation(nn.Module):
@@ -211,24 +219,43 @@ def _quant(x: Tensor, scale: Tensor, bits: int, *, signed: int, narrow: int, mod
     )
 
 
-def _export_onnx(path: Path, module: nn.Module, size: int) -> None:
-    with torch.no_grad(), _quiet():
+def _export_onnx(path: Path, module: nn.Module, size: int, form: str) -> None:
+    """Write ``module``; batch norm stays a node of its own, so that weights keep their levels.
+
+    The exporter's own optimizer would multiply it into the weights in float32, for onnxruntime to do the
+    same once more. What it notes of source files is left out.
+    """
+    module = copy.deepcopy(module)
+    for name, pooling in list(module.named_modules()):
+        if isinstance(pooling, nn.AdaptiveAvgPool2d) and pooling.output_size in (1, (1, 1)):
+            parent, _, own = name.rpartition(".")
+            setattr(module.get_submodule(parent), own, _Mean())
+    with torch.no_grad(), quiet():
         program = torch.onnx.export(
             module,
-            (_example(size),),
+            (torch.zeros(2, 3, size, size),),
             dynamo=True,
             input_names=["images"],
             output_names=["logits"],
             dynamic_shapes={"images": {0: torch.export.Dim.DYNAMIC}},
             opset_version=OPSET,
+            optimize=False,
             verbose=False,
         )
     assert program is not None
-    write_atomic(path, program.model_proto.SerializeToString())
+    from onnxscript import optimizer, rewriter
+    from onnxscript.rewriter.rules import common
 
-
-def _example(size: int) -> Tensor:
-    return torch.zeros(2, 3, size, size)
+    optimizer.fold_constants(program.model)
+    exact = [getattr(common, f"{name}_rule") for name in _EXACT_RULES]
+    rewriter.rewrite(program.model, exact)
+    optimizer.remove_unused_nodes(program.model)
+    model = program.model_proto
+    for part in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
+        del part.metadata_props[:]
+    for part in (*model.graph.input, *model.graph.output):
+        del part.metadata_props[:]
+    write_atomic(path, sealed(form, model.SerializeToString()))
 
 
 def _needs(*packages: str) -> None:
@@ -240,17 +267,3 @@ def _needs(*packages: str) -> None:
             raise InputError(
                 f"{package} is not installed; this format needs it: pip install 'progressive-bench[export]'"
             ) from None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[Any]:
-    """Keep the exporter's warnings about its own insides off the terminal."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)

@@ -1,52 +1,152 @@
-"""Where another program's rounding can move an activation to the next level.
+"""Whether another program's logits are the network's but for rounding; float64 is the judge.
 
-Sums of floats come out otherwise in another order. Logits then differ in their last digits, unless an
-activation lies on a threshold but for rounding: then its level changes, and the logits differ visibly.
-PyTorch's own float64 arithmetic changes the same activations.
+Sums of floats come out otherwise in another order, and the differences grow from layer to layer. Where an
+activation lies on a threshold but for rounding, its level changes, and the logits differ visibly. Another
+program's logits are therefore compared with the exact ones, beside PyTorch's own float32 logits, and an image
+counts as moved only where one of its activations is that near to a threshold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 
 from bench.export.modules import Activation, channelwise
 
-NEAR = 5e-6  # of the unit of ``threshold_distance``: the rounding of float32 sums of a few thousand terms
+TOLERANCE = 1e-4  # how far logits may be off, as a part of their spread
+NEAR = 5e-6  # of the unit of ``_distance``: the least rounding that is reckoned with
+_TIMES = 2.0  # another program may round so many times as much as PyTorch's float32 arithmetic
 _PARTS = 5.0  # of the range of the levels: the least unit, since sums round by their size, not by the step
+_OTHER_LEVEL = 1e-3  # of the largest level: levels are further apart, rounding is not
+_AT_ONCE = 8  # images whose activations are in memory
+_OTHERS = 32  # images beside those in question of which PyTorch's own rounding is measured
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Of a batch (B,): which images are off without a cause, which were moved; what was allowed.
+
+    ``wrong``    bool: the logits are off, and rounding does not explain them
+    ``moved``    bool: the logits are off, and an activation lies on a threshold but for rounding
+    ``allowed``  the largest difference from the exact logits that counts as rounding
+    """
+
+    wrong: Tensor
+    moved: Tensor
+    allowed: float
 
 
 @torch.no_grad()
-def threshold_distance(plain: nn.Module, images: Tensor) -> Tensor:
-    """Return how near the nearest activation of each image comes to a threshold, float32 (B,).
+def judge(plain: fx.GraphModule, images: Tensor, wanted: Tensor, found: Tensor, spread: float) -> Judgement:
+    """Return which of another program's logits ``found`` are not those of ``plain`` but for rounding.
 
-    The unit is the step between two levels, but at least a fifth of the range of the levels: 51 steps at
-    8 bits. Activations of +1 and -1 have the unit 1, and tables of levels the unit of their thresholds.
-    Infinite for a network that quantizes no activation.
+    Logits (B, classes) within ``TOLERANCE`` of PyTorch's are right. Any other image is compared with the
+    logits that ``plain`` has in float64. It is right where ``found`` is no further from these than
+    ``TOLERANCE``, or than twice as far as PyTorch's float32 logits are, in the worst of all images that are
+    compared and not moved.
+
+    Args:
+        plain: the plain network, on the CPU.
+        images: a batch.
+        wanted: PyTorch's logits of the batch, float32.
+        found: the other program's.
+        spread: the standard deviation of all logits of the test set, the unit of ``TOLERANCE``.
     """
-    nearest = torch.full((len(images),), torch.inf)
+    off = (wanted - found).abs().amax(1) > TOLERANCE * spread
+    wrong, moved, allowed = torch.zeros_like(off), torch.zeros_like(off), TOLERANCE * spread
+    if not bool(off.any()):
+        return Judgement(wrong, moved, allowed)
+    chosen = off.clone()
+    chosen[:_OTHERS] = True
+    exact, tie = exact_logits(plain, images[chosen])
+    own, theirs = ((each[chosen] - exact).abs().amax(1) for each in (wanted, found))
+    if not bool(tie.all()):
+        allowed = max(allowed, _TIMES * float(own[~tie].max()))
+    moved[chosen], wrong[chosen] = tie, ~tie & (theirs > allowed)
+    return Judgement(wrong & off, moved & off, allowed)
 
-    def watch(activation: Activation) -> Callable[..., None]:
-        def hook(_module: nn.Module, inputs: tuple[Tensor], _output: Tensor) -> None:
-            nearest.copy_(torch.minimum(nearest, _distance(activation, inputs[0]).flatten(1).amin(1).cpu()))
 
-        return hook
+@torch.no_grad()
+def exact_logits(plain: fx.GraphModule, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits of ``plain`` in float64 (B, classes), and which images rounding can move, bool (B,).
 
-    activations = [m for m in plain.modules() if isinstance(m, Activation) and m.map.quantizes]
-    handles = [activation.register_forward_hook(watch(activation)) for activation in activations]
+    An image can be moved where float64 arithmetic gives an activation another level, or where an activation
+    comes as near to a threshold as twice the rounding of its layer: the largest difference of the two
+    arithmetics in this layer, in images that are not moved before it, and ``NEAR`` at least.
+    """
+    twin = _in_float64(plain)
+    logits, ties = [], []
+    for part in images.split(_AT_ONCE):
+        ours, _ = _watched(plain, part)
+        with _default_float64():
+            theirs, found = _watched(twin, part.double())
+        tie = torch.zeros(len(part), dtype=torch.bool)
+        for (activation, x, y), (exact, x64, y64) in zip(ours, theirs, strict=True):
+            near, near64 = _distance(activation, x).flatten(1), _distance(exact, x64).flatten(1)
+            rounding = float((near - near64)[~tie].abs().max()) if not bool(tie.all()) else 0.0
+            other = (y - y64).abs().flatten(1).amax(1) > _OTHER_LEVEL * y64.abs().max()
+            close = torch.minimum(near, near64).amin(1) < max(NEAR, _TIMES * rounding)
+            tie |= other | close
+        logits.append(found)
+        ties.append(tie)
+    return torch.cat(logits), torch.cat(ties)
+
+
+def _watched(network: nn.Module, images: Tensor) -> tuple[list[tuple[Activation, Tensor, Tensor]], Tensor]:
+    """Return each activation that quantizes with its input and output, in order of the calls; the logits."""
+    calls: list[tuple[Activation, Tensor, Tensor]] = []
+
+    def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        assert isinstance(module, Activation)
+        calls.append((module, inputs[0], output))
+
+    watched = [m for m in network.modules() if isinstance(m, Activation) and m.map.quantizes]
+    handles = [activation.register_forward_hook(hook) for activation in watched]
     try:
-        plain(images)
+        return calls, network(images)
     finally:
         for handle in handles:
             handle.remove()
-    return nearest
+
+
+def _in_float64(plain: fx.GraphModule) -> fx.GraphModule:
+    """Return a copy that computes in float64, also where the architecture's code asks for float32."""
+
+    def wider(argument: Any) -> Any:
+        return torch.float64 if argument is torch.float32 else argument
+
+    twin = copy.deepcopy(plain).double()
+    for node in twin.graph.nodes:
+        if node.op == "call_method" and node.target == "float":
+            node.target = "double"
+        node.args, node.kwargs = map_aggregate(node.args, wider), map_aggregate(node.kwargs, wider)
+    twin.recompile()
+    return twin
+
+
+@contextlib.contextmanager
+def _default_float64() -> Iterator[None]:
+    """Let numbers that meet no tensor become float64, as the +1 and -1 of a sign."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _distance(activation: Activation, x: Tensor) -> Tensor:
-    """Return the distance of each of ``x`` from the nearest threshold, in the unit of
-    ``threshold_distance``.
+    """Return the distance of each of ``x`` from the nearest threshold, same shape.
+
+    The unit is the step between two levels, but at least a fifth of the range of the levels: 51 steps at
+    8 bits. Activations of +1 and -1 have the unit 1, and tables of levels the unit of their thresholds.
     """
     map = activation.map
     if activation.magnitude_first:

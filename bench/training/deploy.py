@@ -25,7 +25,8 @@ from bench.experiments.config import TrialConfig
 from bench.export import foreign_formats as foreign
 from bench.export.files import read_file, write_file
 from bench.export.plain import latent_weights, plain_network
-from bench.export.rounding import NEAR, threshold_distance
+from bench.export.pt2 import run_pt2, write_pt2
+from bench.export.rounding import TOLERANCE, judge
 from bench.machine.devices import cpu_name
 from bench.networks import Network
 from bench.randomness import Clock
@@ -42,7 +43,6 @@ SUFFIXES = {
     "pt2": ".pt2",
 }
 BIT_FOR_BIT = ("safetensors", "packed", "pt2")  # formats that PyTorch runs
-TOLERANCE = 1e-4  # of formats that other programs run: how far logits may be off, as a part of their spread
 _ROUNDS = 30  # measurements of the latency
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
@@ -73,11 +73,12 @@ class Checked:
     ``recorded``                the accuracy in the trial's record, in percent
     ``equal_logits``            whether all logits equal the trained network's, bit for bit
     ``other_predictions``       how many predictions do not equal the trained network's
-    ``moved``                   images whose logits are off by more than ``TOLERANCE``, and of which an
-                                activation is so near a threshold that rounding alone moves it
-    ``wrong``                   images whose logits are off by more than that, without such an activation
-    ``difference``              the largest difference of a logit of all other images
+    ``moved``                   images whose logits are off, and of which an activation is so near a
+                                threshold that rounding alone moves it (``bench.export.rounding``)
+    ``wrong``                   images whose logits are off without such an activation
+    ``difference``              the largest difference of a logit of all images that were not moved
     ``spread``                  the standard deviation of all logits
+    ``allowed``                 the largest difference from the logits in float64 that counts as rounding
     ``latency_ms``              median time of one image, on one thread; ``latency_spread_ms``: half the
                                 distance of the quartiles
     ``processor``               where it was measured
@@ -93,6 +94,7 @@ class Checked:
     wrong: int
     difference: float
     spread: float
+    allowed: float
     latency_ms: float
     latency_spread_ms: float
     processor: str
@@ -148,7 +150,7 @@ def write(deployment: Deployment, format: str, path: Path, *, latent: bool = Fal
     it.
     """
     plain = deployment.plain
-    about: dict[str, Any] = {"format": format, "file": path.name}
+    about: dict[str, Any] = {"format": format}
     if format in ("safetensors", "packed"):
         written = write_file(
             path,
@@ -165,10 +167,17 @@ def write(deployment: Deployment, format: str, path: Path, *, latent: bool = Fal
         if format == "qonnx":
             about["plain_weights"] = foreign.write_qonnx(path, plain)
         else:
-            {"onnx": foreign.write_onnx, "pt2": foreign.write_pt2}[format](path, plain)
-        about["file_bytes"] = path.stat().st_size
-    about["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return about
+            {"onnx": foreign.write_onnx, "pt2": write_pt2}[format](path, plain)
+    return about | facts_of(path)
+
+
+def facts_of(path: Path) -> dict[str, Any]:
+    """Return name, size in bytes and SHA-256 of a file; raises ``InputError`` where it cannot be read."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    return {"file": path.name, "file_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def runner(format: str, path: Path) -> foreign.Runner:
@@ -176,7 +185,7 @@ def runner(format: str, path: Path) -> foreign.Runner:
     readers: dict[str, Callable[[Path], foreign.Runner]] = {
         "onnx": foreign.run_onnx,
         "qonnx": foreign.run_qonnx,
-        "pt2": foreign.run_pt2,
+        "pt2": run_pt2,
     }
     return readers.get(format, read_file)(path)
 
@@ -187,38 +196,51 @@ def check(deployment: Deployment, format: str, path: Path) -> Checked:
     if deployment.test is None:
         raise ValueError("the test images are not here")
     run = runner(format, path)
-    correct = seen = 0
-    wanted, found, near = [], [], []
+    wanted, found, right = [], [], 0
     image = None
     for images, labels in deployment.test():
         wanted.append(deployment.network(images))
         found.append(run(images))
-        near.append(threshold_distance(deployment.plain, images) < NEAR)
-        best = found[-1].topk(1, dim=1).indices[:, 0]
-        correct, seen = correct + int((best == labels).sum()), seen + len(labels)
+        right += int((found[-1].topk(1, dim=1).indices[:, 0] == labels).sum())
         image = images[:1] if image is None else image
     if image is None:
         raise InputError("the test set is empty: nothing to check the file against")
     one, other = torch.cat(wanted), torch.cat(found)
     spread = float(one.std())
-    off = (one - other).abs().amax(1)
-    far, tie = off > TOLERANCE * spread, torch.cat(near)
+    wrong, moved, allowed = _judged(deployment, wanted, found, spread)
     latency = _latency(run, image)
     return Checked(
-        correct=correct,
-        seen=seen,
-        accuracy=100.0 * correct / seen,
+        correct=right,
+        seen=len(one),
+        accuracy=100.0 * right / len(one),
         recorded=deployment.recorded,
         equal_logits=torch.equal(one, other),
         other_predictions=int((one.topk(1).indices != other.topk(1).indices).sum()),
-        moved=int((far & tie).sum()),
-        wrong=int((far & ~tie).sum()),
-        difference=float(torch.where(far & tie, 0.0, off).max()),
+        moved=int(moved.sum()),
+        wrong=int(wrong.sum()),
+        difference=float(torch.where(moved, 0.0, (one - other).abs().amax(1)).max()),
         spread=spread,
+        allowed=allowed,
         latency_ms=statistics.median(latency),
         latency_spread_ms=(latency[3 * _ROUNDS // 4] - latency[_ROUNDS // 4]) / 2,
         processor=cpu_name(),
     )
+
+
+def _judged(
+    deployment: Deployment, wanted: list[Tensor], found: list[Tensor], spread: float
+) -> tuple[Tensor, Tensor, float]:
+    """Return which images are off without a cause, which rounding moved, and the most that was allowed."""
+    assert deployment.test is not None
+    if torch.equal(torch.cat(wanted), torch.cat(found)):
+        none = torch.zeros(sum(map(len, wanted)), dtype=torch.bool)
+        return none, none, TOLERANCE * spread
+    each = [
+        judge(deployment.plain, images, ours, theirs, spread)
+        for (images, _), ours, theirs in zip(deployment.test(), wanted, found, strict=True)
+    ]
+    wrong, moved = torch.cat([one.wrong for one in each]), torch.cat([one.moved for one in each])
+    return wrong, moved, max(one.allowed for one in each)
 
 
 def test_arrays(deployment: Deployment) -> dict[str, Any]:

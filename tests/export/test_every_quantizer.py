@@ -1,13 +1,11 @@
 """ONNX, QONNX and pt2 of every registered quantizer: the trained network's predictions on all test digits.
 
-Each file is run by its own program; onnxruntime runs in a process that has neither this package nor PyTorch.
+Each file is run by its own program; ``test_matrix.py`` lets fresh processes run them.
 """
 
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,34 +13,18 @@ import pytest
 import torch
 from torch import nn
 
-from bench import datasets, registry
+from bench import datasets
 from bench.export import foreign_formats as foreign
 from bench.export.modules import Activation
-from bench.export.plain import plain_network
+from bench.export.plain import inference_layers, plain_network
+from bench.export.pt2 import run_pt2, write_pt2
 from bench.randomness import Clock
 from bench.training import setup
 from tests.configs import make_config
-from tests.export.networks_for_export import QUANTIZERS, assert_near, trained
-
-WITHOUT_BENCH = """
-import sys, numpy as np, onnxruntime
-images = np.load("images.npy")
-for name in sys.argv[1:]:
-    session = onnxruntime.InferenceSession(name + ".onnx", providers=["CPUExecutionProvider"])
-    np.save(name + ".npy", session.run(["logits"], {"images": images})[0])
-assert not {"bench", "torch"} & sys.modules.keys()
-"""
+from tests.export.networks_for_export import QUANTIZERS, assert_near, trained, widths
 
 pytestmark = pytest.mark.slow
-
-
-def bits(quantizer: str) -> list[str]:
-    """Return the fewest bits of a quantizer, and its most."""
-    facts = registry.get("quantizers", quantizer).facts
-    return list(dict.fromkeys(f"{facts['w_bits'][i]}/{facts['a_bits'][i]}" for i in (0, -1)))
-
-
-CASES = [(quantizer, width) for quantizer in QUANTIZERS for width in bits(quantizer)]
+CASES = list(dict.fromkeys((quantizer, widths(quantizer)[i]) for quantizer in QUANTIZERS for i in (0, -1)))
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +44,24 @@ def images():
     return torch.cat([batch for batch, _ in data.test_batches(602)])
 
 
-def test_onnxruntime_alone(networks, images, tmp_path):
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_onnx(case, networks, images, tmp_path):
     pytest.importorskip("onnxruntime", reason="needs progressive-bench[export]")
     pytest.importorskip("onnxscript", reason="needs progressive-bench[export]")
-    names = {case: f"{case[0]}-{case[1].replace('/', '-')}" for case in networks}
-    np.save(tmp_path / "images.npy", images.numpy())
-    for case, (_, plain) in networks.items():
-        foreign.write_onnx(tmp_path / f"{names[case]}.onnx", plain)
-    subprocess.run([sys.executable, "-I", "-c", WITHOUT_BENCH, *names.values()], cwd=tmp_path, check=True)
-    for case, (network, plain) in networks.items():
-        assert_near(network, plain, images, torch.from_numpy(np.load(tmp_path / f"{names[case]}.npy")))
+    network, plain = networks[case]
+    foreign.write_onnx(tmp_path / "x.onnx", plain)
+    assert_near(network, plain, images, foreign.run_onnx(tmp_path / "x.onnx")(images))
+    for name, layer in inference_layers(plain):
+        if layer.levels is not None:
+            stored = weights_of(tmp_path / "x.onnx")[f"{name}.weight"]
+            np.testing.assert_array_equal(stored, layer.weight.numpy(), "its levels")
+
+
+def weights_of(file: Path) -> dict[str, np.ndarray]:
+    import onnx
+
+    graph = onnx.load(file).graph
+    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
@@ -87,9 +77,9 @@ def test_qonnx_own_executor(case, networks, images, tmp_path):
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_pt2_bit_for_bit(case, networks, images, tmp_path):
     network, plain = networks[case]
-    foreign.write_pt2(tmp_path / "x.pt2", plain)
+    write_pt2(tmp_path / "x.pt2", plain)
     with torch.no_grad():
-        assert torch.equal(network(images), foreign.run_pt2(tmp_path / "x.pt2")(images))
+        assert torch.equal(network(images), run_pt2(tmp_path / "x.pt2")(images))
 
 
 class Activations(nn.Module):

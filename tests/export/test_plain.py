@@ -1,12 +1,10 @@
-"""The plain network and its files have the logits of the trained network, bit for bit, whatever was trained.
+"""The plain network and its file: bits, latent weights, thresholds, refusals.
 
-A few combinations by default; ``BENCH_EXPORT_CASES=N`` draws N of the product of networks, quantizers, merges
-and precisions, as ``make soak`` does.
+That logits are equal bit for bit, ``test_matrix.py`` checks.
 """
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import pytest
@@ -14,45 +12,14 @@ import torch
 
 from bench.errors import InputError
 from bench.export.files import latent_of, read_file, write_file
-from bench.export.modules import Activation, InferenceConv2d, InferenceLinear, Thresholds
-from bench.export.plain import inference_layers, latent_weights, plain_network
+from bench.export.modules import Activation, Thresholds
+from bench.export.plain import latent_weights, plain_network
 from bench.foreign import Grant, granted
 from bench.layers.low_precision import strip
-from bench.networks import build, costs
+from bench.networks import costs
 from bench.quantizers.deployed import ActivationMap
-from bench.randomness import Clock
 from tests.configs import make_config
-from tests.export.networks_for_export import (
-    ALL,
-    DRAWN,
-    NETWORKS,
-    OWN,
-    OWN_MODULE,
-    trained,
-)
-
-FEW = [
-    ("svhn_convnet", "dorefa", "1/2", "sum", "fp32"),
-    ("svhn_convnet", "xnor", "1/1", "concat", "fp32"),
-    ("svhn_convnet_abs", "syq", "2/8", "difference", "fp32"),
-    ("svhn_convnet", "dorefa_released", "1/2", "joint", "fp32"),
-    ("svhn_convnet", "ttq", "2/2", "preactivation", "bf16"),
-    ("bnn_convnet", "bnn", "1/1", "sum", "fp32"),
-    ("resnet20_post", "dorefa", "2/2", "sum", "fp32"),
-    ("resnet20", "syq_four_levels", "2/2", "plain", "fp32"),
-    ("torchvision", "dorefa", "1/1", "sum", "fp32"),
-    ("own", "dorefa", "1/2", "sum", "fp32"),
-    ("svhn_convnet", "reactnet", "1/1", "sum", "fp32"),
-    ("torchvision", "lsq", "2/2", "concat", "fp32"),
-    ("resnet20", "lqnets", "1/1", "difference", "bf16"),
-    ("svhn_convnet", "lqnets", "2/2", "sum", "fp32"),
-    ("svhn_convnet", "tang", "1/2", "plain", "fp32"),
-    ("svhn_convnet", "weq", "2/2", "plain", "fp32"),
-    ("svhn_convnet", "pact", "2/2", "plain", "fp32"),
-    ("svhn_convnet", "hwgq", "1/2", "plain", "bf16"),
-    ("svhn_convnet", "qnn_log", "2/3", "sum", "fp32"),
-]
-CASES = random.Random(0).sample(ALL, min(DRAWN, len(ALL))) if DRAWN else FEW
+from tests.export.networks_for_export import NETWORKS, OWN, OWN_MODULE, trained
 
 
 @pytest.fixture
@@ -60,47 +27,6 @@ def user_code(tmp_path):
     (tmp_path / f"{OWN_MODULE}.py").write_text(OWN)
     with granted(Grant((OWN_MODULE,), str(tmp_path))):
         yield
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("network", "kind", "bits", "merge", "precision"), CASES)
-def test_logits_and_parameters(network, kind, bits, merge, precision, tmp_path, user_code):
-    changes = {"quantizer": kind, "bits": bits, "precision": precision, **NETWORKS[network]}
-    try:
-        net, images, config = trained(merge, **changes)
-    except InputError as error:
-        if CASES is FEW:
-            raise
-        pytest.skip(f"cannot be trained: {error}")
-    with torch.no_grad():
-        wanted = net(images)
-        plain = plain_network(net)
-        assert torch.equal(plain(images), wanted) and wanted.std() > 0
-        assert torch.equal(net(images), wanted), "the trained network was changed"
-        _check_nothing_of_training(plain)
-        never_expanded = build(config, num_classes=10, clock=Clock(0))
-        counts = {n: p.numel() for n, p in never_expanded.named_parameters() if ".quantizer." not in n}
-        assert {
-            n: p.numel() for n, p in plain.named_parameters()
-        } == counts  # learned scales are in the levels
-        for packed in (False, True):
-            file = tmp_path / f"{packed}.safetensors"
-            write_file(file, plain_network(net), config, 10, packed=packed)
-            assert torch.equal(read_file(file)(images), wanted), f"packed: {packed}"
-
-
-def _check_nothing_of_training(plain):
-    for module in plain.modules():
-        if module is not plain and isinstance(module, InferenceConv2d | InferenceLinear | Activation):
-            continue
-        assert not type(module).__module__.startswith(
-            ("bench.layers", "bench.strategies", "bench.quantizers")
-        )
-    assert not any(p.requires_grad for p in plain.parameters()) and not plain.training
-    for name, layer in inference_layers(plain):
-        levels = layer.levels
-        if levels is not None:
-            assert torch.equal(levels.weight(), layer.weight), name
 
 
 def test_packed_weights_take_their_bits(tmp_path):
