@@ -111,7 +111,7 @@ class ChosenImages(Batches):
         self.batch_size = config.batch_size
         self.steps_per_epoch = self.train_count // config.batch_size
         self.device = torch.device(device)
-        self._chosen, self._aside = chosen_images(total, self.train_count, config.holdout, groups)
+        self._chosen, self._held_out = chosen_images(total, self.train_count, config.holdout, groups)
         self._seed = config.seed
         self._share = share
         self._samples = rows(config.batch_size, share, config.micro_batches).to(self.device)

@@ -46,15 +46,17 @@ class DeviceData(ChosenImages):
         total = len(arrays.x_train)
         super().__init__(config, total, len(arrays.x_test), arrays.num_classes, device, share, arrays.groups)
         self.resident = True
-        train, holdout = self._chosen, self._aside
+        train, holdout = self._chosen, self._held_out
         x_train = arrays.x_train if len(train) == total else arrays.x_train[train]
         height, width = x_train.shape[1:3]
         fits = (height, width) == (input_size, input_size)
         resize = None if fits else RESIZES[config.resize](height, width, input_size, 3, self.device)
         self._augmentation = config.augmentation
         # With crop_flip, batches are resized instead of the stored images.
-        self._late = resize if config.augmentation == "crop_flip" and isinstance(resize, Bilinear) else None
-        early = None if self._late else resize
+        self._batch_resize = (
+            resize if config.augmentation == "crop_flip" and isinstance(resize, Bilinear) else None
+        )
+        early = None if self._batch_resize else resize
         self._train = _resident(x_train, arrays.y_train[train], early, self.device)
         self._holdout = _resident(arrays.x_train[holdout], arrays.y_train[holdout], early, self.device)
         self._test = _resident(arrays.x_test, arrays.y_test, early, self.device)
@@ -102,9 +104,9 @@ class DeviceData(ChosenImages):
 
     def _finished(self, images: Tensor) -> Tensor:
         """Return uint8 images normalised and channels last; images that are not yet resized are resized."""
-        if self._late is None:
+        if self._batch_resize is None:
             return self._normalized(images.to(torch.float32))
-        return self._normalized(self._late.sums(images), self._late.denominator)
+        return self._normalized(self._batch_resize.sums(images), self._batch_resize.denominator)
 
     def _normalized(self, x: Tensor, denominator: int = 1) -> Tensor:
         """Return (x / denominator - shift) * scale as float32 (B, 3, S, S), channels last.

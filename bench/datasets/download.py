@@ -37,13 +37,13 @@ def download(url: str, path: Path, md5: str) -> None:
     if path.is_file() and _md5(path) == md5:
         return
     part = path.with_name(f"{path.name}.part")
-    begun = part.is_file()
+    resumed = part.is_file()
     with _progress(path.name) as report:
-        _arrive(url, part, report)
+        _download_rest(url, part, report)
         found = _md5(part)
-        if found != md5 and begun:  # the first bytes may belong to another version of the file
+        if found != md5 and resumed:  # the first bytes may belong to another version of the file
             part.unlink()
-            _arrive(url, part, report)
+            _download_rest(url, part, report)
             found = _md5(part)
     if found != md5:
         part.unlink()
@@ -53,9 +53,9 @@ def download(url: str, path: Path, md5: str) -> None:
     part.replace(path)
 
 
-def _arrive(url: str, part: Path, report: Report) -> None:
-    """Append to ``part`` until the file is complete; raise the last error after ``TRIES`` vain tries."""
-    vain = 0
+def _download_rest(url: str, part: Path, report: Report) -> None:
+    """Append to ``part`` until the file is complete; raise the last error after ``TRIES`` failures."""
+    failures = 0
     while True:
         before = part.stat().st_size if part.is_file() else 0
         error: Exception | None = None
@@ -72,35 +72,33 @@ def _arrive(url: str, part: Path, report: Report) -> None:
         except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as broken:
             error = broken
         there = part.stat().st_size if part.is_file() else 0
-        vain = 0 if there > before else vain + 1
-        if vain == TRIES:
+        failures = 0 if there > before else failures + 1
+        if failures == TRIES:
             if isinstance(error, OSError):
                 raise error
             raise OSError(f"the connection broke off {TRIES} times in a row ({error or 'no bytes arrive'})")
-        if vain:
-            time.sleep(PAUSE * 2 ** (vain - 1))
+        if failures:
+            time.sleep(PAUSE * 2 ** (failures - 1))
 
 
-def _receive(url: str, part: Path, have: int, report: Report) -> bool:
+def _receive(url: str, part: Path, received: int, report: Report) -> bool:
     """Receive the bytes of one connection; return whether the file is complete after it."""
     headers = {"User-Agent": f"progressive-bench/{__version__}"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
+    if received:
+        headers["Range"] = f"bytes={received}-"
     request = urllib.request.Request(url, headers=headers)
     with urllib.request.urlopen(request, timeout=SILENCE) as answer:
-        if have and (
-            answer.status != 206
-            or not str(answer.headers.get("Content-Range", "")).startswith(f"bytes {have}-")
-        ):
-            have = 0  # a server without ranges sends the whole file again
+        begins = str(answer.headers.get("Content-Range", ""))
+        if answer.status != 206 or not begins.startswith(f"bytes {received}-"):
+            received = 0  # a server without ranges sends the whole file again
         length = answer.headers.get("Content-Length")
-        total = have + int(length) if length and length.isdigit() else None
-        with part.open("ab" if have else "wb") as file:
+        total = received + int(length) if length and length.isdigit() else None
+        with part.open("ab" if received else "wb") as file:
             while piece := answer.read(CHUNK):
                 file.write(piece)
-                have += len(piece)
-                report(have, total)
-    return total is None or have >= total
+                received += len(piece)
+                report(received, total)
+    return total is None or received >= total
 
 
 def _md5(path: Path) -> str:
@@ -116,23 +114,17 @@ def _progress(name: str) -> Iterator[Report]:
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
         from rich.progress import TransferSpeedColumn as Speed
 
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            Speed(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=Console(stderr=True)) as bar:
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), Speed())
+        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
             task = bar.add_task(clean(name, 40), total=None)
-            yield lambda have, total: bar.update(task, completed=have, total=total)
+            yield lambda received, total: bar.update(task, completed=received, total=total)
         return
     said = [time.monotonic()]
 
-    def line(have: int, total: int | None) -> None:
-        if time.monotonic() - said[0] >= LINES or have == total:
+    def line(received: int, total: int | None) -> None:
+        if time.monotonic() - said[0] >= LINES or received == total:
             said[0] = time.monotonic()
-            share = f" of {total / 1e6:,.1f} MB, {100 * have / total:.0f} %" if total else " MB"
-            print(f"{clean(name, 40)}: {have / 1e6:,.1f}{share}", file=sys.stderr, flush=True)
+            share = f" of {total / 1e6:,.1f} MB, {100 * received / total:.0f} %" if total else " MB"
+            print(f"{clean(name, 40)}: {received / 1e6:,.1f}{share}", file=sys.stderr, flush=True)
 
     yield line

@@ -103,13 +103,13 @@ class ImageNet(PhotographSource):
             classes, train = self._train_folders(root / "train", left_out)
         else:
             classes, train = self._train_archive(root / TRAIN_TAR)
-        _expect(root, "training images", len(train), published.train)
+        _check_count(root, "training images", len(train), published.train)
         test = (
             self._val_folder(root, classes, left_out)
             if (root / "val").is_dir()
             else self._val_archive(root, classes)
         )
-        _expect(root, "validation images", len(test), published.test)
+        _check_count(root, "validation images", len(test), published.test)
         return Listing(classes, {"train": train, "test": test}, left_out)
 
     def _train_folders(self, folder: Path, left_out: list[LeftOut]) -> tuple[list[str], list[Item]]:
@@ -179,7 +179,7 @@ class ImageNet(PhotographSource):
 
     def _labels(self, root: Path, classes: Sequence[str], count: int) -> dict[int, int]:
         """Return the class of each validation image by its number, from 1."""
-        _expect(root, "validation images", count, self.published.test)
+        _check_count(root, "validation images", count, self.published.test)
         if (root / SOLUTION).is_file():
             synsets = _solution(root / SOLUTION)
         elif (root / DEVKIT).is_file():
@@ -216,7 +216,7 @@ def _missing(root: Path, data_dir: Path) -> str | None:
     )
 
 
-def _expect(root: Path, what: str, found: int, expected: int) -> None:
+def _check_count(root: Path, what: str, found: int, expected: int) -> None:
     if found != expected:
         hint = (
             "something is cut short or half extracted" if found < expected else "there is something else, too"
@@ -233,7 +233,7 @@ def _number(where: Path, name: str) -> int:
     return int(match[1])
 
 
-class _Window(io.RawIOBase):
+class _FilePart(io.RawIOBase):
     """A part of an open file, read as a file of its own."""
 
     def __init__(self, stream: BinaryIO, start: int, length: int) -> None:
@@ -269,7 +269,7 @@ def _members(path: Path, start: int = 0, length: int | None = None) -> Iterator[
     try:
         with path.open("rb") as stream:
             length = path.stat().st_size - start if length is None else length
-            with tarfile.open(fileobj=_Window(stream, start, length), mode="r:") as archive:
+            with tarfile.open(fileobj=_FilePart(stream, start, length), mode="r:") as archive:
                 while (member := archive.next()) is not None:
                     archive.members = []  # type: ignore[attr-defined]  # there are 1.28 million of them
                     if member.isdir():

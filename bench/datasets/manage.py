@@ -137,10 +137,8 @@ def verify(name: str | None, data_dir: Path) -> str:
     for label, (source, options) in chosen.items():
         paths = source.paths(options, data_dir)
         absent = bool(paths) and not any(path.is_file() for path in paths)
-        extras = (
-            name is None and source.problem(options, data_dir) and _covered(label, paths, chosen, data_dir)
-        )
-        if (absent and name is None) or extras:
+        absent |= bool(source.problem(options, data_dir)) and _contained(label, paths, chosen, data_dir)
+        if absent and name is None:
             lines.append(f"{label}: not there")
             continue
         found = source.verify(options, data_dir)
@@ -155,7 +153,7 @@ def verify(name: str | None, data_dir: Path) -> str:
     return "\n".join(lines)
 
 
-def _covered(label: str, paths: list[Path], chosen: dict, data_dir: Path) -> bool:
+def _contained(label: str, paths: list[Path], chosen: dict, data_dir: Path) -> bool:
     """Return whether all files of ``label`` on disk belong to another, complete data set.
 
     ``svhn`` and ``svhn_extra`` have common files.

@@ -241,11 +241,11 @@ def _header(path: Path, archive: zipfile.ZipFile, key: str) -> _Header:
         and shape[3:] in ((), (1,), (3,))
     ):
         expected = f"(N, H, W), (N, H, W, 1) or (N, H, W, 3) with sides up to {MAX_SIDE}"
-        raise InputError(f"{where} has the shape {_brief(shape)}; expected {expected}")
+        raise InputError(f"{where} has the shape {_short_shape(shape)}; expected {expected}")
     if not images and len(shape) != 1:
-        raise InputError(f"{where} has the shape {_brief(shape)}; expected (N,)")
+        raise InputError(f"{where} has the shape {_short_shape(shape)}; expected (N,)")
     if not 1 <= shape[0] < 2**31:
-        raise InputError(f"{where} has the shape {_brief(shape)}: no images, or too many")
+        raise InputError(f"{where} has the shape {_short_shape(shape)}: no images, or too many")
     size = math.prod(shape, start=dtype.itemsize)
     if member.file_size != offset + size:
         raise InputError(f"{where} is corrupt: {member.file_size - offset:,} bytes for an array of {size:,}")
@@ -255,7 +255,7 @@ def _header(path: Path, archive: zipfile.ZipFile, key: str) -> _Header:
 _BROKEN = (zipfile.BadZipFile, zlib.error, OSError, NotImplementedError, RuntimeError)
 
 
-def _brief(shape: tuple[int, ...]) -> str:
+def _short_shape(shape: tuple[int, ...]) -> str:
     text = str(shape[:6])
     return text if len(shape) <= 6 and len(text) < 80 else text[:80] + "..."
 

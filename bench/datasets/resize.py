@@ -50,9 +50,9 @@ class Bilinear:
         """Return ``denominator`` times the resized uint8 ``images``, exact: in float32 or else in float64."""
         count, height, width, channels = images.shape
         x = images.to(self.dtype).view(count, height, width * channels)
-        x = _interpolate(x, self.rows, self.rows.low_weight[:, None], self.rows.high_weight[:, None], 1)
+        x = _interpolate(x, self.rows, self.rows.low_weight[:, None], self.rows.high_weight[:, None])
         x = x.view(count * self.size, width * channels)
-        x = _interpolate(x, self.columns, self.columns.low_weight, self.columns.high_weight, 1)
+        x = _interpolate(x, self.columns, self.columns.low_weight, self.columns.high_weight)
         return x.view(count, self.size, self.size, channels)
 
     def to_uint8(self, images: Tensor) -> Tensor:
@@ -106,10 +106,9 @@ def _opencv_axis(source: int, target: int) -> tuple[Tensor, Tensor, Tensor, Tens
 RESIZES: dict[str, type[Bilinear] | type[OpenCVBilinear]] = {"exact": Bilinear, "opencv": OpenCVBilinear}
 
 
-def _interpolate(x: Tensor, axis: Axis, low_weight: Tensor, high_weight: Tensor, dim: int) -> Tensor:
-    return (
-        x.index_select(dim, axis.low).mul_(low_weight).add_(x.index_select(dim, axis.high).mul_(high_weight))
-    )
+def _interpolate(x: Tensor, axis: Axis, low_weight: Tensor, high_weight: Tensor) -> Tensor:
+    high = x.index_select(1, axis.high).mul_(high_weight)
+    return x.index_select(1, axis.low).mul_(low_weight).add_(high)
 
 
 def _fractions(source: int, target: int) -> tuple[list[int], list[int], int]:

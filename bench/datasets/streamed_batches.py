@@ -116,7 +116,7 @@ class PhotographData(ChosenImages):
         return self._in_order("test", self._images.test, np.arange(self.test_count), batch_size)
 
     def holdout_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return self._in_order("holdout", self._images.train, self._aside, batch_size)
+        return self._in_order("holdout", self._images.train, self._held_out, batch_size)
 
     def estimation_batches(self, count: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         batches = [self._chosen[indices.cpu().numpy()] for indices in self._estimated(count, batch_size)]

@@ -43,22 +43,15 @@ def matches(
     (another data set, say) is listed in ``not_comparable`` instead of hiding the row. ``train_images`` are
     those of one epoch and ``images`` all that were processed; None where unknown.
     """
+    wanted = {key: value for key, value in (published or {}).items() if key in ("table", "method")}
     found = []
     for row in rows:
-        if published and not _named(row, published):
-            continue
-        if not _same_bits_and_width(row, bits, config, names, bool(published)):
-            continue
-        fit = _fit(row, config, bits, names, train_images, images)
-        if published or (fit.same_method and not fit.elsewhere):
-            found.append(Match(row, fit.reasons, fit.remarks))
+        named = _options_agree({"table": row.table, "method": row.method}, wanted)
+        if named and _same_bits_and_width(row, bits, config, names, bool(published)):
+            fit = _fit(row, config, bits, names, train_images, images)
+            if published or (fit.same_method and not fit.elsewhere):
+                found.append(Match(row, fit.reasons, fit.remarks))
     return found
-
-
-def _named(row: Row, published: Mapping[str, Any]) -> bool:
-    """Return whether an arm that names its published rows means this one."""
-    wanted = published.get("table", row.table), published.get("method", row.method)
-    return wanted == (row.table, row.method)
 
 
 def _entry_of_network(row: Row, names: Names) -> NetworkName | None:

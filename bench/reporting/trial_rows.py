@@ -74,10 +74,8 @@ def read_trial(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return a trial's row (without its place in the index) and its epochs' lines."""
     row: dict[str, Any] = dict.fromkeys(TRIAL_COLUMNS)
-    row.update(
-        id=id, status="missing", reason="", flags=(), warnings=(), config=config, kept=False, versions={}
-    )
-    row["results"] = str(store.root)
+    row |= {"id": id, "config": config, "results": str(store.root), "status": "missing", "reason": ""}
+    row |= {"flags": (), "warnings": (), "kept": False, "versions": {}}
     if id is None:
         row["reason"] = "its data is absent"
         return row, []
@@ -86,14 +84,14 @@ def read_trial(
         summary = store.summary(id)
         lines = store.epochs(id)
         if trial is not None:
-            _take_trial(row, trial, id)
+            _add_trial(row, trial, id)
         if lines:
-            _take_epochs(row, lines)
+            _add_epochs(row, lines)
         if summary is not None:
-            _take_summary(row, summary, lines)
+            _add_summary(row, summary, lines)
         if trial is not None and any(line.get("other_hardware") for line in store.resumes(id)):
             row["other_hardware"] = True
-    except (StoreError, InputError, _Wrong) as error:
+    except (StoreError, InputError, _Impossible) as error:
         row.update(status="damaged", reason=str(error), **dict.fromkeys(_ACCURACIES))
         return row, []
     if summary is None:
@@ -108,23 +106,20 @@ def read_trial(
     return row, lines
 
 
-class _Wrong(Exception):
+class _Impossible(Exception):
     """A record is well-formed but says something impossible."""
 
 
-def _take_trial(row: dict[str, Any], trial: Mapping[str, Any], id: str) -> None:
+def _add_trial(row: dict[str, Any], trial: Mapping[str, Any], id: str) -> None:
     if trial.get("id") != id:
-        raise _Wrong(f"trial.json is the record of {trial.get('id')!r}")
+        raise _Impossible(f"trial.json is the record of {trial.get('id')!r}")
     if not isinstance(trial.get("config"), dict):
-        raise _Wrong("trial.json: config: expected a table")
+        raise _Impossible("trial.json: config: expected a table")
     provenance, execution = _table(trial, "provenance"), _table(trial, "execution")
     row["config"] = _checked(trial["config"])
-    row["data"] = (
-        json.dumps(provenance.get("data"), sort_keys=True) if provenance.get("data") is not None else None
-    )
-    row["commit"] = provenance.get("commit")
-    row["dirty"] = provenance.get("dirty")
-    versions = provenance.get("versions")
+    data, versions = provenance.get("data"), provenance.get("versions")
+    row["data"] = None if data is None else json.dumps(data, sort_keys=True)
+    row["commit"], row["dirty"] = provenance.get("commit"), provenance.get("dirty")
     row["versions"] = dict(versions) if isinstance(versions, dict) else {}
     row["device"] = execution.get("device")
 
@@ -133,21 +128,17 @@ def _checked(config: dict[str, Any]) -> dict[str, Any]:
     """Return a recorded configuration, completed, after a check of the fields that tables are made of."""
     for key in ("dataset", "network", "quantizer", "strategy"):
         if not isinstance(config.get(key), dict) or not isinstance(config[key].get("kind"), str):
-            raise _Wrong(f"trial.json: config.{key}: expected a table with a kind")
-    for key, types in (
-        ("epochs", int),
-        ("batch_size", int),
-        ("width", int | float),
-        ("precision", str | None),
-    ):
+            raise _Impossible(f"trial.json: config.{key}: expected a table with a kind")
+    kinds = {"epochs": int, "batch_size": int, "width": int | float, "precision": str | None}
+    for key, types in kinds.items():
         value = config.get(key)
         possible = isinstance(value, types) and not isinstance(value, bool)
         if not possible or (isinstance(value, int | float) and not 0 < value < 1e9):
-            raise _Wrong(f"trial.json: config.{key}: {str(value)[:40]!r} is not possible")
+            raise _Impossible(f"trial.json: config.{key}: {str(value)[:40]!r} is not possible")
     try:
         parse_bits(config.get("bits"))
     except InputError as error:
-        raise _Wrong(f"trial.json: config.{error}") from None
+        raise _Impossible(f"trial.json: config.{error}") from None
     return _completed(config)
 
 
@@ -166,11 +157,11 @@ def _completed(config: dict[str, Any]) -> dict[str, Any]:
 def _table(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     value = document.get(key, {})
     if not isinstance(value, dict):
-        raise _Wrong(f"trial.json: {key}: expected a table, not {value!r}")
+        raise _Impossible(f"trial.json: {key}: expected a table, not {value!r}")
     return value
 
 
-def _take_epochs(row: dict[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
+def _add_epochs(row: dict[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
     for line in lines:
         for key in EPOCH_COLUMNS:
             _number(line, key, "epochs.jsonl", low=None, high=100.0 if key.startswith("test_acc") else None)
@@ -182,16 +173,16 @@ def _take_epochs(row: dict[str, Any], lines: Sequence[Mapping[str, Any]]) -> Non
         return
     counts = all(isinstance(count, int) and not isinstance(count, bool) for count in (correct, seen))
     if not counts or not 0 <= correct <= seen or not 0 < seen < 10**12:
-        raise _Wrong(f"epochs.jsonl: {correct!r} correct of {seen!r} seen")
+        raise _Impossible(f"epochs.jsonl: {correct!r} correct of {seen!r} seen")
     row["correct"], row["seen"] = correct, seen
     accuracy = last.get("test_acc")
     if accuracy is not None and abs(accuracy - 100.0 * correct / seen) > 0.005:
-        raise _Wrong(f"epochs.jsonl: the last test_acc, {accuracy}, is not {correct} correct of {seen} seen")
+        raise _Impossible(
+            f"epochs.jsonl: the last test_acc, {accuracy}, is not {correct} correct of {seen} seen"
+        )
 
 
-def _take_summary(
-    row: dict[str, Any], summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]
-) -> None:
+def _add_summary(row: dict[str, Any], summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
     row["status"] = summary["status"]
     row["reason"] = str(summary.get("reason") or "")
     row["flags"] = _texts(summary.get("flags"))
@@ -207,7 +198,7 @@ def _take_summary(
     if final is not None:
         if lines and lines[-1].get("test_acc") is not None and abs(lines[-1]["test_acc"] - final) > 1e-6:
             told = f"final_test_acc is {final}, but the last epoch's test_acc is {lines[-1]['test_acc']}"
-            raise _Wrong(f"summary.json: {told}")
+            raise _Impossible(f"summary.json: {told}")
         row["accuracy"], row["top5"] = final, top5
         return
     # A branch that is never removed leaves no deployed network: its own accuracy is an upper bound.
@@ -215,7 +206,7 @@ def _take_summary(
     row["kept"] = row["expanded"] is not None
     if not row["kept"]:
         if (row["config"] or {}).get("evaluate_test") is not False:
-            raise _Wrong("summary.json: done, but without a final accuracy")
+            raise _Impossible("summary.json: done, but without a final accuracy")
         row.update(status="missing", reason="the test images were not evaluated (evaluate_test = false)")
 
 
@@ -226,9 +217,9 @@ def _number(
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
-        raise _Wrong(f"{where}: {key}: expected a number or null, not {str(value)[:40]!r}")
+        raise _Impossible(f"{where}: {key}: expected a number or null, not {str(value)[:40]!r}")
     if (low is not None and value < low) or (high is not None and value > high):
-        raise _Wrong(f"{where}: {key}: {value!r} is out of range")
+        raise _Impossible(f"{where}: {key}: {value!r} is out of range")
     return value
 
 

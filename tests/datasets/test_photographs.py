@@ -312,7 +312,7 @@ def test_raw_shards_are_what_pillow_decodes_at_the_stored_size(tmp_path):
     # no image's bytes are in the manifest, but every shard's checksum is, and so in the identity
     text = (folder / "manifest.json").read_text()
     document = {key: value for key, value in manifest.document().items() if key != "remarks"}
-    assert manifest.checksum == "sha256:" + hashlib.sha256(shards.encode(document)).hexdigest()
+    assert manifest.checksum == "sha256:" + hashlib.sha256(shards.canonical_json(document)).hexdigest()
     assert "sha256:" + hashlib.sha256((folder / "train-00000.bin").read_bytes()).hexdigest() in text
 
 
@@ -429,7 +429,7 @@ def test_killed_and_run_again_gives_the_same_bytes(tmp_path):
 def test_a_preparation_begun_otherwise_is_not_mixed(tmp_path, monkeypatch):
     root = tree(tmp_path / "own")
     monkeypatch.setattr(
-        "bench.datasets.photographs.prepare._keep",
+        "bench.datasets.photographs.prepare._write_file",
         lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")),
     )
     with pytest.raises(InputError, match="No space left"):
@@ -498,7 +498,7 @@ def rewrite(manifest: shards.Manifest, name: str, data: bytes) -> None:
     (manifest.folder / name).write_bytes(data)
     document = manifest.document()
     document["files"][name] = [len(data), "sha256:" + hashlib.sha256(data).hexdigest()]
-    (manifest.folder / "manifest.json").write_bytes(shards.encode(document))
+    (manifest.folder / "manifest.json").write_bytes(shards.canonical_json(document))
 
 
 @pytest.mark.parametrize(
@@ -573,7 +573,7 @@ def test_content_of_other_images_is_found_by_verify(tmp_path):
     tree(tmp_path / "own")
     manifest = prepared(tmp_path)
     (manifest.folder / "manifest.json").write_bytes(
-        shards.encode({**manifest.document(), "content": "images:" + 64 * "0"})
+        shards.canonical_json({**manifest.document(), "content": "images:" + 64 * "0"})
     )
     with pytest.raises(InputError, match="content is not that of the shards"):
         manage.verify("imagefolder:own", tmp_path)

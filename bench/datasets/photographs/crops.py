@@ -58,19 +58,19 @@ class Window(NamedTuple):
     flip: np.ndarray
 
 
-def unit(draws: np.ndarray) -> np.ndarray:
+def uniform(draws: np.ndarray) -> np.ndarray:
     """Return float64 numbers in (0, 1), uniform, of hash values."""
     return (draws + 0.5) / 4294967296.0
 
 
-def place(draws: np.ndarray, count: np.ndarray | int) -> np.ndarray:
+def whole_number(draws: np.ndarray, count: np.ndarray | int) -> np.ndarray:
     """Return whole numbers from 0 to count - 1, uniform, of hash values."""
     return draws * count >> 32
 
 
 def resized_crop(heights: np.ndarray, widths: np.ndarray, draws: np.ndarray, size: int) -> Window:
     """Return the windows of ``random_resized_crop``; ``draws`` is int64 (B, RESIZED_CROP_DRAWS)."""
-    tries = unit(draws[:, : 2 * TRIES]).reshape(-1, 2, TRIES)
+    tries = uniform(draws[:, : 2 * TRIES]).reshape(-1, 2, TRIES)
     area = (heights * widths)[:, None] * (AREA[0] + (AREA[1] - AREA[0]) * tries[:, 0])
     low, high = np.log(RATIO)
     ratio = np.exp(low + (high - low) * tries[:, 1])
@@ -79,8 +79,8 @@ def resized_crop(heights: np.ndarray, widths: np.ndarray, draws: np.ndarray, siz
     fits = (w > 0) & (w <= widths[:, None]) & (h > 0) & (h <= heights[:, None])
     first = fits.argmax(1)[:, None]
     h, w = (np.take_along_axis(x, first, 1)[:, 0] for x in (h, w))
-    top = place(draws[:, -3], np.maximum(heights - h + 1, 1))
-    left = place(draws[:, -2], np.maximum(widths - w + 1, 1))
+    top = whole_number(draws[:, -3], np.maximum(heights - h + 1, 1))
+    left = whole_number(draws[:, -2], np.maximum(widths - w + 1, 1))
     found = fits.any(1)
     # the largest central rectangle: the whole side, the other as the nearest ratio in range allows
     shape = widths / heights
@@ -104,11 +104,11 @@ def scale_jitter_released(heights: np.ndarray, widths: np.ndarray, draws: np.nda
 
 def _jittered(heights: np.ndarray, widths: np.ndarray, draws: np.ndarray, size: int, last: int) -> Window:
     """Return jittered windows; ``last`` is 1 where the largest side and the last places are drawn, too."""
-    short = size + place(draws[:, 0], size * 308 // 224 - size + last)
-    factors = JITTER[0] + (JITTER[1] - JITTER[0]) * unit(draws[:, 1:3])
+    short = size + whole_number(draws[:, 0], size * 308 // 224 - size + last)
+    factors = JITTER[0] + (JITTER[1] - JITTER[0]) * uniform(draws[:, 1:3])
     to_h, to_w = jittered_size(heights, widths, short, factors, size)
     row, column = (
-        place(draws[:, i], np.maximum(side - size + last, 1)) for i, side in ((3, to_h), (4, to_w))
+        whole_number(draws[:, i], np.maximum(side - size + last, 1)) for i, side in ((3, to_h), (4, to_w))
     )
     zero = np.zeros_like(to_h)
     return Window(zero, zero, heights, widths, to_h, to_w, row, column, draws[:, 5] >> 31)

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from bench.datasets.photographs import decode
-from bench.errors import InputError
 from bench.machine.devices import cpu_count
 
 if TYPE_CHECKING:
@@ -63,47 +61,6 @@ def central_square(image: Image, side: int = MEAN_SIDE) -> np.ndarray:
     short = min(width, height)
     box = (left, top, left + short, top + short)
     return np.asarray(image.resize((side, side), PIL.Image.Resampling.BILINEAR, box=box))
-
-
-def decode_all(
-    labels: Sequence[int], encoded: Callable[[int], bytes], name: Callable[[int], str], limit: int
-) -> tuple[InMemory, np.ndarray]:
-    """Return images decoded into memory, and the sum of their central squares.
-
-    ``encoded`` returns the bytes of an image, ``name`` its name for messages. Raises ``InputError`` that
-    names and counts what is no image, or where the images take more than ``limit`` bytes.
-    """
-    index = np.zeros(len(labels), dtype=RECORD)
-    index["label"] = labels
-    pixels: list[np.ndarray] = []
-    problems: list[tuple[str, str]] = []
-    mean_sum = np.zeros((MEAN_SIDE, MEAN_SIDE, 3), dtype=np.uint64)
-
-    def decoded(number: int) -> tuple[Image, np.ndarray] | decode.BadImage:
-        try:
-            image = decode.rgb(encoded(number))
-        except decode.BadImage as error:
-            return error
-        index["sums"][number], index["squares"][number] = measured(image)
-        return image, central_square(image)
-
-    taken = 0
-    for number, result in enumerate(in_threads(decoded, range(len(labels)))):
-        if isinstance(result, decode.BadImage):
-            problems.append((name(number), str(result)))
-            continue
-        image, square = result
-        index["width"][number], index["height"][number] = image.size
-        mean_sum += square
-        taken += 3 * image.width * image.height
-        if taken > limit:
-            raise InputError(
-                f"decoded, its images take more than the {limit / 2**30:g} GiB that are read into memory"
-            )
-        pixels.append(np.asarray(image))
-    if problems:
-        raise InputError(corrupt_text(problems))
-    return InMemory(index, pixels), mean_sum
 
 
 def corrupt_text(found: Sequence[tuple[str, str]]) -> str:

@@ -159,7 +159,7 @@ def of_classes(folder: Path, classes: Sequence[str], left_out: list[LeftOut]) ->
         empty += [name] * (not found)
     if empty:
         raise InputError(
-            f"{clean(folder)}: no images in {_few(empty)}{left_out_text(left_out, '; left out: ')}"
+            f"{clean(folder)}: no images in {_listed(empty)}{left_out_text(left_out, '; left out: ')}"
         )
     return items
 
@@ -178,7 +178,8 @@ def of_tree(root: Path) -> Listing:
         raise InputError(f"{clean(root / 'train')}: {len(classes)} folders of classes; at least 2 are needed")
     if classes != others:
         missing, extra = sorted(set(classes) - set(others)), sorted(set(others) - set(classes))
-        found = [f"without {_few(missing)}"] * bool(missing) + [f"with {_few(extra)} besides"] * bool(extra)
+        found = [f"without {_listed(missing)}"] * bool(missing)
+        found += [f"with {_listed(extra)} besides"] * bool(extra)
         raise InputError(
             f"{clean(root)}: train has {len(classes)} classes, {tests.name} {len(others)}: {', '.join(found)}"
         )
@@ -210,14 +211,16 @@ def left_out_text(left_out: Sequence[LeftOut], before: str = "") -> str:
     """Return how many files are left out, by reason, the first few named; ``""`` where none are."""
     parts = []
     for reason, count in Counter(each.reason for each in left_out).items():
-        names = _few([each.name for each in left_out if each.reason == reason])
+        names = _listed([each.name for each in left_out if each.reason == reason])
         parts.append(f"{count:,} left out ({reason}): {names}")
     return before + "; ".join(parts) if parts else ""
 
 
 def several_frames(names: Sequence[str]) -> str:
     """Return a line on the images of which only the first frame or page is read, or ``""``."""
-    return f"{len(names):,} with several frames or pages, the first is read: {_few(names)}" if names else ""
+    return (
+        f"{len(names):,} with several frames or pages, the first is read: {_listed(names)}" if names else ""
+    )
 
 
 def _tree(
@@ -263,6 +266,6 @@ def _entries(folder: Path) -> list[os.DirEntry]:
         return sorted(entries, key=lambda entry: entry.name)
 
 
-def _few(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(clean(name, 60) for name in names[:SHOWN])
     return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

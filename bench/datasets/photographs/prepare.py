@@ -133,9 +133,9 @@ def prepare(
         raise InputError(
             f"{clean(folder)}: about {data_size(needed - already)} to write, {data_size(free)} free"
         )
-    with _alone(folder):
+    with _locked(folder):
         if not begun:
-            write_atomic(folder / "plan.json", shards.encode(plan))
+            write_atomic(folder / "plan.json", shards.canonical_json(plan))
         try:
             return _write(folder, images, how, say)
         except OSError as error:
@@ -190,7 +190,7 @@ def _begun(folder: Path, plan: dict[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; raises ``InputError`` where another process prepares it."""
     with (folder / ".lock").open("wb") as stream:
         try:
@@ -281,8 +281,8 @@ def _write(folder: Path, images: Listing, how: Settings, say: Callable[[str], No
         ]
         if part == "train":
             mean += sum(note.mean for note in notes)
-        _keep(folder / f"{part}.index", index.tobytes(), files)
-    _keep(folder / "mean.bin", mean.astype("<u4").tobytes(), files)
+        _write_file(folder / f"{part}.index", index.tobytes(), files)
+    _write_file(folder / "mean.bin", mean.astype("<u4").tobytes(), files)
     manifest = Manifest(
         schema=shards.SCHEMA,  # type: ignore[call-arg]  # the name in the file
         form=how.form,  # type: ignore[arg-type]
@@ -295,7 +295,7 @@ def _write(folder: Path, images: Listing, how: Settings, say: Callable[[str], No
         files=files,
         remarks=tuple(line for line in (left_out_text(images.left_out), several_frames(frames)) if line),
     ).at(folder)
-    write_atomic(folder / "manifest.json", shards.encode(manifest.document()))
+    write_atomic(folder / "manifest.json", shards.canonical_json(manifest.document()))
     _remove_parts(folder)
     return manifest
 
@@ -372,7 +372,7 @@ def _write_shard(target: Path, part: str, items: Sequence[Item], position: int, 
     return note
 
 
-def _keep(path: Path, data: bytes, files: dict[str, tuple[int, str]]) -> None:
+def _write_file(path: Path, data: bytes, files: dict[str, tuple[int, str]]) -> None:
     write_atomic(path, data)
     files[path.name] = len(data), "sha256:" + hashlib.sha256(data).hexdigest()
 

@@ -96,7 +96,7 @@ class Manifest(BaseModel):
             return self.content
         document = self.document()
         del document["remarks"]
-        return "sha256:" + hashlib.sha256(encode(document)).hexdigest()
+        return "sha256:" + hashlib.sha256(canonical_json(document)).hexdigest()
 
     def document(self) -> dict[str, Any]:
         """Return the content of ``manifest.json``."""
@@ -117,7 +117,7 @@ class Manifest(BaseModel):
         return self
 
 
-def encode(document: Mapping[str, Any]) -> bytes:
+def canonical_json(document: Mapping[str, Any]) -> bytes:
     """Return a document as canonical JSON."""
     return (json.dumps(document, sort_keys=True, indent=1) + "\n").encode()
 
@@ -204,7 +204,7 @@ def _digests(manifest: Manifest, part: str, index: np.ndarray) -> Iterable[tuple
         yield int(record["label"]), decode.digest(data)
 
 
-def _small(manifest: Manifest, name: str) -> bytes:
+def _checked_bytes(manifest: Manifest, name: str) -> bytes:
     """Return the bytes of an index or of the mean; the checksum is compared, the size was before."""
     size, digest = manifest.files[name]
     path = manifest.folder / name
@@ -217,7 +217,7 @@ def _small(manifest: Manifest, name: str) -> bytes:
 
 def read_index(manifest: Manifest, part: str) -> np.ndarray:
     """Return a part's records (N,), every one checked against the shards; raises ``InputError``."""
-    index = np.frombuffer(_small(manifest, f"{part}.index"), dtype=RECORD)
+    index = np.frombuffer(_checked_bytes(manifest, f"{part}.index"), dtype=RECORD)
     wide = {
         name: index[name].astype(np.int64)
         for name in ("shard", "offset", "length", "height", "width", "label")
@@ -317,7 +317,9 @@ def load(manifest: Manifest, resident_bytes: int | None = None) -> Photographs:
     problem = size_problem(manifest)
     if problem:
         raise InputError(problem)
-    mean_sum = np.frombuffer(_small(manifest, "mean.bin"), dtype="<u4").reshape(MEAN_SIDE, MEAN_SIDE, 3)
+    mean_sum = np.frombuffer(_checked_bytes(manifest, "mean.bin"), dtype="<u4").reshape(
+        MEAN_SIDE, MEAN_SIDE, 3
+    )
     parts: dict[str, Shards | InMemory] = {}
     left = RESIDENT_BYTES if resident_bytes is None else resident_bytes
     for part in PARTS:

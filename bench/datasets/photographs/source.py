@@ -5,19 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bench.datasets.loaded import Photographs
 from bench.datasets.photographs import decode, shards
-from bench.datasets.photographs import images as photographs
 from bench.datasets.photographs.decode import BadImage, pixels
-from bench.datasets.photographs.images import InMemory
+from bench.datasets.photographs.images import (
+    MEAN_SIDE,
+    RECORD,
+    InMemory,
+    central_square,
+    corrupt_text,
+    in_threads,
+    measured,
+)
 from bench.datasets.photographs.listing import Item, Listing, left_out_text, several_frames
 from bench.datasets.sources import Facts, Source
 from bench.errors import InputError
 from bench.text import clean, command
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class PhotographSource(Source):
@@ -106,7 +116,7 @@ class PhotographSource(Source):
                 return shards.problems(manifest)
             except InputError as error:
                 return [str(error)]
-        found = list(photographs.in_threads(_examined, self.listing(options, data_dir).images))
+        found = list(in_threads(_examined, self.listing(options, data_dir).images))
         return [line for line in found if line]
 
     def begun(self, options: Mapping[str, Any], data_dir: Path) -> bool:
@@ -125,7 +135,7 @@ class PhotographSource(Source):
             images = self.listing(options, data_dir)
         except InputError:
             return []
-        several = photographs.in_threads(_several_frames, images.images) if thorough else ()
+        several = in_threads(_several_frames, images.images) if thorough else ()
         lines = left_out_text(images.left_out), several_frames([name for name in several if name])
         return [line for line in lines if line]
 
@@ -167,5 +177,38 @@ def _decoded(images: Listing) -> Photographs:
 
 
 def _part(items: Sequence[Item], limit: int) -> tuple[InMemory, np.ndarray]:
-    labels = [item.label for item in items]
-    return photographs.decode_all(labels, lambda n: items[n].bytes(), lambda n: items[n].name, limit)
+    """Return images decoded into memory, and the sum of their central squares.
+
+    Raises ``InputError`` that names and counts the corrupt ones, or where all take more than ``limit`` bytes.
+    """
+    index = np.zeros(len(items), dtype=RECORD)
+    index["label"] = [item.label for item in items]
+    pixels: list[np.ndarray] = []
+    corrupt: list[tuple[str, str]] = []
+    mean_sum = np.zeros((MEAN_SIDE, MEAN_SIDE, 3), dtype=np.uint64)
+    taken = 0
+    for number, result in enumerate(in_threads(_measured, items)):
+        if isinstance(result, BadImage):
+            corrupt.append((items[number].name, str(result)))
+            continue
+        image, (sums, squares), square = result
+        index["sums"][number], index["squares"][number] = sums, squares
+        index["width"][number], index["height"][number] = image.size
+        mean_sum += square
+        taken += 3 * image.width * image.height
+        if taken > limit:
+            raise InputError(
+                f"decoded, its images take more than the {limit / 2**30:g} GiB that are read into memory"
+            )
+        pixels.append(np.asarray(image))
+    if corrupt:
+        raise InputError(corrupt_text(corrupt))
+    return InMemory(index, pixels), mean_sum
+
+
+def _measured(item: Item) -> tuple[Image, tuple[list[int], list[int]], np.ndarray] | BadImage:
+    try:
+        image = decode.rgb(item.bytes())
+    except BadImage as error:
+        return error
+    return image, measured(image), central_square(image)

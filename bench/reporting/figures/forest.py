@@ -29,15 +29,12 @@ class Row:
 
 def claim_rows(judged: Sequence[Judged], place: str = "") -> list[Row]:
     """Return the declared claims that have a gain; ``place`` stands before each label."""
-    return [
-        Row(
-            ": ".join(filter(None, [place, name])),
-            entry.pairing.gain.interval,
-            entry.verdict.partition(":")[0],
-        )
-        for name, entry in zip(names(judged), judged, strict=True)
-        if entry.pairing is not None and entry.pairing.gain.interval.mean is not None
-    ]
+    rows = []
+    for name, entry in zip(names(judged), judged, strict=True):
+        if entry.pairing is not None and entry.pairing.gain.interval.mean is not None:
+            label = ": ".join(filter(None, [place, name]))
+            rows.append(Row(label, entry.pairing.gain.interval, entry.verdict.partition(":")[0]))
+    return rows
 
 
 def gain_rows(cells: Sequence[Cell]) -> list[Row]:

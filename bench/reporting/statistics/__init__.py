@@ -1,9 +1,9 @@
 """The mathematics of the report, as pure functions of numbers; one module a subject.
 
-``intervals``: means and single accuracies. ``pairs``: two arms, seed by seed. ``claims``: verdicts on
-declared claims.
-``verdicts``: published values. ``times``: convergence and removal. ``search``: the best of several
-configurations.
+- ``intervals``: means, and accuracies of single networks;
+- ``pairs``: two arms, seed by seed; ``claims``: verdicts on declared claims;
+- ``verdicts``: published values; ``times``: convergence and removal;
+- ``search``: the best of several configurations.
 
 SciPy provides the distributions, Welch's and Wilson's intervals and the one-sided t-tests. statsmodels was
 looked at: of what it adds the report needs Holm's correction alone, which is eight lines here.

@@ -26,16 +26,17 @@ class Verdict:
 def verdict(
     ours: Interval, published: float, kind: str, not_comparable: Sequence[str] = (), margin: float = MARGIN
 ) -> Verdict:
-    """Hold a mean of ours against a published accuracy (both in percent).
+    """Return the verdict on a mean of ours beside a published accuracy (both in percent).
 
-    1. A run on a subset, at a short budget, on another network or data set is ``not comparable``, however
-    close it comes. 2. Without an interval (one run, identical runs) it is ``inconclusive``. 3.
-    ``reproduced``: the whole 95 % interval lies within ``margin`` points of the published value, so a wide
-    interval cannot reproduce anything. (Published values carry no interval; theirs is part of what the margin
-    is for.) 4. ``not reproduced``: the whole interval lies more than ``margin`` away, below or above. A
-    ``quoted`` value, which a later paper prints without a recipe, cannot fail like that, nor can a
-    ``superseded`` one, which its own source has replaced: both are ``inconclusive``. 5. Anything between is
-    ``inconclusive``.
+    1. ``not comparable``: a run on a subset, at a short budget, on another network or data set, however close
+       it comes.
+    2. ``inconclusive``: no interval (one run, identical runs).
+    3. ``reproduced``: the whole 95 % interval lies within ``margin`` points of the published value, so a wide
+       interval cannot reproduce anything. Published values carry no interval; the margin stands for theirs.
+    4. ``not reproduced``: the whole interval lies more than ``margin`` away. A ``quoted`` value, printed by a
+       later paper without a recipe, and a ``superseded`` one, replaced by its own source, cannot fail like
+       that: both are ``inconclusive``.
+    5. ``inconclusive``: anything between.
     """
     if not_comparable:
         return Verdict("not comparable", "; ".join(not_comparable))
@@ -50,11 +51,7 @@ def verdict(
     if high < -margin or low > margin:
         if kind in _CANNOT_FAIL:
             return Verdict("inconclusive", f"{difference}, but {_CANNOT_FAIL[kind]}")
-        return Verdict(
-            "not reproduced",
-            f"{difference}, interval {'below' if high < 0 else 'above'} by more than {margin:g}",
-        )
-    return Verdict(
-        "inconclusive",
-        f"{difference}, interval {signed(low)} to {signed(high)} against a margin of {margin:g}",
-    )
+        side = "below" if high < 0 else "above"
+        return Verdict("not reproduced", f"{difference}, interval {side} by more than {margin:g}")
+    interval = f"interval {signed(low)} to {signed(high)} against a margin of {margin:g}"
+    return Verdict("inconclusive", f"{difference}, {interval}")
