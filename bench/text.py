@@ -114,7 +114,7 @@ def data_size(count: int) -> str:
     for unit, scale in (("TB", 1e12), ("GB", 1e9)):
         if count >= 0.1 * scale:
             return f"{count / scale:,.1f} {unit}"
-    return f"{count / 1e6:,.1f} MB"
+    return f"{count / 1e6:,.1f} MB" if count else "0 MB"
 
 
 def percent(value: float | None) -> str:

@@ -30,10 +30,6 @@ ENTRIES = [
         "help": "your photographs: imagefolder:NAME reads NAME/train/CLASS/* and NAME/val/CLASS/*",
         "options": {"name": {"type": "str", "help": "the folder's name, relative to the data folder"}},
         "augmentations": ["none", "random_resized_crop", "scale_jitter", "scale_jitter_released"],
-        "num_classes": None,
-        "image_size": None,
-        "train_count": None,
-        "test_count": None,
         "default_recipe": "imagenette",
     },
 ]

@@ -46,7 +46,6 @@ ENTRIES = [
         "arxiv": "1409.0575",
         "augmentations": ["none", "random_resized_crop", "scale_jitter", "scale_jitter_released"],
         "num_classes": 1000,
-        "image_size": None,
         "train_count": 1_281_167,
         "test_count": 50_000,
         "default_recipe": "imagenet_resnet",

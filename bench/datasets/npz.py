@@ -37,10 +37,6 @@ ENTRIES = [
         "options": {
             "name": {"type": "str", "help": "the file's name without .npz, relative to the data folder"}
         },
-        "num_classes": None,
-        "image_size": None,
-        "train_count": None,
-        "test_count": None,
         "default_recipe": "svhn_subset",
     },
 ]

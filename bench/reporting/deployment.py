@@ -13,7 +13,7 @@ import pandas as pd
 from bench.reporting.cells import Cell
 from bench.reporting.records import Records
 from bench.reporting.table import NONE, Column, Table
-from bench.reporting.tables import place, where
+from bench.reporting.tables import cell_columns, cell_data
 
 _NOTES = [
     "Bits: of the deployed network, without branch and latent weights. Accuracy: of the file, read again by "
@@ -39,7 +39,7 @@ def deployment_table(records: Records, cells: Sequence[Cell]) -> Table | None:
         return None
     lines = [line for _, _, line in entries]
     columns = [
-        *where([cell for cell, _, _ in entries]),
+        *cell_columns([cell for cell, _, _ in entries]),
         Column("Seed", [str(trial["seed"]) for _, trial, _ in entries], "r"),
         Column("Format", [str(line.get("format")) for line in lines]),
         Column("Bits", [_count(trial["model_bits"]) for _, trial, _ in entries], "r"),
@@ -56,7 +56,7 @@ def deployment_table(records: Records, cells: Sequence[Cell]) -> Table | None:
         {
             "experiment": records.name,
             "arm": cell.arm,
-            **place(cell),
+            **cell_data(cell),
             "seed": trial["seed"],
             "run": trial["id"],
             "model_bits": trial["model_bits"],

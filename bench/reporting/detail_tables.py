@@ -12,7 +12,7 @@ from bench.reporting.cells import Cell, Comparison
 from bench.reporting.convergence import TIMES, Convergence
 from bench.reporting.records import Records
 from bench.reporting.table import NONE, Column, Table
-from bench.reporting.tables import budget, ends, kind_name, place, where, with_interval
+from bench.reporting.tables import budget, cell_columns, cell_data, interval_data, kind_name, with_interval
 from bench.text import clean
 
 
@@ -26,7 +26,7 @@ def published_table(records: Records, cells: Sequence[Cell]) -> Table:
                 entries.append((cell, None))
     ours = [_ours(cell, c) for cell, c in entries]
     columns = [
-        *where([cell for cell, _ in entries]),
+        *cell_columns([cell for cell, _ in entries]),
         Column("Ours, %", [with_interval(interval) for interval in ours], "r"),
         Column(
             "Published, %", [f"{c.match.row.accuracy:.2f}" if c else "not available" for _, c in entries], "r"
@@ -44,9 +44,9 @@ def published_table(records: Records, cells: Sequence[Cell]) -> Table:
             {
                 "experiment": records.name,
                 "arm": cell.arm,
-                **place(cell),
+                **cell_data(cell),
                 "n": interval.n,
-                **ends("ours", interval),
+                **interval_data("ours", interval),
                 "published": row.accuracy if row else "not available",
                 "metric": row.metric if row else None,
                 "kind": row.kind if row else None,
@@ -96,7 +96,7 @@ def convergence_table(records: Records, rows: Sequence[Convergence]) -> Table | 
         return None
     cells = [row.cell for row in rows]
     columns = [
-        *where(cells),
+        *cell_columns(cells),
         Column("Budget", [budget(cell) for cell in cells], "r", common=True),
         Column("Threshold, %", [f"{row.threshold:g}" for row in rows], "r", common=True),
         Column("Epochs, deployed", [_time(row.epochs_deployed, row.cell.facts.epochs) for row in rows], "r"),
@@ -115,11 +115,11 @@ def convergence_table(records: Records, rows: Sequence[Convergence]) -> Table | 
     ]
     data = []
     for row in rows:
-        entry: dict[str, Any] = {"experiment": records.name, "arm": row.cell.arm, **place(row.cell)}
+        entry: dict[str, Any] = {"experiment": records.name, "arm": row.cell.arm, **cell_data(row.cell)}
         entry |= {"threshold": row.threshold, "n": row.epochs_deployed.n}
         for key, time in [*((name, getattr(row, name)) for name in TIMES), ("recovery_epochs", row.recovery)]:
             entry |= {key: time.median, f"{key}_reached": len(time.times)}
-        data.append({**entry, **ends("mean_curve", row.mean_curve), **ends("dip", row.dip)})
+        data.append({**entry, **interval_data("mean_curve", row.mean_curve), **interval_data("dip", row.dip)})
     notes = [
         "Threshold: the largest multiple of 5 % not above the mean final accuracy of the arm's baseline "
         "(its own, where it has none). Times are medians over seeds, with how many runs reached it; '> "
@@ -145,7 +145,7 @@ def runs_table(records: Records, cells: Sequence[Cell]) -> Table:
     """Return a row a trial, whatever became of it."""
     entries = [(cell, trial) for cell in cells for trial in cell.trials]
     columns = [
-        *where([cell for cell, _ in entries]),
+        *cell_columns([cell for cell, _ in entries]),
         Column("Seed", [str(trial["seed"]) for _, trial in entries], "r"),
         Column("Run", [trial["id"] or "?" for _, trial in entries]),
         Column("Status", [trial["status"] for _, trial in entries]),
@@ -162,7 +162,7 @@ def runs_table(records: Records, cells: Sequence[Cell]) -> Table:
             "experiment": records.name,
             "arm": cell.arm,
             "role": cell.runs.role,
-            **place(cell),
+            **cell_data(cell),
             "seed": trial["seed"],
             "run": trial["id"],
             "status": trial["status"],

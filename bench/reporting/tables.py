@@ -89,7 +89,7 @@ def _width(cell: Cell) -> str:
     return "" if cell.facts.width is None else f"{cell.facts.width:g}"
 
 
-def where(cells: Sequence[Cell]) -> list[Column]:
+def cell_columns(cells: Sequence[Cell]) -> list[Column]:
     """The columns that say which cell a row is about."""
     return [
         Column("Data set", [cell.facts.dataset for cell in cells], common=True),
@@ -100,7 +100,7 @@ def where(cells: Sequence[Cell]) -> list[Column]:
     ]
 
 
-def place(cell: Cell) -> dict[str, Any]:
+def cell_data(cell: Cell) -> dict[str, Any]:
     """Return the columns of a data frame that say which cell a row is about."""
     return {
         "dataset": cell.facts.dataset,
@@ -118,7 +118,7 @@ def place(cell: Cell) -> dict[str, Any]:
     }
 
 
-def ends(prefix: str, interval: st.Interval | st.DeviationRatio) -> dict[str, Any]:
+def interval_data(prefix: str, interval: st.Interval | st.DeviationRatio) -> dict[str, Any]:
     """Return a mean or a ratio with the ends of its interval as three columns of a data frame."""
     value = interval.mean if isinstance(interval, st.Interval) else interval.ratio
     return {prefix: value, f"{prefix}_low": interval.low, f"{prefix}_high": interval.high}
@@ -140,7 +140,7 @@ def accuracy_table(records: Records, cells: Sequence[Cell], known: Mapping[PairK
     its own.
     """
     columns = [
-        *where(cells),
+        *cell_columns(cells),
         Column("n", [_count(cell) for cell in cells], "r"),
         Column("Test accuracy, %", [with_interval(cell.numbers.accuracy) for cell in cells], "r"),
         Column(
@@ -186,22 +186,22 @@ def _accuracy_data(records: Records, cells: Sequence[Cell], known: Mapping[PairK
                 "arm": cell.arm,
                 "baseline": cell.runs.baseline,
                 "role": cell.runs.role,
-                **place(cell),
+                **cell_data(cell),
                 "device": "; ".join(cell.devices),
                 "n": len(cell.runs.done),
                 "wanted": len(cell.trials),
-                **ends("accuracy", numbers.accuracy),
+                **interval_data("accuracy", numbers.accuracy),
                 "accuracy_note": numbers.accuracy.note,
                 "accuracy_by_seed": _by_seed(numbers.values),
                 "test_set_low": numbers.test_set and numbers.test_set[0],
                 "test_set_high": numbers.test_set and numbers.test_set[1],
-                **(ends("never_removed", numbers.expanded) if cell.kept else _NOTHING_KEPT),
-                **ends("gain", gain),
+                **(interval_data("never_removed", numbers.expanded) if cell.kept else _NOTHING_KEPT),
+                **interval_data("gain", gain),
                 "gain_n": gain.n if pairing is not None else None,
                 "gain_note": gain.note,
                 "claim": verdict_of(cell, known),
                 "published": "; ".join(published) or ("not available" if cell.arm is not None else ""),
-                **ends("top5", numbers.top5),
+                **interval_data("top5", numbers.top5),
                 "selected": numbers.selected.mean,
                 "best_on_test": numbers.best.mean,
                 **{key: cell.mean_of(key) for key in _COSTS},
@@ -229,7 +229,7 @@ def gains_table(records: Records, cells: Sequence[Cell], known: Mapping[PairKey,
         return None
     gained = [cell for cell, _ in entries]
     columns = [
-        *where(gained),
+        *cell_columns(gained),
         Column("Baseline", [cell.runs.baseline or "" for cell in gained], common=True),
         Column("Budget", [budget(cell) for cell in gained], "r", common=True),
         Column("Pairs", [str(pairing.gain.interval.n) for _, pairing in entries], "r"),
@@ -242,7 +242,7 @@ def gains_table(records: Records, cells: Sequence[Cell], known: Mapping[PairKey,
             "experiment": records.name,
             "arm": cell.arm,
             "baseline": cell.runs.baseline,
-            **place(cell),
+            **cell_data(cell),
             **_pair_columns(pairing),
             "claim": verdict_of(cell, known),
         }
@@ -263,12 +263,12 @@ def _pair_columns(pairing: Pairing) -> dict[str, Any]:
     return {
         "pairs": gain.interval.n,
         "seeds": " ".join(map(str, gain.seeds)),
-        **ends("gain", gain.interval),
+        **interval_data("gain", gain.interval),
         "gain_note": gain.interval.note,
         "p_t_test": gain.p_value,
         "p_sign_flip": test and test.p_value,
         "p_smallest": test and test.smallest,
-        **ends("spread_ratio", pairing.ratio),
+        **interval_data("spread_ratio", pairing.ratio),
     }
 
 
@@ -279,7 +279,7 @@ def claims_table(records: Records, judged: Sequence[Judged]) -> Table | None:
     if not judged:
         return None
     columns = [
-        *where([cell for _, cell, _ in entries]),
+        *cell_columns([cell for _, cell, _ in entries]),
         Column("Over", [entry.claim.over for entry, _, _ in entries], common=True),
         Column("At", [entry.claim.at for entry, _, _ in entries], common=True),
         Column("Operations", [_times(entry.operations) for entry, _, _ in entries], "r"),
@@ -306,7 +306,7 @@ def claims_table(records: Records, judged: Sequence[Judged]) -> Table | None:
             "over": entry.claim.over,
             "at": entry.claim.at,
             "margin": entry.claim.margin,
-            **place(cell),
+            **cell_data(cell),
             "operations_ratio": entry.operations,
             **_pair_columns(pairing),
             "p_holm": entry.p_holm,

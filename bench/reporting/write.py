@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,7 +61,7 @@ def write_report(
     problems: list[str] = []
     read: list[tuple[Records, list[Cell]]] = []
     for reader in _readers(experiments, selection, folders):
-        with _Collected(problems):
+        with _collected(problems):
             records = reader()
             if records.name in _RESERVED:
                 raise InputError(
@@ -69,13 +70,12 @@ def write_report(
             read.append((records, cells_of(records)))
     reports = _reports(read)
     for report in reports:
-        with _Collected(problems):
+        with _collected(problems):
             _write(report, out / report.records.name, wanted)
     if "html" in wanted and (len(reports) > 1 or (reports and not experiments)):
         from bench.reporting.page import leaderboard_page
 
-        write_atomic(out / "index.html", leaderboard_page(reports).encode())
-        print(f"  {clean(out / 'index.html')}")
+        _save(out, {"index.html": leaderboard_page(reports).encode()})
     if not experiments and len(reports) > 1:
         _write_gains(reports, out, wanted)
     if problems:
@@ -83,22 +83,15 @@ def write_report(
     return 0
 
 
-class _Collected:
-    """Keeps the message of an experiment that cannot be reported, so that the others are."""
-
-    def __init__(self, problems: list[str]) -> None:
-        self.problems = problems
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+@contextlib.contextmanager
+def _collected(problems: list[str]) -> Iterator[None]:
+    """Keep the message of an experiment that cannot be reported, so that the others are."""
+    try:
+        yield
+    except InputError as error:
         if isinstance(error, StoreError) and error.no_space:
-            return False
-        if isinstance(error, InputError | StoreError):
-            self.problems.append(str(error))
-            return True
-        return False
+            raise
+        problems.append(str(error))
 
 
 def _reports(read: Sequence[tuple[Records, list[Cell]]]) -> list[Report]:
@@ -218,10 +211,17 @@ def _write(report: Report, folder: Path, formats: Sequence[str]) -> None:
     trials = [trial for cell in report.cells for trial in cell.trials]
     done = sum(trial["status"] == "done" for trial in trials)
     print(f"{clean(report.records.name)}: {done} of {len(trials)} runs done")
-    _put(folder, written, formats)
+    _update(folder, written, formats)
 
 
-def _put(folder: Path, written: dict[str, bytes], formats: Sequence[str]) -> None:
+def _save(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files into a folder and print their paths."""
+    for name, data in files.items():
+        write_atomic(folder / name, data)
+        print(f"  {clean(folder / name)}")
+
+
+def _update(folder: Path, written: dict[str, bytes], formats: Sequence[str]) -> None:
     """Write files into a report's folder; files of an earlier report that this one no longer has are removed.
 
     Only files that the manifest says a report wrote are removed, and only those of the formats that are
@@ -238,9 +238,7 @@ def _put(folder: Path, written: dict[str, bytes], formats: Sequence[str]) -> Non
             print(f"  removed {clean(folder / name)}: of an earlier report")
         else:
             kept.append(name)
-    for name, data in written.items():
-        write_atomic(folder / name, data)
-        print(f"  {clean(folder / name)}")
+    _save(folder, written)
     write_atomic(manifest, "".join(f"{name}\n" for name in sorted([*written, *kept])).encode())
 
 
@@ -259,9 +257,7 @@ def _write_gains(reports: Sequence[Report], out: Path, formats: Sequence[str]) -
         figure = figures.forest_figure(*_primary(reports))
         if figure is not None:
             written.update({f"gains.{kind}": figures.render(figure, kind) for kind in kinds})
-    for name, data in written.items():
-        write_atomic(out / name, data)
-        print(f"  {clean(out / name)}")
+    _save(out, written)
 
 
 def _primary(reports: Sequence[Report]) -> tuple[list[Row], str]:
