@@ -1,4 +1,4 @@
-"""What ``import bench`` offers: the commands as functions, with DataFrames in place of files.
+"""The functions of ``import bench``: the commands, with DataFrames in place of files.
 
 Wrong input raises ``bench.InputError`` with the message that the command would print.
 """
@@ -42,7 +42,7 @@ Overrides = Mapping[str, Any] | Sequence[str]
 
 @dataclass(frozen=True)
 class Results:
-    """What is recorded: ``trials``, a row a trial, and ``epochs``, a row an epoch (see ``bench.results``)."""
+    """The records of experiments: a row a trial in ``trials``, a row an epoch in ``epochs``."""
 
     trials: pd.DataFrame
     epochs: pd.DataFrame
@@ -159,7 +159,7 @@ def run(
 
 
 def results(folder: Place = "runs", experiment: Place | None = None) -> Results:
-    """Return what is recorded in a results folder as DataFrames.
+    """Return the records of a results folder as DataFrames.
 
     ``trials`` has a row for every trial that the experiments want, whatever became of it (``status``): its
     arm and baseline, ``seed``, ``accuracy`` (final test accuracy of the deployed network, percent),
@@ -202,7 +202,7 @@ def report(
     out: Place | None = None,
     formats: Sequence[str] | None = None,
 ) -> Path:
-    """Write tables, figures and the page of recorded experiments and return the folder that they are in.
+    """Write tables, figures and pages of recorded experiments; return their folder.
 
     Args:
         results: The results folder, or several that make one report.

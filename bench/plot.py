@@ -2,7 +2,8 @@
 
     bench.plot.convergence("runs", "digits").savefig("curves.png")
 
-A notebook shows a figure that is the last value of a cell.
+A notebook shows a figure that is the last value of a cell. ``results`` is a results folder and
+``experiment`` the name or file of an experiment, which may be left out where one alone is recorded.
 """
 
 from __future__ import annotations
@@ -24,24 +25,14 @@ __all__ = ["convergence", "forest", "learning_rate"]
 
 
 def convergence(results: Place = "runs", experiment: Place | None = None) -> Figure | None:
-    """Return test accuracy, training loss and factor over the epochs, a column for each kind of network.
-
-    Args:
-        results: The results folder.
-        experiment: The experiment, by its name or file; it may be left out where one alone is recorded.
-    """
+    """Return test accuracy, training loss and factor over the epochs, a column for each kind of network."""
     report = _report(results, experiment)
     panels, look = figures.panels(report.cells), figures.looks(report.cells)
     return figures.convergence_figure(panels[: figures.PANELS], report.epochs, look, report.records.title)
 
 
 def forest(results: Place = "runs", experiment: Place | None = None) -> Figure | None:
-    """Return the declared claims, else the paired gains over the baselines, with their 95 % intervals.
-
-    Args:
-        results: The results folder.
-        experiment: The experiment, by its name or file; it may be left out where one alone is recorded.
-    """
+    """Return the declared claims, else the paired gains over the baselines, with their 95 % intervals."""
     report = _report(results, experiment)
     rows = figures.claim_rows(report.judged) or figures.gain_rows(report.cells)
     return figures.forest_figure(rows, report.records.title)
@@ -50,13 +41,7 @@ def forest(results: Place = "runs", experiment: Place | None = None) -> Figure |
 def learning_rate(
     results: Place = "runs", experiment: Place | None = None, arms: Sequence[str] | None = None
 ) -> Figure | None:
-    """Return the recorded learning rate and factor of each arm over the epochs, at the end of each epoch.
-
-    Args:
-        results: The results folder.
-        experiment: The experiment, by its name or file; it may be left out where one alone is recorded.
-        arms: The arms that are drawn; all by default.
-    """
+    """Return the recorded learning rate and factor of ``arms`` (default all) at the end of each epoch."""
     report = _report(results, experiment)
     return figures.schedule_figure(report.cells, report.epochs, figures.looks(report.cells), arms)
 

@@ -22,7 +22,7 @@ __all__ = ["Arrays", "load", "make_data"]
 
 
 def load(dataset: Mapping[str, Any], data_dir: Path, expected: str | None = None) -> Loaded:
-    """Return the images of ``dataset`` (``{"kind": ..., options}``), every byte of its files checked.
+    """Return the images of ``dataset`` (``{"kind": ..., options}``) after a check of every byte.
 
     Photographs in shards may be larger than memory: their sizes and indices are checked, and the images stay
     on disk.

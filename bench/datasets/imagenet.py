@@ -233,7 +233,7 @@ def _number(where: Path, name: str) -> int:
 
 
 class _FilePart(io.RawIOBase):
-    """A part of an open file, read as a file of its own."""
+    """A part of an open file, read like a file."""
 
     def __init__(self, stream: BinaryIO, start: int, length: int) -> None:
         self.stream, self.start, self.length, self.place = stream, start, length, 0

@@ -257,7 +257,7 @@ def _short_shape(shape: tuple[int, ...]) -> str:
 
 
 def _memory() -> int:
-    """Return the machine's memory in bytes, or the fixed limit where the system does not tell it."""
+    """Return the machine's memory in bytes, or the fixed limit where the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

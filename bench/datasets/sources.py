@@ -52,15 +52,15 @@ class Source:
     fetchable = True  # whether ``fetch`` can download it
 
     def labels(self, data_dir: Path) -> dict[str, dict[str, Any]]:
-        """Return the names under which ``bench data`` offers it, each with the options it stands for."""
+        """Return the names of the source's data sets in ``bench data``, each with its options."""
         return {self.kind: {}}
 
     def label(self, options: Mapping[str, Any]) -> str:
-        """Return the name under which ``bench data`` offers it with these options."""
+        """Return the name of the data set with these options in ``bench data``."""
         return self.kind
 
     def facts(self, options: Mapping[str, Any], data_dir: Path) -> Facts:
-        """Return what is known of the images without reading them; quick."""
+        """Return the facts that are known without reading the images; quick."""
         from bench import registry
 
         known = registry.get("datasets", self.kind).facts
@@ -92,11 +92,11 @@ class Source:
         return []
 
     def begun(self, options: Mapping[str, Any], data_dir: Path) -> bool:
-        """Whether anything of it is on disk."""
+        """Return whether any file of the data set is on disk."""
         return any(path.exists() for path in self.paths(options, data_dir))
 
     def verify(self, options: Mapping[str, Any], data_dir: Path) -> list[str]:
-        """Check everything that is on disk and return what is wrong, a line each."""
+        """Check every file that is on disk; return the faults, a line each."""
         try:
             self.load(options, data_dir)
         except InputError as error:
@@ -104,17 +104,17 @@ class Source:
         return []
 
     def fetch(self, options: Mapping[str, Any], data_dir: Path) -> None:
-        """Download what is missing; raises ``InputError`` where that is not possible."""
+        """Download the missing files; raises ``InputError`` where a download is not possible."""
         raise NotImplementedError
 
     def paths(self, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
-        """Return its files, there or not."""
+        """Return the files of the data set, there or not."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file that is read, with its published MD5 and its size in bytes where that is known."""
+    """A file that is read, with its published MD5 and, where known, its size in bytes."""
 
     path: str
     md5: str
@@ -139,7 +139,7 @@ class PublishedSource(Source):
         raise NotImplementedError
 
     def downloads(self, options: Mapping[str, Any]) -> Sequence[Download]:
-        """Return what ``fetch`` downloads."""
+        """Return the downloads of ``fetch``."""
         raise NotImplementedError
 
     def read(self, options: Mapping[str, Any], data_dir: Path) -> Arrays:

@@ -75,7 +75,7 @@ def convergence(cell: Cell, epochs: Mapping[str, pd.DataFrame]) -> Convergence:
 
 @dataclass(frozen=True)
 class _Curve:
-    """The epochs of one run, from epoch 1; ``seconds`` are those of training up to the end of the epoch."""
+    """The epochs of one run, from epoch 1; ``seconds`` is the training time up to the end of each epoch."""
 
     deployed: list[float | None]
     expanded: list[float | None]

@@ -1,4 +1,4 @@
-"""Records as tidy DataFrames: what a notebook groups and plots, and what Parquet files hold.
+"""Records as tidy DataFrames, for notebooks and for Parquet files.
 
 A row is a trial or an epoch, a column a plain type: numbers that are absent are NaN, tables of the record are
 columns with dotted names (``config.quantizer.kind``), lists are JSON text.

@@ -51,7 +51,7 @@ def canonical(value: Any) -> str:
 
 
 def without_seeds(value: Any) -> Any:
-    """Return a configuration without its seed and without those of the configurations inside it."""
+    """Return a configuration without its seed, and without the seeds of the configurations in it."""
     if isinstance(value, Mapping):
         return {key: without_seeds(item) for key, item in value.items() if key != "seed"}
     return [without_seeds(item) for item in value] if isinstance(value, list) else value
@@ -159,7 +159,7 @@ def _runs(
 
 
 def _with_data_notes(groups: Iterable[Runs]) -> list[Runs]:
-    """Return the groups; those that differ from another one in the data alone say which data they have."""
+    """Return the groups; a group that differs from another one in the data alone gets a note on its data."""
     groups = list(groups)
     alike: dict[_Key, set[str]] = {}
     for runs in groups:

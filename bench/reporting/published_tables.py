@@ -103,7 +103,7 @@ class TableDefaults(_Table):
 
 @dataclass(frozen=True)
 class Names:
-    """The translations of all files ``names.toml``, in the order in which they count."""
+    """The translations of all files ``names.toml``; an earlier entry counts before a later one."""
 
     datasets: list[DatasetName] = field(default_factory=list)
     networks: list[NetworkName] = field(default_factory=list)
@@ -203,7 +203,7 @@ def _header_problems(path: Path, header: Sequence[str]) -> list[str]:
 
 @dataclass
 class _Cells:
-    """The cells of one line of a table; what is wrong with them goes to ``problems``."""
+    """The cells of one line of a table; faults of the cells go to ``problems``."""
 
     where: str
     values: dict[str, str]

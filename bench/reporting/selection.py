@@ -31,15 +31,11 @@ class Selection:
     def lines(
         self, lines: Sequence[Line], config_of: Callable[[str], Mapping[str, Any] | None]
     ) -> list[Line]:
-        """Return the lines of the index that are selected.
+        """Return the selected ones of the lines of ``index.jsonl``.
 
-        Args:
-            lines: The lines of ``index.jsonl``.
-            config_of: Returns the recorded configuration of a trial, None where there is none. A trial
-                without one is left out only by what its line says.
-
-        Raises:
-            InputError: An arm of ``only`` has no line, or an override is no ``key=value``.
+        ``config_of`` returns the recorded configuration of a trial; a trial without one is left out only by
+        what its line says. Raises ``InputError`` where an arm of ``only`` has no line, or an override is no
+        ``key=value``.
         """
         if not self:
             return list(lines)

@@ -44,7 +44,7 @@ class Table:
     cells: Sequence[Cell] = field(default=(), repr=False)
 
     def shown(self) -> tuple[list[Column], list[tuple[str, str]]]:
-        """Return the columns to print, and (title, value) of those that say the same in every row."""
+        """Return the columns to print, and (title, value) of the columns with one value in every row."""
         columns, same = [], []
         for column in self.columns:
             values = set(column.values) - {"", NONE}

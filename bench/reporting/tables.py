@@ -81,7 +81,7 @@ def _published(cell: Cell) -> str:
 
 
 def kind_name(kind: str) -> str:
-    """Return what a table calls a kind of published value."""
+    """Return the name of a kind of published values in a table."""
     return {"rerun_by_other_paper": "rerun", "superseded": "superseded by its source"}.get(kind, kind)
 
 

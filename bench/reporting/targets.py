@@ -12,7 +12,7 @@ from bench.reporting.published_tables import DatasetName, Names, NetworkName, Ro
 
 @dataclass(frozen=True)
 class Match:
-    """A published row for a cell, with why its number cannot be compared (empty: it can) and remarks."""
+    """A published row for a cell, the reasons why it cannot be compared (none: it can), and remarks."""
 
     row: Row
     not_comparable: tuple[str, ...] = ()
@@ -112,7 +112,7 @@ def _fit(
 
 
 def _same_method(row: Row, quantizer: Mapping[str, Any], strategy: Mapping[str, Any], names: Names) -> bool:
-    """Return whether ``names`` call this quantizer with this strategy what the row calls its method."""
+    """Return whether ``names`` give this quantizer with this strategy the name of the row's method."""
     return any(
         row.method in entry.published
         and entry.table in (None, row.table)

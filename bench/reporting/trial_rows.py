@@ -72,7 +72,7 @@ _NUMBERS = ("wall_seconds", "peak_memory_bytes", "model_bits", "bit_operations",
 def read_trial(
     store: Store, id: str | None, config: Mapping[str, Any] | None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return a trial's row (without its place in the index) and its epochs' lines."""
+    """Return a trial's row, without its place in the index, and the lines of its epochs."""
     row: dict[str, Any] = dict.fromkeys(TRIAL_COLUMNS)
     row |= {"id": id, "config": config, "results": str(store.root), "status": "missing", "reason": ""}
     row |= {"flags": (), "warnings": (), "kept": False, "versions": {}}

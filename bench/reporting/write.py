@@ -153,7 +153,7 @@ def _read_file(path: Path, selection: Selection, folders: Sequence[Path]) -> Rec
 
 
 def _expanded(path: Path, selection: Selection, results: Path) -> Records:
-    """Return the records of an experiment that has no index: of the trials that its file expands to."""
+    """Return the records of an experiment without an index: of the trials that its file expands to."""
     from bench.experiments.expand import load_experiment
 
     loaded = load_experiment(
@@ -185,7 +185,7 @@ def _recorded_config(store: Store, id: str) -> dict[str, object] | None:
 
 
 def _write(report: Report, folder: Path, formats: Sequence[str]) -> None:
-    """Write an experiment's files and print their paths, with a line on what stands in them."""
+    """Write an experiment's files and print their paths, below a line on the finished runs."""
     kinds = [kind for kind in ("png", "pdf") if kind in formats or (kind == "png" and "html" in formats)]
     drawings = draw(report, kinds) if kinds else []
     written: dict[str, bytes] = {}
@@ -222,7 +222,7 @@ def _save(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _update(folder: Path, written: dict[str, bytes], formats: Sequence[str]) -> None:
-    """Write files into a report's folder; files of an earlier report that this one no longer has are removed.
+    """Write files into a report's folder, and remove the files of an earlier report that are obsolete.
 
     Only files that the manifest says a report wrote are removed, and only those of the formats that are
     written now.

@@ -1,4 +1,4 @@
-"""Times of actions that take turns: a machine that changes its speed changes it for all of them alike."""
+"""Times of actions that take turns, so that a change of the machine's speed changes all of them alike."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What the repository needs beside the package: these modules are not in the wheel."""
+"""Tools for the repository beside the package; these modules are not in the wheel."""

@@ -1,4 +1,4 @@
-"""Hold a fresh accuracy table against a committed one: ``python -m docs.tools.compare NEW COMMITTED``.
+"""Compare a fresh accuracy table with a committed one: ``python -m docs.tools.compare NEW COMMITTED``.
 
 Accuracies differ between processors, so a difference is reported, cell by cell, and is no failure; a missing
 table, row or run is.

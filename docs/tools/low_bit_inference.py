@@ -62,7 +62,7 @@ def session(
 
 
 def ways_of(channels: int, outputs: int, size: int, stride: int) -> Ways:
-    """Return what computes one convolution of activations and weights of +1 and -1."""
+    """Return the ways to compute one convolution of activations and weights of +1 and -1."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(0, 2, (1, channels, size, size), generator=generator).float() * 2 - 1
     w = torch.randint(0, 2, (outputs, channels, 3, 3), generator=generator).float() * 2 - 1
@@ -126,7 +126,7 @@ def packed(x: torch.Tensor, w: torch.Tensor, stride: int) -> Ways:
 
 @functools.cache
 def kernel() -> ctypes.CDLL | None:
-    """Return ``popcount.c`` compiled for this processor; None where it has not the instructions."""
+    """Return ``popcount.c`` compiled for this processor; None where the processor lacks the instructions."""
     cpu = Path("/proc/cpuinfo")
     if not cpu.exists() or "avx512_vpopcntdq" not in cpu.read_text():
         return None

@@ -1,4 +1,4 @@
-"""What is done to photographs before a network sees them: which rectangle, resized how, mirrored or not.
+"""The views of photographs that a network sees: which rectangle, resized how, mirrored or not.
 
 Every function is a pure function of the images' sizes and of hash values in [0, 2^32)
 (``bench.randomness.sample_bits``), one row an image. S is the network's input size, 224 in the papers; every
@@ -183,7 +183,7 @@ def resized(
 
 
 def _cubic(cut: Tensor, to_height: int, to_width: int, row: int, column: int, size: int) -> Tensor:
-    """Return what ``resized`` says of ``cubic``, computing the S x S pixels that are asked for alone."""
+    """Return the pixels of ``resized`` with ``cubic``, computing only the S x S pixels asked for."""
     height, width, channels = cut.shape
     rows, row_weights = _taps(height, to_height, row, size)
     columns, column_weights = _taps(width, to_width, column, size)

@@ -58,7 +58,7 @@ class BadImage(ValueError):
 
 
 def opened(data: bytes) -> Image:
-    """Return the image of an encoded file; its header is read and its size accepted, its pixels wait.
+    """Return the image of an encoded file, its header read and its size accepted, its pixels not decoded.
 
     Raises ``BadImage`` for bytes that are no image of a known format, and for kinds of images that are
     refused.
@@ -114,7 +114,7 @@ def pixels(data: bytes) -> np.ndarray:
 
 
 def treatment(data: bytes) -> str:
-    """Return what the image gets beyond a plain conversion, ``""`` for most images and unreadable ones.
+    """Return how the image is treated beyond a conversion to RGB; ``""`` for most images, and bad ones.
 
     The text is part of the image's digest, so that data whose pixels a version of this module decodes
     otherwise has another identity.
@@ -224,7 +224,7 @@ def _orientation(image: Image, data: bytes) -> int:
 
 
 def _guarded(action: Callable[[], T]) -> T:
-    """Return what ``action`` returns; whatever a decoder raises becomes ``BadImage``."""
+    """Return the result of ``action``; every error of a decoder becomes ``BadImage``."""
     try:
         return action()
     except BadImage:

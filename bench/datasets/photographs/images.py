@@ -1,4 +1,4 @@
-"""Decoded photographs of many sizes in memory, and what is measured of each. No torch."""
+"""Decoded photographs of many sizes in memory, and the measurements of each. No torch."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def central_square(image: Image, side: int = MEAN_SIDE) -> np.ndarray:
 
 
 def corrupt_text(found: Sequence[tuple[str, str]]) -> str:
-    """Return what a message says of corrupt images: how many, and the first few by name."""
+    """Return the text of a message about corrupt images: their number, and the first few by name."""
     named = "; ".join(f"{name}: {reason}" for name, reason in found[:5])
     more = f"; and {len(found) - 5:,} more" if len(found) > 5 else ""
     return f"{len(found):,} corrupt image{'s' if len(found) > 1 else ''}: {named}{more}"

@@ -34,7 +34,7 @@ _VERSION = 2  # raised when ``decode.digest`` or ``Listing.content`` changes: ca
 
 
 class Item(NamedTuple):
-    """An image: its class, the name it goes by in messages, and its file, or its place in an archive."""
+    """An image: its class, its name in messages, and its file, or its place in an archive."""
 
     label: int
     name: str
@@ -68,7 +68,7 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """Class names, the images of ``train`` and ``test`` sorted by class and name, and what is left out."""
+    """Class names, the images of ``train`` and ``test`` sorted by class and name, and the files left out."""
 
     classes: Sequence[str]
     parts: Mapping[str, Sequence[Item]]

@@ -93,7 +93,7 @@ def prepare(
     confirm: Callable[[str], bool],
     say: Callable[[str], None],
 ) -> Manifest:
-    """Write ``folder``, or go on writing it; return its manifest, at once where it is there already.
+    """Write ``folder``, or go on writing it; return its manifest, at once where the folder is complete.
 
     ``confirm`` is told the size before anything is written; where it answers no, or images are corrupt beyond
     ``how.max_corrupt``, or the folder was begun otherwise, ``InputError`` is raised.
@@ -201,7 +201,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 class _Note(NamedTuple):
-    """What is noted of a finished shard while the others are written; in ``train-00000.note`` beside it.
+    """The facts of a finished shard, kept in ``train-00000.note`` while the other shards are written.
 
     The file holds a line of JSON and then the bytes of the arrays.
     """
@@ -308,7 +308,7 @@ def _too_many(corrupt: Sequence[tuple[str, str]], allowed: int) -> str:
 
 
 class _Stored(NamedTuple):
-    """An image as it goes into a shard."""
+    """An image in the form that a shard stores."""
 
     data: bytes
     digest: bytes
@@ -378,7 +378,7 @@ def _write_file(path: Path, data: bytes, files: dict[str, tuple[int, str]]) -> N
 
 
 def _remove_parts(folder: Path) -> None:
-    """Remove what only a preparation under way needs, and what killed ones left half written."""
+    """Remove the files that only a running preparation needs, and half-written files of killed ones."""
     obsolete = [path for path in folder.iterdir() if path.suffix == ".note" or _half_written(path)]
     for path in (*obsolete, folder / "plan.json", folder / ".lock"):
         path.unlink(missing_ok=True)

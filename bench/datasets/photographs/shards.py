@@ -46,7 +46,7 @@ def shard_name(part: str, number: int) -> str:
 
 
 class Manifest(BaseModel):
-    """What ``manifest.json`` says, types and sizes checked; ``files`` maps names to (bytes, "sha256:...")."""
+    """The content of ``manifest.json``, checked; ``files`` maps names to (bytes, "sha256:...")."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     _folder: Path = PrivateAttr(default=Path())
@@ -86,7 +86,7 @@ class Manifest(BaseModel):
 
     @property
     def checksum(self) -> str:
-        """What stands for the data in a trial's identity.
+        """The checksum of the data in a trial's identity.
 
         For JPEG shards the digest of the content, which the folder that they were made of has too: the pixels
         are the same. For raw shards the digest of the manifest, and so of every pixel; what was not read
@@ -112,7 +112,7 @@ class Manifest(BaseModel):
         return [shard_name(part, n) for n in range(-(-self.counts[part] // IMAGES_PER_SHARD))]
 
     def at(self, folder: Path) -> Manifest:
-        """Return the manifest, its files in ``folder``."""
+        """Set ``folder``, and return the manifest."""
         self._folder = folder
         return self
 
@@ -155,7 +155,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def size_problem(manifest: Manifest) -> str | None:
-    """Return what is wrong with presence and sizes of the files, or None; quick."""
+    """Return which files are missing or have another size, or None; quick."""
     wrong = []
     for name, (size, _) in manifest.files.items():
         try:
@@ -173,7 +173,7 @@ def size_problem(manifest: Manifest) -> str | None:
 
 
 def problems(manifest: Manifest) -> list[str]:
-    """Return what is wrong with the files, every byte of them checked, a line each."""
+    """Return which files are damaged, a line each, after a check of every byte."""
     found = []
     for name, (size, digest) in manifest.files.items():
         path = manifest.folder / name
@@ -240,7 +240,7 @@ def read_index(manifest: Manifest, part: str) -> np.ndarray:
 
 
 class Shards:
-    """The images of a part, read where they lie, each read on its own; from any number of threads at once."""
+    """The images of a part, each read from disk on its own, from any number of threads at once."""
 
     def __init__(self, manifest: Manifest, part: str, index: np.ndarray) -> None:
         self.index = index

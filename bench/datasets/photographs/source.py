@@ -1,4 +1,4 @@
-"""What ``imagefolder`` and ``imagenet`` share: photographs read from files, or from shards of them."""
+"""The common part of ``imagefolder`` and ``imagenet``: photographs read from files or from shards."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class PhotographSource(Source):
     fetchable = False
 
     def root(self, options: Mapping[str, Any], data_dir: Path) -> Path:
-        """Return the folder of its images, there or not; raises ``InputError`` for a name outside."""
+        """Return the folder of the images, there or not; raises ``InputError`` for a name outside."""
         raise NotImplementedError
 
     def shards_folder(self, options: Mapping[str, Any], data_dir: Path) -> Path:
-        """Return where its shards are, or would be."""
+        """Return the folder of the shards, there or not."""
         root = self.root(options, data_dir)
         return root.with_name(root.name + ".shards")
 
@@ -49,7 +49,7 @@ class PhotographSource(Source):
         raise NotImplementedError
 
     def manifest(self, options: Mapping[str, Any], data_dir: Path) -> shards.Manifest | None:
-        """Return the manifest of its shards, None where not prepared; raises ``InputError`` if damaged."""
+        """Return the manifest of the shards, None without shards; raises ``InputError`` for a damaged one."""
         return shards.read_manifest(self.shards_folder(options, data_dir))
 
     def facts(self, options: Mapping[str, Any], data_dir: Path) -> Facts:
@@ -68,11 +68,11 @@ class PhotographSource(Source):
         return self.unprepared(options, data_dir) if manifest is None else shards.size_problem(manifest)
 
     def unprepared(self, options: Mapping[str, Any], data_dir: Path) -> str | None:
-        """Return what keeps it from being loaded where there are no shards."""
+        """Return why the source cannot be loaded without shards, or None."""
         raise NotImplementedError
 
     def remedy(self, options: Mapping[str, Any], data_dir: Path) -> str:
-        """Return the command that prepares it."""
+        """Return a sentence with the command that prepares the source."""
         words = "data", "prepare", self.label(options), "--data", data_dir
         return f"`{clean(command(*words))}` writes it as shards."
 
@@ -145,7 +145,7 @@ class PhotographSource(Source):
             raise InputError(f"{problem} `bench data fetch` cannot download it.")
 
     def paths(self, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
-        """Return its shards' files, or where it is not prepared those of the source that are there."""
+        """Return the files of the shards; without shards the files of the images."""
         try:
             manifest = self.manifest(options, data_dir)
             if manifest is not None:

@@ -21,7 +21,7 @@ _Drawn = Sequence[tuple[Cell, pd.DataFrame | None]]  # the cells of a panel with
 
 @dataclass
 class _Shown:
-    """Which kinds of lines a figure has, so that the legend names those alone."""
+    """The kinds of lines that a figure has; the legend names these kinds alone."""
 
     dashed: bool = False
     dotted: bool = False
@@ -36,7 +36,7 @@ def convergence_figure(
     title: str = "",
     wide: bool = False,
 ) -> Figure | None:
-    """Return one column of axes a panel: test accuracy, training loss and, where there is one, the factor.
+    """Return a column of axes for each panel: test accuracy, training loss and, if any, the factor.
 
     As wide as a paper's column for one panel, as its page for several or if ``wide``.
 

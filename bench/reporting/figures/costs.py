@@ -1,4 +1,4 @@
-"""Accuracy against what it costs: training operations, bits of the model, bit operations of an image."""
+"""Accuracy against cost: training operations, bits of the model, bit operations of an image."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ _STEP = 0.34  # inches from one gain to the next
 
 @dataclass(frozen=True)
 class Row:
-    """A gain: what is compared, the interval of the gain in points, and a remark."""
+    """A gain: the compared arms, the interval of the gain in points, and a remark."""
 
     label: str
     interval: Interval
@@ -38,7 +38,7 @@ def claim_rows(judged: Sequence[Judged], place: str = "") -> list[Row]:
 
 
 def gain_rows(cells: Sequence[Cell]) -> list[Row]:
-    """Return the gains of cells over their baselines, each named by its label and by what varies."""
+    """Return the gains of cells over their baselines; a label names the cell and the varying facts."""
     shown = [c for c in cells if c.pairing is not None and c.pairing.gain.interval.mean is not None]
     facts = [
         [

@@ -20,10 +20,9 @@ def schedule_figure(
     look: Mapping[str, Look],
     arms: Sequence[str] | None = None,
 ) -> Figure | None:
-    """Return the learning rate and, where there is one, the factor of each cell's first recorded run.
+    """Return learning rate and factor of the first recorded run of each cell of ``arms`` (default all).
 
-    ``arms`` are those that are drawn, None: all. None is returned where nothing is recorded. Raises
-    ``InputError`` for an arm that is not there.
+    Without records the figure is None. Raises ``InputError`` for an arm that is not there.
     """
     known = list(dict.fromkeys(cell.arm for cell in cells if cell.arm is not None))
     for name in arms or ():

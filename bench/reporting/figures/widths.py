@@ -75,7 +75,7 @@ def _groups(cells: Sequence[Cell]) -> _Groups:
 
 
 def _titles(keys: Sequence[tuple]) -> list[str]:
-    """Return what tells each panel from the others."""
+    """Return the titles of panels: the facts in which the panels differ."""
     varying = [i for i in range(5) if len({key[i] for key in keys}) > 1] or [2, 3]
     titles = []
     for key in keys:

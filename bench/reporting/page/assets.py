@@ -1,4 +1,4 @@
-"""What every page is made of: the templates, the two bundles of JavaScript, and data as inert JSON."""
+"""The parts of every page: templates, the two bundles of JavaScript, and data as inert JSON."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _cleaned(value: Any) -> Any:
 
 
 def _asset(name: str) -> Markup:
-    """Return a file of the folder of templates as it is."""
+    """Return the unchanged text of a file in the folder of templates."""
     return Markup((Path(__file__).parents[1] / "templates" / name).read_text(encoding="utf-8"))
 
 

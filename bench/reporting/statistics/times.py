@@ -1,4 +1,4 @@
-"""When runs reach an accuracy, and what the removal of the branch does to them."""
+"""When runs reach an accuracy, and how the removal of the branch changes them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TimeTo:
-    """How long runs took to a threshold: ``times`` of those that reached it, of ``n`` in all.
+    """The times of runs to a threshold: ``times`` of the runs that reached it, of ``n`` runs in all.
 
     ``median`` is the time by which at least half of all runs had reached it (the Kaplan-Meier median, since
     all runs are watched to their end); None where fewer than half ever did: then it is longer than the
@@ -57,7 +57,7 @@ def common_threshold(baseline_final: float) -> float:
 
 @dataclass(frozen=True)
 class Removal:
-    """What happened when the branch went: accuracies in percent, epochs counted from 1.
+    """The removal of a branch: accuracies in percent, epochs counted from 1.
 
     ``dip`` is the expanded network's last accuracy before the removal (of its last epoch, where every epoch
     is evaluated) minus the lowest deployed one from the removal on; ``recovery`` the epochs from the removal

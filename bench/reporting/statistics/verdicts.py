@@ -1,4 +1,4 @@
-"""Our mean accuracy against a published one: reproduced, not reproduced, inconclusive or not comparable."""
+"""Verdicts on published accuracies: reproduced, not reproduced, inconclusive or not comparable."""
 
 from __future__ import annotations
 
