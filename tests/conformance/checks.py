@@ -378,7 +378,7 @@ def check_dataset(kind: str, options: Mapping[str, Any], folder: Path) -> None:
     dataset = complete("datasets", {"kind": kind, **options})
     facts = catalog.facts(dataset, folder)
     entry = registry.get("datasets", kind)
-    assert facts.num_classes == entry.facts["num_classes"] and catalog.label(dataset).startswith(kind)
+    assert facts.num_classes == entry.facts.get("num_classes") and catalog.label(dataset).startswith(kind)
     source = registry.load("datasets", kind)
     if catalog.checksum(dataset, folder) is None:
         problem = source.problem(keywords(dataset), folder)
