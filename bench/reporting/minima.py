@@ -17,8 +17,8 @@ from bench.reporting import statistics as st
 from bench.reporting.cells import Cell
 from bench.reporting.records import Records
 from bench.reporting.table import NONE, Column, Table
-from bench.reporting.tables import ends, place, where
-from bench.text import fixed, signed
+from bench.reporting.tables import cell_columns, cell_data, difference_text, interval_data, with_interval
+from bench.text import fixed
 
 DIGITS = 4  # of losses
 _SHARPNESS = (
@@ -61,31 +61,31 @@ def sharpness_table(records: Records, cells: Sequence[Cell]) -> Table | None:
         for name in ("loss", "rise", "untrained")
     )
     columns = [
-        *where([row.cell for row in rows]),
+        *cell_columns([row.cell for row in rows]),
         Column("Noise on", [str(row.measured_with.get("noise_on")) for row in rows], common=True),
         Column("Draws", [str(row.measured_with.get("draws")) for row in rows], "r", common=True),
         Column("Images", [str(row.measured_with.get("images")) for row in rows], "r", common=True),
         Column("Size", [f"{row.size:g}" for row in rows], "r"),
         Column("Seeds", [str(len(row.rise)) for row in rows], "r"),
-        Column("Loss", [_with(interval) for interval in losses], "r"),
-        Column("Rise", [_with(interval) for interval in rises], "r"),
-        Column("Over the baseline", [_difference(row.difference) for row in rows], "r", optional=True),
-        Column("Rise, untrained", [_with(interval) for interval in untrained], "r"),
+        Column("Loss", [with_interval(interval, DIGITS) for interval in losses], "r"),
+        Column("Rise", [with_interval(interval, DIGITS) for interval in rises], "r"),
+        Column("Over the baseline", [_difference(row) for row in rows], "r", optional=True),
+        Column("Rise, untrained", [with_interval(interval, DIGITS) for interval in untrained], "r"),
     ]
     data = [
         {
             "experiment": records.name,
             "arm": row.cell.arm,
             "baseline": row.cell.runs.baseline,
-            **place(row.cell),
+            **cell_data(row.cell),
             **{key: row.measured_with.get(key) for key in ("noise_on", "draws", "images")},
             "size": row.size,
             "n": len(row.rise),
-            **ends("loss", loss),
-            **ends("rise", rise),
-            **ends("difference", row.difference),
+            **interval_data("loss", loss),
+            **interval_data("rise", rise),
+            **interval_data("difference", row.difference),
             "pairs": row.difference.n if row.against else None,
-            **ends("untrained_rise", before),
+            **interval_data("untrained_rise", before),
             "rise_by_seed": " ".join(f"{seed}:{value:.9g}" for seed, value in row.rise.items()),
         }
         for row, loss, rise, before in zip(rows, losses, rises, untrained, strict=True)
@@ -109,25 +109,25 @@ def barrier_table(records: Records, cells: Sequence[Cell]) -> Table | None:
     if not rows:
         return None
     barriers = [st.mean_interval([line["barrier"] for line in found]) for _, found in rows]
-    ends_of = [st.mean_interval([loss for line in found for loss in line["path"][:: len(line["path"]) - 1]])
-               for _, found in rows]  # fmt: skip
+    paths = [[line["path"] for line in found] for _, found in rows]
+    ends_of = [st.mean_interval([loss for path in own for loss in (path[0], path[-1])]) for own in paths]
     columns = [
-        *where([cell for cell, _ in rows]),
+        *cell_columns([cell for cell, _ in rows]),
         Column("Images", [str(found[0]["with"].get("images")) for _, found in rows], "r", common=True),
         Column("Points", [str(found[0]["with"].get("points")) for _, found in rows], "r", common=True),
         Column("Pairs of seeds", [str(len(found)) for _, found in rows], "r"),
         Column("Loss at the ends", [NONE if e.mean is None else fixed(e.mean, DIGITS) for e in ends_of], "r"),
-        Column("Barrier", [_with(interval) for interval in barriers], "r"),
+        Column("Barrier", [with_interval(interval, DIGITS) for interval in barriers], "r"),
     ]
     data = [
         {
             "experiment": records.name,
             "arm": cell.arm,
-            **place(cell),
+            **cell_data(cell),
             **{key: found[0]["with"].get(key) for key in ("images", "points")},
             "pairs": len(found),
             "loss_at_the_ends": end.mean,
-            **ends("barrier", interval),
+            **interval_data("barrier", interval),
             "trials": "; ".join(" ".join(line["ids"]) for line in found),
         }
         for (cell, found), interval, end in zip(rows, barriers, ends_of, strict=True)
@@ -135,6 +135,10 @@ def barrier_table(records: Records, cells: Sequence[Cell]) -> Table | None:
     title = f"{records.title}: barriers between seeds"
     shown = [cell for cell, _ in rows]
     return Table("barriers", title, columns, pd.DataFrame(data, dtype=object), [_BARRIERS], shown)
+
+
+def _difference(row: _Row) -> str:
+    return "" if row.difference.mean is None else difference_text(row.difference, DIGITS)
 
 
 def _last(records: Records) -> list[Mapping[str, Any]]:
@@ -172,25 +176,5 @@ def _by_seed(cell: Cell, of: Mapping[str, Mapping[str, Any]]) -> dict[int, Mappi
 
 
 def _rises(lines: Mapping[int, Mapping[str, Any]], when: str, i: int) -> dict[int, float]:
-    """Return the mean rises at the ``i``-th size by seed; trials that began with given weights have none
-    before training.
-    """
+    """Return the mean rises at the ``i``-th size by seed; a trial with given weights has none untrained."""
     return {seed: line[when]["rises"][i]["mean"] for seed, line in lines.items() if line[when] is not None}
-
-
-def _with(interval: st.Interval) -> str:
-    if interval.mean is None:
-        return NONE
-    mean = fixed(interval.mean, DIGITS)
-    return (
-        f"{mean} ({interval.note})" if interval.half is None else f"{mean} ± {fixed(interval.half, DIGITS)}"
-    )
-
-
-def _difference(interval: st.Interval) -> str:
-    if interval.mean is None:
-        return ""
-    if interval.low is None or interval.high is None:
-        return f"{signed(interval.mean, DIGITS)} ({interval.note})"
-    low, high = signed(interval.low, DIGITS), signed(interval.high, DIGITS)
-    return f"{signed(interval.mean, DIGITS)} [{low}, {high}]"

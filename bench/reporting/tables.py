@@ -25,23 +25,28 @@ _COSTS = ("wall_seconds", "peak_memory_bytes", "model_bits", "bit_operations", "
 # -- parts of rows -------------------------------------------------------------------------------------------
 
 
-def with_interval(interval: st.Interval) -> str:
+def with_interval(interval: st.Interval, digits: int = 2) -> str:
     """Return ``84.40 ± 1.24``, or the mean alone with the reason why it has no interval."""
     if interval.mean is None:
         return NONE
     if interval.half is None:
-        return f"{fixed(interval.mean)} ({interval.note})"
-    return f"{fixed(interval.mean)} ± {fixed(interval.half)}"
+        return f"{fixed(interval.mean, digits)} ({interval.note})"
+    return f"{fixed(interval.mean, digits)} ± {fixed(interval.half, digits)}"
+
+
+def difference_text(interval: st.Interval, digits: int = 2) -> str:
+    """Return ``+8.12 [+5.03, +11.21]``, or the mean alone with the reason why it has no interval."""
+    if interval.mean is None:
+        return NONE
+    if interval.low is None or interval.high is None:
+        return f"{signed(interval.mean, digits)} ({interval.note})"
+    low, high = signed(interval.low, digits), signed(interval.high, digits)
+    return f"{signed(interval.mean, digits)} [{low}, {high}]"
 
 
 def gain_text(pairing: Pairing | None) -> str:
-    """Return ``+8.12 [+5.03, +11.21]``, or the mean gain alone with the reason why it has no interval."""
-    if pairing is None or pairing.gain.interval.mean is None:
-        return NONE
-    interval, mean = pairing.gain.interval, pairing.gain.interval.mean
-    if interval.low is None or interval.high is None:
-        return f"{signed(mean)} ({interval.note})"
-    return f"{signed(mean)} [{signed(interval.low)}, {signed(interval.high)}]"
+    """Return ``difference_text`` of the gain of a pair of cells."""
+    return NONE if pairing is None else difference_text(pairing.gain.interval)
 
 
 def _ratio_text(ratio: st.DeviationRatio) -> str:
