@@ -284,9 +284,12 @@ def _speed(commands: Commands) -> None:
     option(command, "--json FILE", "write the measurements to this file", path_argument)
     option(command, "--rounds N", "rounds of interleaved steps (7)", number(int, 2))
     option(command, f"--mode {'|'.join(SPEED_MODES)}", "this mode alone (all)", choices=SPEED_MODES)
-    group = command.add_argument_group("photographs")
-    images = "measure instead the ways to read the folder of photographs imagefolder:NAME"
-    option(group, "--images NAME", images)
+    group = command.add_argument_group("instead of training steps")
+    inference = "measure networks and layers on integers, in float32 and in int8, on one thread of the CPU"
+    images = "measure the ways to read the folder of photographs imagefolder:NAME"
+    chosen = group.add_mutually_exclusive_group()
+    option(chosen, "--inference", inference)
+    option(chosen, "--images NAME", images)
     add_data(group)
 
 

@@ -220,6 +220,8 @@ def _replace_(
         if behind is not None and behind[1] is call.args[0] and len(behind[0].values) == len(plan.values):
             thresholds, directions = behind[0].thresholds.T, behind[0].directions
             call.update_arg(0, behind[1].args[0])
+            if not behind[1].users:
+                network.graph.erase_node(behind[1])
     else:
         activation = layer.activation
         thresholds = _thresholds_of(activation, plan.values)

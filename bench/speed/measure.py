@@ -33,6 +33,7 @@ from bench.machine.devices import cpu_count
 from bench.machine.folders import resolve_data_dir
 from bench.records.files import write_atomic
 from bench.speed import images as photographs
+from bench.speed import inference
 from bench.speed.cases import BATCH, CASES, NETWORKS, PLAIN, UNIT, Case
 from bench.speed.floor import allocated, floor_seconds, peak_memory_cpu, roofline
 from bench.speed.timing import interleaved, summary, timed
@@ -242,12 +243,15 @@ def text(row: dict[str, Any]) -> str:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure every case on every device of this machine, or with ``--images`` the reading of images alone.
+    """Measure every case on every device of this machine, or what ``--images`` or ``--inference`` ask for.
 
     Prints a line for each row, and writes the file of ``--json``.
     """
     if args.images is not None:
-        return _images(args)
+        found = photographs.measure(args.images, resolve_data_dir(args.data), args.rounds or ROUNDS)
+        return _on_the_cpu(args, found, photographs.text)
+    if args.inference:
+        return _on_the_cpu(args, inference.measure(args.rounds or ROUNDS), inference.text)
     devices = ["cuda:0", "cpu"] if torch.cuda.is_available() else ["cpu"]
     rounds = args.rounds or ROUNDS
     rows: list[dict[str, Any]] = []
@@ -301,13 +305,15 @@ def _collect(
     return True
 
 
-def _images(args: argparse.Namespace) -> int:
-    """Measure the ways to read a folder of photographs, on the CPU."""
+def _on_the_cpu(
+    args: argparse.Namespace, found: Iterator[dict[str, Any]], line: Callable[[dict[str, Any]], str]
+) -> int:
+    """Print and write the rows of ``found``, which are measured on one thread of the CPU."""
     torch.set_num_threads(1)
     rows, load = [], [_load_average()]
-    for row in photographs.measure(args.images, resolve_data_dir(args.data), args.rounds or ROUNDS):
+    for row in found:
         rows.append({"device": execution.cpu_name(), **row})
-        print(photographs.text(row), flush=True)
+        print(line(rows[-1]), flush=True)
     _write(args.json, rows, {"load_average": [*load, _load_average()]})
     return 0
 

@@ -146,6 +146,9 @@ def check_quantizer(quantizer: str, bits: str) -> None:
     ]
     assert [run.name for run in runs] == [name for name, _ in layers]
     on_integers = check_every_layer(plain, made, images)
+    assert all(node.users or node.op == "output" for node in made.graph.nodes), (
+        "something is computed in vain"
+    )
     if quantizer not in STAYS and bits in ("1/1", "1/2", "2/1", "2/2"):
         assert on_integers == len(inference_layers(plain)), layers_text(made)
     if (quantizer, bits) in IN_FLOAT32:

@@ -17,8 +17,9 @@ from bench.costs import predict
 from bench.costs.at_once import AtOnce
 from bench.costs.predict import Calibration, Kept, makespan, trial_seconds
 from bench.experiments.config import TrialConfig
+from bench.integer.build import library
 from bench.networks import costs
-from bench.speed import cases, floor, measure, peers, timing
+from bench.speed import cases, floor, inference, measure, peers, timing
 from docs.tools import speed_page
 from tests.configs import make_config
 
@@ -73,7 +74,10 @@ class TestRows:
         )
         monkeypatch.setattr(peers, "WHAT", {"plain": "nothing quantized", "broken": ""})
         file = tmp_path / "speed.json"
-        assert measure.main(argparse.Namespace(json=file, rounds=2, mode="eager", images=None)) == 0
+        assert (
+            measure.main(argparse.Namespace(json=file, rounds=2, mode="eager", images=None, inference=False))
+            == 0
+        )
         document = json.loads(file.read_text())
         rows = [row for row in document["rows"] if "kind" not in row]
         kinds = [row["kind"] for row in document["rows"] if "kind" in row]
@@ -134,7 +138,10 @@ class TestRows:
         monkeypatch.setattr(measure, "measure", broken)
         monkeypatch.setattr(measure, "measure_packed", lambda *_: iter([{**row, "mode": "packed"}]))
         file = tmp_path / "speed.json"
-        assert measure.main(argparse.Namespace(json=file, rounds=2, mode=None, images=None)) == 1
+        assert (
+            measure.main(argparse.Namespace(json=file, rounds=2, mode=None, images=None, inference=False))
+            == 1
+        )
         assert [r["mode"] for r in json.loads(file.read_text())["rows"]] == ["eager", "packed"]
         assert (
             "resnet20 1x eager fp32 cannot be measured (RuntimeError: no compiler today)"
@@ -337,3 +344,52 @@ class TestPage:
             "| packed bf16, 2 at once, over one of them | 1.90 |",
         ]
         assert speed_page.memory({"rows": rows}, "bf16").splitlines()[2:] == ["| dorefa 1/1 | 5 |"]
+
+
+class TestInference:
+    """``bench speed --inference``, on layers and networks small enough to wait for."""
+
+    def test_rows(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(inference, "LAYERS", ((8, 9, 6, 1, 3), (5, 70, 5, 2, 1)))
+        monkeypatch.setattr(inference, "NETWORKS", ("svhn_convnet",))
+        monkeypatch.setattr(inference, "BATCHES", (2,))
+        monkeypatch.setattr(inference, "_SHORTEST", 0.0)
+        monkeypatch.setattr(inference, "network_ways", self.small)
+        file = tmp_path / "x.json"
+        words = argparse.Namespace(json=file, rounds=2, mode=None, images=None, inference=True)
+        assert measure.main(words) == 0
+        rows = json.loads(file.read_text())["rows"]
+        layers = {row["layer"] for row in rows}
+        assert layers == {"8 to 9, 6 px, stride 1", "5 to 70, 5 px, stride 2", inference.ALL_LAYERS, None}
+        for layer in layers:
+            here = [row for row in rows if row["layer"] == layer]
+            assert here[0]["way"] == inference.UNIT and here[0]["speedup"] == 1.0
+            assert {row["bits"] for row in here if row["way"] == "integers"} == {"1/1", "2/2"}
+            for row in here:
+                assert row["speedup_low"] <= row["speedup"] <= row["speedup_high"]
+                assert ("instructions" in row) == (row["way"] == "integers")
+        assert len(capsys.readouterr().out.splitlines()) == len(rows)
+
+    @staticmethod
+    def small(name, batch, folder):
+        return {(inference.UNIT, "32/32"): lambda: None} | {
+            ("integers", b): lambda: None for b in inference.BITS
+        }
+
+    def test_the_layers_together_are_weighted_sums_of_a_round(self, monkeypatch):
+        taken = iter([[1.0, 2.0], [10.0, 30.0]])
+        monkeypatch.setattr(inference, "LAYERS", ((8, 9, 6, 1, 3), (5, 70, 5, 2, 1)))
+        monkeypatch.setattr(inference, "layer_ways", lambda *_: None)
+        monkeypatch.setattr(inference, "interleaved", lambda *_: {(inference.UNIT, "1/1"): next(taken)})
+        *_, last = inference._layer_rows(1, 2, library("portable"))
+        assert last["layer"] == inference.ALL_LAYERS and last["seconds"] == (3 * 1 + 10 + 3 * 2 + 30) / 2
+
+    @pytest.mark.slow
+    def test_a_network(self, tmp_path):
+        with torch.no_grad():
+            ways = inference.network_ways("svhn_convnet", 2, tmp_path)
+            found = {key: run() for key, run in ways.items()}
+        for bits in inference.BITS:
+            low, ours = found["float32 of low precision, PyTorch", bits], found["integers", bits]
+            assert torch.allclose(low, ours, atol=1e-4 * float(low.std()))
+        assert inference.UNIT in {way for way, _ in found}
