@@ -24,7 +24,7 @@ from torch import Tensor, fx
 
 from bench.errors import InputError
 from bench.experiments.config import make_config
-from bench.export.foreign_formats import run_onnx, write_onnx
+from bench.export.foreign_formats import write_onnx
 from bench.export.plain import plain_network
 from bench.integer.build import Library, library
 from bench.integer.convert import integer_network, layer_runs
@@ -165,7 +165,7 @@ def _onnxruntime_int8(x: Tensor, w: Tensor, stride: int) -> Callable[[], object]
     """Return onnxruntime's int8 convolution; None where it is not installed."""
     try:
         import onnx
-        import onnxruntime
+        import onnxruntime  # noqa: F401
     except ImportError:
         return None
     helper, kinds = onnx.helper, onnx.TensorProto
@@ -185,13 +185,17 @@ def _onnxruntime_int8(x: Tensor, w: Tensor, stride: int) -> Callable[[], object]
         [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    run, codes = _session(model.SerializeToString()), x.contiguous().numpy().astype(np.uint8)
+    return lambda: run(None, {"x": codes})
+
+
+def _session(model: bytes) -> Callable[[None, dict[str, np.ndarray]], list[np.ndarray]]:
+    """Return onnxruntime's run of a model, on one thread."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    codes = x.contiguous().numpy().astype(np.uint8)
-    return lambda: session.run(None, {"x": codes})
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run
 
 
 def network_ways(name: str, batch: int, folder: Path) -> Ways:
@@ -264,7 +268,8 @@ def _int8_network(plain: fx.GraphModule, images: Tensor, folder: Path) -> Callab
         quantize_static(str(ready), str(made), Once(), per_channel=True, **kinds)
     finally:
         logging.disable(logging.NOTSET)
-    return run_onnx(made)
+    run = _session(made.read_bytes())
+    return lambda images: torch.from_numpy(run(None, {"images": images.contiguous().numpy()})[0])
 
 
 def interleaved(ways: Ways, rounds: int) -> dict[tuple[str, str], list[float]]:
