@@ -18,6 +18,7 @@ from bench.reporting import statistics as st
 from bench.reporting.grouping import Runs, Trial, canonical, group
 from bench.reporting.records import Records
 from bench.reporting.targets import Match
+from bench.reporting.tuned import Searched, searches
 
 UNFINISHED = ("failed", "missing", "unfinished", "running", "damaged")
 
@@ -86,7 +87,11 @@ class Pairing:
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the tables. ``settings`` is what tells the row from others of its arm."""
+    """One row of the tables.
+
+    ``settings`` is what tells the row from others of its arm, ``search`` the search that chose its
+    configuration: None for a row whose hyper-parameters stand in the experiment file, untuned.
+    """
 
     runs: Runs
     facts: Facts
@@ -95,6 +100,7 @@ class Cell:
     flags: tuple[str, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     pairing: Pairing | None = None
+    search: Searched | None = None
 
     @property
     def arm(self) -> str | None:
@@ -149,8 +155,16 @@ def described(records: Records) -> list[Cell]:
     """Return the cells of an experiment with facts, numbers and flags: not yet compared, not yet paired."""
     groups = group(records)
     facts = [_facts(runs) for runs in groups]
+    found = searches(records.searches)
     return [
-        Cell(runs, fact, _numbers(runs), settings, (*runs.notes, *_flags(runs)))
+        Cell(
+            runs,
+            fact,
+            _numbers(runs),
+            settings,
+            (*runs.notes, *_flags(runs)),
+            search=next((search for search in found if _chosen_by(search, runs)), None),
+        )
         for runs, fact, settings in zip(groups, facts, _settings(groups, facts), strict=True)
     ]
 
@@ -221,6 +235,17 @@ def _settings(groups: Sequence[Runs], facts: Sequence[Facts]) -> list[str]:
 def _said(value: Any) -> str:
     """Return the value of a grid axis for people; a table is a factor."""
     return label("factors", value) if isinstance(value, Mapping) else plain(value)
+
+
+def _chosen_by(search: Searched, runs: Runs) -> bool:
+    """Return whether these runs are those of the configuration that a search chose."""
+    at = search.arm == runs.arm and canonical(search.grid) == canonical(runs.grid)
+    if not at or search.chosen is None or search.profile not in {t["profile"] for t in runs.trials}:
+        return False
+    if not runs.config:  # nothing is recorded yet: the index asks for the chosen configuration
+        return True
+    flat = flatten(dict(runs.config))
+    return all(flat.get(name) == value for name, value in search.chosen.configuration.items())
 
 
 # -- numbers -------------------------------------------------------------------------------------------------

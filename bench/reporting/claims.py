@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from bench.experiments.claims import EQUAL_EPOCHS, Claim
 from bench.reporting import statistics as st
-from bench.reporting.cells import Cell, Pairing
+from bench.reporting.cells import UNFINISHED, Cell, Pairing
 from bench.reporting.pairing import axis, best_partners, compare
+from bench.text import plural
 
 TOLERANCE = 0.05  # how far the operations of two arms may be apart "at equal operations"
 PairKey = tuple[object, object]  # the identities of two cells
@@ -45,6 +46,7 @@ def judge(
     claims: Sequence[Claim],
     cells: Sequence[Cell],
     pool: Mapping[object, Mapping[int, float]] | None = None,
+    unfinished: str = "",
 ) -> list[Judged]:
     """Return the declared claims of an experiment with their verdicts.
 
@@ -53,6 +55,8 @@ def judge(
             of arms has, and each of them is one test of the family that Holm's correction runs over.
         cells: The cells of the experiment.
         pool: ``seeds_of_all`` of every experiment of the report: a claim is tested on all seeds of its pair.
+        unfinished: What the experiment as a whole still waits for, or "": there is no verdict before, since
+            neither the number of pairs nor that of the tests is the declared one.
     """
     pool = seeds_of_all(cells) if pool is None else pool
     found = [match for claim in claims for match in _matches(claim, cells, pool)]
@@ -63,7 +67,7 @@ def judge(
     p_holm = st.holm_of_known([p.test.p_value if p is not None and p.test else None for _, _, p in found])
     e_holm = st.holm_of_known(equivalence)
     return [
-        _judged(claim, cell, pairing, p, e, e_corrected)
+        _judged(claim, cell, pairing, p, e, e_corrected, unfinished)
         for (claim, cell, pairing), p, e, e_corrected in zip(found, p_holm, equivalence, e_holm, strict=True)
     ]
 
@@ -141,6 +145,7 @@ def _judged(
     p_holm: float | None,
     p_equivalence: float | None,
     p_equivalence_holm: float | None,
+    unfinished: str,
 ) -> Judged:
     if cell is None or pairing is None:
         told = "no run of this pair of arms" if cell is None else f"no single row of {claim.over} fits"
@@ -152,9 +157,16 @@ def _judged(
         pairing.test,
         p_holm,
         p_equivalence_holm,
-        _obstacle(claim, cell, pairing, operations),
+        unfinished or _waiting(cell, pairing) or _obstacle(claim, cell, pairing, operations),
     )
     return Judged(claim, cell, pairing, operations, p_holm, p_equivalence, p_equivalence_holm, verdict)
+
+
+def _waiting(cell: Cell, pairing: Pairing) -> str:
+    """Return how many of the runs of a claim are still to be done, or ""."""
+    wanted = [trial for side in (cell, pairing.against) for trial in side.trials]
+    waiting = sum(trial["status"] in UNFINISHED for trial in wanted)
+    return f"{waiting} of {plural(len(wanted), 'run')} not finished" if waiting else ""
 
 
 def _obstacle(claim: Claim, cell: Cell, pairing: Pairing, operations: float | None) -> str:

@@ -93,12 +93,14 @@ def _of_folder(part: Records, chosen: Mapping[Any, str]) -> pd.DataFrame:
 
 def _searches(parts: Sequence[Records]) -> list[Mapping[str, Any]]:
     """Return the lines of ``tuning.jsonl``, each configuration once: the line that knows most of it."""
+
+    def known(line: Mapping[str, Any]) -> tuple[bool, int, int]:
+        return line.get("chosen") is True, len(line.get("accuracies") or ()), line.get("ended") or 0
+
     found: dict[str, Mapping[str, Any]] = {}
     for part in parts:
         for line in part.searches:
             key = canonical([line.get(name) for name in ("profile", "arm", "grid", "configuration")])
-            if key not in found or len(line.get("accuracies") or ()) > len(
-                found[key].get("accuracies") or ()
-            ):
+            if key not in found or known(line) > known(found[key]):
                 found[key] = line
     return list(found.values())

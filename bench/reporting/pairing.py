@@ -9,6 +9,7 @@ from typing import Any
 from bench.errors import InputError
 from bench.experiments.config import parse_bits
 from bench.experiments.labels import plain
+from bench.experiments.overrides import flatten
 from bench.reporting import statistics as st
 from bench.reporting.cells import Cell, Pairing
 from bench.reporting.grouping import Trial
@@ -151,10 +152,33 @@ def differing_fields(cell: Cell, other: Cell) -> list[str]:
 
 
 def _told(cell: Cell, against: Cell) -> list[str]:
+    """Return a flag for each field in which a cell and its baseline differ.
+
+    What a search chose on both sides is a result and not a difference of the experiment.
+    """
     flags = []
+    if (cell.search is None) != (against.search is None):
+        flags.append(
+            "its baseline is tuned, the arm is not" if against.search else "its baseline is not tuned"
+        )
     for key in differing_fields(cell, against):
         ours, other = cell.runs.config.get(key), against.runs.config.get(key)
+        if cell.search and against.search and _chosen_alone(key, cell, against):
+            continue
         single = not isinstance(ours, Mapping) and key != "data"
         told = f" ({plain(ours)}, baseline {plain(other)})" if single else ""
         flags.append(f"differs from its baseline in {key}{told}")
     return flags
+
+
+def _chosen_alone(key: str, cell: Cell, against: Cell) -> bool:
+    """Return whether two configurations differ in a field only where their searches chose the values."""
+    chosen = {
+        name
+        for search in (cell.search, against.search)
+        if search is not None and search.chosen is not None
+        for name in search.chosen.configuration
+    }
+    ours, other = (flatten({key: one.runs.config.get(key)}) for one in (cell, against))
+    different = {name for name in ours.keys() | other.keys() if ours.get(name) != other.get(name)}
+    return bool(different) and different <= chosen

@@ -18,8 +18,11 @@ import pandas as pd
 
 from bench.errors import InputError
 from bench.experiments.claims import Claim, read_claims
+from bench.records.files import StoreError
 from bench.records.store import Store
 from bench.reporting.trial_rows import EPOCH_COLUMNS, TRIAL_COLUMNS, read_trial
+from bench.reporting.tuned import as_recorded
+from bench.tuning.results import Results
 
 TUNING = "tuning"  # the role of the index lines of trials that choose a configuration
 Line = Mapping[str, Any]  # of index.jsonl
@@ -47,7 +50,7 @@ class Records:
     notes: tuple[str, ...] = ()
     claims: tuple[Claim, ...] = ()
     tuning: int = 0
-    searches: tuple[Line, ...] = ()  # the lines of tuning.jsonl
+    searches: tuple[Line, ...] = ()  # the lines of tuning.jsonl, as ``tuned.as_recorded`` has them
     exports: tuple[Line, ...] = ()  # the lines of exports.jsonl of all trials, each with the trial's ``id``
     minima: tuple[Line, ...] = ()  # the lines of sharpness.jsonl
 
@@ -113,7 +116,7 @@ def read_experiment(
         notes=(*described.notes, *unreadable),
         claims=described.claims,
         tuning=tuning,
-        searches=tuple(store.tuning(name)) if tuning else (),
+        searches=_searches(store, name) if tuning else (),
         exports=tuple(exports),
         minima=tuple(minima),
     )
@@ -121,6 +124,21 @@ def read_experiment(
 
 def _epoch_row(id: Any, line: Line) -> dict[str, Any]:
     return {"id": id, **{key: line.get(key) for key in EPOCH_COLUMNS}}
+
+
+def _searches(store: Store, name: str) -> tuple[Line, ...]:
+    """Return the lines of ``tuning.jsonl`` with what the records of the tuning trials add to them."""
+    results = Results(store)
+
+    def holdout(id: str) -> int | None:
+        try:
+            config = (store.read_trial(id) or {}).get("config")
+        except StoreError:
+            return None
+        held = config.get("holdout") if isinstance(config, dict) else None
+        return held if isinstance(held, int) else None
+
+    return tuple(as_recorded(line, results, holdout) for line in store.tuning(name))
 
 
 def _exports(store: Store, ids: Iterable[str]) -> tuple[list[Line], list[str]]:

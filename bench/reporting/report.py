@@ -13,6 +13,7 @@ import pandas as pd
 
 from bench.errors import InputError
 from bench.reporting import deployment, detail_tables, minima, tables, tuning_table
+from bench.reporting.ablation import ablations
 from bench.reporting.assembly import make_cells
 from bench.reporting.cells import Cell
 from bench.reporting.claims import Judged, PairKey, judge, seeds_of_all, verdicts
@@ -20,7 +21,7 @@ from bench.reporting.convergence import convergence
 from bench.reporting.published_tables import Row, find_table, load_names, load_table
 from bench.reporting.records import Records
 from bench.reporting.table import Table
-from bench.reporting.tuned import Searched, searches
+from bench.reporting.tuned import Searched, searches, standing
 from bench.text import clean
 
 if TYPE_CHECKING:
@@ -87,10 +88,11 @@ def make_report(
         known: The verdicts of all declared claims of the report, of other experiments as well.
     """
     cells = cells_of(records) if cells is None else cells
-    judged = judge(records.claims, cells, seeds_of_all(cells)) if judged is None else judged
+    tuned = searches(records.searches)
+    if judged is None:
+        judged = judge(records.claims, cells, seeds_of_all(cells), standing(tuned))
     known = verdicts(judged) if known is None else known
     epochs = {str(id): frame.reset_index(drop=True) for id, frame in records.epochs.groupby("id", sort=False)}
-    tuned = searches(records.searches)
     timed = [convergence(cell, epochs) for cell in cells if cell.arm is not None]
     found = [
         tables.accuracy_table(records, cells, known),
@@ -135,12 +137,27 @@ def plans(report: Report) -> Iterator[Plan]:
     yield "costs", caption, partial(figures.cost_figure, cells, look, others, title)
     caption = "Accuracy by width: ours and published."
     yield "widths", caption, partial(figures.width_figure, cells, look, title)
-    caption = "Test accuracy over two axes of the grid, with the 95 % interval."
-    yield "heat", caption, partial(figures.heat_figure, cells, title)
-    caption = "Held-out accuracy against the learning rate, and the expected best after k configurations."
-    yield "tuning", caption, partial(figures.tuning_figure, report.tuned, title)
+    caption = (
+        "Test accuracy over the axes of the strategy: mean, half its 95 % interval, tuned learning rate."
+    )
+    yield "heat", caption, partial(figures.heat_figure, ablations(cells, report.tuned), title)
+    yield from _searches(report)
     yield _forest(report)
     yield from _curves(report)
+
+
+def _searches(report: Report) -> Iterator[Plan]:
+    """Yield the plans of the searches: so many a figure as there are colours."""
+    from bench.reporting import figures
+
+    caption = "Held-out accuracy against the learning rate, and the expected best after k configurations."
+    shown = [search for search in report.tuned if search.scored]
+    count = -(-len(shown) // figures.TOGETHER)
+    size = -(-len(shown) // max(1, count))
+    for part in range(count):
+        name = "tuning" if count == 1 else f"tuning-{part + 1}"
+        own = shown[part * size : (part + 1) * size]
+        yield name, caption, partial(figures.tuning_figure, own, report.records.title)
 
 
 def _forest(report: Report) -> Plan:

@@ -16,6 +16,7 @@ from bench.reporting.claims import Judged, PairKey, verdict_of
 from bench.reporting.formats import csv_cell
 from bench.reporting.records import Records
 from bench.reporting.table import NONE, Column, Table
+from bench.reporting.tuned import searches, standing
 from bench.text import fixed, plural, signed
 
 PUBLISHED_IN_CELL = 3  # published values in the accuracy table itself; the table of published values has all
@@ -156,6 +157,7 @@ def accuracy_table(records: Records, cells: Sequence[Cell], known: Mapping[PairK
         ),
         Column("Top-5, %", [with_interval(cell.numbers.top5) for cell in cells], "r", optional=True),
         Column("Gain, points", [gain_text(cell.pairing) for cell in cells], "r", optional=True),
+        Column("Chosen", [cell.search.choice if cell.search else "" for cell in cells], optional=True),
         Column("Published, %", [_published(cell) for cell in cells], "r"),
         Column("Budget", [budget(cell) for cell in cells], "r", common=True),
         Column("Batch", [str(cell.facts.batch_size or "") for cell in cells], "r", common=True),
@@ -171,12 +173,28 @@ def accuracy_table(records: Records, cells: Sequence[Cell], known: Mapping[PairK
         *records.notes,
     ]
     if records.tuning:
-        notes.append(
-            f"{plural(records.tuning, 'trial')} that chose the configurations never saw the test images "
-            "and stand in no table; tuning.jsonl beside the records says what was chosen from what."
-        )
+        notes += _tuning_notes(records)
     data = _accuracy_data(records, cells, known)
     return Table("accuracy", f"{records.title}: accuracy", columns, data, notes, cells)
+
+
+def _tuning_notes(records: Records) -> list[str]:
+    """Return what a reader of the accuracies must know of the tuning trials, and which rows are still to
+    come.
+    """
+    notes = [
+        f"{plural(records.tuning, 'trial')} that chose the configurations never saw the test images "
+        "and stand in no table; tuning.jsonl beside the records says what was chosen from what."
+    ]
+    found = searches(records.searches)
+    waiting = [search for search in found if search.chosen is None]
+    if waiting:
+        named = "; ".join(f"{search.label} ({search.progress} trials)" for search in waiting)
+        notes = [
+            f"The tuning is not over: {standing(found).removeprefix('tuning: ')}. A point is trained on all "
+            f"images, and has a row, once its configuration is chosen. Without a choice: {named}."
+        ]
+    return notes
 
 
 def _accuracy_data(records: Records, cells: Sequence[Cell], known: Mapping[PairKey, str]) -> pd.DataFrame:

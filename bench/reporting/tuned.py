@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from bench.experiments.labels import plain
 from bench.reporting.statistics.search import expected_best
-from bench.tuning.choice import rate
+from bench.text import plural
+from bench.tuning.choice import mean, rate
+from bench.tuning.results import Result
 
 WITHIN = 1.0  # points below the best that a configuration may be to count as close to it
 
@@ -19,7 +21,7 @@ class Tried:
 
     ``accuracies`` are the held-out accuracies in percent, one a tuning seed; None for a run that diverged
     or is missing. ``score`` is their mean where the configuration was trained to the end with every seed,
-    else None.
+    else None. ``trials`` counts the tuning trials, one a seed, and ``ended`` those that are through.
     """
 
     configuration: Mapping[str, Any]
@@ -28,6 +30,8 @@ class Tried:
     chosen: bool
     operations: float | None
     seconds: float
+    trials: int = 0
+    ended: int = 0
 
     @property
     def rate(self) -> float | None:
@@ -37,12 +41,19 @@ class Tried:
 
 @dataclass(frozen=True)
 class Searched:
-    """The search of one arm at one grid point."""
+    """The search of one arm at one grid point (without the seed).
+
+    ``holdout`` is the number of training images on which the configurations were measured, None where no
+    record tells it.
+    """
 
     arm: str
     place: str
     tried: tuple[Tried, ...]
     random: bool
+    grid: Mapping[str, Any] = field(default_factory=dict)
+    profile: str | None = None
+    holdout: int | None = None
 
     @property
     def label(self) -> str:
@@ -53,6 +64,25 @@ class Searched:
     def chosen(self) -> Tried | None:
         """The chosen configuration; None while the search goes on."""
         return next((tried for tried in self.tried if tried.chosen), None)
+
+    @property
+    def effort(self) -> str:
+        """What the choice has cost: ``5 configurations × 3 seeds, 1,084 images held out``."""
+        seeds = max((tried.trials for tried in self.tried), default=0)
+        told = f"{plural(len(self.tried), 'configuration')} × {plural(seeds, 'seed')}"
+        return told if self.holdout is None else f"{told}, {plural(self.holdout, 'image')} held out"
+
+    @property
+    def choice(self) -> str:
+        """The chosen values in words, or how far the search is."""
+        if self.chosen is None:
+            return f"not yet: {self.progress} trials"
+        return ", ".join(f"{name} {plain(value)}" for name, value in self.chosen.configuration.items())
+
+    @property
+    def progress(self) -> str:
+        """How many of the tuning trials are through: ``3 of 6``."""
+        return f"{sum(t.ended for t in self.tried)} of {sum(t.trials for t in self.tried)}"
 
     @property
     def scored(self) -> list[Tried]:
@@ -102,14 +132,75 @@ def searches(lines: Iterable[Mapping[str, Any]]) -> list[Searched]:
         if isinstance(line.get("arm"), str) and isinstance(line.get("configuration"), Mapping):
             groups.setdefault((line["arm"], _place(line)), []).append(line)
     return [
-        Searched(arm, place, tuple(map(_tried, group)), group[0].get("sampler") == "quasirandom")
+        Searched(
+            arm,
+            place,
+            tuple(map(_tried, group)),
+            group[0].get("sampler") == "quasirandom",
+            _grid(group[0]),
+            str(group[0]["profile"]) if group[0].get("profile") else None,
+            next((n for line in group if isinstance(n := line.get("holdout"), int)), None),
+        )
         for (arm, place), group in groups.items()
     ]
 
 
+def standing(found: Sequence[Searched]) -> str:
+    """Return how far searches are: ``tuning: 20 of 48 trials, 0 of 6 choices``; ``""`` where all are over."""
+    chosen = sum(search.chosen is not None for search in found)
+    if chosen == len(found):
+        return ""
+    tried = [tried for search in found for tried in search.tried]
+    trials = f"{sum(t.ended for t in tried)} of {plural(sum(t.trials for t in tried), 'trial')}"
+    return f"tuning: {trials}, {chosen} of {plural(len(found), 'choice')}"
+
+
+def as_recorded(
+    line: Mapping[str, Any], read: Callable[[str], Result], holdout: Callable[[str], int | None]
+) -> Mapping[str, Any]:
+    """Return a line of ``tuning.jsonl`` with what the records of its trials add to it.
+
+    The runner writes the file between trials, so a report of a running search would lag behind the records.
+    Added are ``ended``, the number of trials that are through, and ``holdout``; accuracies that the line
+    lacks are filled in where all of its trials are through.
+
+    Args:
+        line: The line.
+        read: Returns what is recorded of a trial.
+        holdout: Returns the number of training images that a trial was measured on, where it is recorded.
+    """
+    ids = [id for id in _trials(line).values() if isinstance(id, str)]
+    known = {"holdout": next((n for id in ids if (n := holdout(id)) is not None), None)}
+    if line.get("accuracies") or not ids:
+        return {**line, **known, "ended": len(ids)}
+    found = [read(id) for id in ids]
+    through = [result for result in found if result.status in ("done", "diverged")]
+    seconds = sum(result.seconds for result in found)
+    if len(through) < len(ids):
+        return {**line, **known, "ended": len(through), "seconds": seconds}
+    accuracies = [result.final if result.status == "done" else None for result in found]
+    return {
+        **line,
+        **known,
+        "ended": len(ids),
+        "seconds": seconds,
+        "accuracies": accuracies,
+        "mean": mean(accuracies),
+    }
+
+
+def _trials(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    trials = line.get("trials")
+    return trials if isinstance(trials, Mapping) else {}
+
+
+def _grid(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    grid = line.get("grid")
+    return grid if isinstance(grid, Mapping) else {}
+
+
 def _place(line: Mapping[str, Any]) -> str:
-    grid = line.get("grid") if isinstance(line.get("grid"), Mapping) else {}
-    parts = [f"{name.split('.')[-1]} {plain(value)}" for name, value in sorted((grid or {}).items())]
+    parts = [f"{name.split('.')[-1]} {plain(value)}" for name, value in sorted(_grid(line).items())]
     return ", ".join([*parts, *([str(line["profile"])] if line.get("profile") else [])])
 
 
@@ -117,6 +208,7 @@ def _tried(line: Mapping[str, Any]) -> Tried:
     accuracies = line.get("accuracies")
     known = [_number(a) for a in accuracies] if isinstance(accuracies, Sequence) else []
     whole = line.get("dropped_at") is None and bool(known) and None not in known
+    ended = line.get("ended")
     return Tried(
         dict(line["configuration"]),
         tuple(known),
@@ -124,6 +216,8 @@ def _tried(line: Mapping[str, Any]) -> Tried:
         line.get("chosen") is True,
         _number(line.get("operations")),
         _number(line.get("seconds")) or 0.0,
+        len(_trials(line)) or len(known),
+        ended if isinstance(ended, int) else len(known),
     )
 
 

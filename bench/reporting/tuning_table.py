@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from bench.experiments.labels import plain
 from bench.reporting.records import Records
 from bench.reporting.table import NONE, Column, Table
 from bench.reporting.tuned import WITHIN, Searched
@@ -20,7 +19,7 @@ def tuning_table(records: Records, searches: Sequence[Searched]) -> Table | None
     columns = [
         Column("Arm", [search.label for search in searches]),
         Column("Tried", [f"{len(s.scored)} of {len(s.tried)}" for s in searches], "r"),
-        Column("Chosen", [_chosen(search) for search in searches]),
+        Column("Chosen", [search.choice for search in searches]),
         Column("Held out, %", [_best(search) for search in searches], "r"),
         Column(f"Rates within {WITHIN:g} point", [_range(search) for search in searches], "r"),
         Column("their ratio", [_ratio(search) for search in searches], "r"),
@@ -60,12 +59,6 @@ def tuning_table(records: Records, searches: Sequence[Searched]) -> Table | None
     ]
     frame = pd.DataFrame(data, dtype=object)
     return Table("tuning", f"{records.title}: tuning", columns, frame, notes)
-
-
-def _chosen(search: Searched) -> str:
-    if search.chosen is None:
-        return "not yet"
-    return ", ".join(f"{name} {plain(value)}" for name, value in search.chosen.configuration.items())
 
 
 def _best(search: Searched) -> str:

@@ -15,6 +15,7 @@ from bench.experiments.shipped import locate, shipped_experiments
 from bench.experiments.toml_files import read_text
 from bench.records.files import StoreError, write_atomic
 from bench.records.store import Store
+from bench.reporting.ablation import ablation_data, ablations
 from bench.reporting.cells import Cell
 from bench.reporting.claims import judge, seeds_of_all, verdicts
 from bench.reporting.formats import FORMATS as TABLE_FORMATS
@@ -24,6 +25,7 @@ from bench.reporting.merge import merge
 from bench.reporting.records import Records, experiments_in, read_experiment
 from bench.reporting.report import Report, cells_of, draw, make_report
 from bench.reporting.selection import Selection
+from bench.reporting.tuned import searches, standing
 from bench.text import clean, command
 
 if TYPE_CHECKING:
@@ -97,7 +99,9 @@ def _collected(problems: list[str]) -> Iterator[None]:
 def _reports(read: Sequence[tuple[Records, list[Cell]]]) -> list[Report]:
     """Return the reports; a pair of arms has one verdict in all of them, from the seeds of all."""
     pool = seeds_of_all(cell for _, cells in read for cell in cells)
-    judged = [judge(records.claims, cells, pool) for records, cells in read]
+    judged = [
+        judge(records.claims, cells, pool, standing(searches(records.searches))) for records, cells in read
+    ]
     known = verdicts(entry for entries in judged for entry in entries)
     return [
         make_report(records, cells, entries, known)
@@ -197,6 +201,8 @@ def _write(report: Report, folder: Path, formats: Sequence[str]) -> None:
         from bench.reporting.figures import curve_data
 
         written["curves.csv"] = to_csv(curve_data(report.cells, report.epochs)).encode()
+    if "csv" in formats and (panels := ablations(report.cells, report.tuned)):
+        written["heat.csv"] = to_csv(ablation_data(report.records.name, panels)).encode()
     for drawing in drawings:
         written.update(
             {f"{drawing.name}.{kind}": data for kind, data in drawing.files.items() if kind in formats}
@@ -210,7 +216,8 @@ def _write(report: Report, folder: Path, formats: Sequence[str]) -> None:
         written["index.html"] = page(report, drawings).encode()
     trials = [trial for cell in report.cells for trial in cell.trials]
     done = sum(trial["status"] == "done" for trial in trials)
-    print(f"{clean(report.records.name)}: {done} of {len(trials)} runs done")
+    told = [f"{done} of {len(trials)} runs done", standing(report.tuned)]
+    print(f"{clean(report.records.name)}: {'; '.join(filter(None, told))}")
     _update(folder, written, formats)
 
 

@@ -41,6 +41,7 @@ class Results:
         self.store = Store(root)
         self.lines: dict[str, list[dict[str, Any]]] = {}
         self.texts: dict[str, str] = {}
+        self.tuning_lines: dict[str, list[dict[str, Any]]] = {}
 
     def experiment(self, name: str, text: str) -> None:
         """Store an experiment file."""
@@ -141,4 +142,5 @@ class Results:
         """Write the indices and return the folder."""
         for name, lines in self.lines.items():
             self.store.write_index(name, self.texts[name], lines)
+            self.store.write_tuning(name, self.tuning_lines.get(name, []))
         return self.root

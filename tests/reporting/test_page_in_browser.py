@@ -13,6 +13,7 @@ import pytest
 from bench.reporting.selection import Selection
 from bench.reporting.write import write_report
 from tests.reporting.fake_records import SUM, Results
+from tests.reporting.tuned_records import ABLATIONS, record
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -103,6 +104,26 @@ def test_a_page_opens_sorts_filters_and_shows_the_runs(browser, out, name):
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
+def test_one_click_leaves_the_tuned_rows_of_the_leaderboard_alone(browser, tmp_path):
+    results = Results(tmp_path)
+    record(results, "tuned", ABLATIONS["branch"])
+    results.experiment("fixed", 'title = "Fixed"\n[[arms]]\nname = "Plain"\n')
+    for seed in range(3):
+        results.trial("fixed", "Plain", [50.0, 90.0 + seed], seed=seed)
+    assert write_report(None, Selection(), results.write(), tmp_path / "out", ["html"]) == 0
+    _open(browser, tmp_path / "out" / "index.html")
+    rows = "[...document.querySelectorAll('tr[data-cell]')].map((row) => row.cells[7].textContent)"
+    assert browser.execute_script(f"return {rows}") == ["tuned"] * 10 + ["untuned"]
+    browser.execute_script("document.querySelectorAll('.dt-buttons button')[1].click()")
+    assert _wait(browser, f"{rows}.length === 10 && {rows}.every((text) => text === 'tuned')")
+    browser.execute_script("document.querySelectorAll('.dt-buttons button')[1].click()")
+    assert _wait(browser, f"{rows}.length === 11")
+    _open(browser, tmp_path / "out" / "tuned" / "index.html")
+    names = "[...document.querySelectorAll('figcaption')].map((e) => e.textContent).join()"
+    assert "over the axes of the strategy" in browser.execute_script(f"return {names}")
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
 def test_an_arm_of_the_curves_toggles(browser, out):
     _open(browser, out / "two" / "index.html")
     plot = "document.querySelector('[data-plot=convergence-0]')"
@@ -127,6 +148,9 @@ def test_a_page_fits_a_phone_in_the_dark_and_prints(browser, out, name):
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
     ground = "getComputedStyle(document.body).backgroundColor"
     assert browser.execute_script(f"return {ground}") == "rgb(22, 22, 22)"
+    boxes = "[...document.querySelectorAll('.annotation-text')].map((e) => e.getBoundingClientRect())"
+    whole = f"{boxes}.length && {boxes}.every((box) => box.left >= 0 && box.right <= 360)"
+    assert name == "index.html" or _wait(browser, whole)  # no label of the claims is cut
     assert len(browser.execute_cdp_cmd("Page.printToPDF", {})["data"]) > 10_000
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

@@ -12,7 +12,7 @@ from bench.reporting.figures.forest import ROWS, claim_rows, forest_figure, gain
 from bench.reporting.figures.heat import heat_figure
 from bench.reporting.figures.schedules import schedule_figure
 from bench.reporting.figures.series import curve_data, looks, panels
-from bench.reporting.figures.style import PANELS, render
+from bench.reporting.figures.style import PANELS, TOGETHER, render
 from bench.reporting.figures.tuning import tuning_figure
 from bench.reporting.figures.widths import width_figure
 
@@ -20,6 +20,7 @@ __all__ = [
     "COSTS",
     "PANELS",
     "ROWS",
+    "TOGETHER",
     "claim_rows",
     "convergence_figure",
     "cost_figure",

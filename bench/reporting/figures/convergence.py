@@ -14,7 +14,16 @@ from matplotlib.lines import Line2D
 
 from bench.reporting.cells import Cell
 from bench.reporting.figures.series import Look, Panel, curve_data
-from bench.reporting.figures.style import COLUMN, PAGE, handle, legend, new_figure, style, wrapped
+from bench.reporting.figures.style import (
+    COLUMN,
+    PAGE,
+    handle,
+    legend,
+    limit_to_accuracies,
+    new_figure,
+    style,
+    wrapped,
+)
 
 _Drawn = Sequence[tuple[Cell, pd.DataFrame | None]]  # the cells of a panel with their curves
 
@@ -64,6 +73,7 @@ def convergence_figure(
             axes[0][j].set_title(wrapped(panel.title, 46 if width / len(drawn) > 3 else 34))
             _draw_panel(list(axes[:, j]), column, epochs, look, shown)
         _name_axes(axes, fades)
+        _limit(axes)
         sns.despine(figure)
         figure.align_ylabels()
         legend(figure, _handles(labels, look, shown), labels)
@@ -104,6 +114,13 @@ def _name_axes(axes: Any, fades: bool) -> None:
     if fades:
         axes[2][0].set_ylabel("factor")
         axes[2][0].set_ylim(-0.05, 1.05)
+
+
+def _limit(axes: Any) -> None:
+    """Keep intervals of few seeds from widening the axes past what can be."""
+    limit_to_accuracies(axes[0][0])
+    low, high = axes[1][0].get_ylim()
+    axes[1][0].set_ylim(max(low, 0.0), high)
 
 
 def _handles(labels: Sequence[str], look: Mapping[str, Look], shown: _Shown) -> list[Line2D]:

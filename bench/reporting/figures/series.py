@@ -14,6 +14,7 @@ import pandas as pd
 from bench.reporting.cells import Cell
 from bench.reporting.figures.style import GREY, LINES, MARKERS, PALETTE, TOGETHER
 from bench.reporting.statistics.intervals import LEVEL, student_quantile
+from bench.reporting.tuned import Searched
 from bench.text import clean
 
 
@@ -62,10 +63,28 @@ def looks(cells: Sequence[Cell]) -> dict[str, Look]:
             result[cell.label] = Look(GREY, MARKERS[greys % len(MARKERS)], LINES[min(greys, 1)])
             greys += 1
         else:
-            again, color = divmod(colours, len(PALETTE))
-            result[cell.label] = Look(PALETTE[color], MARKERS[again % len(MARKERS)], LINES[min(again, 1)])
+            result[cell.label] = numbered_looks(colours + 1)[-1]
             colours += 1
     return result
+
+
+def numbered_looks(count: int) -> list[Look]:
+    """Return so many looks, no two of them the same: up to forty, more are grey."""
+    found = []
+    for number in range(count):
+        again, color = divmod(number, len(PALETTE))
+        own = PALETTE[color] if again < len(MARKERS) else GREY
+        found.append(Look(own, MARKERS[again % len(MARKERS)], LINES[min(again, 1)]))
+    return found
+
+
+def search_looks(searches: Sequence[Searched], look: Mapping[str, Look] | None = None) -> list[Look]:
+    """Return the look of each search: that of its row of the tables, where each search has its own."""
+    known = look or {}
+    found = [known.get(search.label) for search in searches]
+    if None in found or len(set(found)) < len(found):
+        return numbered_looks(len(searches))
+    return [how for how in found if how is not None]
 
 
 def panels(cells: Sequence[Cell]) -> list[Panel]:

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from bench.text import clean
 
@@ -27,7 +27,7 @@ LINES = ("", "-.")  # from the second round of colours on
 TOGETHER = len(PALETTE)  # series of one panel; more are small multiples
 PANELS = 24  # the curves of more panels are in the CSV alone
 ERROR_BARS: dict[str, Any] = {"elinewidth": 0.8, "capsize": 1.8, "capthick": 0.8}
-LABEL = 44  # characters of a label in a figure
+LABEL = 44  # characters of a line of a label in a legend
 _STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 7,
@@ -111,7 +111,12 @@ def plain_log(axis: Axes) -> None:
     low, high = axis.get_xlim()
     between = (1.0, 2.0, 5.0) if high / low >= 10 else (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
     axis.xaxis.set_major_locator(LogLocator(base=10, subs=between, numticks=7))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}".replace("e+", "e")))
+    if high / low < 1.3:  # less than a step of the numbers above
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+    ticks = [tick for tick in axis.xaxis.get_majorticklocs() if low <= tick <= high]
+    exact = [digits for digits in (2, 3, 4, 5) if len({f"{t:.{digits}g}" for t in ticks}) == len(ticks)]
+    digits = exact[0] if exact else 6
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.{digits}g}".replace("e+", "e")))
     axis.xaxis.set_minor_formatter(NullFormatter())
 
 
@@ -123,7 +128,7 @@ def limit_to_accuracies(axis: Axes) -> None:
 
 def handle(label: str, **look: Any) -> Line2D:
     """Return an entry of a legend."""
-    return Line2D([], [], **{"color": "black", **look}, label=clean(label, LABEL))
+    return Line2D([], [], **{"color": "black", **look}, label=wrapped(label, LABEL, 2))
 
 
 def legend(figure: Figure, handles: Sequence[Line2D], labels: Sequence[str]) -> None:

@@ -9,12 +9,9 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bench.reporting.figures.series import Look, numbered_looks
 from bench.reporting.figures.style import (
-    GREY,
-    LINES,
-    MARKERS,
     PAGE,
-    PALETTE,
     handle,
     legend,
     new_figure,
@@ -39,8 +36,8 @@ def tuning_figure(searches: Sequence[Searched], title: str = "") -> Figure | Non
         figure = new_figure(title, PAGE, 2.5, labels, further=3)
         left, right = figure.subplots(1, 2, sharey=True)
         handles = []
-        for number, search in enumerate(shown):
-            look = _look(number)
+        for number, (search, how) in enumerate(zip(shown, numbered_looks(len(shown)), strict=True)):
+            look = _marks(how)
             handles.append(handle(search.label, **look, ms=3))
             _draw_rates(left, search, look, number)
             best = search.expected_best()
@@ -61,10 +58,8 @@ def tuning_figure(searches: Sequence[Searched], title: str = "") -> Figure | Non
     return figure
 
 
-def _look(number: int) -> dict[str, Any]:
-    again, color = divmod(number, len(PALETTE))
-    shape = {"marker": MARKERS[again % len(MARKERS)] or "o", "ls": LINES[min(again, 1)] or "-"}
-    return {"color": PALETTE[color] if again < len(MARKERS) else GREY, **shape}
+def _marks(how: Look) -> dict[str, Any]:
+    return {"color": how.color, "marker": how.marker or "o", "ls": how.line or "-"}
 
 
 def _draw_rates(axis: Axes, search: Searched, look: dict[str, Any], number: int) -> None:

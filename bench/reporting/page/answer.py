@@ -9,6 +9,7 @@ from bench.reporting.cells import Cell
 from bench.reporting.claims import Judged, names
 from bench.reporting.report import Report
 from bench.reporting.tables import gain_text
+from bench.reporting.tuned import standing
 from bench.text import clean, plural
 
 
@@ -29,17 +30,17 @@ def question(report: Report) -> list[str]:
 
 
 def answer(report: Report) -> list[str]:
-    """Return the answer in two lines: what the declared claims say, and how far the runs are.
+    """Return the answer, a sentence a line: each declared claim, then how far the runs are.
 
     An experiment without declared claims has no verdict; its answer says so and gives the range of its gains.
     """
+    if report.judged:
+        named = zip(names(report.judged), report.judged, strict=True)
+        return [*(_claim(name, entry) for name, entry in named), _standing(report)]
     return [_found(report), _standing(report)]
 
 
 def _found(report: Report) -> str:
-    if report.judged:
-        named = zip(names(report.judged), report.judged, strict=True)
-        return "; ".join(_claim(name, entry) for name, entry in named) + "."
     gains = [cell for cell in report.cells if cell.pairing is not None and cell.pairing.gain.interval.n]
     if not gains:
         return "No gain can be told yet."
@@ -69,19 +70,22 @@ def _beside(cell: Cell) -> Iterator[str]:
 
 
 def _claim(name: str, judged: Judged) -> str:
-    if judged.pairing is None:
-        return f"{name}: {judged.verdict}"
-    n = judged.pairing.gain.interval.n
-    return f"{name}: {judged.verdict}, {gain_text(judged.pairing)} points, {plural(n, 'pair')}"
+    if judged.pairing is None or judged.cell is None:
+        return f"{name}: {judged.verdict}."
+    n, wanted = judged.pairing.gain.interval.n, len(judged.cell.trials)
+    pairs = plural(n, "pair") if n >= wanted else f"{n} of {plural(wanted, 'pair')} so far"
+    return f"{name}: {judged.verdict}, {gain_text(judged.pairing)} points, {pairs}."
 
 
 def _standing(report: Report) -> str:
     trials = [trial for cell in report.cells for trial in cell.trials]
     counts = Counter(trial["status"] for trial in trials)
     others = [f"{count} {status}" for status, count in counts.items() if status != "done"]
-    told = f"{counts['done']} of {plural(len(trials), 'run')} finished"
-    if report.records.tuning:
-        done = sum(bool(entry.score is not None) for search in report.tuned for entry in search.tried)
-        tried = sum(len(search.tried) for search in report.tuned)
-        told += f"; {done} of {plural(tried, 'tried configuration')} measured on held-out images"
-    return told + (f" ({', '.join(others)})." if others else ".")
+    told = [f"{counts['done']} of {plural(len(trials), 'run')} finished"] if trials else ["No final run yet"]
+    if goes_on := standing(report.tuned):
+        told.append(goes_on)
+    elif report.tuned:
+        told.append(f"each arm tuned: {', '.join(dict.fromkeys(s.effort for s in report.tuned))}")
+    elif report.cells:
+        told.append("untuned: the hyper-parameters stand in the experiment file")
+    return "; ".join(told) + (f" ({', '.join(others)})." if others else ".")

@@ -47,11 +47,12 @@ def render(template: str, data: Any, **values: Any) -> str:
 def _literal(value: Any) -> Any:
     """Return plotly's traces and layouts with every text as it reads.
 
-    Plotly takes a few tags and links in a text. A name from a record must not become one. The templates of
-    the readout (``hovertemplate``) are ours and keep their tags.
+    Plotly takes a few tags and links in a text. A name from a record must not become one: only a line break
+    becomes a tag. The templates of the readout (``hovertemplate``) are ours and keep their tags.
     """
     if isinstance(value, str):
-        return value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        escaped = value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        return escaped.replace("\n", "<br>")
     if isinstance(value, dict):
         return {key: item if key == "hovertemplate" else _literal(item) for key, item in value.items()}
     return [_literal(item) for item in value] if isinstance(value, list | tuple) else value

@@ -9,7 +9,8 @@ import pandas as pd
 
 from bench.reporting.cells import Cell
 from bench.reporting.claims import Judged, names
-from bench.reporting.figures.series import Look, Panel, curve_data
+from bench.reporting.figures.series import Look, Panel, curve_data, numbered_looks, search_looks
+from bench.reporting.figures.style import wrapped
 from bench.reporting.tables import gain_text
 from bench.reporting.tuned import Searched
 
@@ -47,7 +48,8 @@ def curves(panel: Panel, epochs: Mapping[str, pd.DataFrame], look: Mapping[str, 
         band = tested[tested["test_acc_low"].notna()]
         if len(band):
             there, back = list(band["epoch"]), list(band["epoch"])[::-1]
-            edge = _rounded([*band["test_acc_high"], *list(band["test_acc_low"])[::-1]])
+            ends = [*band["test_acc_high"], *list(band["test_acc_low"])[::-1]]
+            edge = _rounded(min(100.0, max(0.0, end)) for end in ends)  # an accuracy cannot lie beyond
             fill = {"fill": "toself", "fillcolor": _faint(how.color), "line": {"width": 0}, "mode": "lines"}
             traces.append(
                 {**_line(cell, [*there, *back], edge), **fill, "showlegend": False, "hoverinfo": "skip"}
@@ -67,26 +69,35 @@ def curves(panel: Panel, epochs: Mapping[str, pd.DataFrame], look: Mapping[str, 
     return {"traces": traces, "layout": _layout(title, "epoch", "test accuracy, %", hovermode="x unified")}
 
 
-def operations(cells: Iterable[Cell], look: Mapping[str, Look], title: str = "") -> Plot | None:
-    """Return accuracy against the training operations of every arm, None without any; size says nothing."""
+def operations(
+    cells: Iterable[Cell], look: Mapping[str, Look], title: str = "", mark_tuning: bool = False
+) -> Plot | None:
+    """Return accuracy against the training operations of every arm, None without any; size says nothing.
+
+    ``mark_tuning``: rows that were not tuned are hollow and say so in the legend.
+    """
+    shown = [
+        c
+        for c in cells
+        if c.arm is not None and c.mean_of("train_flops") and c.numbers.accuracy.mean is not None
+    ]
+    series = {_series(cell, mark_tuning): cell for cell in reversed(shown)}
+    own = _own_looks(series, look)
     traces: list[Plot] = []
     told: set[str] = set()
-    for cell in cells:
-        cost, accuracy = cell.mean_of("train_flops"), cell.numbers.accuracy
-        if cell.arm is None or not cost or accuracy.mean is None:
-            continue
-        how = look.get(cell.label)
-        name = ", ".join(filter(None, [cell.label, cell.bits_label and f"W/A {cell.bits_label}"]))
+    for cell in shown:
+        cost, accuracy, name = cell.mean_of("train_flops"), cell.numbers.accuracy, _series(cell, mark_tuning)
+        hollow = "-open" if mark_tuning and cell.search is None else ""
         traces.append(
             {
                 "type": "scatter",
                 "mode": "markers",
                 "x": [cost],
-                "y": [round(accuracy.mean, 3)],
-                "error_y": {"type": "data", "array": [accuracy.half or 0.0], "thickness": 1.2},
+                "y": [round(accuracy.mean or 0.0, 3)],
+                "error_y": {"type": "data", "array": [accuracy.half], "visible": bool(accuracy.half)},
                 "marker": {
-                    "color": how.color if how else None,
-                    "symbol": _MARKERS.get(how.marker, "circle") if how else "circle",
+                    "color": own[name].color,
+                    "symbol": _MARKERS.get(own[name].marker, "circle") + hollow,
                     "size": 9,
                 },
                 "name": name,
@@ -104,6 +115,19 @@ def operations(cells: Iterable[Cell], look: Mapping[str, Look], title: str = "")
     return {"traces": traces, "layout": layout}
 
 
+def _series(cell: Cell, mark_tuning: bool) -> str:
+    tuning = ("untuned" if cell.search is None else "tuned") if mark_tuning else ""
+    return ", ".join(filter(None, [cell.label, cell.bits_label and f"W/A {cell.bits_label}", tuning]))
+
+
+def _own_looks(series: Mapping[str, Cell], look: Mapping[str, Look]) -> dict[str, Look]:
+    """Return the looks of the arms, or looks of their own where one arm has several series (bits, tuning)."""
+    labels = [cell.label for cell in series.values()]
+    if len(set(labels)) == len(labels) and set(labels) <= look.keys():
+        return {name: look[cell.label] for name, cell in series.items()}
+    return dict(zip(sorted(series), numbered_looks(len(series)), strict=True))
+
+
 def claims(judged: Sequence[Judged]) -> Plot | None:
     """Return the declared claims with their intervals, one row each; None without any pair."""
     means, low, high, texts, rows = [], [], [], [], []
@@ -115,7 +139,7 @@ def claims(judged: Sequence[Judged]) -> Plot | None:
         low.append(mean - (interval.low if interval.low is not None else mean))
         high.append((interval.high if interval.high is not None else mean) - mean)
         texts.append(f"{entry.verdict}: {gain_text(entry.pairing)}, n = {interval.n}")
-        rows.append(f"{name}: {entry.verdict.partition(':')[0]}")
+        rows.append(wrapped(f"{name}: {entry.verdict.partition(':')[0]}", 46, 2))
     if not rows:
         return None
     trace = {
@@ -130,16 +154,18 @@ def claims(judged: Sequence[Judged]) -> Plot | None:
     }
     layout = _layout("", "gain, points (95 % interval)", "")
     layout["xaxis"] |= {"rangemode": "tozero"}
-    layout["yaxis"] |= {"tickvals": list(range(len(rows))), "ticktext": rows, "autorange": "reversed"}
-    layout |= {"height": 90 + 42 * len(rows), "showlegend": False}
+    layout["yaxis"] |= {"visible": False, "range": [len(rows) - 0.6, -0.9]}
+    above = {"xref": "paper", "x": 0, "xanchor": "left", "yanchor": "bottom", "yshift": 5, "align": "left"}
+    labels = [{"text": text, "y": y, "showarrow": False, **above} for y, text in enumerate(rows)]
+    layout |= {"height": 100 + 66 * len(rows), "showlegend": False, "annotations": labels}
     return {"traces": [trace], "layout": layout}
 
 
 def rates(searches: Sequence[Searched], look: Mapping[str, Look]) -> list[Plot]:
     """Return held-out accuracy against the learning rate, and the expected best after k configurations."""
     rate, best = [], []
-    for search in searches:
-        how = _look_of(search.arm, look)
+    own = search_looks(searches, look)
+    for search, how in zip(searches, own, strict=True):
         curve = search.curve()
         if curve:
             x, y = [r for r, _ in curve], [round(a, 2) for _, a in curve]
@@ -176,11 +202,6 @@ def rates(searches: Sequence[Searched], look: Mapping[str, Look]) -> list[Plot]:
     return found
 
 
-def _look_of(arm: str, look: Mapping[str, Look]) -> Look:
-    own = next((how for label, how in look.items() if label == arm or label.startswith(f"{arm},")), None)
-    return own or Look("#555555", "", "")
-
-
 def _line(cell: Cell, x: Iterable[Any], y: Sequence[Any]) -> Plot:
     return {
         "type": "scatter",
@@ -207,7 +228,7 @@ def _layout(title: str, x: str, y: str, **more: Any) -> Plot:
         "xaxis": {"title": {"text": x}},
         "yaxis": {"title": {"text": y}},
         "margin": {"t": 40 if title else 20, "r": 15, "l": 55, "b": 45},
-        "legend": {"orientation": "h", "y": -0.2},
+        "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
         "height": 440,
         **more,
     }

@@ -102,11 +102,11 @@ def page(report: Report, drawings: Sequence[Drawing] = ()) -> str:
     sections = [
         _Section(
             heading,
-            by_name[name],
+            None if name == "published" and not _published(report) else by_name[name],
             positions(by_name[name], at),
             tuple(key for key in plots if key.startswith(f"{name}-")),
             _images(drawings, _FIGURES.get(name, ())),
-            {"convergence": _CURVES, "tuning": _RATES}.get(name, ""),
+            _note(name, report),
         )
         for name, heading in _HEADINGS.items()
         if name in by_name
@@ -119,7 +119,7 @@ def page(report: Report, drawings: Sequence[Drawing] = ()) -> str:
         answer=answer(report),
         what=_what(report),
         sections=sections,
-        unfinished=[(c, t) for c in report.cells for t in c.trials if t["status"] != "done"],
+        unfinished=list(_missing(report)),
         columns=_COLUMNS,
         provenance=list(_provenance(report)),
         runs=by_name["runs"] if len(by_name["runs"].cells) <= RUNS else None,
@@ -128,9 +128,36 @@ def page(report: Report, drawings: Sequence[Drawing] = ()) -> str:
     )
 
 
+def _missing(report: Report) -> Iterator[tuple[str, str, str, str, str, str]]:
+    """Yield arm, bits, seed, id, status and reason of every run without an accuracy, and of every point that
+    has no run yet because its tuning goes on.
+    """
+    for cell in report.cells:
+        for t in cell.trials:
+            if t["status"] != "done":
+                reason = clean(t["reason"] or "", 300)
+                yield cell.label, cell.bits_label, str(t["seed"]), str(t["id"] or "?"), t["status"], reason
+    for search in report.tuned:
+        if search.chosen is None:
+            reason = f"{search.progress} tuning trials are through; no configuration is chosen yet"
+            yield search.label, "", "all", "", "tuning", reason
+
+
 def positions(table: Table, at: dict[int, int]) -> dict[int, int]:
     """Return the position of the cell of each row; ``at`` maps the identity of a cell to its position."""
     return {row: at[id(cell)] for row, cell in enumerate(table.cells) if id(cell) in at}
+
+
+def _published(report: Report) -> bool:
+    return any(cell.comparisons for cell in report.cells)
+
+
+def _note(name: str, report: Report) -> str:
+    """Return what stands below the table of a section."""
+    if name == "published":
+        told = "No published value is known for any method, network, width and bits of this experiment."
+        return "" if _published(report) else told
+    return {"convergence": _CURVES, "tuning": _RATES}.get(name, "")
 
 
 def _plots(report: Report) -> dict[str, Any]:

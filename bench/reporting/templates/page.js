@@ -19,9 +19,18 @@ function draw(element) {
   if (element.classList.contains("drawn")) return;
   element.classList.add("drawn");
   const { traces, layout } = data.plots[element.dataset.plot];
-  Plotly.newPlot(element, traces, themed(layout), OPTIONS);
+  Plotly.newPlot(element, traces, themed(withLegend(traces, layout, element.clientWidth)), OPTIONS);
 }
 
+// Legends below a figure take room of their own: the axes keep their height however many arms there are.
+function withLegend(traces, layout, width) {
+  const names = traces.filter((trace) => trace.name && trace.showlegend !== false).map((trace) => trace.name);
+  const across = Math.max(1, Math.floor((width - 40) / (Math.max(0, ...names.map((name) => name.length)) * 6.5 + 50)));
+  const lines = layout.showlegend === false ? 0 : Math.ceil(names.length / across);
+  return { ...layout, height: layout.height + 19 * Math.max(0, lines - 2) };
+}
+
+const PAPER = 980; // CSS pixels between the margins of a page in landscape, A4 or Letter
 const OPTIONS = { responsive: true, displaylogo: false, displayModeBar: matchMedia("(hover: hover)").matches ? "hover" : false };
 const plots = [...document.querySelectorAll(".plot[data-plot]")];
 const seen = new IntersectionObserver((entries) => {
@@ -31,8 +40,10 @@ plots.forEach((element) => seen.observe(element));
 
 function paint() {
   document.documentElement.classList.toggle("dark", dark.matches);
-  for (const element of document.querySelectorAll(".plot.drawn"))
-    Plotly.relayout(element, themed(element.dataset.plot ? data.plots[element.dataset.plot].layout : element.own));
+  for (const element of document.querySelectorAll(".plot.drawn")) {
+    const { traces, layout } = data.plots[element.dataset.plot] ?? { traces: [], layout: element.own };
+    Plotly.relayout(element, themed(withLegend(traces, layout, element.clientWidth)));
+  }
 }
 dark.addEventListener("change", paint);
 paint();
@@ -80,11 +91,20 @@ URL.revokeObjectURL(address);
 
 for (const element of document.querySelectorAll("table.rich")) {
   const rows = element.tBodies[0].rows.length;
+  const tuning = [...element.tHead.rows[0].cells].findIndex((cell) => cell.textContent === "Tuning");
+  const tunedOnly = {
+    text: "Tuned only",
+    action: (event, table, node) => {
+      const all = table.column(tuning).search() === "";
+      table.column(tuning).search(all ? "^tuned$" : "", true, false).draw();
+      table.button(node).text(all ? "Untuned too" : "Tuned only");
+    },
+  };
   const table = new DataTable(element, {
     language: { searchBuilder: { button: { 0: "Filter", _: "Filter (%d)" }, title: { 0: "Rows that meet", _: "Rows that meet (%d)" } } },
     order: [], autoWidth: false, paging: rows > 60, pageLength: 50,
     layout: {
-      topStart: rows > 3 ? { buttons: ["searchBuilder"] } : null,
+      topStart: rows > 3 ? { buttons: tuning < 0 ? ["searchBuilder"] : ["searchBuilder", tunedOnly] } : null,
       topEnd: rows > 3 ? "search" : null,
       bottomStart: rows > 3 ? "info" : null, bottomEnd: rows > 60 ? "paging" : null,
     },
@@ -103,5 +123,9 @@ for (const element of document.querySelectorAll("table.rich")) {
 addEventListener("beforeprint", () => {
   document.querySelectorAll("details").forEach((element) => { element.open = true; });
   plots.forEach(draw);
+  for (const element of document.querySelectorAll(".plot.drawn")) Plotly.relayout(element, { width: PAPER });
+});
+addEventListener("afterprint", () => {
+  for (const element of document.querySelectorAll(".plot.drawn")) Plotly.relayout(element, { width: null, autosize: true });
 });
 document.documentElement.classList.add("ready");

@@ -1,0 +1,229 @@
+"""Tuned ablations and half-finished experiments: heat maps field by field, what is there and what is
+missing.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.experiments.labels import plain
+from bench.reporting import figures
+from bench.reporting.ablation import ablations
+from bench.reporting.claims import judge
+from bench.reporting.page import leaderboard_page, page
+from bench.reporting.page.answer import answer
+from bench.reporting.page.leaderboard import _distinct, leaderboard, matrix
+from bench.reporting.records import read_experiment
+from bench.reporting.report import make_report, plans
+from bench.reporting.selection import Selection
+from bench.reporting.write import write_report
+from tests.reporting.fake_records import SUM, Results
+from tests.reporting.test_figures_visually import faults
+from tests.reporting.tuned_records import (
+    ABLATIONS,
+    HOLDOUT,
+    KINDS,
+    MERGES,
+    PLAIN,
+    SEEDS,
+    accuracy,
+    chosen_rate,
+    record,
+)
+
+
+def _report(root: Path, name: str, ended=None):
+    results = Results(root)
+    record(results, name, ABLATIONS[name], ended)
+    return make_report(read_experiment(results.write(), name))
+
+
+def _panels(report):
+    return ablations(report.cells, report.tuned)
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("factor", [("strategy.factor.kind", "strategy.factor.until", 4, 5), ("", "arm", 1, 1)]),
+        ("merge", [("strategy.merge", "strategy.factor.until", 4, 3), ("", "arm", 1, 1)]),
+        (
+            "branch",
+            [
+                ("strategy.batch_norm", "strategy.kernel", 2, 2),
+                ("", "strategy.width_ratio", 1, 3),
+                ("", "arm", 1, 3),
+            ],
+        ),
+    ],
+)
+def test_every_field_of_a_tuned_ablation_has_its_mean_interval_and_rate(tmp_path, name, shapes):
+    report = _report(tmp_path, name)
+    panels = _panels(report)
+    assert [(p.row_axis, p.column_axis, len(p.rows), len(p.columns)) for p in panels] == shapes
+    spots = {
+        (spot.arm, axis_row, axis_column): spot
+        for panel in panels
+        for (axis_row, axis_column), spot in panel.spots.items()
+    }
+    assert len(spots) == len(ABLATIONS[name])  # no field twice, none lost
+    for number, (arm, _, grid) in enumerate(ABLATIONS[name]):
+        texts = set(map(plain, grid.values()))
+        (spot,) = [s for s in spots.values() if s.arm == arm and {s.row, s.column} - {"", arm} == texts]
+        values = np.array([accuracy(number, seed) for seed in SEEDS])
+        half = 2.7764451 * values.std(ddof=1) / np.sqrt(5)  # Student's t, 4 degrees of freedom
+        assert spot.accuracy.mean == pytest.approx(values.mean())
+        assert spot.accuracy.half == pytest.approx(half, rel=1e-6)
+        assert (spot.rate, spot.done, spot.wanted, spot.state) == (chosen_rate(number), 5, 5, "")
+        if arm != "Plain":
+            assert spot.gain.mean == pytest.approx(values.mean() - np.mean([accuracy(0, s) for s in SEEDS]))
+    figure = figures.heat_figure(panels, "Ablation, tuned")
+    assert figure is not None and faults(figure) == []
+
+
+def test_rows_stand_in_the_order_of_the_file(tmp_path):
+    assert _panels(_report(tmp_path, "factor"))[0].rows == KINDS
+    assert _panels(_report(tmp_path / "merge", "merge"))[0].rows == MERGES
+
+
+HALF = {0: 8, 1: 3, 2: 0, 4: 6, 6: 10}  # runs that are through: 6 tuning trials a point, then 5 final runs
+
+
+def test_a_half_finished_ablation_says_of_each_field_how_far_it_is(tmp_path):
+    report = _report(tmp_path, "merge", HALF)
+    points = ABLATIONS["merge"]
+    spots = {(spot.row, spot.column): spot for panel in _panels(report) for spot in panel.spots.values()}
+    of = {n: spots[tuple(map(plain, points[n][2].values()))] for n in (1, 2, 4, 6)}
+    assert of[1].state == "tuning 3 of 6" and of[1].accuracy.mean is None and of[1].rate is None
+    assert of[2].state == "tuning 0 of 6"
+    assert of[4].state == "not run" and of[4].rate == chosen_rate(4)  # chosen, no final run yet
+    assert (of[6].done, of[6].wanted, of[6].state) == (4, 5, "")
+    assert of[6].accuracy.mean == pytest.approx(np.mean([accuracy(6, seed) for seed in SEEDS[:4]]))
+    assert (spots["", "Plain"].done, spots["", "Plain"].wanted) == (2, 5)
+    figure = figures.heat_figure(_panels(report), "half")
+    assert figure is not None and faults(figure) == []
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert {"tuning\n3 of 6", "tuning\n0 of 6", f"not run\nrate {chosen_rate(4):g}"} <= set(texts)
+    assert any("n = 4 of 5" in text for text in texts)
+
+
+def test_a_search_that_goes_on_is_read_from_the_records_of_its_trials(tmp_path):
+    """``tuning.jsonl`` lags behind: the runner writes it between trials."""
+    report = _report(tmp_path, "merge", HALF)
+    going = report.tuned[1]
+    assert going.chosen is None and going.progress == "3 of 6" and going.holdout == HOLDOUT
+    first = going.tried[0]
+    assert first.accuracies == (78.0, 78.5) and first.score == pytest.approx(78.25)
+    assert going.tried[1].score is None  # one of its two seeds is missing
+    assert report.tuned[0].effort == "3 configurations × 2 seeds, 1,084 images held out"
+
+
+def test_a_report_of_a_half_finished_experiment_names_what_is_missing(tmp_path, capsys):
+    results = Results(tmp_path)
+    record(results, "merge", ABLATIONS["merge"], HALF)
+    assert write_report(None, Selection(), results.write(), tmp_path / "out", ["md", "csv", "html"]) == 0
+    told = capsys.readouterr().out
+    assert "46 of 55 runs done; tuning: 69 of 78 trials, 11 of 13 choices" in told
+    accuracy_table = (tmp_path / "out" / "merge" / "accuracy.md").read_text()
+    assert "The tuning is not over: 69 of 78 trials, 11 of 13 choices" in accuracy_table
+    assert (
+        "until 0.25, merge sum, width 0.25 (3 of 6 trials)" in accuracy_table.partition("Without a choice")[2]
+    )
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "merge" / "heat.csv").read_text())))
+    assert len(rows) == 13 and sum(row["state"].startswith("tuning") for row in rows) == 2
+    html = (tmp_path / "out" / "merge" / "index.html").read_text()
+    assert "46 of 55 runs finished; tuning: 69 of 78 trials, 11 of 13 choices" in html
+    assert "3 of 6 tuning trials" in html
+
+
+CLAIMED = """title = "Claimed"
+[[arms]]
+name = "Plain"
+[[arms]]
+name = "EXP-Net"
+baseline = "Plain"
+[[claims]]
+arm = "EXP-Net"
+over = "Plain"
+at = "equal epochs"
+margin = 1.0
+"""
+
+
+def test_a_claim_has_no_verdict_before_all_of_its_runs_and_choices_are_there(tmp_path):
+    results = Results(tmp_path)
+    results.experiment("one", CLAIMED)
+    for seed in range(8):
+        results.trial("one", "Plain", [10.0, 60.0 + seed], seed=seed)
+        curve = [10.0, 65.0 + seed + seed % 2] if seed < 7 else None
+        results.trial("one", "EXP-Net", curve, seed=seed, baseline="Plain", strategy=SUM, epochs=2)
+    report = make_report(read_experiment(results.write(), "one"))
+    assert report.judged[0].verdict == "no claim: 1 of 16 runs not finished"
+    assert "7 of 8 pairs so far" in answer(report)[0]
+    results.trial("one", "EXP-Net", [10.0, 72.0], seed=7, baseline="Plain", strategy=SUM, epochs=2, salt="x")
+    results.lines["one"] = [line for line in results.lines["one"] if results.store.summary(line["id"])]
+    report = make_report(read_experiment(results.write(), "one"))
+    assert report.judged[0].verdict == "better"
+    waiting = judge(report.records.claims, report.cells, unfinished="tuning: 5 of 6 trials, 0 of 2 choices")
+    assert waiting[0].verdict == "no claim: tuning: 5 of 6 trials, 0 of 2 choices"
+
+
+def _board(tmp_path):
+    """A method at one place tuned and, with a higher accuracy, untuned."""
+    results = Results(tmp_path)
+    record(results, "tuned", [PLAIN])
+    results.experiment("fixed", 'title = "Fixed"\n[[arms]]\nname = "Plain"\n')
+    for seed in range(3):
+        results.trial("fixed", "Plain", [50.0, 90.0 + seed], seed=seed)
+    # the configuration that the search chose, fixed by another file: never under the tuned row
+    rate = {"learning_rate": {"kind": "constant", "initial": chosen_rate(0)}}
+    results.experiment("same", 'title = "Same"\n[[arms]]\nname = "Plain"\n')
+    for seed in SEEDS:
+        results.trial("same", "Plain", [30.0, accuracy(0, seed)], seed=seed, grid={}, **rate)
+    root = results.write()
+    return [make_report(read_experiment(root, name)) for name in ("fixed", "same", "tuned")]
+
+
+def test_the_leaderboard_marks_what_was_tuned_and_never_ranks_it_among_what_was_not(tmp_path):
+    reports = _board(tmp_path)
+    found = leaderboard_page(reports)
+    held = json.loads(found.split('id="data">', 1)[1].split("</script>", 1)[0])
+    names = [t["name"] for plot in held["plots"].values() for t in plot["traces"]]
+    assert names == []  # the records have no operations
+    cells, sources = _distinct(reports)
+    board = {column.title: list(column.values) for column in leaderboard(cells, sources).columns}
+    assert board["Tuning"] == ["tuned", "untuned", "untuned"]
+    assert board["Experiment"] == [
+        "tuned",
+        "fixed",
+        "same",
+    ]  # the tuned row first, though 91 is more than 70.8
+    assert board["Effort of the tuning"] == ["3 configurations × 2 seeds, 1,084 images held out", "–", "–"]
+    best = {column.title: list(column.values) for column in matrix(cells).columns}
+    assert best["Tuning"] == ["tuned", "untuned"]
+    assert [values for title, values in best.items() if "width" in title] == [["70.80", "91.00"]]
+
+
+def test_what_a_search_chose_is_no_difference_from_the_baseline(tmp_path):
+    report = _report(tmp_path, "merge")
+    assert {flag for cell in report.cells for flag in cell.flags} == set()
+    columns = {c.title: list(c.values) for t in report.tables if t.name == "accuracy" for c in t.columns}
+    assert columns["Chosen"][0] == f"learning_rate.initial {chosen_rate(0):g}"
+    assert "each arm tuned: 3 configurations × 2 seeds, 1,084 images held out" in answer(report)[-1]
+    assert page(report)
+
+
+def test_the_figures_of_many_searches_are_parts_with_a_look_for_each(tmp_path):
+    report = _report(tmp_path, "factor")
+    made = {name: make for name, _, make in plans(report) if name.startswith("tuning")}
+    assert list(made) == ["tuning-1", "tuning-2", "tuning-3"]
+    figure = made["tuning-1"]()
+    assert figure is not None and faults(figure) == []
+    looks = [(line.get_color(), line.get_marker()) for line in figure.legends[0].legend_handles[:7]]
+    assert len(set(looks)) == 7
