@@ -139,7 +139,7 @@ def claims(judged: Sequence[Judged]) -> Plot | None:
         low.append(mean - (interval.low if interval.low is not None else mean))
         high.append((interval.high if interval.high is not None else mean) - mean)
         texts.append(f"{entry.verdict}: {gain_text(entry.pairing)}, n = {interval.n}")
-        rows.append(wrapped(f"{name}: {entry.verdict.partition(':')[0]}", 46, 2))
+        rows.append(wrapped(f"{name}: {entry.verdict.partition(':')[0]}", 46, 3))
     if not rows:
         return None
     trace = {
