@@ -27,9 +27,9 @@ def data_command(args: argparse.Namespace) -> int:
 
         if args.name is None:
             raise InputError("bench data import: from where? A folder of Parquet files, or torchvision:CLASS")
-        _print(import_images(args.name, args.new_name, folder, args.label))
+        _print_inert(import_images(args.name, args.new_name, folder, args.label))
     elif args.what == "fetch":
-        _print(manage.fetch(args.name, folder))
+        _print_inert(manage.fetch(args.name, folder))
     elif args.what == "prepare":
         line = manage.prepare(
             args.name,
@@ -38,18 +38,18 @@ def data_command(args: argparse.Namespace) -> int:
             short_side=args.short_side,
             max_corrupt=args.max_corrupt,
             yes=args.yes,
-            say=_print,
+            say=_print_inert,
         )
-        _print(line)
+        _print_inert(line)
     elif args.what == "verify":
-        _print(manage.verify(args.name, folder))
+        _print_inert(manage.verify(args.name, folder))
     elif args.name is not None:
         raise InputError(f"bench data list: takes no name ({args.name!r})")
     else:
-        _print(manage.list_text(folder))
+        _print_inert(manage.list_text(folder))
     return OK
 
 
-def _print(text: str) -> None:
+def _print_inert(text: str) -> None:
     """Print lines that hold names of files and folders, made harmless for a terminal."""
     print("\n".join(map(inert, text.split("\n"))), flush=True)

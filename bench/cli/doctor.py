@@ -36,14 +36,14 @@ def doctor_command(args: argparse.Namespace) -> int:
     checks: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     if not args.facts:
-        checks, rows = _examine(device)
+        checks, rows = _run_checks(device)
     if args.json is not None:
-        _write(args.json, device, found, remarks, checks, rows)
+        _write_json(args.json, device, found, remarks, checks, rows)
         say(inert(f"written: {args.json}"))
     return FAILED if any(check["status"] == "failed" for check in checks) else OK
 
 
-def _examine(device: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _run_checks(device: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Run the checks and measure every mode, a line each; return what was found."""
     from bench.doctor import checks
     from bench.speed.measure import text
@@ -82,7 +82,7 @@ def _device_name(device: str) -> str:
     return torch.cuda.get_device_name(device)
 
 
-def _write(
+def _write_json(
     path: Path,
     device: str,
     machine: dict[str, Any],

@@ -76,10 +76,10 @@ def new_command(args: argparse.Namespace) -> int:
     experiment_name(path)
     if path.exists():
         raise InputError(f"{clean(path)}: exists already; give another name")
-    dataset = args.dataset or _asked("data set", "digits", "datasets")
+    dataset = args.dataset or _ask("data set", "digits", "datasets")
     data_dir = resolve_data_dir(args.data)
-    network = args.network or _asked("network", _network_for(dataset, data_dir), "networks")
-    quantizer = args.quantizer or _asked("quantizer", "dorefa", "quantizers")
+    network = args.network or _ask("network", _network_for(dataset, data_dir), "networks")
+    quantizer = args.quantizer or _ask("quantizer", "dorefa", "quantizers")
     text = file_text(path, dataset, network, quantizer, args.bits, args.width, args.epochs)
     with path.open("x", encoding="utf-8") as file:
         file.write(text)
@@ -149,7 +149,7 @@ def _network_toml(network: str) -> str:
     return json.dumps(network) if size is None else f'{{ kind = "{network}", input_size = {size} }}  # pixels'
 
 
-def _asked(what: str, default: str, group: str) -> str:
+def _ask(what: str, default: str, group: str) -> str:
     """Return the answer to a question on a terminal, ``default`` elsewhere and for an empty answer."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return default

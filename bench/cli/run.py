@@ -19,7 +19,13 @@ from bench.costs.predict import known_seconds
 from bench.errors import InputError
 from bench.experiments import catalog
 from bench.experiments.trials import Experiment
-from bench.launch.data_parallel import TRAIN_TOGETHER, check_workers, groups, together, torchrun_workers
+from bench.launch.data_parallel import (
+    TRAIN_TOGETHER,
+    check_workers,
+    device_groups,
+    run_as_team,
+    torchrun_workers,
+)
 from bench.launch.execute import TRAIN, Task
 from bench.launch.feed import Enqueue, Feeder
 from bench.launch.options import RunOptions
@@ -33,7 +39,7 @@ from bench.records.locks import Busy
 from bench.records.store import Store
 from bench.records.trackers import following
 from bench.text import command, inert, plural
-from bench.tuning.phases import Wanted
+from bench.tuning.phases import WantedTrial
 from bench.tuning.search import ROLE, Search, Unfolded, progress_text, unfold
 
 
@@ -63,7 +69,7 @@ def run_command(args: argparse.Namespace) -> int:
     if not options.no_ray or options.workers_per_trial != started:
         raise InputError(f"torchrun started {started} workers: give --no-ray --workers-per-trial {started}")
     kind = find_devices(options.device)[0].partition(":")[0]
-    return together(kind, lambda: run(selection, options, report))
+    return run_as_team(kind, lambda: run(selection, options, report))
 
 
 def run(selection: Selection, options: RunOptions, report: str) -> int:
@@ -81,9 +87,9 @@ def run(selection: Selection, options: RunOptions, report: str) -> int:
         _retire_all(experiment, store)
     search = Search(experiment, store) if experiment.tuning else None
     unfolded = search.unfold() if search else None
-    wanted = unfolded.wanted if unfolded else [Wanted(trial) for trial in experiment.trials]
+    wanted = unfolded.wanted if unfolded else [WantedTrial(trial) for trial in experiment.trials]
     planned = plan([one.trial for one in wanted], store)
-    _tidy(store, planned)
+    _remove_leftovers(store, planned)
     experiment = _write_index(experiment, store, search, unfolded)
     _announce(experiment, planned, unfolded)
     status = OK
@@ -96,7 +102,7 @@ def run(selection: Selection, options: RunOptions, report: str) -> int:
         say("nothing to train: every trial is finished")
     if any(p.action == "refused" for p in planned):
         status = WRONG_INPUT
-    _show_results(experiment, store, unfolded)
+    _print_results(experiment, store, unfolded)
     say(inert(report))
     return status
 
@@ -131,7 +137,7 @@ def _train(
     options: RunOptions,
     store: Store,
     devices: Sequence[str],
-    wanted: Sequence[Wanted],
+    wanted: Sequence[WantedTrial],
     planned: Sequence[Planned],
     search: Search | None,
 ) -> int:
@@ -141,18 +147,18 @@ def _train(
     if search:
         session.reduction = search.tuning.reduction
         session.feed = Feeder(
-            search, session, _growing(session, options, store, devices[0]), experiment.path.name
+            search, session, _queue_filler(session, options, store, devices[0]), experiment.path.name
         )
     trackers = following(store, experiment.name, options.log, log_folder(options.results, options.log or ""))
     with trackers, session.stop.watching(options.max_minutes), shared_gpus(options, session, devices):
         place(options, session, devices)
     session.progress.close()
     session.close()
-    _closing_words(session)
+    _say_how_trials_ended(session)
     return exit_status(session.outcomes.values())
 
 
-def _show_results(experiment: Experiment, store: Store, unfolded: Unfolded | None) -> None:
+def _print_results(experiment: Experiment, store: Store, unfolded: Unfolded | None) -> None:
     """Print the choices of the search and the results of the final trials."""
     if unfolded:
         say()
@@ -178,7 +184,7 @@ def _devices(experiment: Experiment, options: RunOptions) -> list[str]:
     for trial in experiment.trials:
         check_workers(trial.config, options.workers_per_trial)
     if options.workers_per_trial > 1 and not options.address and not torchrun_workers():
-        groups(devices, options.workers_per_trial)
+        device_groups(devices, options.workers_per_trial)
     return devices
 
 
@@ -193,7 +199,7 @@ def _retire_all(experiment: Experiment, store: Store) -> None:
         say(inert(f"--fresh: {plural(len(aside), 'record')} moved to <id>.old-<n>, for instance {aside[0]}"))
 
 
-def _tidy(store: Store, planned: Sequence[Planned]) -> None:
+def _remove_leftovers(store: Store, planned: Sequence[Planned]) -> None:
     """Remove what trials that were killed after their last record left behind."""
     for p in planned:
         if p.action in ("keep", "leave") and store.leftovers(p.id, finished=True):
@@ -210,10 +216,10 @@ def _labels(experiment: Experiment) -> dict[str, str]:
     return {line["id"]: overview.label(line) for line in reversed(_index_lines(experiment))}
 
 
-def _growing(session: Session, options: RunOptions, store: Store, device: str) -> Enqueue:
+def _queue_filler(session: Session, options: RunOptions, store: Store, device: str) -> Enqueue:
     """Return what puts further trials of a search into the queue of a running session."""
 
-    def enqueue(wanted: Sequence[Wanted], unfolded: Unfolded) -> None:
+    def enqueue(wanted: Sequence[WantedTrial], unfolded: Unfolded) -> None:
         planned = plan([one.trial for one in wanted], store)
         _enqueue(session, options, wanted, planned, _labels(unfolded.experiment), device)
 
@@ -223,7 +229,7 @@ def _growing(session: Session, options: RunOptions, store: Store, device: str) -
 def _enqueue(
     session: Session,
     options: RunOptions,
-    wanted: Sequence[Wanted],
+    wanted: Sequence[WantedTrial],
     planned: Sequence[Planned],
     labels: Mapping[str, str],
     device: str,
@@ -233,7 +239,7 @@ def _enqueue(
     The chain behind a tuning trial ends with a final trial, so a tuning trial has the priority of both.
     """
     measured = known_seconds({p.id: p.config for p in planned}, device, options.data_dir)
-    taken, ranks = costs(planned, measured), priorities(planned, measured)
+    taken, order = costs(planned, measured), priorities(planned, measured)
     known = {"keep": "done", "leave": "diverged", "refused": "refused"}
     function = options.function or (TRAIN if options.workers_per_trial == 1 else TRAIN_TOGETHER)
     for one, p in zip(wanted, planned, strict=True):
@@ -252,13 +258,13 @@ def _enqueue(
             bracket=one.bracket,
             function=function,
         )
-        rank = ranks[p.id] if p.config.evaluate_test else tuning_priority(ranks[p.id], taken[p.id])
+        rank = order[p.id] if p.config.evaluate_test else tuning_priority(order[p.id], taken[p.id])
         session.add(task, labels.get(p.id, p.id), p.config.epochs, taken[p.id], rank)
         if p.action in ("continue", "retry"):
             session.progress.resumed(p.id, p.state.epochs)
 
 
-def _closing_words(session: Session) -> None:
+def _say_how_trials_ended(session: Session) -> None:
     """Say which trials failed, were refused, are another runner's or are unfinished, and why."""
     labels = session.progress.labels
     outcomes = list(session.outcomes.values())

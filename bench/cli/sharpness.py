@@ -14,7 +14,7 @@ from bench.cli.screen import Screen
 from bench.errors import InputError
 from bench.experiments.labels import label
 from bench.machine.folders import resolve_data_dir
-from bench.records.files import plain, write_atomic
+from bench.records.files import strict_json, write_atomic
 from bench.records.store import Store
 from bench.text import clean
 
@@ -45,7 +45,7 @@ def sharpness_command(args: argparse.Namespace) -> int:
         "trials": [sharpness.measure(s, args.size, args.draws, stored=args.stored) for s in subjects],
     }
     screen = Screen.of(sys.stdout)
-    print(f"{_what(subjects[0].config)}; {found['images']} training images without augmentation\n")
+    print(f"{_heading(subjects[0].config)}; {found['images']} training images without augmentation\n")
     print(screen.table(*_table(found, args.size), right=range(2, 3 + len(args.size))))
     print(f"\nRise of the loss under noise on the {found['noise_on']} weights, mean of {args.draws} draws.")
     print("The noise of a filter has the stated share of the norm of its weights.")
@@ -56,7 +56,7 @@ def sharpness_command(args: argparse.Namespace) -> int:
         print(f"\nBarrier on the line between both: {found['barrier']:.4g}")
         print("Losses on the line: " + " ".join(f"{loss:.4g}" for loss in losses))
     if args.json is not None:
-        write_atomic(args.json, (json.dumps(plain(found), indent=1, allow_nan=False) + "\n").encode())
+        write_atomic(args.json, (json.dumps(strict_json(found), indent=1, allow_nan=False) + "\n").encode())
     return OK
 
 
@@ -80,7 +80,7 @@ def _of_experiment(args: argparse.Namespace) -> int:
     return FAILED if problems else OK
 
 
-def _what(config: Any) -> str:
+def _heading(config: Any) -> str:
     return f"{label('networks', config.network)}, {config.loss.replace('_', ' ')}"
 
 

@@ -261,7 +261,7 @@ def _diff_text(experiment: Experiment, name: str, screen: Screen) -> str:
     for line in pairs:
         own = flatten(line.trial.config.dump())
         for key, values in _differences(line).items():
-            if _as_the_arm(key, values[0], own):
+            if _same_in_the_arm(key, values[0], own):
                 continue
             sides = found.setdefault(key, ({}, {}))
             for side, value in zip(sides, values, strict=True):
@@ -283,7 +283,7 @@ def _diff_text(experiment: Experiment, name: str, screen: Screen) -> str:
     return "\n".join(lines)
 
 
-def _as_the_arm(key: str, value: Any, own: Mapping[str, Any]) -> bool:
+def _same_in_the_arm(key: str, value: Any, own: Mapping[str, Any]) -> bool:
     """Return whether ``key`` is a field of a teacher that is as the arm itself has it: not worth a line."""
     role, _, rest = key.removeprefix("strategy.").partition(".")
     return key == f"strategy.{role}.{rest}" and rest in own and own[rest] == value

@@ -67,7 +67,9 @@ def at_once(
     children: list[Child] = []
     try:
         for _ in range(count):
-            children.append(Child(_take_part, list(configs), device, mode, current(), name="bench-measure"))
+            children.append(
+                Child(_measure_asked, list(configs), device, mode, current(), name="bench-measure")
+            )
         for child in children:
             child.receive()  # ready
 
@@ -95,7 +97,7 @@ def at_once(
     return [AtOnce(tuple(a), tuple(aw), tuple(t), tuple(tw), tuple(memory)) for a, aw, t, tw in rows]
 
 
-def _take_part(
+def _measure_asked(
     pipe: Connection, configs: Sequence[TrialConfig], device: str, mode: str, grant: Grant
 ) -> None:
     """Run one of the processes of ``at_once``: train steps of the config asked for, for the seconds asked."""

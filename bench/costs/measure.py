@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from bench import datasets
-from bench.costs.predict import Calibration, Kept, measured_mode, steps_per_epoch
+from bench.costs.predict import Calibration, KeptCosts, measured_mode, steps_per_epoch
 from bench.experiments import catalog
 from bench.experiments.config import TrialConfig
 from bench.layers.diagnostics import layer_diagnostics
@@ -79,7 +79,7 @@ def step_at(run: Run, step: int) -> Callable[[], None]:
 # --- measuring ----------------------------------------------------------------------------------------------
 
 
-def _now(device: str) -> float:
+def _seconds_now(device: str) -> float:
     """Return the processor seconds of this process; on a GPU the clock's seconds, once its work is done."""
     if not device.startswith("cuda"):
         return time.process_time()
@@ -87,12 +87,12 @@ def _now(device: str) -> float:
     return time.perf_counter()
 
 
-def _seconds(action: Callable[[], object], device: str, repeats: int = REPEATS) -> tuple[float, float]:
+def _timed(action: Callable[[], object], device: str, repeats: int = REPEATS) -> tuple[float, float]:
     """Return (median seconds of ``action``, seconds of its first call, which the median leaves out)."""
-    marks = [_now(device)]
+    marks = [_seconds_now(device)]
     for _ in range(repeats + 1):
         action()
-        marks.append(_now(device))
+        marks.append(_seconds_now(device))
     first, *taken = (end - begin for begin, end in itertools.pairwise(marks))
     return statistics.median(taken), first
 
@@ -109,9 +109,9 @@ def calibrate(
         torch.zeros(1, device=device)  # opens the context, whose memory is not the trial's
         free = torch.cuda.mem_get_info(device)[0]
     execution.reset_peak_memory(device)
-    begin = _now(device)
+    begin = _seconds_now(device)
     run = make_run(config, load(), device, mode)
-    setup = _now(device) - begin
+    setup = _seconds_now(device) - begin
     on, off = on_and_off(run)
     steps: dict[bool, float] = {}
     epochs: dict[bool, float] = {}
@@ -121,19 +121,19 @@ def calibrate(
 
     def evaluation(factor: float) -> float:
         run.clock.set_factor(factor)
-        return _seconds(lambda: evaluate(run.network, [images], classes), device, 3)[0] / count  # an image
+        return _timed(lambda: evaluate(run.network, [images], classes), device, 3)[0] / count  # an image
 
     for step in (on, off):  # in the order of training: first with the branch, then without
         if step is None:
             continue
         factor = run.strategy.factor(step)
-        steps[factor > 0], first = _seconds(step_at(run, step), device)
+        steps[factor > 0], first = _timed(step_at(run, step), device)
         setup += max(0.0, first - steps[factor > 0])
         deployed = evaluation(0.0)
         tested = data.test_count if config.evaluate_test else 0
         epochs[factor > 0] = tested * (deployed + (evaluation(factor) if factor > 0 else 0.0))
         epochs[factor > 0] += (config.holdout + config.eval_bn * config.batch_size) * deployed
-        epochs[factor > 0] += _seconds(lambda: layer_diagnostics(run.network, images[0]), device, 1)[0]
+        epochs[factor > 0] += _timed(lambda: layer_diagnostics(run.network, images[0]), device, 1)[0]
     peak = torch.cuda.max_memory_reserved(device) if cuda else execution.peak_memory(device)
     context = 0
     if cuda:  # memory that libraries took beside the allocator, and that of the context
@@ -171,7 +171,7 @@ class Meter:
     """Measures each kind of trial once on one device; keeps the measurements taken on a quiet machine."""
 
     def __init__(self, device: str, data_dir: Path) -> None:
-        self.device, self.data_dir, self.kept = device, data_dir, Kept(device)
+        self.device, self.data_dir, self.kept = device, data_dir, KeptCosts(device)
         self.busy = 1.0  # clock seconds over processor seconds: the largest ratio seen while measuring
 
     def of(self, config: TrialConfig, total_steps: int) -> Calibration:
@@ -180,7 +180,7 @@ class Meter:
         known = self.kept.find(config, mode)
         if known is not None:
             return known
-        found, quiet = self._watched(
+        found, quiet = self._measure_watched(
             lambda: calibrate(config, lambda: datasets.load(config.dataset, self.data_dir), self.device, mode)
         )
         gc.collect()
@@ -193,24 +193,24 @@ class Meter:
         known = self.kept.number(name)
         if known is not None:
             return known
-        found, quiet = self._watched(measure)
+        found, quiet = self._measure_watched(measure)
         if quiet:
             self.kept.keep(name, found)
         return found
 
-    def _watched(self, measure: Callable[[], Any]) -> tuple[Any, bool]:
+    def _measure_watched(self, measure: Callable[[], Any]) -> tuple[Any, bool]:
         """Return (the result of ``measure``, whether the machine was quiet meanwhile)."""
-        begin, work = time.perf_counter(), _work()
+        begin, work = time.perf_counter(), _processor_seconds()
         found = measure()
         if self.device.startswith("cuda"):
             busy = os.getloadavg()[0] / cpu_count() if hasattr(os, "getloadavg") else 0.0
         else:
-            busy = (time.perf_counter() - begin) / max(_work() - work, 1e-9)
+            busy = (time.perf_counter() - begin) / max(_processor_seconds() - work, 1e-9)
         self.busy = max(self.busy, busy)
         return found, busy <= BUSY
 
 
-def _work() -> float:
+def _processor_seconds() -> float:
     """Return the processor seconds of this process and of its finished children."""
     return sum(os.times()[:4])
 

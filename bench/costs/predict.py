@@ -93,14 +93,14 @@ def makespan(seconds: Mapping[str, float], needs: Mapping[str, list[str]], jobs:
     return now
 
 
-def kind(config: TrialConfig) -> dict[str, Any]:
+def cost_kind(config: TrialConfig) -> dict[str, Any]:
     """Return the fields that determine the cost of a step: all but seed, budget and learning rate."""
     return config.model_copy(update={"seed": 0}).model_dump(
         mode="json", exclude={"epochs", "learning_rate", "initialization", "evaluate_every"}
     )
 
 
-class Kept:
+class KeptCosts:
     """Measurements kept in a file, by device, release and kind of trial."""
 
     def __init__(self, device: str) -> None:
@@ -143,18 +143,18 @@ class Kept:
     def find(self, config: TrialConfig, mode: str) -> Calibration | None:
         """Return the measured costs of trials like ``config`` in ``mode``, or None."""
         try:
-            return Calibration(**self.kept[self._key([kind(config), mode])])
+            return Calibration(**self.kept[self._key([cost_kind(config), mode])])
         except (KeyError, TypeError):
             return None
 
     def remember(self, config: TrialConfig, mode: str, found: Calibration) -> None:
         """Keep the measured costs of trials like ``config`` in ``mode``."""
-        self.keep([kind(config), mode], asdict(found))
+        self.keep([cost_kind(config), mode], asdict(found))
 
 
 def steps_per_epoch(config: TrialConfig, train_count: int) -> int:
     """Return the number of steps of an epoch on a data set of ``train_count`` images."""
-    count = catalog.split(
+    count = catalog.training_count(
         train_count,
         batch_size=config.batch_size,
         train_size=config.train_size,
@@ -184,7 +184,7 @@ def known_seconds(configs: Mapping[str, TrialConfig], device: str, data_dir: Pat
     """
     if device != "cpu" and not device.startswith("cuda"):  # a device of a cluster
         return {}
-    kept, found = Kept(device), {}
+    kept, found = KeptCosts(device), {}
     counts: dict[str, int | None] = {}
     for id, config in configs.items():
         name = json.dumps(config.dataset, sort_keys=True)

@@ -98,7 +98,7 @@ class ChosenImages(Batches):
         groups: np.ndarray | None = None,
     ) -> None:
         """Choose among ``total`` training images; raises ``InputError`` where there are too few."""
-        self.train_count = catalog.split(
+        self.train_count = catalog.training_count(
             total,
             batch_size=config.batch_size,
             train_size=config.train_size,

@@ -70,7 +70,7 @@ def config(steps: int = STEPS) -> TrialConfig:
     return TrialConfig.model_validate(fields)
 
 
-def begun(device: str, mode: str, steps: int) -> Run:
+def begin_run(device: str, mode: str, steps: int) -> Run:
     """Return a run of ``config`` at its first step."""
     run = make_run(config(steps), synthetic(64), device, mode)
     if mode == "captured":
@@ -78,19 +78,19 @@ def begun(device: str, mode: str, steps: int) -> Run:
     return run
 
 
-def trained(run: Run, until: int | None = None) -> Run:
+def train_until(run: Run, until: int | None = None) -> Run:
     """Return a run after its step ``until``, None: after its last."""
     while run.step < (run.total_steps if until is None else until):
         run.train_step()
     return run
 
 
-def result(device: str, mode: str, steps: int) -> str:
+def checksum_of_run(device: str, mode: str, steps: int) -> str:
     """Return the checksum of a run of ``config`` that was never stopped."""
-    return digest(trained(begun(device, mode, steps)))
+    return checksum(train_until(begin_run(device, mode, steps)))
 
 
-def digest(run: Run) -> str:
+def checksum(run: Run) -> str:
     """Return a checksum of all numbers of a run: weights, statistics, moments, sums."""
     found = hashlib.sha256()
 
@@ -112,18 +112,18 @@ def digest(run: Run) -> str:
 def checks(device: str, steps: int = STEPS) -> Iterator[Check]:
     """Yield the checks of exactness on ``device``, one after the other."""
     cuda = device.startswith("cuda")
-    yield _timed("repeatable", lambda: _repeatable(device, steps))
+    yield _run_check("repeatable", lambda: _repeatable(device, steps))
     emulated = "" if cuda else " (emulated: a CPU has no CUDA graphs)"
-    yield _timed(f"captured = eager{emulated}", lambda: _captured(device, steps))
+    yield _run_check(f"captured = eager{emulated}", lambda: _captured(device, steps))
     if cuda and execution.has_compiler():
-        yield _timed("captured = compiled", lambda: _captured_and_compiled(device, steps))
+        yield _run_check("captured = compiled", lambda: _captured_and_compiled(device, steps))
     elif cuda:
         yield Check("captured = compiled", "skipped", execution.NO_COMPILER)
     else:
         yield Check("captured = compiled", "skipped", "a CPU has no CUDA graphs")
-    yield _timed("packed = alone", lambda: _packed(device, steps))
+    yield _run_check("packed = alone", lambda: _packed(device, steps))
     mode = "captured" if cuda and execution.has_compiler() else "eager"
-    yield _timed(f"resumed = never stopped ({mode})", lambda: _resumed(device, mode, steps))
+    yield _run_check(f"resumed = never stopped ({mode})", lambda: _resumed(device, mode, steps))
 
 
 def throughput(device: str) -> Iterator[dict[str, Any]]:
@@ -142,7 +142,7 @@ def throughput(device: str) -> Iterator[dict[str, Any]]:
             yield from measure("svhn_convnet", 0.25, mode, dtype, device, ROUNDS, rates, CASES)
 
 
-def _timed(name: str, check: Callable[[], tuple[bool, str]]) -> Check:
+def _run_check(name: str, check: Callable[[], tuple[bool, str]]) -> Check:
     """Return what a check found; a check that cannot be finished has failed, and says why."""
     begin = time.perf_counter()
     try:
@@ -152,51 +152,51 @@ def _timed(name: str, check: Callable[[], tuple[bool, str]]) -> Check:
     return Check(name, "passed" if passed else "failed", found, round(time.perf_counter() - begin, 1))
 
 
-def _same(equal: bool, what: str, steps: int) -> tuple[bool, str]:
+def _compared(equal: bool, what: str, steps: int) -> tuple[bool, str]:
     return equal, f"{what}: {'equal, bit for bit' if equal else 'DIFFERENT'} after {steps} steps"
 
 
 def _repeatable(device: str, steps: int) -> tuple[bool, str]:
-    equal = result(device, "eager", steps) == result(device, "eager", steps)
-    return _same(equal, "two eager runs", steps)
+    equal = checksum_of_run(device, "eager", steps) == checksum_of_run(device, "eager", steps)
+    return _compared(equal, "two eager runs", steps)
 
 
 def _captured(device: str, steps: int) -> tuple[bool, str]:
     """The captured step without the compiler, so that its arithmetic is eager arithmetic."""
-    eager = result(device, "eager", steps)
+    eager = checksum_of_run(device, "eager", steps)
     with torch.compiler.set_stance("force_eager"):
-        captured = result(device, "captured", steps)
-    return _same(eager == captured, "the captured step, not compiled, and the eager one", steps)
+        captured = checksum_of_run(device, "captured", steps)
+    return _compared(eager == captured, "the captured step, not compiled, and the eager one", steps)
 
 
 def _captured_and_compiled(device: str, steps: int) -> tuple[bool, str]:
-    equal = result(device, "compiled", steps) == result(device, "captured", steps)
-    return _same(equal, "the compiled step, captured and not", steps)
+    equal = checksum_of_run(device, "compiled", steps) == checksum_of_run(device, "captured", steps)
+    return _compared(equal, "the compiled step, captured and not", steps)
 
 
 def _packed(device: str, steps: int) -> tuple[bool, str]:
     """Trials at once, each in a process, and one alone in this process."""
     count = AT_ONCE[device.partition(":")[0]]
-    alone = result(device, "eager", steps)
+    alone = checksum_of_run(device, "eager", steps)
     children = [Child(_send_result, device, steps, name="bench-doctor") for _ in range(count)]
     try:
         together = {child.receive() for child in children}
     finally:
         for child in children:
             child.end(patience=5.0)
-    return _same(together == {alone}, f"{count} trials at once and one alone", steps)
+    return _compared(together == {alone}, f"{count} trials at once and one alone", steps)
 
 
 def _send_result(pipe: Connection, device: str, steps: int) -> None:
-    pipe.send(result(device, "eager", steps))
+    pipe.send(checksum_of_run(device, "eager", steps))
 
 
 def _resumed(device: str, mode: str, steps: int) -> tuple[bool, str]:
     """A run stopped with the branch on, written, read into a new run, and trained to the end."""
-    whole = result(device, mode, steps)
-    other = begun(device, mode, steps)
+    whole = checksum_of_run(device, mode, steps)
+    other = begin_run(device, mode, steps)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint.pt"
-        checkpoint.save(path, trained(begun(device, mode, steps), steps // 3).state())
+        checkpoint.save(path, train_until(begin_run(device, mode, steps), steps // 3).state())
         resume(other, checkpoint.read(path, device), path)
-    return _same(whole == digest(trained(other)), "stopped at a third and not", steps)
+    return _compared(whole == checksum(train_until(other)), "stopped at a third and not", steps)

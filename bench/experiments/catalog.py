@@ -76,7 +76,7 @@ def remarks(dataset: Mapping[str, Any], data_dir: Path) -> list[str]:
     return [f"{source.label(options)}: {line}" for line in source.remarks(options, data_dir)]
 
 
-def split(
+def training_count(
     total: int, *, batch_size: int, train_size: int | None = None, holdout: int = 0, name: str = ""
 ) -> int:
     """Return how many of ``total`` training images are trained on: ``train_size``, or all but ``holdout``.

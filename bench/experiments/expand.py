@@ -138,7 +138,7 @@ def resolve_arms(file: ExperimentFile, library: Library, problems: Problems) -> 
         if arm.selected:
             runs[arm.name] = list(unique.values())
     _report_missing(missing, len(selected), problems)
-    if library.sound:
+    if library.recipes_readable:
         _check_touched(file, touched, fields, problems)
     return runs
 

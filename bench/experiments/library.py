@@ -23,7 +23,7 @@ class Library:
         self._data: dict[str, tuple[str | None, int | None]] = {}
 
     @property
-    def sound(self) -> bool:
+    def recipes_readable(self) -> bool:
         """Whether every recipe asked for so far could be read."""
         return None not in self._recipes.values()
 
@@ -56,7 +56,7 @@ class Library:
         total = self._facts(config)[1]
         if total is None:
             return None
-        count = catalog.split(
+        count = catalog.training_count(
             total, batch_size=config.batch_size, train_size=config.train_size, holdout=config.holdout
         )
         return count // config.batch_size

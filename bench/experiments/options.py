@@ -61,7 +61,7 @@ def complete(group: str, value: Any, where: str = "") -> dict[str, Any]:
         if option == "kind" or option in entry.options or (option == "package" and entry.package):
             continue
         if entry.facts.get("open"):
-            problems += _further(value[option], f"{where}.{option}", option)
+            problems += _check_free_option(value[option], f"{where}.{option}", option)
             further[option] = value[option]
         else:
             known = f" Options: {', '.join(entry.options)}." if entry.options else " It has no options."
@@ -89,13 +89,13 @@ def complete(group: str, value: Any, where: str = "") -> dict[str, Any]:
             )
     result |= further
     if not problems:
-        problems += _combined(group, entry, result, where)
+        problems += _check_combination(group, entry, result, where)
     if problems:
         raise InputError("\n".join(problems))
     return result
 
 
-def _further(value: Any, where: str, option: str) -> list[str]:
+def _check_free_option(value: Any, where: str, option: str) -> list[str]:
     """Return what is wrong with the name or the value of an option that the user's own code gets."""
     if not foreign.is_module(option) or "." in option or option == "num_classes":
         return [f"{where}: no function can be given an option of this name"]
@@ -108,7 +108,7 @@ def _further(value: Any, where: str, option: str) -> list[str]:
     return []
 
 
-def _combined(group: str, entry: registry.Entry, choice: Mapping[str, Any], where: str) -> list[str]:
+def _check_combination(group: str, entry: registry.Entry, choice: Mapping[str, Any], where: str) -> list[str]:
     """Return what is wrong with a choice's options taken together."""
     problems = []
     for option, spec in entry.options.items():

@@ -22,7 +22,7 @@ def default_of(name: str) -> Any:
     return None if info is None or info.is_required() else info.default
 
 
-def _partial(value: Any) -> bool:
+def _is_partial(value: Any) -> bool:
     return isinstance(value, dict) and "kind" not in value
 
 
@@ -32,7 +32,7 @@ def assign(fields: dict[str, Any], path: AxisPath, value: Any) -> None:
     ``... .kind`` changes the kind and keeps the options that the new one has too.
     """
     name = path[0]
-    if name in CHOICES and (len(path) > 1 or _partial(value)):
+    if name in CHOICES and (len(path) > 1 or _is_partial(value)):
         below = as_table(CHOICES[name], fields.get(name, default_of(name)))
         fields[name] = _changed(below, path[1:], value, CHOICES[name])
     else:
@@ -44,12 +44,12 @@ def _changed(table: Any, path: AxisPath, value: Any, group: str | None) -> Any:
     table = dict(table) if isinstance(table, dict) else {"kind": table} if isinstance(table, str) else {}
     if not path:
         for key, inner in value.items():
-            deeper = _partial(inner) and isinstance(table.get(key), dict | str)
+            deeper = _is_partial(inner) and isinstance(table.get(key), dict | str)
             table[key] = _changed(table[key], (), inner, _group_of(group, table, key)) if deeper else inner
     elif path == ("kind",) and group is not None:
         entry = entry_of(group, {"kind": value})
         table = {"kind": value} | {key: kept for key, kept in table.items() if entry and key in entry.options}
-    elif len(path) == 1 and not (_partial(value) and isinstance(table.get(path[0]), dict)):
+    elif len(path) == 1 and not (_is_partial(value) and isinstance(table.get(path[0]), dict)):
         table[path[0]] = value
     else:
         table[path[0]] = _changed(table.get(path[0]), path[1:], value, _group_of(group, table, path[0]))
@@ -65,7 +65,7 @@ def stack(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for table in tables:
         for key, value in table.items():
-            if _partial(value) and key in CHOICES and key not in fields:
+            if _is_partial(value) and key in CHOICES and key not in fields:
                 fields[key] = value  # stays partial: what it changes lies beneath
             else:
                 assign(fields, (key,), value)

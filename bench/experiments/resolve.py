@@ -81,7 +81,7 @@ def stack_fields(
     fields: dict[str, Any] = {}
     origin: dict[AxisPath, str] = {}
 
-    def put(path: AxisPath, value: Any, where: str) -> None:
+    def set_at(path: AxisPath, value: Any, where: str) -> None:
         assign(fields, path, value)
         for deeper in [key for key in origin if key[: len(path)] == path]:
             del origin[deeper]
@@ -89,20 +89,20 @@ def stack_fields(
 
     for table, where in ((recipe, "recipe"), (file.defaults, "defaults"), (arm.fields, arm.where)):
         for key, value in table.items():
-            put((key,), value, where)
+            set_at((key,), value, where)
     above = sorted((*file.assignments, *arm.extra), key=lambda item: item.where == "--set")
     applied: list[AxisPath] = []
     touched: set[int] = set()
-    for axis, value in sorted(zip(arm.axes, point, strict=True), key=lambda pair: _turn(pair[0].path)):
+    for axis, value in sorted(zip(arm.axes, point, strict=True), key=lambda pair: _axis_order(pair[0].path)):
         if (axis.weak and explicit(arm.fields, axis.path)) or not reaches(fields, axis.path):
             continue
         touched.add(id(axis))
         if not _overruled(axis.path, above, fields):
-            put(axis.path, value, axis.where)
+            set_at(axis.path, value, axis.where)
             applied.append(axis.path)
     for item in above:
         if reaches(fields, item.path):
-            put(item.path, item.value, item.where)
+            set_at(item.path, item.value, item.where)
             touched.add(id(item))
     order = [axis.path for axis in arm.axes]
     return Stacked(fields, origin, tuple(sorted(applied, key=order.index)), frozenset(touched))
@@ -113,7 +113,7 @@ def _overruled(path: AxisPath, above: Sequence[Assignment], fields: Mapping[str,
     return any(item.path == path[: len(item.path)] and reaches(fields, item.path) for item in above)
 
 
-def _turn(path: AxisPath) -> tuple[int, bool, bool]:
+def _axis_order(path: AxisPath) -> tuple[int, bool, bool]:
     """Return when an axis is applied: options after their choice, bit widths after the quantizer."""
     return len(path), path[-1] != "kind", path == ("bits",)
 

@@ -65,7 +65,7 @@ def check_workers(config: TrialConfig, workers: int) -> None:
         )
 
 
-def groups(devices: Sequence[str], workers: int) -> list[str]:
+def device_groups(devices: Sequence[str], workers: int) -> list[str]:
     """Return the device lists of the trials that can run at once: ``workers`` devices each, with commas.
 
     Raises ``InputError`` where there are fewer GPUs than workers; on the CPU any number of workers may share
@@ -109,19 +109,20 @@ def run_trial(
     """
     devices = device.split(",")
     check_workers(config, len(devices))
-    call = _call(function, config, trial_id, needs, store, data_dir, accept_other_hardware, pack)
+    call = _training_call(function, config, trial_id, needs, store, data_dir, accept_other_hardware, pack)
     workers: list[Child] = []
     with temporary_folder("workers") as folder:
         try:
             for rank in range(len(devices)):
-                workers.append(Child(_work, rank, devices, str(folder), call, name=f"bench-worker-{rank}"))
-            return _watch(workers, stop, on_epoch)
+                name = f"bench-worker-{rank}"
+                workers.append(Child(_run_worker, rank, devices, str(folder), call, name=name))
+            return _supervise(workers, stop, on_epoch)
         finally:
             for worker in workers:
                 worker.end()
 
 
-def _call(
+def _training_call(
     function: str,
     config: TrialConfig,
     trial_id: str,
@@ -136,7 +137,7 @@ def _call(
     return function, config.dump(), trial_id, dict(needs), *places, accept_other_hardware, pack, current()
 
 
-def _watch(
+def _supervise(
     workers: Sequence[Child],
     stop: Callable[[], bool],
     on_epoch: Callable[[dict[str, Any]], None] | None,
@@ -157,7 +158,7 @@ def _watch(
                 workers[0].send("stop")
         wait([w for rank, w in enumerate(workers) if rank not in gone | ended.keys()], timeout=0.2)
         for rank, worker in enumerate(workers):
-            if rank not in gone and not _hear(worker, rank, ended, errors, on_epoch):
+            if rank not in gone and not _receive(worker, rank, ended, errors, on_epoch):
                 gone.add(rank)
         dead = sorted(gone - ended.keys())
         for rank in dead:
@@ -171,7 +172,7 @@ def _watch(
     return ended[0]
 
 
-def _hear(
+def _receive(
     worker: Child,
     rank: int,
     ended: dict[int, str],
@@ -192,7 +193,7 @@ def _hear(
     return True
 
 
-def _work(
+def _run_worker(
     pipe: connection.Connection, rank: int, devices: Sequence[str], folder: str, call: tuple[Any, ...]
 ) -> None:
     """Train as worker ``rank`` of a team that meets in ``folder``: what a worker's process does."""
@@ -243,7 +244,7 @@ def train(
 
     function, config, trial_id, needs, root, data_dir, accept_other_hardware, pack, grant = call
     team = Team.joined()
-    _log(team)
+    _log_to_stderr(team)
     module, _, name = function.partition(":")
     with granted(grant):
         return getattr(importlib.import_module(module), name)(
@@ -261,7 +262,7 @@ def train(
         )
 
 
-def _log(team: Team) -> None:
+def _log_to_stderr(team: Team) -> None:
     """Send this worker's messages where its output goes, the first one's in full."""
     print(f"worker {team.rank} of {team.size}: process {os.getpid()}", file=sys.stderr, flush=True)
     logger = logging.getLogger("bench")
@@ -282,7 +283,7 @@ def torchrun_workers() -> int:
     return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 
-def together(device: str, lead: Callable[[], int]) -> int:
+def run_as_team(device: str, lead: Callable[[], int]) -> int:
     """Do ``lead`` in the first of ``torchrun``'s processes; train what it starts in all others.
 
     Every process must call this; the exit status is returned. ``device`` is "cpu" or "cuda": a worker takes
@@ -361,7 +362,7 @@ def lead_trial(
     import torch
 
     check_workers(config, torch.distributed.get_world_size())
-    call = _call(TRAIN, config, trial_id, needs, store, data_dir, accept_other_hardware, pack)
+    call = _training_call(TRAIN, config, trial_id, needs, store, data_dir, accept_other_hardware, pack)
     torch.distributed.broadcast_object_list([call])
     try:
         return train(call, device, stop=stop, on_epoch=on_epoch or (lambda line: None))
@@ -377,7 +378,7 @@ def run_torchrun(session: Session, device: str) -> None:
     Where a trial fails the other workers may wait for this one, so all of them are ended (``torchrun`` starts
     them again where ``--max-restarts`` says so, and the trial goes on from its last checkpoint).
     """
-    while task := session.take():
+    while task := session.next_task():
         session.started(task.id)
         outcome = execute(
             replace(task, device=device, function=LEAD),

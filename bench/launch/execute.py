@@ -103,8 +103,8 @@ def execute(
                 return settled
             if stop():
                 return Outcome(task.id, "stopped")
-            rung = Rung(task.until, on_epoch)
-            with _logged(store.log(task.id), isolated), granted(task.grant):
+            rung = RungStop(task.until, on_epoch)
+            with _output_to(store.log(task.id), isolated), granted(task.grant):
                 outcome = _train(store, task, lambda: lock.lost or stop() or rung.reached, rung.hear, began)
             if outcome.status == "stopped" and lock.lost:
                 reason = "another runner took it over: no sign of life from here"
@@ -120,7 +120,7 @@ def execute(
         return Outcome(task.id, "refused", str(error))
 
 
-class Rung:
+class RungStop:
     """Notices when a trial has recorded the epoch ``until``, at which it is to stop (None: never)."""
 
     def __init__(self, until: int | None, on_epoch: Callable[[dict[str, Any]], None] | None) -> None:
@@ -193,7 +193,7 @@ def _train(
     except BaseException as error:  # SystemExit of some library, too: the other trials go on
         with contextlib.suppress(OSError):  # the log may be on a full disk, too
             traceback.print_exc()
-        reason = describe(error, task.device)
+        reason = failure_text(error, task.device)
         if isinstance(error, OSError) and error.errno in FULL:
             return Outcome(task.id, "refused", str(explain(error, store.folder(task.id))), no_space=True)
         return _failed(store, task, reason, began)
@@ -219,7 +219,7 @@ def set_threads(count: int) -> None:
         sys.modules["torch"].set_num_threads(count)
 
 
-def describe(error: BaseException, device: str = "cpu") -> str:
+def failure_text(error: BaseException, device: str = "cpu") -> str:
     """Return one line that says why a trial failed."""
     text = inert((str(error).strip().splitlines() or [""])[0])[:300]
     kind = type(error).__name__
@@ -230,13 +230,13 @@ def describe(error: BaseException, device: str = "cpu") -> str:
     return f"{kind}: {text}" if text else kind
 
 
-def _mark() -> str:
+def _log_mark() -> str:
     """Return the beginning of the suite's own lines in a log file."""
     return f"--- {time.strftime('%Y-%m-%d %H:%M:%S %z')}"
 
 
 @contextlib.contextmanager
-def _logged(path: Path, isolated: bool) -> Iterator[None]:
+def _output_to(path: Path, isolated: bool) -> Iterator[None]:
     """Send everything this process prints, native code included, to the end of a trial's log file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -259,7 +259,7 @@ def _logged(path: Path, isolated: bool) -> Iterator[None]:
     try:
         with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
             with contextlib.suppress(OSError):
-                print(f"{_mark()} {socket.gethostname()}, process {os.getpid()}")
+                print(f"{_log_mark()} {socket.gethostname()}, process {os.getpid()}")
             yield
     finally:
         if isolated:
@@ -293,7 +293,7 @@ def record_death(task: Task, reason: str, seconds: float) -> Outcome:
                 task.id, {"status": "failed", "reason": reason, "wall_seconds": round(seconds, 3)}
             )
             with contextlib.suppress(OSError), open(store.log(task.id), "a", encoding="utf-8") as file:
-                file.write(f"{_mark()} {reason}\n")
+                file.write(f"{_log_mark()} {reason}\n")
             return Outcome(task.id, "failed", reason, seconds=seconds)
     except Busy as error:
         return Outcome(task.id, "busy", str(error))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from bench.launch.session import Session
-from bench.tuning.phases import Wanted
+from bench.tuning.phases import WantedTrial
 from bench.tuning.search import Search, Unfolded
 
-Enqueue = Callable[[Sequence[Wanted], Unfolded], None]
+Enqueue = Callable[[Sequence[WantedTrial], Unfolded], None]
 
 
 class Feeder:
@@ -32,7 +32,7 @@ class Feeder:
         if new:
             self.enqueue(new, unfolded)
 
-    def _is_new(self, wanted: Wanted) -> bool:
+    def _is_new(self, wanted: WantedTrial) -> bool:
         """Return whether a trial is not in the queue, or has ended at an earlier rung than is wanted now."""
         id = wanted.trial.id
         assert id is not None

@@ -182,7 +182,7 @@ def layout(trials: int) -> int | dict[str, Any]:
 
 
 @contextlib.contextmanager
-def overlapping(devices: Sequence[str], share: float | None) -> Iterator[str]:
+def overlapping_kernels(devices: Sequence[str], share: float | None) -> Iterator[str]:
     """Let kernels of several processes overlap meanwhile; yield what was done for that, "" for nothing.
 
     Starts MPS for processes started meanwhile where a trial may take less than a GPU (``share`` below 1, or

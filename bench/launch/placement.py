@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from bench.errors import InputError
 from bench.launch import gpu_sharing
-from bench.launch.data_parallel import groups, own_device, run_torchrun, torchrun_workers
+from bench.launch.data_parallel import device_groups, own_device, run_torchrun, torchrun_workers
 from bench.launch.options import RunOptions
 from bench.launch.pool import Pool
 from bench.launch.progress import say
@@ -25,7 +25,7 @@ def shared_gpus(options: RunOptions, session: Session, devices: Sequence[str]) -
         yield
         return
     share = options.gpu_share
-    with gpu_sharing.overlapping(devices, share) as words:
+    with gpu_sharing.overlapping_kernels(devices, share) as words:
         configs = {id: task.config for id, task in session.tasks.items()}
         session.slots, more = gpu_sharing.measured_slots(
             configs, devices, share, cpu_count(), options.jobs, str(options.data_dir)
@@ -94,7 +94,7 @@ def _place_in_processes(options: RunOptions, session: Session, devices: Sequence
     """Run the session's trials in processes of this machine."""
     workers, on_gpu = options.workers_per_trial, devices[0] != "cpu"
     if workers > 1:
-        devices = groups(devices, workers)
+        devices = device_groups(devices, workers)
         jobs = options.jobs or (len(devices) if on_gpu else max(1, cpu_count() // workers))
     elif on_gpu:
         jobs = min(session.slots.total, sum(session.slots.per_device.values()))

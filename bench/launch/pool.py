@@ -77,21 +77,21 @@ class Pool:
             session.stop.hooks.remove(self._ask_to_stop)
             unfinished = any(process.task is not None for process in self.processes)
             for process in list(self.processes):
-                self._end(process, kill=session.stop.is_set() and unfinished)
+                self._end_process(process, kill=session.stop.is_set() and unfinished)
 
     def dispatch(self) -> None:
         """Start the trials that can start, strictly in turn: small ones never pass a large one by."""
-        while (task := self.session.take()) is not None:
+        while (task := self.session.next_task()) is not None:
             device = self.session.slots.device_for(task.id)
             process = self._idle_process(device) if device is not None else None
             if process is None:  # idle processes keep memory of a GPU that the waiting trial may need
                 for idle in [p for p in self.processes if p.task is None and p.device.startswith("cuda")]:
-                    self._end(idle)
+                    self._end_process(idle)
                 return
             try:
                 process.start_trial(task)
             except OSError:  # the process died while it was idle: no trial is affected
-                self._end(process, kill=True)
+                self._end_process(process, kill=True)
                 continue
             self.session.started(task.id, process.device)
             if self.session.stop.is_set():
@@ -110,7 +110,7 @@ class Pool:
                     process.task = None
                     self.session.finished(message)
                     if message.status in ("failed", "refused", "stopped"):
-                        self._end(process)  # its memory and the state of its device are not to be trusted
+                        self._end_process(process)  # the state of its memory and device is doubtful
                         break
             except EOFError:
                 self.reap(process)
@@ -121,7 +121,7 @@ class Pool:
         id, seconds = process.task.id, time.monotonic() - process.began
         process.task = None
         code = process.exit_code(patience=5.0)
-        self._end(process, kill=True)
+        self._end_process(process, kill=True)
         if code == -signal.SIGTERM and self.session.stop.is_set():  # asked to stop before it could listen
             self.session.finished(Outcome(id, "stopped"))
         else:
@@ -149,7 +149,7 @@ class Pool:
         for process in list(self.processes):
             process.ask_to_stop()
 
-    def _end(self, process: TrialProcess, *, kill: bool = False) -> None:
+    def _end_process(self, process: TrialProcess, *, kill: bool = False) -> None:
         self.processes.remove(process)
         if not kill:
             with contextlib.suppress(OSError):
@@ -177,12 +177,12 @@ def _run_trials(pipe: connection.Connection) -> None:
             os._exit(1)  # the launcher is gone; the last checkpoint stands
         return bool(asked)
 
-    def tell(id: str, line: dict[str, Any]) -> None:
+    def send_epoch(id: str, line: dict[str, Any]) -> None:
         pipe.send((id, line))
 
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while (task := pipe.recv()) is not None:
-            told = functools.partial(tell, task.id)
+            told = functools.partial(send_epoch, task.id)
             pipe.send(execute(task, stop=stop, on_epoch=told, isolated=True))
             if "torch" in sys.modules and task.device.startswith("cuda"):
                 sys.modules["torch"].cuda.empty_cache()

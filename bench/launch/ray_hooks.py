@@ -61,7 +61,7 @@ class Running(NamedTuple):
 running: list[Running] = []  # the last one is the one that runs
 
 
-class Queue(Searcher):
+class SessionSearcher(Searcher):
     """Tune's searcher: suggests the session's next trial. It saves no state: that is the records."""
 
     def suggest(self, trial_id: str) -> Any:
@@ -73,7 +73,7 @@ class Queue(Searcher):
         return Searcher.FINISHED if stream.over(session) else None
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """Do nothing: the session hears of the end from ``Watch``."""
+        """Do nothing: the session hears of the end from ``SessionCallback``."""
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing."""
@@ -82,14 +82,14 @@ class Queue(Searcher):
         """Do nothing."""
 
 
-class Watch(tune.Callback):
+class SessionCallback(tune.Callback):
     """Tells the session what Tune hears from the trials."""
 
     def __init__(self, ray_run: RayRun) -> None:
         self.ray_run = ray_run
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        nodes = alive() if self.ray_run.home is not None else set()
+        nodes = live_nodes() if self.ray_run.home is not None else set()
         self.ray_run.nodes[trial.config["trial"]] = nodes
         running[-1].session.started(trial.config["trial"])
 
@@ -104,7 +104,7 @@ class Watch(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         session, stream = running[-1]
         stream.given.discard(trial.config["trial"])
-        lost(session, self.ray_run, trial.config["trial"], death(Path(trial.local_path)))
+        lost(session, self.ray_run, trial.config["trial"], cause_of_death(Path(trial.local_path)))
 
     def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
         running[-1].session.tick()
@@ -117,7 +117,7 @@ class Watch(tune.Callback):
             session.finished(Outcome(id, "dropped", f"stopped by ASHA after epoch {epoch}", epoch=epoch))
 
 
-class Brackets(FIFOScheduler):
+class AshaBrackets(FIFOScheduler):
     """Ray Tune's ASHA, one for each bracket: arms and grid points do not compete with each other."""
 
     def __init__(self, reduction: int) -> None:
@@ -147,7 +147,7 @@ class Brackets(FIFOScheduler):
         return self.schedulers[bracket].on_trial_result(tune_controller, trial, result)
 
 
-class Ended(tune.Stopper):
+class StopWhenAsked(tune.Stopper):
     """Ends the stream once a stop was asked for and every running trial has reached its checkpoint."""
 
     def __call__(self, trial_id: str, result: dict) -> bool:
@@ -158,7 +158,7 @@ class Ended(tune.Stopper):
         return session.stop.is_set() and not session.running
 
 
-def alive() -> set[str]:
+def live_nodes() -> set[str]:
     """Return the nodes of the cluster."""
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
@@ -169,7 +169,7 @@ def lost(session: Session, ray_run: RayRun, id: str, reason: str) -> None:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(ray_run.home.abandon.remote(id))
         end = time.monotonic() + (NODE_SILENCE if UNREACHABLE in reason else 3.0)
-        while not ray_run.nodes.get(id, set()) - (there := alive()) and time.monotonic() < end:
+        while not ray_run.nodes.get(id, set()) - (there := live_nodes()) and time.monotonic() < end:
             time.sleep(0.5)
         if ray_run.nodes.get(id, set()) - there:
             ray_run.lost[id] = ray_run.lost.get(id, 0) + 1
@@ -181,7 +181,7 @@ def lost(session: Session, ray_run: RayRun, id: str, reason: str) -> None:
     session.died(id, reason)
 
 
-def death(folder: Path) -> str:
+def cause_of_death(folder: Path) -> str:
     """Return why a trial's process died, from the exception that Tune wrote down."""
     text = ""
     with contextlib.suppress(OSError):

@@ -43,7 +43,7 @@ class RayRun:
         return execute_remotely(task, self.home, on_epoch)
 
 
-def home_of(root: Path, go_on: Path) -> Any:
+def start_home(root: Path, go_on: Path) -> Any:
     """Return the actor that keeps the results folder, on this machine."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -71,7 +71,7 @@ def train_together(
     resources = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
     outcome: list[Outcome] = []
 
-    def hear() -> None:
+    def receive() -> None:
         while not told.empty():
             said = told.get()
             if isinstance(said, Outcome):
@@ -95,8 +95,8 @@ def train_together(
             ending = executor.submit(trainer.fit)
             while not ending.done():
                 time.sleep(0.5)
-                hear()
-        hear()
+                receive()
+        receive()
         if not outcome:
             ending.result()
             raise WorkerDied("Ray Train ended without a word")

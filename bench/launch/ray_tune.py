@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.launch.ray_trials import RayRun, home_of, train_together
+from bench.launch.ray_trials import RayRun, start_home, train_together
 from bench.launch.session import Session
 from bench.machine.temporary import temporary_folder
 from bench.records.files import write_atomic
@@ -49,14 +49,14 @@ def run_ray(
 
     device = "cuda:0" if gpus else "cpu"  # Ray shows a trial its own GPU alone
     root = Path(next(iter(session.tasks.values())).results)
-    go_on, mark = _marks(root / ".locks")
-    ray_run = RayRun(go_on, mark, workers, home_of(root, go_on) if cluster else None)
+    go_on, mark = _write_marks(root / ".locks")
+    ray_run = RayRun(go_on, mark, workers, start_home(root, go_on) if cluster else None)
 
-    def tell() -> None:
+    def ask_to_stop() -> None:
         with contextlib.suppress(OSError):
             go_on.unlink()
 
-    session.stop.hooks.append(tell)
+    session.stop.hooks.append(ask_to_stop)
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -76,15 +76,15 @@ def run_ray(
     except KeyboardInterrupt:
         pass
     finally:
-        session.stop.hooks.remove(tell)
-        tell()
+        session.stop.hooks.remove(ask_to_stop)
+        ask_to_stop()
         with contextlib.suppress(OSError):
             mark.unlink()
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
 
 
-def _marks(folder: Path) -> tuple[Path, Path]:
+def _write_marks(folder: Path) -> tuple[Path, Path]:
     """Write this launcher's two marks into ``folder``; remove those of launchers that were killed.
 
     The first is taken away to stop the trials: that works on a full disk, too, and on every host of the
@@ -115,7 +115,7 @@ def _run_stream(
     resources: Any = {"cpu": cpus, "gpu": gpus}
     if ray_run.workers > 1:  # the trial's own process waits for its workers, which Ray Train places
         resources = tune.PlacementGroupFactory([{"memory": 1.0}])
-        teams = _teams(ray_run.workers, cpus, gpus)
+        teams = _teams_at_once(ray_run.workers, cpus, gpus)
         jobs = min(jobs or teams, teams)
     with (  # the session's progress keeps the terminal; what Tune prints is not for people here
         temporary_folder("tune") as storage,
@@ -128,8 +128,8 @@ def _run_stream(
             tune.Tuner(
                 tune.with_resources(_trainable(ray_run, cpus, gpus), resources),
                 tune_config=tune.TuneConfig(
-                    search_alg=hooks.Queue(),
-                    scheduler=hooks.Brackets(session.reduction),
+                    search_alg=hooks.SessionSearcher(),
+                    scheduler=hooks.AshaBrackets(session.reduction),
                     num_samples=-1,
                     max_concurrent_trials=jobs,
                     reuse_actors=not contested,  # a process whose trial was stopped in the middle ends
@@ -139,8 +139,8 @@ def _run_stream(
                     name="trials",
                     storage_path=str(storage),
                     verbose=0,
-                    callbacks=[hooks.Watch(ray_run)],
-                    stop=hooks.Ended(),
+                    callbacks=[hooks.SessionCallback(ray_run)],
+                    stop=hooks.StopWhenAsked(),
                 ),
             ).fit()
         finally:
@@ -174,7 +174,7 @@ def _trainable(ray_run: RayRun, cpus: float, gpus: float) -> Callable[[dict[str,
     return trial
 
 
-def _teams(workers: int, cpus: float, gpus: float) -> int:
+def _teams_at_once(workers: int, cpus: float, gpus: float) -> int:
     """Return how many trials of so many workers there is room for at once."""
     import ray
 

@@ -44,7 +44,7 @@ class Stop:
     def watching(self, max_minutes: float | None = None) -> Iterator[Stop]:
         """Listen to Ctrl-C, SIGTERM and the clock; a second Ctrl-C raises ``KeyboardInterrupt``."""
 
-        def hear(number: int, frame: Any) -> None:
+        def on_signal(number: int, frame: Any) -> None:
             if self.is_set() and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self.set("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
@@ -52,7 +52,7 @@ class Stop:
         # Python hears signals in its main thread alone: a run in another thread is stopped by its caller.
         main = threading.current_thread() is threading.main_thread()
         heard = (signal.SIGINT, signal.SIGTERM) if main else ()
-        before = {number: signal.signal(number, hear) for number in heard}
+        before = {number: signal.signal(number, on_signal) for number in heard}
         timer = None
         if max_minutes is not None:
             timer = threading.Timer(min(max_minutes * 60, threading.TIMEOUT_MAX), self.set, ["--max-minutes"])
@@ -84,7 +84,7 @@ class Session:
     held: dict[str, str] = field(default_factory=dict)  # id -> who trains it elsewhere
     reduction: int = 3  # the factor of ASHA's rungs
     feed: Callable[[], None] | None = None  # adds the trials that become known as others end
-    _looked: float = 0.0
+    _held_checked: float = 0.0
     _stopping_said: bool = False
 
     def add(self, task: Task, label: str, epochs: int, cost: float, priority: float) -> None:
@@ -113,7 +113,7 @@ class Session:
         """Return the trials that can start now, longest first, those that want a whole device last."""
         if self.stop.is_set():
             return []
-        self._look_at_held()
+        self._check_held()
         while any(self._given_up(task) for task in self._queued()):
             pass  # a trial that was given up may have been needed by another
         needs = {task.id: task.needs.values() for task in self._queued()}
@@ -133,7 +133,7 @@ class Session:
                 return True
         return False
 
-    def take(self) -> Task | None:
+    def next_task(self) -> Task | None:
         """Return the next trial to start, None where there is none now."""
         return next(iter(self.ready()), None)
 
@@ -186,11 +186,11 @@ class Session:
         """Record that the process that ran a trial is gone."""
         self.finished(record_death(self.tasks[id], reason, seconds))
 
-    def _look_at_held(self) -> None:
+    def _check_held(self) -> None:
         """Find out what other runners made of the trials that they hold."""
-        if not self.held or time.monotonic() - self._looked < 1.0:
+        if not self.held or time.monotonic() - self._held_checked < 1.0:
             return
-        self._looked = time.monotonic()
+        self._held_checked = time.monotonic()
         for id in list(self.held):
             state = self.store.inspect(id)
             if state.status in ("done", "diverged", "failed"):

@@ -18,7 +18,7 @@ from bench.experiments import catalog, permission
 from bench.experiments.config import TrialConfig
 from bench.experiments.identity import digest, identity, identity_document
 from bench.experiments.trials import Trial
-from bench.launch.data_parallel import TRAIN_TOGETHER, groups
+from bench.launch.data_parallel import TRAIN_TOGETHER, device_groups
 from bench.launch.execute import TRAIN, Task
 from bench.launch.plan import plan, priorities
 from bench.launch.pool import Pool
@@ -89,7 +89,7 @@ def seed_deviation(store: Store, config: TrialConfig) -> tuple[float | None, int
     return (statistics.stdev(found) if len(found) > 1 else None), len(found)
 
 
-def _recorded(store: Store, id: str) -> tuple[Trial, dict[str, Any]]:
+def _recorded_trial(store: Store, id: str) -> tuple[Trial, dict[str, Any]]:
     record = store.read_trial(id)
     if record is None:
         raise InputError(f"{store.folder(id)}: no trial.json: there is nothing to run again")
@@ -121,7 +121,7 @@ def verify(
         raise InputError(
             f"{store.folder(id)}: the trial is {state.status}{why}; only finished ones can be verified"
         )
-    trial, record = _recorded(store, id)
+    trial, record = _recorded_trial(store, id)
     permission.sealed(trial.config.network, f"{store.folder(id) / 'trial.json'}: network")
     checksum = catalog.checksum(trial.config.dataset, data_dir)
     if checksum is None:
@@ -133,13 +133,13 @@ def verify(
     if now != id:
         raise InputError(
             f"{store.folder(id)}: the same configuration is trial {now} today: "
-            f"{_why(trial.config, id, record, checksum)}"
+            f"{_reason_for_another_id(trial.config, id, record, checksum)}"
         )
     recorded_kind = _table(record, "execution").get("kind")
     devices = find_devices(device or ("cpu" if recorded_kind == "cpu" else None))
     workers = _table(record, "execution").get("workers", 1)
     if workers in range(2, 1025):
-        devices, function = groups(devices, workers), TRAIN_TOGETHER if function == TRAIN else function
+        devices, function = device_groups(devices, workers), TRAIN_TOGETHER if function == TRAIN else function
     devices = devices[:1]
     with temporary_folder("verify") as folder:
         again = Store(folder)
@@ -151,11 +151,11 @@ def verify(
         if summary is None or summary["status"] == "failed":
             log = again.log(id).read_text(errors="replace")[-4000:] if again.log(id).exists() else ""
             reason = (summary or {}).get("reason") or "no summary was written"
-            _tell(f"{log}\nit could not be run again: {reason}")
+            _say_lines(f"{log}\nit could not be run again: {reason}")
             return 1
         for change in changes(record, again.read_trial(id) or {}):
-            _tell(f"since then: {change}")
-        return _judge(store, again, id, trial.config, differences(store, again, id))
+            _say_lines(f"since then: {change}")
+        return _say_differences(store, again, id, trial.config, differences(store, again, id))
 
 
 def _table(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -163,7 +163,7 @@ def _table(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _tell(text: str) -> None:
+def _say_lines(text: str) -> None:
     """Print ``text``; control characters quoted from a record are made harmless for the terminal."""
     for line in text.splitlines():
         say(inert(line))
@@ -184,7 +184,7 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return found + [f"the code had uncommitted changes {when}" for when in dirty]
 
 
-def _why(config: TrialConfig, id: str, record: Mapping[str, Any], checksum: str) -> str:
+def _reason_for_another_id(config: TrialConfig, id: str, record: Mapping[str, Any], checksum: str) -> str:
     """Return why a recorded configuration has another identity today.
 
     The data has changed, or the revision of an entry was raised.
@@ -230,7 +230,7 @@ def _run_again(
         if (store.folder(needed) / "weights.pt").exists() and store.status(needed) == "done":
             again.folder(needed).parent.mkdir(parents=True, exist_ok=True)
             again.folder(needed).symlink_to(store.folder(needed).resolve())
-        trials.append(_recorded(store, needed)[0])
+        trials.append(_recorded_trial(store, needed)[0])
     planned = plan([*trials, trial], again)
     stop, order = Stop(), priorities(planned)
     session = Session({}, {}, {}, again, Progress({}, {}, {}), stop)
@@ -250,7 +250,9 @@ def _run_again(
     return stop
 
 
-def _judge(store: Store, again: Store, id: str, config: TrialConfig, found: list[Difference]) -> int:
+def _say_differences(
+    store: Store, again: Store, id: str, config: TrialConfig, found: list[Difference]
+) -> int:
     """Say how the records differ; return the exit status."""
     numbers = [d for d in found if not (d.where == "trial.json" and d.key == "execution")]
     if not found:
@@ -258,11 +260,11 @@ def _judge(store: Store, again: Store, id: str, config: TrialConfig, found: list
         return 0
     then_and_now = (_table(of.read_trial(id) or {}, "execution") for of in (store, again))
     for difference in _compare("other execution", *then_and_now):
-        _tell(str(difference))
+        _say_lines(str(difference))
     if not numbers:
         say(f"identical numbers under another execution: trial {id}")
         return 0
-    _tell(f"different: trial {id}, {len(numbers)} values; the first: {numbers[0]}")
+    _say_lines(f"different: trial {id}, {len(numbers)} values; the first: {numbers[0]}")
     then, now = ((of.summary(id) or {}).get("final_test_acc") for of in (store, again))
     if then is not None and now is not None:
         text = f"final test accuracy {percent(then)} then, {percent(now)} now: {now - then:+.2f} points"
@@ -274,5 +276,5 @@ def _judge(store: Store, again: Store, id: str, config: TrialConfig, found: list
             text += f" ({count} seeds in the results, no deviation between them)"
         else:
             text += " (no other seed in the results to compare it with)"
-        _tell(text)
+        _say_lines(text)
     return 1

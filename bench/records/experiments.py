@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import InputError
-from bench.records.files import append, exclusive, explained, line_of, plain, read_lines, write_atomic
+from bench.records.files import append, exclusive, explained, json_line, read_lines, strict_json, write_atomic
 
 ID = re.compile(r"[0-9a-f]{16}")  # of a trial
 _RESERVED = {"trials", "report"}  # folders of the results that are no experiment's
@@ -117,12 +117,12 @@ class Experiments:
         with exclusive(self.root / ".locks" / f"index-{name}"):
             merged = {}
             kept = [line for line in self.index(name) if not stale(line)]
-            for line in [*kept, *(plain(line) for line in lines)]:
+            for line in [*kept, *(strict_json(line) for line in lines)]:
                 if arms is None or line.get("arm") is None or line["arm"] in arms:
                     key = {k: v for k, v in line.items() if k != "baseline"}
                     merged[json.dumps(key, sort_keys=True)] = line
             write_atomic(folder / (file or f"{name}.toml"), text.encode())
-            write_atomic(folder / "index.jsonl", b"".join(map(line_of, merged.values())))
+            write_atomic(folder / "index.jsonl", b"".join(map(json_line, merged.values())))
 
     def write_tuning(self, name: str, lines: list[dict[str, Any]]) -> None:
         """Merge ``lines`` into ``tuning.jsonl``; lines about other points and profiles stay."""
@@ -130,7 +130,7 @@ class Experiments:
         with exclusive(self.root / ".locks" / f"index-{name}"):
             new = {_tuning_place(line) for line in lines}
             kept = [line for line in read_lines(path) if _tuning_place(line) not in new]
-            write_atomic(path, b"".join(map(line_of, [*kept, *lines])))
+            write_atomic(path, b"".join(map(json_line, [*kept, *lines])))
 
     def tuning(self, name: str) -> list[dict[str, Any]]:
         """Return the lines of an experiment's ``tuning.jsonl``, ``[]`` where there is none."""

@@ -86,12 +86,12 @@ def write_atomic(path: Path, data: bytes) -> None:
         sync_folder(path.parent)
 
 
-def plain(value: Any) -> Any:
+def strict_json(value: Any) -> Any:
     """Return ``value`` as strict JSON allows it: what is not finite becomes null."""
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): strict_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [strict_json(item) for item in value]
     if value is None or isinstance(value, bool | str):
         return value
     if not isinstance(value, int | float) and hasattr(value, "item"):
@@ -101,12 +101,12 @@ def plain(value: Any) -> Any:
     return int(value) if isinstance(value, int) else str(value)
 
 
-def document(value: dict[str, Any]) -> bytes:
-    return (json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+def json_document(value: dict[str, Any]) -> bytes:
+    return (json.dumps(strict_json(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def line_of(value: dict[str, Any]) -> bytes:
-    return (json.dumps(plain(value), ensure_ascii=False, allow_nan=False) + "\n").encode()
+def json_line(value: dict[str, Any]) -> bytes:
+    return (json.dumps(strict_json(value), ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _parse(data: bytes) -> Any:
@@ -184,7 +184,7 @@ def _first_line(error: BaseException) -> str:
 
 def append(path: Path, value: dict[str, Any]) -> None:
     """Append one line with one write, flushed to disk, after cutting off what a torn write left."""
-    line = line_of(value)
+    line = json_line(value)
     with explained(path):
         new = not path.exists()
         path.parent.mkdir(parents=True, exist_ok=True)

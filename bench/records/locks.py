@@ -46,7 +46,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @functools.cache
-def _boot() -> str:
+def _boot_id() -> str:
     """Return what tells this start of this machine's kernel from every other."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -54,7 +54,7 @@ def _boot() -> str:
         return socket.gethostname()
 
 
-def _started(pid: int) -> str | None:
+def _start_time(pid: int) -> str | None:
     """Return when process ``pid`` started (kernel ticks since boot), None where there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
@@ -77,15 +77,15 @@ def _namespace() -> str:
         return ""
 
 
-_held: set[int] = set()
+_held_files: set[int] = set()
 
 
 def _forget_in_child() -> None:
     """Close inherited lock files in a forked child, which must not keep a lock after its parent."""
-    for fd in _held:
+    for fd in _held_files:
         with contextlib.suppress(OSError):
             os.close(fd)
-    _held.clear()
+    _held_files.clear()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
@@ -105,8 +105,8 @@ class Owner:
 
     @classmethod
     def here(cls) -> Owner:
-        pid = os.getpid()
-        return cls(socket.gethostname(), pid, _boot(), _started(pid) or "?", _namespace(), uuid.uuid4().hex)
+        pid, token = os.getpid(), uuid.uuid4().hex
+        return cls(socket.gethostname(), pid, _boot_id(), _start_time(pid) or "?", _namespace(), token)
 
     @classmethod
     def read(cls, data: bytes) -> Owner | None:
@@ -125,13 +125,13 @@ class Owner:
     @property
     def local(self) -> bool:
         """Whether it runs (or ran) under this kernel, where advisory locks are reliable."""
-        return self.boot == _boot()
+        return self.boot == _boot_id()
 
     def dead(self) -> bool:
         """Whether evidence says that the process is gone; only for owners under this kernel."""
         if self.namespace != _namespace():
             return False  # its number means another process here
-        started = _started(self.pid)
+        started = _start_time(self.pid)
         return started is None or (started != self.started and "?" not in (started, self.started))
 
     def __str__(self) -> str:
@@ -148,11 +148,11 @@ class Lock:
         self._owner = owner
         self._heartbeat = heartbeat
         self._done = threading.Event()
-        _held.add(fd)
-        self._thread = threading.Thread(target=self._beat, name=f"heartbeat {path.name}", daemon=True)
+        _held_files.add(fd)
+        self._thread = threading.Thread(target=self._keep_signing, name=f"heartbeat {path.name}", daemon=True)
         self._thread.start()
 
-    def _mine(self) -> bool:
+    def _still_mine(self) -> bool:
         try:
             seen = Owner.read(self.path.read_bytes())
             return seen is not None and seen.token == self._owner.token
@@ -161,10 +161,10 @@ class Lock:
         except OSError:
             return True  # cannot be read now: no evidence against us
 
-    def _beat(self) -> None:
+    def _keep_signing(self) -> None:
         beat = 0
         while not self._done.wait(self._heartbeat):
-            if not self._mine():
+            if not self._still_mine():
                 self.lost = True
                 return
             beat += 1
@@ -175,10 +175,10 @@ class Lock:
         """Give the trial back."""
         self._done.set()
         self._thread.join()
-        if self._mine():
+        if self._still_mine():
             with contextlib.suppress(OSError):
                 self.path.unlink()
-        _held.discard(self._fd)
+        _held_files.discard(self._fd)
         os.close(self._fd)
 
 
@@ -203,7 +203,7 @@ def _try_flock(fd: int) -> bool | None:
         raise
 
 
-def _open(path: Path) -> tuple[int, bool]:
+def _open_lock_file(path: Path) -> tuple[int, bool]:
     """Return the opened lock file, and whether it was created."""
     while True:  # the file may come and go between the two attempts
         with contextlib.suppress(FileExistsError):
@@ -224,7 +224,7 @@ def acquire(
     """
     refused = 0
     while True:
-        fd, created = _open(path)
+        fd, created = _open_lock_file(path)
         try:
             locked = _try_flock(fd)
             if locked is False:
@@ -251,7 +251,7 @@ def acquire(
                     if locked is None and not former.dead():
                         raise Busy(f"trial {name} is being trained by {former}")
                 elif former is not None:
-                    _watch(path, name, former, heartbeat, silence)
+                    _watch_for_silence(path, name, former, heartbeat, silence)
                     doubtful = True
             mine = Owner.here()
             mine.write(fd)
@@ -270,7 +270,7 @@ def acquire(
                 os.close(fd)
 
 
-def _watch(path: Path, name: str, former: Owner, heartbeat: float, silence: float) -> None:
+def _watch_for_silence(path: Path, name: str, former: Owner, heartbeat: float, silence: float) -> None:
     """Return after ``silence`` seconds without a sign of life from ``former``, else raise ``Busy``."""
     end = time.monotonic() + silence
     while time.monotonic() < end:

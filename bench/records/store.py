@@ -27,9 +27,9 @@ from bench.records.files import (
     Newer,
     StoreError,
     append,
-    document,
     explained,
-    line_of,
+    json_document,
+    json_line,
     read_document,
     read_lines,
     write_atomic,
@@ -126,7 +126,7 @@ class Store(Experiments):
 
     def write_trial(self, id: str, record: dict[str, Any]) -> None:
         """Write ``trial.json`` (``schema`` and ``id`` are added)."""
-        write_atomic(self.folder(id) / "trial.json", document({"schema": SCHEMA, "id": id, **record}))
+        write_atomic(self.folder(id) / "trial.json", json_document({"schema": SCHEMA, "id": id, **record}))
 
     def epochs(self, id: str) -> list[dict[str, Any]]:
         """Return the lines of ``epochs.jsonl`` without a torn last one; other damage raises ``Damaged``."""
@@ -145,7 +145,7 @@ class Store(Experiments):
 
     def write_epochs(self, id: str, lines: list[dict[str, Any]]) -> None:
         """Replace all epochs at once (when a resume goes back to its checkpoint)."""
-        write_atomic(self.folder(id) / "epochs.jsonl", b"".join(map(line_of, lines)))
+        write_atomic(self.folder(id) / "epochs.jsonl", b"".join(map(json_line, lines)))
 
     def append_resume(self, id: str, line: dict[str, Any]) -> None:
         """Append one line to ``resumes.jsonl``."""
@@ -184,7 +184,7 @@ class Store(Experiments):
         """Write ``summary.json``, a trial's last record; keys of the contract not given are null."""
         write_atomic(
             self.folder(id) / "summary.json",
-            document({**dict.fromkeys(SUMMARY_KEYS), "schema": SCHEMA, **record}),
+            json_document({**dict.fromkeys(SUMMARY_KEYS), "schema": SCHEMA, **record}),
         )
 
     def reopen(self, id: str) -> None:

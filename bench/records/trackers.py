@@ -25,7 +25,7 @@ _NO_METRIC = {"epoch", "schema"}
 
 
 @dataclass(frozen=True)
-class Sent:
+class Update:
     """A trial as a tracker gets it: the ``rows`` of new epochs; ``summary`` comes with the last row."""
 
     id: str
@@ -44,11 +44,11 @@ def send(store: Store, names: Sequence[str], tracker: str, out: Path) -> tuple[i
     """
     writer = _writer(tracker)
     remembered = out / "sent.json"
-    known: dict[str, Any] = _known(remembered)
+    known: dict[str, Any] = _read_sent(remembered)
     trials = epochs = 0
     for name in names:
         for line in store.index(name):
-            sent = _new(store, name, line, known)
+            sent = _unsent(store, name, line, known)
             if sent is None:
                 continue
             writer(sent, out)
@@ -72,17 +72,17 @@ def following(store: Store, name: str, tracker: str | None, out: Path) -> Iterat
     ended = threading.Event()
     faults: list[Exception] = []
 
-    def look() -> None:
+    def send_once() -> None:
         try:
             send(store, [name], tracker, out)
         except Exception as error:
             faults.append(error)
 
-    def watch() -> None:
+    def send_until_ended() -> None:
         while not ended.wait(INTERVAL) and not faults:
-            look()
+            send_once()
 
-    thread = threading.Thread(target=watch, name="tracker", daemon=True)
+    thread = threading.Thread(target=send_until_ended, name="tracker", daemon=True)
     thread.start()
     try:
         yield
@@ -90,12 +90,12 @@ def following(store: Store, name: str, tracker: str | None, out: Path) -> Iterat
         ended.set()
         thread.join()
         if not faults:
-            look()
+            send_once()
     if faults:
         raise InputError(f"--log {tracker}: {faults[0]}; `bench log` sends the records later") from faults[0]
 
 
-def _known(path: Path) -> dict[str, Any]:
+def _read_sent(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -105,7 +105,9 @@ def _known(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _new(store: Store, experiment: str, line: Mapping[str, Any], known: Mapping[str, Any]) -> Sent | None:
+def _unsent(
+    store: Store, experiment: str, line: Mapping[str, Any], known: Mapping[str, Any]
+) -> Update | None:
     """Return what is to be sent of the trial of an index line; None where nothing is new."""
     id = line.get("id")
     if not isinstance(id, str):
@@ -123,7 +125,7 @@ def _new(store: Store, experiment: str, line: Mapping[str, Any], known: Mapping[
     config = {
         key: value for key, value in flatten(dict(trial.get("config") or {})).items() if value is not None
     }
-    return Sent(id, f"{arm} {grid}".strip(), experiment, config, rows, summary)
+    return Update(id, f"{arm} {grid}".strip(), experiment, config, rows, summary)
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
@@ -138,7 +140,7 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
 # -- the trackers: each imports its package when something is sent ----------------------------------------
 
 
-def _tensorboard(sent: Sent, out: Path) -> None:
+def _tensorboard(sent: Update, out: Path) -> None:
     from tensorboardX import SummaryWriter
 
     with SummaryWriter(str(out / sent.experiment / sent.id), write_to_disk=True) as writer:
@@ -154,7 +156,7 @@ def _tensorboard(sent: Sent, out: Path) -> None:
                 writer.add_scalar(f"summary/{name}", value, last)
 
 
-def _wandb(sent: Sent, out: Path) -> None:
+def _wandb(sent: Update, out: Path) -> None:
     import wandb
 
     out.mkdir(parents=True, exist_ok=True)
@@ -167,7 +169,7 @@ def _wandb(sent: Sent, out: Path) -> None:
     run.finish()
 
 
-def _mlflow(sent: Sent, out: Path) -> None:
+def _mlflow(sent: Update, out: Path) -> None:
     import mlflow
     from mlflow.tracking import MlflowClient
 
@@ -193,7 +195,7 @@ def _mlflow(sent: Sent, out: Path) -> None:
         client.set_terminated(run.info.run_id, status)
 
 
-def _aim(sent: Sent, out: Path) -> None:
+def _aim(sent: Update, out: Path) -> None:
     import aim
 
     out.mkdir(parents=True, exist_ok=True)
@@ -211,7 +213,7 @@ def _aim(sent: Sent, out: Path) -> None:
     run.close()
 
 
-_Writer = Callable[[Sent, Path], None]
+_Writer = Callable[[Update, Path], None]
 TRACKERS: dict[str, tuple[str, _Writer]] = {  # name -> (the module that it needs, the function that sends)
     "tensorboard": ("tensorboardX", _tensorboard),
     "wandb": ("wandb", _wandb),

@@ -9,7 +9,7 @@ from typing import Any
 from bench.experiments.labels import plain
 from bench.reporting.statistics.search import expected_best
 from bench.text import plural
-from bench.tuning.choice import mean, rate
+from bench.tuning.choice import mean, tuned_learning_rate
 from bench.tuning.results import Result
 
 WITHIN = 1.0  # points below the best that a configuration may be to count as close to it
@@ -36,7 +36,7 @@ class Tried:
     @property
     def rate(self) -> float | None:
         """The learning rate; None where it was not tuned."""
-        return rate(self.configuration) or None
+        return tuned_learning_rate(self.configuration) or None
 
 
 @dataclass(frozen=True)

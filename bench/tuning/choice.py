@@ -20,22 +20,17 @@ def best(configurations: Sequence[Configuration], scores: Sequence[float | None]
 
     Of equal scores the smaller learning rate is chosen, then the earlier configuration.
     """
-    found = [i for i, score in enumerate(scores) if score is not None]
-    if not found:
-        return None
-    return min(found, key=lambda i: (-_known(scores[i]), rate(configurations[i]), i))
-
-
-def _known(score: float | None) -> float:
-    assert score is not None
-    return score
-
-
-def rate(configuration: Mapping[str, Any]) -> float:
-    """Return the learning rate of a configuration, 0 where none is tuned."""
-    rates = [
-        float(value)
-        for name, value in configuration.items()
-        if name.split(".")[0] == "learning_rate" and isinstance(value, int | float)
+    found = [
+        (-score, tuned_learning_rate(configurations[i]), i)
+        for i, score in enumerate(scores)
+        if score is not None
     ]
-    return rates[0] if rates else 0.0
+    return min(found)[-1] if found else None
+
+
+def tuned_learning_rate(configuration: Mapping[str, Any]) -> float:
+    """Return the learning rate of a configuration, 0 where none is tuned."""
+    for name, value in configuration.items():
+        if name.split(".")[0] == "learning_rate" and isinstance(value, int | float):
+            return float(value)
+    return 0.0

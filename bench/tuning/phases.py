@@ -1,7 +1,7 @@
 """The state of a search and the trials to run next: a function of the experiment and its records alone.
 
-``look`` is asked again after every trial. A search that was killed at any instant goes on from what is
-recorded, and two runners that share the records come to the same answer.
+``find_standing`` is asked again after every trial. A search that was killed at any instant goes on from what
+is recorded, and two runners that share the records come to the same answer.
 
 The phases: the configurations of every point (an arm at a grid point), rung by rung where the scheduler is
 halving; with ``extend`` the widened parts of the ranges at whose edge some arm's best configuration lies,
@@ -28,7 +28,7 @@ Read = Callable[[str | None], Result]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedTrial:
     """A tuning trial that is to be trained: to the end of the epoch ``until``, None: to its own end.
 
     Trials of one ``bracket`` compete with each other where Ray Tune's ASHA decides which are stopped.
@@ -40,7 +40,7 @@ class Wanted:
 
 
 @dataclass
-class Tried:
+class Candidate:
     """A configuration of a point, its trials (one a tuning seed) and how far they came.
 
     ``accuracies`` are held-out accuracies in percent after ``epoch``, one a seed, None for a run that
@@ -66,10 +66,10 @@ class PointSearch:
     """The state of the search of one point. ``complete`` says that all of its configurations are measured."""
 
     point: Point
-    tried: list[Tried] = field(default_factory=list)
-    wanted: list[Wanted] = field(default_factory=list)
+    tried: list[Candidate] = field(default_factory=list)
+    wanted: list[WantedTrial] = field(default_factory=list)
     complete: bool = False
-    chosen: Tried | None = None
+    chosen: Candidate | None = None
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,9 @@ class Standing:
     finished: bool
 
     @property
-    def wanted(self) -> list[Wanted]:
+    def wanted(self) -> list[WantedTrial]:
         """The tuning trials to be trained now, each once."""
-        found: dict[str, Wanted] = {}
+        found: dict[str, WantedTrial] = {}
         for search in self.points:
             for wanted in search.wanted:
                 found.setdefault(wanted.trial.id or repr(wanted.trial.config), wanted)
@@ -105,7 +105,7 @@ class Standing:
         return {s.point.key: s.chosen.configuration for s in self.points if s.chosen is not None}
 
 
-def look(
+def find_standing(
     tuning: Tuning,
     points: Sequence[Point],
     trials: Trials,
@@ -124,7 +124,7 @@ def look(
     searches = [PointSearch(point) for point in points]
     effort = {point.key: (efforts or {}).get(point.key, tuning.effort) for point in points}
     for search in searches:
-        _search(tuning, search, effort[search.point.key], trials, read)
+        _follow_sampler(tuning, search, effort[search.point.key], trials, read)
     widened: dict[tuple[str, str], int] = {}
     finished = all(search.complete for search in searches)
     while tuning.extend:
@@ -135,7 +135,7 @@ def look(
         if not any(grown):
             break
         for search in searches:
-            _follow(search, trials, read)
+            _follow_widened(search, trials, read)
         if not all_complete or not all(search.complete for search in searches):
             finished = False  # edges that are known give the machine work before all edges are known
             break
@@ -144,18 +144,18 @@ def look(
             search.wanted = [replace(wanted, bracket=search.point.key) for wanted in search.wanted]
     for search in searches:
         if finished or (search.complete and not tuning.extend):
-            search.chosen = _best(search)
+            search.chosen = _best_candidate(search)
     return Standing(tuple(searches), widened, finished)
 
 
-def _search(tuning: Tuning, search: PointSearch, effort: int, trials: Trials, read: Read) -> None:
+def _follow_sampler(tuning: Tuning, search: PointSearch, effort: int, trials: Trials, read: Read) -> None:
     """Follow the configurations of the sampler, rung by rung."""
     point = search.point
     if tuning.sampler == "optuna":
-        _search_in_turn(tuning, search, effort, trials, read)
+        _follow_optuna(tuning, search, effort, trials, read)
         return
     for configuration in samplers.configurations(tuning, point.reached, effort):
-        search.tried.append(_tried(tuning, point, configuration, trials))
+        search.tried.append(_make_candidate(tuning, point, configuration, trials))
     config = point.config
     steps = [Rung(config.epochs, len(search.tried))]
     if tuning.scheduler == "halving":
@@ -177,15 +177,15 @@ def _search(tuning: Tuning, search: PointSearch, effort: int, trials: Trials, re
     search.complete = True
 
 
-def _search_in_turn(tuning: Tuning, search: PointSearch, effort: int, trials: Trials, read: Read) -> None:
+def _follow_optuna(tuning: Tuning, search: PointSearch, effort: int, trials: Trials, read: Read) -> None:
     """Follow a sampler that learns: each configuration is asked for when the one before is through."""
     told: list[tuple[Configuration, float | None]] = []
-    known: dict[str, Tried] = {}
+    known: dict[str, Candidate] = {}
     while len(told) < effort:
         configuration = samplers.optuna_next(tuning, search.point.reached, told)
         name = key(configuration)
         if name not in known:  # a sampler may ask for the same values twice
-            known[name] = _tried(tuning, search.point, configuration, trials)
+            known[name] = _make_candidate(tuning, search.point, configuration, trials)
             search.tried.append(known[name])
         search.wanted += _measure(known[name], search.point.config.epochs, read)
         if search.wanted:
@@ -194,14 +194,14 @@ def _search_in_turn(tuning: Tuning, search: PointSearch, effort: int, trials: Tr
     search.complete = True
 
 
-def _tried(tuning: Tuning, point: Point, configuration: Configuration, trials: Trials) -> Tried:
+def _make_candidate(tuning: Tuning, point: Point, configuration: Configuration, trials: Trials) -> Candidate:
     made = [trials.tuning(point, configuration, seed) for seed in tuning.seeds]
-    return Tried(dict(configuration), made)
+    return Candidate(dict(configuration), made)
 
 
-def _measure(tried: Tried, epoch: int, read: Read) -> list[Wanted]:
+def _measure(tried: Candidate, epoch: int, read: Read) -> list[WantedTrial]:
     """Note the accuracies after ``epoch``; return the trials that must be trained before they are known."""
-    wanted: list[Wanted] = []
+    wanted: list[WantedTrial] = []
     accuracies: list[float | None] = []
     for trial in tried.trials:
         result, last = read(trial.id), epoch == trial.config.epochs
@@ -215,20 +215,20 @@ def _measure(tried: Tried, epoch: int, read: Read) -> list[Wanted]:
         elif not last and epoch in result.accuracy:
             accuracies.append(result.accuracy[epoch])
         else:
-            wanted.append(Wanted(trial, None if last else epoch))
+            wanted.append(WantedTrial(trial, None if last else epoch))
     if not wanted:
         tried.accuracies, tried.epoch = accuracies, epoch
     return wanted
 
 
 def _edges(tuning: Tuning, search: PointSearch) -> list[tuple[str, str]]:
-    best = _best(search)
+    best = _best_candidate(search)
     if best is None:
         return []
     return edges(best.configuration, [tried.configuration for tried in search.tried], tuning.space)
 
 
-def _best(search: PointSearch) -> Tried | None:
+def _best_candidate(search: PointSearch) -> Candidate | None:
     position = choice.best(
         [tried.configuration for tried in search.tried], [tried.score for tried in search.tried]
     )
@@ -248,12 +248,12 @@ def _widen(
     Returns False, and adds none, where a value of the wider range is impossible for an arm.
     """
     times = widened.get(edge, 0) + 1
-    added: list[tuple[PointSearch, Tried]] = []
+    added: list[tuple[PointSearch, Candidate]] = []
     try:
         for search in searches:
             point = search.point
             for configuration in samplers.extension(tuning, point.reached, effort[point.key], edge, times):
-                tried = _tried(tuning, point, configuration, trials)
+                tried = _make_candidate(tuning, point, configuration, trials)
                 tried.edge = (*edge, times)
                 added.append((search, tried))
     except InputError:
@@ -272,7 +272,7 @@ def _widen(
     return True
 
 
-def _follow(search: PointSearch, trials: Trials, read: Read) -> None:
+def _follow_widened(search: PointSearch, trials: Trials, read: Read) -> None:
     """Follow the configurations that a widening added: they are trained to the end."""
     wanted = [
         wanted

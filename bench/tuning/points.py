@@ -68,11 +68,11 @@ def find_points(experiment: Experiment) -> list[Point]:
         grid = {name: value for name, value in lines[0].grid.items() if name != "seed"}
         assert lines[0].arm is not None
         found.append(Point(lines[0].arm, grid, reached, tuple(lines)))
-    _check(experiment, tuning, found)
+    _check_disjoint(experiment, tuning, found)
     return found
 
 
-def _check(experiment: Experiment, tuning: Tuning, points: Iterable[Point]) -> None:
+def _check_disjoint(experiment: Experiment, tuning: Tuning, points: Iterable[Point]) -> None:
     """Raise ``InputError`` where a tuning seed or a tuned field is in the grid, too."""
     problems = []
     points = list(points)
@@ -111,11 +111,11 @@ class Trials:
         def change(fields: dict[str, Any]) -> None:
             fields.update(holdout=tuning.holdout, evaluate_test=False, seed=seed)
 
-        return self._trial(point.config, configuration, change)
+        return self._make_trial(point.config, configuration, change)
 
     def final(self, line: IndexLine, configuration: Configuration) -> Trial:
         """Return the final trial of an index line with the values chosen for its point."""
-        return self._trial(line.trial.config, configuration, lambda fields: None)
+        return self._make_trial(line.trial.config, configuration, lambda fields: None)
 
     def operations(self, point: Point) -> float:
         """Return the training operations of a trial of the point. Loads torch.
@@ -132,7 +132,7 @@ class Trials:
             )
         return training_operations(config, steps, classes)
 
-    def _trial(self, config: TrialConfig, configuration: Configuration, change: Change) -> Trial:
+    def _make_trial(self, config: TrialConfig, configuration: Configuration, change: Change) -> Trial:
         fields = config.dump()
         for name, value in configuration.items():
             assign(fields, tuple(name.split(".")), value)

@@ -15,7 +15,14 @@ from bench.experiments.tuning_table import Tuning
 from bench.records.files import StoreError
 from bench.records.store import Store
 from bench.tuning import choice, samplers
-from bench.tuning.phases import PointSearch, Standing, Tried, Wanted, equal_operation_efforts, look
+from bench.tuning.phases import (
+    Candidate,
+    PointSearch,
+    Standing,
+    WantedTrial,
+    equal_operation_efforts,
+    find_standing,
+)
 from bench.tuning.points import Trials, find_points, with_choices
 from bench.tuning.results import Results
 
@@ -32,7 +39,7 @@ class Unfolded:
 
     experiment: Experiment
     standing: Standing
-    wanted: tuple[Wanted, ...]
+    wanted: tuple[WantedTrial, ...]
 
 
 class Search:
@@ -54,7 +61,7 @@ class Search:
             operations = {point.key: self.trials.operations(point) for point in self.points}
             self.efforts = equal_operation_efforts(self.points, self.tuning.effort, operations)
         self._untuned = {  # what the final trials have whatever is chosen
-            _place(line.as_dict()): self._without_tuned(line.trial.config.dump())
+            _arm_and_point(line.as_dict()): self._without_tuned(line.trial.config.dump())
             for point in self.points
             for line in point.lines
         }
@@ -88,7 +95,7 @@ class Search:
         """
         if line.get("arm") is None or line.get("profile") != self.experiment.profile:
             return False
-        wanted = self._untuned.get(_place(line))
+        wanted = self._untuned.get(_arm_and_point(line))
         try:
             record = self.store.read_trial(line["id"]) if wanted is not None else None
         except StoreError:
@@ -99,13 +106,13 @@ class Search:
         tuned = {dimension.name for dimension in self.tuning.space}
         return {name: value for name, value in flatten(config).items() if name not in tuned}
 
-    def look(self) -> Standing:
+    def find_standing(self) -> Standing:
         """Return where the search stands in the records now."""
-        return look(self.tuning, self.points, self.trials, self.results, self.efforts)
+        return find_standing(self.tuning, self.points, self.trials, self.results, self.efforts)
 
     def unfold(self) -> Unfolded:
         """Return the experiment as far as it is decided, and what is to be run now."""
-        standing = self.look()
+        standing = self.find_standing()
         lines = [
             line for search in standing.points for line in _tuning_lines(search, self.experiment.profile)
         ]
@@ -115,16 +122,16 @@ class Search:
             for needed in line.trial.needs.values():
                 if needed is not None:
                     trials[needed] = self.trials.needed[needed]
-            trials[_name(line.trial)] = line.trial
+            trials[_trial_key(line.trial)] = line.trial
         profile = self.experiment.profile
         needs = [
             IndexLine(None, None, {"seed": trials[id].config.seed}, trials[id], role=role, profile=profile)
-            for role, id in _needed(trials.values())
+            for role, id in _needed_trials(trials.values())
         ]
-        wanted: dict[str, Wanted] = {_name(w.trial): w for w in standing.wanted}
-        wanted |= {_name(line.trial): Wanted(line.trial) for line in final}
+        wanted: dict[str, WantedTrial] = {_trial_key(w.trial): w for w in standing.wanted}
+        wanted |= {_trial_key(line.trial): WantedTrial(line.trial) for line in final}
         further = {
-            id: Wanted(trials[id])
+            id: WantedTrial(trials[id])
             for one in wanted.values()
             for id in one.trial.needs.values()
             if id is not None and id not in wanted
@@ -153,16 +160,16 @@ def unfold(experiment: Experiment, store: Store) -> tuple[Experiment, Standing |
     return unfolded.experiment, unfolded.standing
 
 
-def _place(line: Mapping[str, Any]) -> str:
+def _arm_and_point(line: Mapping[str, Any]) -> str:
     """Return the arm and the grid point, seed included, of an index line as one text."""
     return json.dumps([line.get("arm"), line.get("grid")], sort_keys=True, default=str)
 
 
-def _name(trial: Trial) -> str:
+def _trial_key(trial: Trial) -> str:
     return trial.id or json.dumps(trial.config.dump(), sort_keys=True)
 
 
-def _needed(trials: Iterable[Trial]) -> list[tuple[str, str]]:
+def _needed_trials(trials: Iterable[Trial]) -> list[tuple[str, str]]:
     found = {(role, id): None for trial in trials for role, id in trial.needs.items() if id is not None}
     return list(found)
 
@@ -227,12 +234,12 @@ def tuning_lines(
 def progress_text(standing: Standing) -> str:
     """Return one line that says where the search stands."""
     tried = [(search, tried) for search in standing.points for tried in search.tried]
-    through = sum(bool(one.accuracies) and not _unfinished(search, one) for search, one in tried)
+    through = sum(bool(one.accuracies) and not _has_wanted_trials(search, one) for search, one in tried)
     chosen = sum(search.chosen is not None for search in standing.points)
     points = len(standing.points)
     return f"tuning: {through} of {len(tried)} configurations tried, {chosen} of {points} choices made"
 
 
-def _unfinished(search: PointSearch, tried: Tried) -> bool:
+def _has_wanted_trials(search: PointSearch, tried: Candidate) -> bool:
     wanted = {w.trial.id for w in search.wanted}
     return any(trial.id in wanted for trial in tried.trials)

@@ -494,7 +494,7 @@ def test_svhn_with_and_without_extra_are_two_data_sets(tmp_path, monkeypatch):
     assert catalog.checksum(plain, tmp_path) != catalog.checksum(extra, tmp_path)
     assert catalog.facts(plain, tmp_path).train_count == 73_257
     assert catalog.facts(extra, tmp_path).train_count == 604_388  # the paper's, 4,721 steps of 128
-    assert catalog.split(604_388, batch_size=128) // 128 == 4721
+    assert catalog.training_count(604_388, batch_size=128) // 128 == 4721
     (tmp_path / "extra_32x32.mat").unlink()
     assert catalog.checksum(plain, tmp_path) and catalog.checksum(extra, tmp_path) is None
     assert "bench data fetch svhn_extra" in refusal(extra, tmp_path)
@@ -581,14 +581,14 @@ def test_npz_facts_are_read_from_the_file(tmp_path):
 )
 def test_too_few_images(asked, expected):
     with pytest.raises(InputError) as caught:
-        catalog.split(100, name="cifar10", **asked)
+        catalog.training_count(100, name="cifar10", **asked)
     assert expected in str(caught.value) and "cifar10" in str(caught.value)
 
 
 def test_enough_images():
-    assert catalog.split(100, batch_size=100) == 100
-    assert catalog.split(100, batch_size=10, holdout=30) == 70
-    assert catalog.split(100, batch_size=10, train_size=60, holdout=40) == 60
+    assert catalog.training_count(100, batch_size=100) == 100
+    assert catalog.training_count(100, batch_size=10, holdout=30) == 70
+    assert catalog.training_count(100, batch_size=10, train_size=60, holdout=40) == 60
 
 
 # ---- bench data ----

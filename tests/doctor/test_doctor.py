@@ -27,7 +27,7 @@ def test_every_check_passes_here_and_says_what_was_compared(found):
 
 
 def test_the_branch_is_there_for_half_of_the_steps():
-    run = checks.begun("cpu", "eager", STEPS)
+    run = checks.begin_run("cpu", "eager", STEPS)
     factors = [run.strategy.factor(step) for step in range(run.total_steps)]
     assert run.total_steps == STEPS and sum(f > 0 for f in factors) == STEPS // 2
 

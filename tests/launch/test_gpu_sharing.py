@@ -144,7 +144,7 @@ class TestMPS:
 
     def test_started_for_shared_gpus_and_ended(self, tmp_path, monkeypatch):
         self.daemon(tmp_path, monkeypatch)
-        with gpu_sharing.overlapping(["cuda:0"], None) as words:
+        with gpu_sharing.overlapping_kernels(["cuda:0"], None) as words:
             folder = os.environ["CUDA_MPS_PIPE_DIRECTORY"]
             assert words == "MPS started" and os.path.isdir(folder)
         began, ended = (tmp_path / "said").read_text().splitlines()
@@ -154,18 +154,18 @@ class TestMPS:
     def test_nothing_where_nothing_is_shared_or_it_cannot_be_had(self, tmp_path, monkeypatch):
         self.daemon(tmp_path, monkeypatch, status=1)
         for devices, share in ((["cpu"], None), (["cuda:0"], 1.0)):
-            with gpu_sharing.overlapping(devices, share) as words:
+            with gpu_sharing.overlapping_kernels(devices, share) as words:
                 assert words == ""
-        with gpu_sharing.overlapping(["cuda:0"], 0.5) as words:
+        with gpu_sharing.overlapping_kernels(["cuda:0"], 0.5) as words:
             assert "cannot be started" in words and "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
         monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-        with gpu_sharing.overlapping(["cuda:0"], 0.5) as words:
+        with gpu_sharing.overlapping_kernels(["cuda:0"], 0.5) as words:
             assert "take turns" in words
 
     def test_one_that_runs_is_used(self, tmp_path, monkeypatch):
         (tmp_path / "control").touch()
         monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
-        with gpu_sharing.overlapping(["cuda:0"], None) as words:
+        with gpu_sharing.overlapping_kernels(["cuda:0"], None) as words:
             assert words == "MPS is running"
         assert os.environ["CUDA_MPS_PIPE_DIRECTORY"] == str(tmp_path)
 

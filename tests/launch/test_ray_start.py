@@ -14,7 +14,7 @@ import pytest
 
 from bench.errors import InputError
 from bench.launch import ray_cluster
-from bench.launch.ray_tune import _marks
+from bench.launch.ray_tune import _write_marks
 from bench.records.locks import Owner
 from bench.records.store import Store
 
@@ -119,7 +119,7 @@ def test_marks_of_killed_launchers_go_and_those_of_others_stay(tmp_path):
     for name, owner in owners.items():
         (tmp_path / name).write_text(json.dumps(asdict(owner)))
     (tmp_path / "go-on-0000000d").touch()  # of an older version: nobody can tell
-    made = _marks(tmp_path)
+    made = _write_marks(tmp_path)
     kept = {path.name for path in tmp_path.iterdir()} - {path.name for path in made}
     assert kept == {"go-on-0000000b", "here-0000000c", "go-on-0000000d"}
     assert all(path.is_file() for path in made)

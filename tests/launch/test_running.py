@@ -16,7 +16,7 @@ import pytest
 
 from bench.cli.main import main
 from bench.experiments.expand import load_experiment
-from bench.launch.execute import Outcome, Task, describe, execute
+from bench.launch.execute import Outcome, Task, execute, failure_text
 from bench.launch.plan import plan, priorities
 from bench.launch.progress import Progress
 from bench.launch.session import exit_status
@@ -166,15 +166,15 @@ class TestOneTrial:
         class OutOfMemoryError(RuntimeError):
             pass
 
-        assert describe(OutOfMemoryError("CUDA out of memory.\nmore"), "cuda:1") == (
+        assert failure_text(OutOfMemoryError("CUDA out of memory.\nmore"), "cuda:1") == (
             "out of memory (cuda:1): CUDA out of memory."
         )
-        assert describe(MemoryError()) == "out of memory (host)"
-        assert describe(RuntimeError("DefaultCPUAllocator: can't allocate memory")).startswith(
+        assert failure_text(MemoryError()) == "out of memory (host)"
+        assert failure_text(RuntimeError("DefaultCPUAllocator: can't allocate memory")).startswith(
             "out of memory (host)"
         )
-        assert describe(ValueError("\x1b[2Jx")) == "ValueError: \\x1b[2Jx"
-        assert describe(KeyError()) == "KeyError"
+        assert failure_text(ValueError("\x1b[2Jx")) == "ValueError: \\x1b[2Jx"
+        assert failure_text(KeyError()) == "KeyError"
 
 
 class TestPlanning:

@@ -371,4 +371,4 @@ class TestLocks:
     def test_the_owner_is_recognised_by_its_start_time(self):
         assert not Owner.here().dead()
         assert Owner(**{**Owner.here().__dict__, "started": "1"}).dead()
-        assert locks._started(os.getpid()) is not None
+        assert locks._start_time(os.getpid()) is not None

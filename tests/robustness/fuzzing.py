@@ -312,7 +312,7 @@ class InThisProcess:
     def run(self) -> None:
         from bench.launch.execute import execute
 
-        while (task := self.session.take()) is not None:
+        while (task := self.session.next_task()) is not None:
             self.session.started(task.id)
             self.session.finished(execute(task))
 

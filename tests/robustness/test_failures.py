@@ -19,7 +19,7 @@ from bench.cli.main import main
 from bench.experiments.config import TrialConfig
 from bench.experiments.expand import load_experiment
 from bench.experiments.identity import identity
-from bench.launch.execute import Task, describe, execute
+from bench.launch.execute import Task, execute, failure_text
 from bench.records.store import Store
 from bench.training.evaluate import Accuracy
 from tests.robustness.disturbance import SETTINGS, make_config, progressive, run, unlike
@@ -95,7 +95,7 @@ class TestFailing:
         )
         assert store.summary(outcome.id)["reason"] == outcome.reason
         assert "Traceback" in store.log(outcome.id).read_text()
-        assert describe(torch.OutOfMemoryError("CUDA out of memory."), "cuda:1").startswith(
+        assert failure_text(torch.OutOfMemoryError("CUDA out of memory."), "cuda:1").startswith(
             "out of memory (cuda:1)"
         )
 

@@ -15,7 +15,7 @@ from bench import registry
 from bench.costs import measure as costs_measure
 from bench.costs import predict
 from bench.costs.at_once import AtOnce
-from bench.costs.predict import Calibration, Kept, makespan, trial_seconds
+from bench.costs.predict import Calibration, KeptCosts, makespan, trial_seconds
 from bench.experiments.config import TrialConfig
 from bench.integer.build import library
 from bench.networks import costs
@@ -229,18 +229,18 @@ class TestEstimate:
     def test_a_calibration_is_kept_for_its_kind_device_and_mode(self, tmp_path, monkeypatch):
         monkeypatch.setattr(predict, "cache_folder", lambda: tmp_path)
         found = Calibration(1.0, 1.0, 1.0, 1.0, 1.0, 1)
-        Kept("cpu").remember(config(), "eager", found)
-        assert Kept("cpu").find(config(epochs=9, seed=3), "eager") == found
-        assert Kept("cpu").find(config(width=2.0), "eager") is None
-        assert Kept("cpu").find(config(), "captured") is None
-        Kept("cpu").keep("start", 2.5)
-        assert Kept("cpu").number("start") == 2.5 and Kept("cpu").find(config(), "eager") == found
+        KeptCosts("cpu").remember(config(), "eager", found)
+        assert KeptCosts("cpu").find(config(epochs=9, seed=3), "eager") == found
+        assert KeptCosts("cpu").find(config(width=2.0), "eager") is None
+        assert KeptCosts("cpu").find(config(), "captured") is None
+        KeptCosts("cpu").keep("start", 2.5)
+        assert KeptCosts("cpu").number("start") == 2.5 and KeptCosts("cpu").find(config(), "eager") == found
         (tmp_path / "calibration.json").write_text("{ damaged")
-        assert Kept("cpu").find(config(), "eager") is None
+        assert KeptCosts("cpu").find(config(), "eager") is None
 
     def test_known_seconds_are_of_kinds_measured_before(self, tmp_path, monkeypatch):
         monkeypatch.setattr(predict, "cache_folder", lambda: tmp_path)
-        Kept("cpu").remember(config(), "eager", Calibration(5.0, 0.0, 1.0, 0.0, 0.0, 0))
+        KeptCosts("cpu").remember(config(), "eager", Calibration(5.0, 0.0, 1.0, 0.0, 0.0, 0))
         trials = {"a": config(seed=1), "b": config(width=2.0), "c": config(batch_size=100_000)}
         assert predict.known_seconds(trials, "cpu", tmp_path) == {"a": 5.0 + 4 * (1195 // 128)}
         assert predict.known_seconds(trials, "cluster", tmp_path) == {}
@@ -249,7 +249,7 @@ class TestEstimate:
         monkeypatch.setattr(predict, "cache_folder", lambda: tmp_path)
         clock = {"wall": 0.0, "work": 0.0}
         monkeypatch.setattr(costs_measure.time, "perf_counter", lambda: clock["wall"])
-        monkeypatch.setattr(costs_measure, "_work", lambda: clock["work"])
+        monkeypatch.setattr(costs_measure, "_processor_seconds", lambda: clock["work"])
 
         def measure(wall: float) -> float:
             clock["wall"] += wall

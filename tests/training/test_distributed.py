@@ -18,7 +18,7 @@ from bench.datasets.device_batches import DeviceData
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
 from bench.experiments.config import make_config as complete_config
-from bench.launch.data_parallel import check_workers, groups
+from bench.launch.data_parallel import check_workers, device_groups
 from bench.launch.execute import Task, execute
 from bench.layers.branch import FactorBatchNorm
 from bench.networks import build, initialize
@@ -374,9 +374,9 @@ def test_what_does_not_divide_is_said_before_training(tmp_path, capsys):
     with pytest.raises(
         InputError, match=r"--workers-per-trial 4: there are 3 GPUs here \(cuda:0, cuda:1, cuda:2\)"
     ):
-        groups(["cuda:0", "cuda:1", "cuda:2"], 4)
-    assert groups([f"cuda:{n}" for n in range(5)], 2) == ["cuda:0,cuda:1", "cuda:2,cuda:3"]
-    assert groups(["cpu"], 3) == ["cpu,cpu,cpu"]
+        device_groups(["cuda:0", "cuda:1", "cuda:2"], 4)
+    assert device_groups([f"cuda:{n}" for n in range(5)], 2) == ["cuda:0,cuda:1", "cuda:2,cuda:3"]
+    assert device_groups(["cpu"], 3) == ["cpu,cpu,cpu"]
     check_workers(make_config(batch_norm_group=16), 4)  # the whole batch
 
 

@@ -94,7 +94,7 @@ class Simulation:
         """Return when the last trial ends."""
         now, running = 0.0, []
         while True:
-            while len(running) < GPUS and (task := self.session.take()) is not None:
+            while len(running) < GPUS and (task := self.session.next_task()) is not None:
                 self.session.started(task.id)
                 heapq.heappush(running, (now + self.seconds[task.id], task.id))
             if not running:

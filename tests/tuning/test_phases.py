@@ -9,7 +9,7 @@ import pytest
 from bench.experiments.tuning_table import Dimension, Tuning
 from bench.tuning.choice import best
 from bench.tuning.halving import Rung, rungs, survivors
-from bench.tuning.phases import equal_operation_efforts, expected_rungs, look, trained_epochs
+from bench.tuning.phases import equal_operation_efforts, expected_rungs, find_standing, trained_epochs
 from tests.tuning.toy import RATE, UNTIL, ToyPoint, ToyRecords, ToyTrials, finish
 
 RATES = Dimension(("learning_rate", "initial"), "log", (1e-3, 16e-3))
@@ -50,7 +50,7 @@ class TestChoice:
 
     def test_a_configuration_with_a_diverged_run_is_not_chosen(self):
         def diverge(trials, records):
-            look(table(sampler="grid", effort=5), [PLAIN], trials, records)
+            find_standing(table(sampler="grid", effort=5), [PLAIN], trials, records)
             records.diverged.add(next(id for id in trials.known if '"learning_rate.initial": 0.004' in id))
 
         standing, _ = search(table(sampler="grid", effort=5), [PLAIN], prepare=diverge)
@@ -58,7 +58,7 @@ class TestChoice:
 
     def test_without_a_survivor_there_is_no_choice_and_the_search_is_over(self):
         def diverge(trials, records):
-            look(table(), [PLAIN], trials, records)
+            find_standing(table(), [PLAIN], trials, records)
             records.diverged |= set(trials.known)
 
         standing, _ = search(table(), [PLAIN], prepare=diverge)
@@ -67,9 +67,9 @@ class TestChoice:
     def test_a_point_is_decided_as_soon_as_its_own_trials_are_through(self):
         trials = ToyTrials()
         records = ToyRecords(trials)
-        for wanted in look(table(), [PLAIN, BRANCH], trials, records).points[0].wanted:
+        for wanted in find_standing(table(), [PLAIN, BRANCH], trials, records).points[0].wanted:
             records.run(wanted)
-        standing = look(table(), [PLAIN, BRANCH], trials, records)
+        standing = find_standing(table(), [PLAIN, BRANCH], trials, records)
         assert list(standing.choices) == [PLAIN.key] and not standing.finished
 
 
@@ -83,13 +83,13 @@ class TestOrderAndKills:
             dice = random.Random(number)
             trials = ToyTrials()
             records = ToyRecords(trials)
-            while wanted := look(tuning, points, trials, records).wanted:
+            while wanted := find_standing(tuning, points, trials, records).wanted:
                 one = dice.choice(wanted)
                 if dice.random() < 0.3:
                     records.run(one, epochs=1)  # and killed
                 else:
                     records.run(one)
-            found = look(tuning, points, trials, records)
+            found = find_standing(tuning, points, trials, records)
             assert found.choices == expected.choices
             assert [len(s.tried) for s in found.points] == [len(s.tried) for s in expected.points]
             assert records.trained == whole.trained  # nothing twice, nothing too much
@@ -138,9 +138,9 @@ class TestExtension:
     def test_nothing_is_chosen_before_the_widening_is_over(self):
         tuning, trials = table(sampler="grid", effort=5, extend=True), ToyTrials()
         records, points = ToyRecords(trials), [ToyPoint("high", best_rate=64e-3)]
-        for wanted in look(tuning, points, trials, records).wanted:
+        for wanted in find_standing(tuning, points, trials, records).wanted:
             records.run(wanted)
-        standing = look(tuning, points, trials, records)
+        standing = find_standing(tuning, points, trials, records)
         assert standing.choices == {} and {w.trial.id for w in standing.wanted}
 
     def test_a_range_is_widened_four_times_at_most(self):

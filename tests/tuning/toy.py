@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from bench.tuning.phases import Standing, Wanted, look
+from bench.tuning.phases import Standing, WantedTrial, find_standing
 from bench.tuning.points import point_key
 from bench.tuning.results import MISSING, Result
 from bench.tuning.space import key
@@ -74,7 +74,7 @@ class ToyRecords:
             return Result("done", curve, curve[point.epochs])
         return Result("unfinished", curve)
 
-    def run(self, wanted: Wanted, epochs: int | None = None) -> None:
+    def run(self, wanted: WantedTrial, epochs: int | None = None) -> None:
         """Train a trial as far as is wanted, or only ``epochs`` of it."""
         point = self.trials.known[wanted.trial.id][0]
         end = wanted.until or point.epochs
@@ -87,7 +87,7 @@ class ToyRecords:
 def finish(tuning, points, trials, records, pick=lambda wanted: wanted[0]) -> Standing:
     """Run whatever is wanted, one trial after the other, until the search is over."""
     for _ in range(10_000):
-        standing = look(tuning, points, trials, records)
+        standing = find_standing(tuning, points, trials, records)
         if not standing.wanted:
             return standing
         records.run(pick(standing.wanted))
