@@ -7,6 +7,7 @@ The writers take a plain network (``bench.export.plain``) and read images (B, 3,
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -117,11 +118,16 @@ def run_qonnx(path: Path) -> Runner:
     except DecodeError as error:
         raise InputError(f"{path}: onnx cannot read it ({clean(error, 200)})") from None
 
-    def run(images: Tensor) -> Tensor:
+    @functools.cache
+    def of_shape(*shape: int) -> ModelWrapper:
+        """Return the model for images of this shape: the executor wants shapes without variables."""
         model = ModelWrapper(copy.deepcopy(stored))
-        model.set_tensor_shape("images", list(images.shape))  # the executor wants shapes without variables
-        model = model.transform(InferShapes())
-        return torch.from_numpy(execute_onnx(model, {"images": images.cpu().contiguous().numpy()})["logits"])
+        model.set_tensor_shape("images", list(shape))
+        return model.transform(InferShapes())
+
+    def run(images: Tensor) -> Tensor:
+        given = {"images": images.cpu().contiguous().numpy()}
+        return torch.from_numpy(execute_onnx(of_shape(*images.shape), given)["logits"])
 
     return run
 

@@ -35,7 +35,6 @@ from bench.records.files import (
     write_atomic,
 )
 from bench.records.locks import HEARTBEAT, SETTLE, SILENCE, Lock, Owner, acquire, sync_folder
-from bench.text import command
 
 SUMMARY_KEYS = (
     "schema",
@@ -114,8 +113,8 @@ class Store(Experiments):
             return found[0]
         what = f"{len(found)} trials begin so: {', '.join(found[:5])}" if found else "no such trial"
         raise InputError(
-            f"{self.root / 'trials'}: {text[:80]!r}: {what}. "
-            f"`{command('status', '--results', self.root)}` lists them."
+            f"{self.root / 'trials'}: {text[:80]!r}: {what}. `bench show EXPERIMENT` lists the ids of its "
+            "trials; their first digits are enough, 4 or more."
         )
 
     # -- records

@@ -51,13 +51,14 @@ def test_onnx(case, networks, images, tmp_path):
     network, plain = networks[case]
     foreign.write_onnx(tmp_path / "x.onnx", plain)
     assert_near(network, plain, images, foreign.run_onnx(tmp_path / "x.onnx")(images))
+    stored = weights_of(tmp_path / "x.onnx")
     for name, layer in inference_layers(plain):
         if layer.levels is not None:
-            stored = weights_of(tmp_path / "x.onnx")[f"{name}.weight"]
-            np.testing.assert_array_equal(stored, layer.weight.numpy(), "its levels")
+            np.testing.assert_array_equal(stored[f"{name}.weight"], layer.weight.numpy())
 
 
 def weights_of(file: Path) -> dict[str, np.ndarray]:
+    """Return the stored numbers of an ONNX file by name."""
     import onnx
 
     graph = onnx.load(file).graph
