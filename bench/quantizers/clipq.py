@@ -62,9 +62,17 @@ class CLIPQ(WeightsOnly):
     The steps were taken from two summaries of the paper; the paper itself and its code could not be seen.
     Choices of the suite, which may differ from the paper's: of the odd number of intervals 2^(k-1) - 1 lie on
     one side and 2^(k-1) on the other, the one with the longer axis (the positive one where both are equal),
-    and each side has intervals of one width. The paper finds p and k of each layer by Bayesian optimisation;
-    here p is an option of the arm and k its bit width. The activations of the paper are full precision; see
-    ``WeightsOnly``. Statistic: 2^k - 1 thresholds, then 2^k levels.
+    and each side has intervals of one width.
+
+    The paper searches p and k of each layer by Bayesian optimisation (a Gaussian process), one layer after
+    the other, for the error on a part of the training images less lambda times the bits saved. Here p is the
+    option ``clip``, one for all layers, and k the bit width of the arm, which no search changes, so that arms
+    are compared at equal bits. ``"quantizer.clip" = { linear = [0.0, 0.8] }`` in ``[tuning.space]`` searches
+    p on held-out training images, with ``sampler = "optuna"`` by a tree-structured Parzen estimator, which is
+    a Bayesian optimisation, too; the size is no part of what is maximised.
+
+    The activations of the paper are full precision; see ``WeightsOnly``. Statistic: 2^k - 1 thresholds, then
+    2^k levels.
     """
 
     def __init__(self, *args: Any, clip: float = 0.5, **kwargs: Any) -> None:

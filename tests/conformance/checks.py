@@ -101,6 +101,12 @@ def _check_edges(kind: str, bits: int, options: Mapping[str, Any]) -> None:
         parameters = list(quantizer.parameters())
         for array in run(quantizer.weight, np.full(shape, value), np.ones(shape), parameters=parameters):
             assert np.isfinite(array).all(), (kind, bits, options, value)
+    for extreme in (50.0, 1e4, 1e15, 1e30):  # saturated, beside denormal and usual weights
+        quantizer = make_quantizer(kind, bits, facts["a_bits"][0], weight_shape=shape, **options)
+        w = values(shape, scale=0.7)
+        w.flat[:5] = [extreme, -extreme, 1e-45, -1e-45, 1e-40]
+        for array in run(quantizer.weight, w, np.ones(shape), parameters=list(quantizer.parameters())):
+            assert np.isfinite(array).all(), (kind, bits, options, extreme)
     quantizer = make_quantizer(kind, bits, facts["a_bits"][0], weight_shape=shape, **options)
     with_scales(quantizer, shape)
     w = torch.tensor(values(shape)).to(torch.bfloat16)

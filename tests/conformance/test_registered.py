@@ -60,8 +60,15 @@ class TestQuantizers:
 
     def test_the_paper_is_named(self, kind):
         entry = registry.get("quantizers", kind)
-        published = entry.arxiv or re.search(r"\((AAAI|CVPR) \d{4}\)$", entry.title)  # two are not on arXiv
+        published = entry.arxiv or re.search(r"\((AAAI|CVPR) \d{4}\)$", entry.title)  # four are not on arXiv
         assert kind == "full_precision" or (entry.title and published)
+
+
+@pytest.mark.parametrize("kind", own("strategies"))
+def test_the_paper_of_a_strategy_is_named(kind):
+    entry = registry.get("strategies", kind)
+    published = entry.arxiv or re.search(r"\(CVPR 2018\)$", entry.title)
+    assert kind in ("plain", "anneal") or (entry.title and published)  # the two controls are no papers
 
 
 @pytest.mark.parametrize("kind", own("factors"))
