@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from bench.cli import OK
 from bench.errors import InputError
@@ -11,6 +12,9 @@ from bench.launch.progress import say
 from bench.machine.folders import resolve_data_dir
 from bench.records.store import Store
 from bench.text import plural
+
+if TYPE_CHECKING:
+    from bench.training.deploy import Deployment
 
 
 def export_command(args: argparse.Namespace) -> int:
@@ -33,7 +37,11 @@ def export_command(args: argparse.Namespace) -> int:
         raise InputError("--check writes no file: leave out --force and --latent")
     if path.exists() and not args.force and not args.check:
         raise InputError(f"{path}: exists; give another name with --out, or --force to replace it")
-    if args.accept_ties and args.format in deploy.BIT_FOR_BIT:
+    if args.integers and args.format not in ("safetensors", "packed"):
+        raise InputError(
+            f"--integers: a {args.format} file does not run on integers; safetensors and packed do"
+        )
+    if args.accept_ties and args.format in deploy.BIT_FOR_BIT and not args.integers:
         raise InputError(f"--accept-ties: a {args.format} file is compared bit for bit; it has no ties")
     torch.set_num_threads(1)
     deployment = deploy.prepare(store, id, resolve_data_dir(args.data))
@@ -61,6 +69,30 @@ def export_command(args: argparse.Namespace) -> int:
     store.append_export(id, {**about, **vars(checked), "passed": passed})
     but_for_ties = checked.passed(args.format, accept_ties=True)
     say(_verdict(checked, passed, but_for_ties))
+    status = OK if passed or (args.accept_ties and but_for_ties) else 1
+    return (
+        max(status, _check_on_integers(args, store, id, deployment, path, about)) if args.integers else status
+    )
+
+
+def _check_on_integers(
+    args: argparse.Namespace, store: Store, id: str, deployment: Deployment, path: Path, about: dict[str, Any]
+) -> int:
+    """Check the file once more with its low-precision layers on integers; return the exit status."""
+    from bench.training import deploy
+
+    format = deploy.ON_INTEGERS.format(args.format)
+    layers = deploy.layers_on_integers(path)
+    checked = deploy.check(deployment, "integers", path)
+    passed, but_for_ties = checked.passed(format), checked.passed(format, accept_ties=True)
+    store.append_export(id, {**about, "format": format, **layers, **vars(checked), "passed": passed})
+    how = f" ({layers['instructions']})" if layers["instructions"] else ""
+    say(f"on integers{how}: {layers['integer_layers']} of {plural(layers['layers'], 'layer')}")
+    reasons = list(layers["in_float32"].values())
+    for reason in dict.fromkeys(reasons):
+        names = [name for name, why in layers["in_float32"].items() if why == reason]
+        say(f"in float32: {', '.join(names)}: {reason}")
+    say(f"{_verdict(checked, passed, but_for_ties)}; {checked.latency_ms:.2f} ms an image")
     return OK if passed or (args.accept_ties and but_for_ties) else 1
 
 

@@ -230,8 +230,12 @@ def _export(commands: Commands) -> None:
     option(group, "--out PATH", "the file (network.* in the trial's folder)", path_argument)
     option(group, "--force", "replace the file where it exists")
     option(group, "--check", "write nothing; check the file that is there once more")
+    integers = "safetensors and packed: also check and time the network on integers (needs a C compiler)"
+    option(group, "--integers", integers)
     group = command.add_argument_group("what passes")
-    ties = "onnx and qonnx: a prediction may differ where rounding moves an activation across a threshold"
+    ties = (
+        "onnx, qonnx, --integers: predictions may differ where rounding moves an activation to another level"
+    )
     option(group, "--accept-ties", ties)
     group = command.add_argument_group("what else is written")
     option(group, "--latent", "the full-precision weights that training updates")

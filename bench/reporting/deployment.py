@@ -32,7 +32,7 @@ def deployment_table(records: Records, cells: Sequence[Cell]) -> Table | None:
         (cell, trial, line)
         for cell in cells
         for trial in cell.trials
-        for (id, _), line in sorted(last.items(), key=str)
+        for (id, _), line in sorted(last.items(), key=lambda item: tuple(map(str, item[0])))
         if id == trial["id"]
     ]
     if not entries:
@@ -49,6 +49,7 @@ def deployment_table(records: Records, cells: Sequence[Cell]) -> Table | None:
         Column("Bit-operations", [_count(trial["bit_operations"]) for _, trial, _ in entries], "r"),
         Column("Latency, ms", [_latency(line) for line in lines], "r"),
         Column("Processor", [str(line.get("processor", "")) for line in lines], common=True),
+        *_on_integers(lines),
         Column("Accuracy, %", [_percent(line.get("accuracy")) for line in lines], "r"),
         Column("Equal", [_mark(line, trial) for _, trial, line in entries]),
     ]
@@ -62,7 +63,7 @@ def deployment_table(records: Records, cells: Sequence[Cell]) -> Table | None:
             "model_bits": trial["model_bits"],
             "bit_operations": trial["bit_operations"],
             "trained_accuracy": trial["accuracy"],
-            **{key: line.get(key) for key in _KEYS},
+            **{key: line.get(key) for key in (*_KEYS, *(_INTEGER_KEYS if _any_on_integers(lines) else ()))},
         }
         for cell, trial, line in entries
     ]
@@ -89,6 +90,26 @@ _KEYS = (
     "latency_spread_ms",
     "processor",
 )
+
+
+_INTEGER_KEYS = ("layers", "integer_layers", "instructions")
+
+
+def _any_on_integers(lines: Sequence[Mapping[str, Any]]) -> bool:
+    return any(_is_number(line.get("integer_layers")) for line in lines)
+
+
+def _on_integers(lines: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """Return the column of layers on integers, where a file was run so."""
+    if not _any_on_integers(lines):
+        return []
+    cells = [
+        f"{line['integer_layers']} of {line.get('layers')}, {line.get('instructions') or NONE}"
+        if _is_number(line.get("integer_layers"))
+        else NONE
+        for line in lines
+    ]
+    return [Column("Layers on integers", cells)]
 
 
 def _is_number(value: Any) -> bool:

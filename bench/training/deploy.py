@@ -27,6 +27,7 @@ from bench.export.files import read_file, write_file
 from bench.export.plain import latent_weights, plain_network
 from bench.export.pt2 import run_pt2, write_pt2
 from bench.export.rounding import TOLERANCE, judge
+from bench.integer.convert import integer_network, layer_runs
 from bench.machine.devices import cpu_name
 from bench.networks import Network
 from bench.randomness import Clock
@@ -42,6 +43,7 @@ SUFFIXES = {
     "qonnx": ".qonnx.onnx",
     "pt2": ".pt2",
 }
+ON_INTEGERS = "{} (integers)"  # the name, in records, of a file that runs on integers
 BIT_FOR_BIT = ("safetensors", "packed", "pt2")  # formats that PyTorch runs
 _ROUNDS = 30  # measurements of the latency
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
@@ -181,13 +183,29 @@ def facts_of(path: Path) -> dict[str, Any]:
 
 
 def runner(format: str, path: Path) -> foreign.Runner:
-    """Return the network in a file as a function of images, run by the program that the format is for."""
+    """Return the network in a file as a function of images, run by the program that the format is for.
+
+    The format "integers" is a file of ``bench.load`` whose low-precision layers run on integers.
+    """
     readers: dict[str, Callable[[Path], foreign.Runner]] = {
         "onnx": foreign.run_onnx,
         "qonnx": foreign.run_qonnx,
         "pt2": run_pt2,
+        "integers": lambda path: integer_network(read_file(path)),
     }
     return readers.get(format, read_file)(path)
+
+
+def layers_on_integers(path: Path) -> dict[str, Any]:
+    """Return what the record keeps of a file that runs on integers.
+
+    ``integer_layers`` are those of ``layers``; ``in_float32`` gives of the others the reason, by name.
+    """
+    runs = layer_runs(integer_network(read_file(path)))
+    there = [run for run in runs if run.arithmetic == "integers"]
+    found = {"layers": len(runs), "integer_layers": len(there)}
+    reasons = {run.name: run.reason for run in runs if run.arithmetic == "float32"}
+    return {**found, "instructions": there[0].instructions if there else None, "in_float32": reasons}
 
 
 @torch.no_grad()

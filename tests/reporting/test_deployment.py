@@ -78,3 +78,19 @@ def test_rows(tmp_path):
     assert shown["Latency, ms"] == ["1.50 ± 0.25", "1.50 ± 0.25", "–"]
     assert list(found.data["correct"]) == [799, 800, None]
     assert "✓" in to_markdown(found)
+
+
+def test_a_file_on_integers_is_a_row_of_its_own(tmp_path):
+    layers = {"layers": 7, "integer_layers": 5, "instructions": "avx2", "latency_ms": 0.5}
+    found = table(tmp_path, checked(800), checked(800, format="packed (integers)", **layers))
+    shown = {column.title: list(column.values) for column in found.columns}
+    assert shown["Format"] == ["packed", "packed (integers)"] and shown["Equal"] == ["✓", "✓"]
+    assert shown["Layers on integers"] == ["–", "5 of 7, avx2"]
+    assert shown["Latency, ms"] == ["1.50 ± 0.25", "0.50 ± 0.25"]
+    assert list(found.data["integer_layers"]) == [None, 5]
+
+
+def test_without_such_a_file_the_table_is_as_it_was(tmp_path):
+    found = table(tmp_path, checked(800))
+    assert "Layers on integers" not in [column.title for column in found.columns]
+    assert "integer_layers" not in found.data
