@@ -158,7 +158,7 @@ def test_on_integers(results, tmp_path, capsys):
     assert (integers["layers"], integers["integer_layers"]) == (8, 6) and integers["sha256"] == plain[
         "sha256"
     ]
-    assert integers["in_float32"] == dict.fromkeys(("conv0", "fc"), "its weights are full precision")
+    assert integers["in_float32"] == dict.fromkeys(("conv0", "linear"), "its weights are full precision")
     out = capsys.readouterr().out
     assert "on integers (" in out and "in float32: conv0, linear: its weights are full precision" in out
 
