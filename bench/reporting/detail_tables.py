@@ -21,9 +21,7 @@ def published_table(records: Records, cells: Sequence[Cell]) -> Table:
     entries: list[tuple[Cell, Comparison | None]] = []
     for cell in cells:
         if cell.arm is not None:
-            entries.extend((cell, comparison) for comparison in cell.comparisons)
-            if not cell.comparisons:
-                entries.append((cell, None))
+            entries += [(cell, comparison) for comparison in cell.comparisons or (None,)]
     ours = [_ours(cell, c) for cell, c in entries]
     columns = [
         *cell_columns([cell for cell, _ in entries]),
