@@ -45,9 +45,7 @@ class Spot:
 
 @dataclass(frozen=True)
 class Ablation:
-    """A panel: one arm over its two axes, over its only axis (one row), or the arms without an axis (one
-    row).
-    """
+    """A panel in one or two axes of an arm, or the arms without an axis; one axis makes one row."""
 
     title: str
     row_axis: str  # "" for one row
@@ -150,8 +148,7 @@ def _places(cells: Sequence[Cell], searches: Sequence[Searched]) -> Iterator[_Pl
 def _panel_facts(cell: Cell) -> tuple[tuple[Any, ...], str]:
     """Return what a cell's panel is about, and the words for it."""
     facts = cell.facts
-    width = "" if facts.width is None else f"width {facts.width:g}"
-    told = [width, cell.bits_label and f"W/A {cell.bits_label}", f"{facts.epochs} epochs"]
+    told = [cell.width_text, cell.bits_text, f"{facts.epochs} epochs"]
     key = facts.dataset, facts.network, facts.width, cell.bits_label, facts.epochs
     return key, ", ".join(filter(None, told))
 
@@ -165,9 +162,7 @@ def _facts_of_unknown(
 
 
 def _in_order(searches: Sequence[Searched]) -> Callable[[_Place], int]:
-    """Return the position of a place in the experiment file, as the searches tell it; equal where none
-    does.
-    """
+    """Return the key that sorts places as the searches stand in the file; equal without a search."""
     order = {id(search): position for position, search in enumerate(searches)}
     return lambda place: order.get(id(place.search), len(order))
 

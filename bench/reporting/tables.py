@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pandas as pd
-
 from bench.reporting import statistics as st
 from bench.reporting.cells import Cell, Pairing
 from bench.reporting.claims import Judged, PairKey, verdict_of
@@ -175,9 +173,7 @@ def accuracy_table(records: Records, cells: Sequence[Cell], known: Mapping[PairK
 
 
 def _tuning_notes(records: Records) -> list[str]:
-    """Return what a reader of the accuracies must know of the tuning trials, and which rows are still to
-    come.
-    """
+    """Return the notes on tuning trials of the accuracy table, and on rows that are still to come."""
     notes = [
         f"{plural(records.tuning, 'trial')} that chose the configurations never saw the test images "
         "and stand in no table; tuning.jsonl beside the records says what was chosen from what."
@@ -193,7 +189,9 @@ def _tuning_notes(records: Records) -> list[str]:
     return notes
 
 
-def _accuracy_data(records: Records, cells: Sequence[Cell], known: Mapping[PairKey, str]) -> pd.DataFrame:
+def _accuracy_data(
+    records: Records, cells: Sequence[Cell], known: Mapping[PairKey, str]
+) -> list[dict[str, Any]]:
     rows = []
     for cell in cells:
         numbers, pairing = cell.numbers, cell.pairing
@@ -228,7 +226,7 @@ def _accuracy_data(records: Records, cells: Sequence[Cell], known: Mapping[PairK
                 "runs": " ".join(str(trial["id"] or "?") for trial in cell.trials),
             }
         )
-    return pd.DataFrame(rows, dtype=object)
+    return rows
 
 
 _NOTHING_KEPT = dict.fromkeys(("never_removed", "never_removed_low", "never_removed_high"))
@@ -273,8 +271,7 @@ def gains_table(records: Records, cells: Sequence[Cell], known: Mapping[PairKey,
         "deviation over seeds, the arm's over its baseline's, with the 95 % interval of Pitman and "
         "Morgan; below 1 the arm depends less on the seed."
     ]
-    frame = pd.DataFrame(data, dtype=object)
-    return Table("gains", f"{records.title}: gains over the baseline", columns, frame, notes, gained)
+    return Table("gains", f"{records.title}: gains over the baseline", columns, data, notes, gained)
 
 
 def _pair_columns(pairing: Pairing) -> dict[str, Any]:
@@ -340,8 +337,7 @@ def claims_table(records: Records, judged: Sequence[Judged]) -> Table | None:
         "is at most 0.05 and the interval excludes 0. A pair of arms is tested on all its seeds.",
         *(f"{entry.claim.arm} over {entry.claim.over}: {entry.verdict}." for entry in absent),
     ]
-    frame = pd.DataFrame(data, dtype=object)
-    return Table("claims", f"{records.title}: declared claims", columns, frame, notes, cells)
+    return Table("claims", f"{records.title}: declared claims", columns, data, notes, cells)
 
 
 def _times(ratio: float | None) -> str:
