@@ -155,9 +155,8 @@ def test_on_integers(results, tmp_path, capsys):
     assert (plain["format"], integers["format"]) == ("packed", "packed (integers)")
     assert integers["passed"] and integers["other_predictions"] == 0 and integers["wrong"] == 0
     assert (integers["correct"], integers["seen"]) == (plain["correct"], plain["seen"])
-    assert (integers["layers"], integers["integer_layers"]) == (8, 6) and integers["sha256"] == plain[
-        "sha256"
-    ]
+    assert (integers["layers"], integers["integer_layers"]) == (8, 6)
+    assert integers["sha256"] == plain["sha256"]
     assert integers["in_float32"] == dict.fromkeys(("conv0", "linear"), "its weights are full precision")
     out = capsys.readouterr().out
     assert "on integers (" in out and "in float32: conv0, linear: its weights are full precision" in out
@@ -168,7 +167,10 @@ def test_on_integers_without_a_compiler_or_with_another_format(results, tmp_path
     assert export(results, "--out", tmp_path / "x.safetensors", "--integers") == 2
     assert "$CC: there is no program 'no-such-compiler'" in capsys.readouterr().err
     assert export(results, "--format", "pt2", "--out", tmp_path / "x.pt2", "--integers") == 2
-    assert "--integers: safetensors and packed run on integers, pt2 does not" in capsys.readouterr().err
+    assert (
+        "--integers: a pt2 file does not run on integers; safetensors and packed do"
+        in capsys.readouterr().err
+    )
 
 
 def test_ties_of_a_format_that_has_none_are_refused(results, tmp_path, capsys):
