@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+import operator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from bench import foreign, registry, schedules
@@ -12,8 +13,6 @@ from bench.errors import InputError, nearest, shown
 from bench.experiments import permission
 
 NAMED = ("npz:", "imagefolder:")  # data sets of the user's own, KIND:NAME
-
-
 # the fields that are a choice from the registry -> its group
 CHOICES = {
     "dataset": "datasets",
@@ -100,12 +99,10 @@ def _check_free_option(value: Any, where: str, option: str) -> list[str]:
     if not foreign.is_module(option) or "." in option or option == "num_classes":
         return [f"{where}: no function can be given an option of this name"]
     values = value if isinstance(value, list | tuple) else [value]
-    for one in values:
-        if not isinstance(one, str | int | float | bool) or (
-            isinstance(one, float) and not math.isfinite(one)
-        ):
-            return [f"{where}: expected text, a number, true or false, or a list of them, not {shown(value)}"]
-    return []
+    finite = (isinstance(one, str | int) or (isinstance(one, float) and math.isfinite(one)) for one in values)
+    if all(finite):
+        return []
+    return [f"{where}: expected text, a number, true or false, or a list of them, not {shown(value)}"]
 
 
 def _check_combination(group: str, entry: registry.Entry, choice: Mapping[str, Any], where: str) -> list[str]:
@@ -113,7 +110,8 @@ def _check_combination(group: str, entry: registry.Entry, choice: Mapping[str, A
     problems = []
     for option, spec in entry.options.items():
         if not applies(spec, choice) and choice[option] != spec.get("default"):
-            needed = " and ".join(f"{name} = {_one_of(values)}" for name, values in spec["only_with"].items())
+            pairs = spec["only_with"].items()
+            needed = " and ".join(f"{name} = {' or '.join(map(repr, values))}" for name, values in pairs)
             problems.append(f"{where}.{option}: {shown(choice[option])} has a meaning only with {needed}")
     if group in ("factors", "learning_rates"):
         problems += [f"{where}.{option}: {text}" for option, text in schedules.problems(group, choice)]
@@ -135,10 +133,12 @@ def applies(spec: Mapping[str, Any], choice: Mapping[str, Any]) -> bool:
     return holds(spec.get("only_with", {}), choice)
 
 
-def _one_of(values: Iterable[Any]) -> str:
-    return " or ".join(repr(value) for value in values)
-
-
+_BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    "min": (operator.ge, "at least"),
+    "max": (operator.le, "at most"),
+    "above": (operator.gt, "above"),
+    "below": (operator.lt, "below"),
+}
 _TYPES: dict[str, tuple[Any, str]] = {
     "float": ((int, float), "a number"),
     "int": (int, "a whole number"),
@@ -193,15 +193,9 @@ def _scalar(value: Any, kind: str, spec: Mapping[str, Any], where: str) -> Any:
 
 
 def _in_range(value: Any, spec: Mapping[str, Any], where: str) -> Any:
-    bounds = {
-        "min": (lambda b: value >= b, "at least"),
-        "max": (lambda b: value <= b, "at most"),
-        "above": (lambda b: value > b, "above"),
-        "below": (lambda b: value < b, "below"),
-    }
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{where}: {value!r} is not a finite number")
-    for key, (holds, words) in bounds.items():
-        if key in spec and not holds(spec[key]):
+    for key, (holds, words) in _BOUNDS.items():
+        if key in spec and not holds(value, spec[key]):
             raise InputError(f"{where}: {shown(value)} must be {words} {spec[key]}")
     return value

@@ -94,18 +94,12 @@ def _check_parity(arm: PlannedArm, run: Run, other: Run, problems: Problems) -> 
 
 def bits_forced(first: TrialConfig, second: TrialConfig) -> bool:
     """Return whether the bit widths of one configuration are impossible for the quantizer of the other."""
-
-    def takes(quantizer: str, widths: tuple[int, int, int]) -> bool:
-        facts = registry.get("quantizers", quantizer).facts
-        return all(
-            bits in facts.get(key, [32])
-            for key, bits in zip(("w_bits", "a_bits", "g_bits"), widths, strict=True)
-        )
-
-    return not (
-        takes(first.quantizer["kind"], second.bit_widths)
-        and takes(second.quantizer["kind"], first.bit_widths)
-    )
+    for one, other in ((first, second), (second, first)):
+        facts = registry.get("quantizers", one.quantizer["kind"]).facts
+        for key, bits in zip(("w_bits", "a_bits", "g_bits"), other.bit_widths, strict=True):
+            if bits not in facts.get(key, [32]):
+                return True
+    return False
 
 
 def _key(run: Run, paths: Iterable[AxisPath]) -> str:

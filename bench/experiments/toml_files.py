@@ -118,18 +118,15 @@ def parse_toml(text: str, path: Path) -> dict[str, Any]:
 def experiment_name(path: Path) -> str:
     """Return the file's stem, the experiment's name in folders and tables, where it is fit to be one."""
     name = path.stem
-    reason = None
     if len(name) > 100:
         reason = f"is {len(name)} characters long; 100 at most"
     elif name.split(".")[0].lower() in _RESERVED:
         reason = "is reserved"
     elif not NAME.fullmatch(name) or name.endswith("."):
         reason = "can hold letters, digits and _ . + - only, and begins with a letter or digit"
-    if reason:
-        raise InputError(
-            f"{clean(path, 300)}: the file's name names the experiment, and {shown(name)} {reason}"
-        )
-    return name
+    else:
+        return name
+    raise InputError(f"{clean(path, 300)}: the file's name names the experiment, and {shown(name)} {reason}")
 
 
 def parse_override(text: str) -> tuple[AxisPath, Any]:
@@ -171,14 +168,13 @@ def _toml_value(value: str) -> Any:
 def recipe_names(folder: Path | None = None) -> dict[str, Path]:
     """Return the recipes by name: those shipped, and those of ``recipes`` beside an experiment file."""
     found = {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
-    if folder is not None:
+    if folder is not None and (folder / "recipes").resolve() != RECIPES.resolve():
         for path in sorted((folder / "recipes").glob("*.toml")):
-            if (folder / "recipes").resolve() != RECIPES.resolve():
-                if path.stem in found:
-                    raise InputError(
-                        f"{clean(path)}: a recipe '{path.stem}' is shipped with the suite; name it otherwise"
-                    )
-                found[path.stem] = path
+            if path.stem in found:
+                raise InputError(
+                    f"{clean(path)}: a recipe '{path.stem}' is shipped with the suite; name it otherwise"
+                )
+            found[path.stem] = path
     return found
 
 

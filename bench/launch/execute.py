@@ -187,7 +187,7 @@ def _train(
         if status not in ("done", "diverged", "stopped"):
             raise RuntimeError(f"the training function returned {status!r}")
     except NetworkError as error:
-        return _failed(store, task, str(error), began)
+        return _failed(store, task.id, str(error), time.monotonic() - began)
     except InputError as error:
         return Outcome(task.id, "refused", str(error), no_space=getattr(error, "no_space", False))
     except BaseException as error:  # SystemExit of some library, too: the other trials go on
@@ -196,7 +196,7 @@ def _train(
         reason = failure_text(error, task.device)
         if isinstance(error, OSError) and error.errno in FULL:
             return Outcome(task.id, "refused", str(explain(error, store.folder(task.id))), no_space=True)
-        return _failed(store, task, reason, began)
+        return _failed(store, task.id, reason, time.monotonic() - began)
     summary = (store.summary(task.id) or {}) if status != "stopped" else {}
     reason = summary.get("reason") or ""
     held_out = task.config.get("evaluate_test") is False
@@ -204,11 +204,10 @@ def _train(
     return Outcome(task.id, status, reason, accuracy, time.monotonic() - began, held_out=held_out)
 
 
-def _failed(store: Store, task: Task, reason: str, began: float) -> Outcome:
-    """Record a trial as failed and return that outcome; ``began`` is when it began, by the clock."""
-    seconds = time.monotonic() - began
-    store.write_summary(task.id, {"status": "failed", "reason": reason, "wall_seconds": round(seconds, 3)})
-    return Outcome(task.id, "failed", reason, seconds=seconds)
+def _failed(store: Store, id: str, reason: str, seconds: float) -> Outcome:
+    """Record that a trial failed after so many seconds; return that outcome."""
+    store.write_summary(id, {"status": "failed", "reason": reason, "wall_seconds": round(seconds, 3)})
+    return Outcome(id, "failed", reason, seconds=seconds)
 
 
 def set_threads(count: int) -> None:
@@ -289,12 +288,10 @@ def record_death(task: Task, reason: str, seconds: float) -> Outcome:
                 return Outcome(task.id, state.status, state.reason, state.accuracy, seconds)
             if state.status == "failed":
                 return Outcome(task.id, "failed", state.reason, seconds=seconds)
-            store.write_summary(
-                task.id, {"status": "failed", "reason": reason, "wall_seconds": round(seconds, 3)}
-            )
+            outcome = _failed(store, task.id, reason, seconds)
             with contextlib.suppress(OSError), open(store.log(task.id), "a", encoding="utf-8") as file:
                 file.write(f"{_log_mark()} {reason}\n")
-            return Outcome(task.id, "failed", reason, seconds=seconds)
+            return outcome
     except Busy as error:
         return Outcome(task.id, "busy", str(error))
     except StoreError as error:

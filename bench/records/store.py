@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import re
 import time
@@ -189,13 +190,9 @@ class Store(Experiments):
     def reopen(self, id: str) -> None:
         """Keep a failed or damaged summary as ``summary.old-<n>.json``, so that the trial can go on."""
         path = self.folder(id) / "summary.json"
-        with explained(path):
-            n = 1
-            while (aside := path.with_name(f"summary.old-{n}.json")).exists():
-                n += 1
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(path, aside)
-                sync_folder(path.parent)
+        with explained(path), contextlib.suppress(FileNotFoundError):
+            os.replace(path, _free_name(path, "summary.old-{}.json"))
+            sync_folder(path.parent)
 
     def leftovers(self, id: str, *, finished: bool = False) -> list[Path]:
         """Return half-written files of killed processes, and checkpoints of a ``finished`` trial."""
@@ -290,9 +287,7 @@ class Store(Experiments):
         """Move a trial's folder to ``<id>.old-<n>`` and return the new path. The caller holds the lock."""
         folder = self.folder(id)
         with explained(folder):
-            n = 1
-            while (aside := folder.with_name(f"{id}.old-{n}")).exists():
-                n += 1
+            aside = _free_name(folder, f"{id}.old-{{}}")
             os.rename(folder, aside)
             sync_folder(folder.parent)
         return aside
@@ -305,3 +300,9 @@ class Store(Experiments):
         write_atomic(probe, b"")
         with contextlib.suppress(OSError):
             probe.unlink()
+
+
+def _free_name(path: Path, pattern: str) -> Path:
+    """Return the path beside ``path`` named by ``pattern`` with the first number that is free."""
+    names = (path.with_name(pattern.format(number)) for number in itertools.count(1))
+    return next(name for name in names if not name.exists())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -124,9 +124,10 @@ class Search:
                     trials[needed] = self.trials.needed[needed]
             trials[_trial_key(line.trial)] = line.trial
         profile = self.experiment.profile
+        needed_as = {(role, id): None for trial in trials.values() for role, id in trial.needs.items() if id}
         needs = [
             IndexLine(None, None, {"seed": trials[id].config.seed}, trials[id], role=role, profile=profile)
-            for role, id in _needed_trials(trials.values())
+            for role, id in needed_as
         ]
         wanted: dict[str, WantedTrial] = {_trial_key(w.trial): w for w in standing.wanted}
         wanted |= {_trial_key(line.trial): WantedTrial(line.trial) for line in final}
@@ -167,11 +168,6 @@ def _arm_and_point(line: Mapping[str, Any]) -> str:
 
 def _trial_key(trial: Trial) -> str:
     return trial.id or json.dumps(trial.config.dump(), sort_keys=True)
-
-
-def _needed_trials(trials: Iterable[Trial]) -> list[tuple[str, str]]:
-    found = {(role, id): None for trial in trials for role, id in trial.needs.items() if id is not None}
-    return list(found)
 
 
 def _tuning_lines(search: PointSearch, profile: str | None) -> list[IndexLine]:
