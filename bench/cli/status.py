@@ -16,6 +16,7 @@ from bench.cli.selection import Selection
 from bench.cli.tuning import choices_text
 from bench.errors import InputError
 from bench.launch.plan import ACTIONS
+from bench.launch.progress import pace
 from bench.machine.folders import resolve_data_dir
 from bench.records.files import StoreError
 from bench.records.store import State, Store
@@ -107,6 +108,8 @@ def status_text(
         for id in of_status[:_LISTED]:
             state = states[id]
             at = f"epoch {state.epochs} of {epochs.get(id, '?')}"
+            if state.last is not None:
+                at = ", ".join(filter(None, [at, *pace(state.last, epochs.get(id))]))
             what = {"unfinished": at, "running": f"{at}, by {state.reason}"}.get(status, state.reason)
             out.append(inert(f"{status} {id} {names[id]}: {what}"))
         if len(of_status) > _LISTED:

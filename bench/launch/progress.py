@@ -23,6 +23,20 @@ def say(text: str = "", stream: TextIO | None = None) -> None:
         print(text, file=stream or sys.stdout, flush=True)
 
 
+def pace(line: Mapping[str, Any], epochs: int | None) -> tuple[str, str, str]:
+    """Return accuracy, speed and remaining time of a trial as texts, from its last epoch; "" what is unknown.
+
+    ``epochs`` is their number in all. The rest is guessed to go on at the speed of the last epoch.
+    """
+    accuracy, speed, seconds = (line.get(key) for key in ("test_acc", "images_per_second", "seconds"))
+    left = "" if epochs is None or not seconds else f"ETA {duration((epochs - line['epoch']) * seconds)}"
+    return (
+        "" if accuracy is None else f"{accuracy:.1f} %",
+        "" if not speed else f"{speed:,.0f} images/s",
+        left,
+    )
+
+
 class Progress:
     """Counts what is done and guesses how long the rest takes, from the work done so far in this session."""
 
@@ -42,7 +56,7 @@ class Progress:
         self.interval = 0.2 if self.live else interval
         self.total = len(labels)
         self.done = 0
-        self.running: dict[str, tuple[int, float | None]] = {}  # id -> (epochs recorded, accuracy)
+        self.running: dict[str, Mapping[str, Any]] = {}  # id -> the last epoch that is recorded
         self._fractions: dict[str, float] = {}  # of each trial, finished now
         self._at_start: dict[str, float] = {}  # of each trial, finished before this session
         self._clock = clock
@@ -61,12 +75,12 @@ class Progress:
 
     def started(self, id: str) -> None:
         """A trial starts to run."""
-        self.running[id] = (round(self._fractions.get(id, 0.0) * self.epochs.get(id, 1)), None)
+        self.running[id] = {"epoch": round(self._fractions.get(id, 0.0) * self.epochs.get(id, 1))}
         self.tick()
 
     def epoch(self, id: str, line: Mapping[str, Any]) -> None:
         """A running trial recorded an epoch."""
-        self.running[id] = (line["epoch"], line.get("test_acc"))
+        self.running[id] = line
         self._fractions[id] = min(1.0, line["epoch"] / max(1, self.epochs.get(id, 1)))
         self.tick()
 
@@ -106,9 +120,10 @@ class Progress:
     def line(self) -> str:
         """Return what is done and what runs, in one line."""
         parts = [self._summary()]
-        for id, (epoch, accuracy) in list(self.running.items()):
-            seen = "" if accuracy is None else f" {accuracy:.1f} %"
-            parts.append(f"{self.labels.get(id, id)} {epoch}/{self.epochs.get(id, '?')}{seen}")
+        for id, last in list(self.running.items()):
+            accuracy, *_ = pace(last, self.epochs.get(id))
+            at = f"{last['epoch']}/{self.epochs.get(id, '?')}"
+            parts.append(" ".join(filter(None, [self.labels.get(id, id), at, accuracy])))
         return inert(" | ".join(parts))
 
     def _table(self, lines: int) -> RenderableType:
@@ -119,14 +134,14 @@ class Progress:
 
         table = Table.grid(padding=(0, 2))
         table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-        table.add_column(justify="right", no_wrap=True)
-        table.add_column(justify="right", no_wrap=True)
+        for _ in range(4):
+            table.add_column(justify="right", no_wrap=True)
         running = list(self.running.items())
         shown = running if len(running) < lines else running[: max(0, lines - 2)]
-        for id, (epoch, accuracy) in shown:
-            seen = "" if accuracy is None else f"{accuracy:.1f} %"
+        for id, last in shown:
             name = Text(inert(self.labels.get(id, id)))
-            table.add_row(name, f"epoch {epoch}/{self.epochs.get(id, '?')}", seen)
+            at = f"epoch {last['epoch']}/{self.epochs.get(id, '?')}"
+            table.add_row(name, at, *pace(last, self.epochs.get(id)))
         more = [Text(f"and {len(running) - len(shown)} more")] if len(shown) < len(running) else []
         return Group(Text(self._summary(), style="bold"), table, *more)
 

@@ -15,7 +15,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ class State:
     epochs: int = 0
     accuracy: float | None = None
     newer: bool = False  # "damaged" because a newer version wrote it: to be left alone
+    last: Mapping[str, Any] | None = None  # the last recorded epoch of a trial that runs
 
 
 class Store(Experiments):
@@ -272,7 +273,7 @@ class Store(Experiments):
                 summary["status"], summary.get("reason") or "", len(epochs), summary.get("final_test_acc")
             )
         if owner is not None:
-            return State("running", str(owner), len(epochs))
+            return State("running", str(owner), len(epochs), last=epochs[-1] if epochs else None)
         if summary is not None:
             return State("failed", summary.get("reason") or "no reason recorded", len(epochs))
         if trial is None and not epochs:

@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 
 from bench.cli.main import main
+from bench.cli.status import status_text
 from bench.experiments.expand import load_experiment
 from bench.launch.execute import Outcome, Task, execute, failure_text
 from bench.launch.plan import plan, priorities
-from bench.launch.progress import Progress
+from bench.launch.progress import Progress, pace
 from bench.launch.session import exit_status
 from bench.launch.verify import differences
-from bench.records.store import Store
+from bench.records.store import State, Store
 from bench.text import inert
 from tests.launch.running_fakes import PLAIN
 from tests.waiting import HANG, wait_until
@@ -442,6 +443,16 @@ class TestProgress:
             progress.started(name)
         progress.close()
         assert "and 24 more" in stream.getvalue()
+
+    def test_a_running_trial_shows_accuracy_speed_and_what_is_left(self):
+        last = {"epoch": 3, "test_acc": 61.25, "images_per_second": 12345.6, "seconds": 20.0}
+        assert pace(last, 10) == ("61.2 %", "12,346 images/s", "ETA 2 min")  # 7 epochs of 20 s
+        assert pace({"epoch": 3}, 10) == ("", "", "")
+        assert pace(last, None)[2] == ""
+        lines = [{"arm": "Plain", "grid": {"seed": 0}, "id": "a" * 16}]
+        states = {"a" * 16: State("running", "this machine", 3, last=last)}
+        told = status_text("one", lines, states, {"a" * 16: 10})
+        assert "epoch 3 of 10, 61.2 %, 12,346 images/s, ETA 2 min, by this machine" in told
 
     def test_the_rest_is_guessed_from_the_work_done_here(self):
         progress = self.progress(io.StringIO())
