@@ -122,7 +122,8 @@ def _verdict(checked: object, passed: bool, but_for_ties: bool) -> str:
     if but_for_ties:
         return (
             f"{text}\nthe file is the trained network but for rounding: each image whose prediction differs "
-            "has an activation on a threshold; --accept-ties lets such predictions pass"
+            "has an activation on a threshold or two logits that are equal but for rounding; "
+            "--accept-ties lets such predictions pass"
         )
     off = f"{plural(checked.wrong, 'image')} {'is' if checked.wrong == 1 else 'are'} off without a cause"
     cause = off if checked.wrong else "its logits differ"

@@ -91,7 +91,9 @@ def run_onnx(path: Path) -> Runner:
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            data, options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
     except Exception as error:  # of onnxruntime: one class an error
         raise InputError(f"{path}: onnxruntime cannot read it ({clean(error, 200)})") from None
 

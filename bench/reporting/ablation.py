@@ -16,7 +16,6 @@ from bench.experiments.labels import plain
 from bench.reporting import statistics as st
 from bench.reporting.cells import Cell
 from bench.reporting.grouping import canonical
-from bench.reporting.tables import interval_data
 from bench.reporting.tuned import Searched
 
 NOT_RUN = "not run"
@@ -46,7 +45,9 @@ class Spot:
 
 @dataclass(frozen=True)
 class Ablation:
-    """A panel in one or two axes of an arm, or the arms without an axis; one axis makes one row."""
+    """A panel: one arm over its two axes, over its only axis (one row), or the arms without an axis (one
+    row).
+    """
 
     title: str
     row_axis: str  # "" for one row
@@ -107,8 +108,12 @@ def ablation_data(name: str, panels: Sequence[Ablation]) -> pd.DataFrame:
                 "row": spot.row,
                 "column_axis": panel.column_axis,
                 "column": spot.column,
-                **interval_data("accuracy", spot.accuracy),
-                **interval_data("gain", spot.gain),
+                "accuracy": spot.accuracy.mean,
+                "accuracy_low": spot.accuracy.low,
+                "accuracy_high": spot.accuracy.high,
+                "gain": spot.gain.mean,
+                "gain_low": spot.gain.low,
+                "gain_high": spot.gain.high,
                 "n": spot.done,
                 "wanted": spot.wanted,
                 "learning_rate": spot.rate,
@@ -145,7 +150,8 @@ def _places(cells: Sequence[Cell], searches: Sequence[Searched]) -> Iterator[_Pl
 def _panel_facts(cell: Cell) -> tuple[tuple[Any, ...], str]:
     """Return what a cell's panel is about, and the words for it."""
     facts = cell.facts
-    told = [cell.width_text, cell.bits_text, f"{facts.epochs} epochs"]
+    width = "" if facts.width is None else f"width {facts.width:g}"
+    told = [width, cell.bits_label and f"W/A {cell.bits_label}", f"{facts.epochs} epochs"]
     key = facts.dataset, facts.network, facts.width, cell.bits_label, facts.epochs
     return key, ", ".join(filter(None, told))
 
@@ -159,7 +165,9 @@ def _facts_of_unknown(
 
 
 def _in_order(searches: Sequence[Searched]) -> Callable[[_Place], int]:
-    """Return the key that sorts places as the searches stand in the file; equal without a search."""
+    """Return the position of a place in the experiment file, as the searches tell it; equal where none
+    does.
+    """
     order = {id(search): position for position, search in enumerate(searches)}
     return lambda place: order.get(id(place.search), len(order))
 

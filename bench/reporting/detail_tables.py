@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
+
 from bench.reporting import statistics as st
 from bench.reporting.cells import Cell, Comparison
 from bench.reporting.convergence import TIMES, Convergence
@@ -19,7 +21,9 @@ def published_table(records: Records, cells: Sequence[Cell]) -> Table:
     entries: list[tuple[Cell, Comparison | None]] = []
     for cell in cells:
         if cell.arm is not None:
-            entries += [(cell, comparison) for comparison in cell.comparisons or (None,)]
+            entries.extend((cell, comparison) for comparison in cell.comparisons)
+            if not cell.comparisons:
+                entries.append((cell, None))
     ours = [_ours(cell, c) for cell, c in entries]
     columns = [
         *cell_columns([cell for cell, _ in entries]),
@@ -67,8 +71,9 @@ def published_table(records: Records, cells: Sequence[Cell]) -> Table:
         "paper), reproduction (a repository's own), quoted (copied), superseded (replaced or withdrawn "
         "by the source itself)."
     ]
+    frame = pd.DataFrame(data, dtype=object)
     rows = [cell for cell, _ in entries]
-    return Table("published", f"{records.title}: published values beside ours", columns, data, notes, rows)
+    return Table("published", f"{records.title}: published values beside ours", columns, frame, notes, rows)
 
 
 def _ours(cell: Cell, comparison: Comparison | None) -> st.Interval:
@@ -123,7 +128,8 @@ def convergence_table(records: Records, rows: Sequence[Convergence]) -> Table | 
         "training on the device of the accuracy table. Dip: expanded accuracy at the last epoch with "
         "the branch minus the lowest deployed accuracy after it; recovery: epochs until back there."
     ]
-    return Table("convergence", f"{records.title}: convergence", columns, data, notes, cells)
+    frame = pd.DataFrame(data, dtype=object)
+    return Table("convergence", f"{records.title}: convergence", columns, frame, notes, cells)
 
 
 def _time(time: st.TimeTo, budget: int | None) -> str:
@@ -173,8 +179,9 @@ def runs_table(records: Records, cells: Sequence[Cell]) -> Table:
         }
         for cell, trial in entries
     ]
+    frame = pd.DataFrame(data, dtype=object)
     rows = [cell for cell, _ in entries]
-    return Table("runs", f"{records.title}: runs", columns, data, cells=rows)
+    return Table("runs", f"{records.title}: runs", columns, frame, cells=rows)
 
 
 def _or_none(value: float | None) -> str:

@@ -154,7 +154,9 @@ def _exports(store: Store, ids: Iterable[str]) -> tuple[list[Line], list[str]]:
 
 
 def _minima(store: Store, name: str, unreadable: list[str]) -> list[Line]:
-    """Return the lines of ``sharpness.jsonl``; faults of a damaged file are added to ``unreadable``."""
+    """Return the lines of ``sharpness.jsonl``; what is wrong with a damaged file is added to
+    ``unreadable``.
+    """
     try:
         return list(store.sharpness(name))
     except InputError as error:

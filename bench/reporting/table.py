@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from bench.reporting.cells import Cell
+if TYPE_CHECKING:
+    from bench.reporting.cells import Cell
 
 NONE = "–"  # a cell that has no value
 
@@ -30,7 +31,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table for reading (``columns``) and for machines (``rows``).
+    """A table for reading (``columns``) and for machines (``data``).
 
     ``cells`` are the cells that the rows are about, so that the page can show the runs behind a row.
     """
@@ -38,14 +39,9 @@ class Table:
     name: str
     title: str
     columns: Sequence[Column]
-    rows: Sequence[Mapping[str, Any]] = ()
+    data: pd.DataFrame
     notes: Sequence[str] = ()
     cells: Sequence[Cell] = field(default=(), repr=False)
-
-    @property
-    def data(self) -> pd.DataFrame:
-        """The rows for machines as a data frame."""
-        return pd.DataFrame(list(self.rows), dtype=object)
 
     def shown(self) -> tuple[list[Column], list[tuple[str, str]]]:
         """Return the columns to print, and (title, value) of the columns with one value in every row."""

@@ -19,7 +19,7 @@ from sphinx.util.docutils import SphinxDirective
 from bench import registry
 from bench.cli.parser import make_parser
 from bench.experiments.arms import ArmTable
-from bench.experiments.claims import AT, DEFAULT_MARGIN
+from bench.experiments.claims import DEFAULT_MARGIN, EQUAL_EPOCHS, EQUAL_OPERATIONS
 from bench.experiments.config import Recipe, TrialConfig
 from bench.experiments.file import FileTable, ProfileTable
 from bench.experiments.options import CHOICES
@@ -79,7 +79,12 @@ def claims() -> str:
     rows = [
         ("`arm`", "the name of an arm", "", "the arm that is expected to differ"),
         ("`over`", "the name of an arm", "", "the arm that it is compared with"),
-        ("`at`", ", ".join(map(_code, AT)), "", "what the two arms have in common"),
+        (
+            "`at`",
+            ", ".join(map(_code, (EQUAL_EPOCHS, EQUAL_OPERATIONS))),
+            "",
+            "what the two arms have in common",
+        ),
         ("`margin`", "number", _code(DEFAULT_MARGIN), "points within which two means count as equivalent"),
         ("`where`", "table", "`{}`", "the grid points that the claim covers; without it all of the pair"),
     ]

@@ -129,7 +129,9 @@ def page(report: Report, drawings: Sequence[Drawing] = ()) -> str:
 
 
 def _missing(report: Report) -> Iterator[tuple[str, str, str, str, str, str]]:
-    """Yield arm, bits, seed, id, status and reason of runs without accuracy, and of points in tuning."""
+    """Yield arm, bits, seed, id, status and reason of every run without an accuracy, and of every point that
+    has no run yet because its tuning goes on.
+    """
     for cell in report.cells:
         for t in cell.trials:
             if t["status"] != "done":
