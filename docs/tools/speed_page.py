@@ -169,8 +169,44 @@ def memory(document: Row, dtype: str) -> str:
     return _crossed("MB", cells)
 
 
+def _way(row: Row) -> str:
+    return f"{row['way']}, {row['bits']}"
+
+
+def inference(document: Row, batch: str) -> str:
+    """Return the table of whole networks, and of ResNet-18's layers together, for images of a batch."""
+    rows = [row for row in document["rows"] if str(row["batch_size"]) == batch]
+    rows = [row for row in rows if row["layer"] in (None, "all 3x3 layers")]
+    columns = list(dict.fromkeys(_what(row) for row in rows))
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows:
+        times = f"{row['speedup']:.2f} ({row['speedup_low']:.2f} to {row['speedup_high']:.2f})"
+        cells.setdefault(_way(row), {})[_what(row)] = f"{1e3 * row['seconds']:.1f} ms: {times}"
+    return _table(
+        ["", *columns], [[name, *(found.get(c, "") for c in columns)] for name, found in cells.items()]
+    )
+
+
+def _what(row: Row) -> str:
+    return f"{row['network']}, {row['layer'] or 'whole'}"
+
+
+def layers(document: Row, batch: str) -> str:
+    """Return the table of ResNet-18's layers, a column for each way but float32, for images of a batch."""
+    rows = [row for row in document["rows"] if str(row["batch_size"]) == batch and "times" in row]
+    columns = [way for way in dict.fromkeys(map(_way, rows)) if not way.startswith("float32")]
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows:
+        cells.setdefault(row["layer"], {})[_way(row)] = f"{row['speedup']:.2f}"
+    return _table(
+        ["", *columns], [[name, *(found.get(c, "") for c in columns)] for name, found in cells.items()]
+    )
+
+
 TABLES = {
     "aims": aims,
+    "inference": inference,
+    "layers": layers,
     "machine": machine,
     "memory": memory,
     "modes": modes,
