@@ -137,6 +137,12 @@ CASES = {
     "auxiliary module": {"bits": "8/8", "strategy": {"kind": "auxiliary"}},
     "peers": {"bits": "8/8", "strategy": {"kind": "mutual", "peers": 2, "peer": FULL}},
     "incremental": {"bits": "8/8", "quantizer": "inq", "strategy": {"kind": "incremental", "begin": 0.0}},
+    "fitted at removal": {
+        "quantizer": "tsq",
+        "bits": "2/32",
+        "strategy": {"kind": "two_step", "images": 20, "rows": 200},
+        "epochs": 1,
+    },
     "two micro-batches": {"bits": "8/8", "micro_batches": 2, "network": DROPOUT, "augmentation": "svhn"},
     "groups of 4": {"batch_norm_group": 4, "strategy": progressive("sum")},
 }
