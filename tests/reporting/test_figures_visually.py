@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
@@ -59,6 +60,7 @@ def faults(figure: Figure) -> list[str]:
     for text, box in texts:
         if box.x0 < page.x0 - 1 or box.x1 > page.x1 + 1 or box.y0 < page.y0 - 1 or box.y1 > page.y1 + 1:
             found.append(f"{text!r} is cut at the edge")
+    found += _cut_or_doubled(figure)
     for axes in figure.axes:
         box = axes.get_window_extent().padded(1.5)
         for line in axes.lines:
@@ -71,6 +73,33 @@ def faults(figure: Figure) -> list[str]:
                 if not box.contains(x, y):
                     found.append(f"a point of {line.get_label()!r} lies outside its axes")
                     break
+    return found
+
+
+def _cut_or_doubled(figure: Figure) -> list[str]:
+    """Return what a reader could not tell: texts of the page on axes, entries and ticks that say the same."""
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    outer = [text for legend in figure.legends for text in legend.get_texts()]
+    entries = [text.get_text() for text in outer]
+    found = [
+        f"{text!r} stands {entries.count(text)} times in the legend"
+        for text in {*entries}
+        if entries.count(text) > 1
+    ]
+    if figure.get_suptitle():
+        outer.append(figure._suptitle)  # type: ignore[attr-defined]
+    for axes in figure.axes:
+        inside = axes.get_window_extent(renderer).padded(-1)
+        found += [
+            f"{t.get_text()!r} lies on axes" for t in outer if t.get_window_extent(renderer).overlaps(inside)
+        ]
+        low, high = sorted(axes.get_xlim())
+        ticks = [t.label1.get_text() for t in axes.xaxis.get_major_ticks() if low <= t.get_loc() <= high]
+        told = [text for text in ticks if text]
+        found += [f"two ticks say {text!r}" for text in {*told} if told.count(text) > 1]
+        if axes.get_ylabel() == "test accuracy, %" and axes.lines:
+            low, high = sorted(axes.get_ylim())
+            found += ["the axis goes beyond 0 to 100 %"] if low < -1 or high > 101.5 else []
     return found
 
 
@@ -107,7 +136,10 @@ def test_the_check_finds_what_it_is_for():
     axis.text(9.0, 0, "far away")
     axis.plot([99.0], [0], "o")
     axis.set_xlim(0, 2)
+    axis.set_xticks([0.5, 1.5], ["one", "one"])
+    figure.legend(handles=[Line2D([], [], label="an arm")] * 2, loc="center")
     told = " ".join(faults(figure))
+    assert "two ticks say 'one'" in told and "stands 2 times" in told and "'an arm' lies on axes" in told
     assert "lies on" in told and "cut at the edge" in told and "outside its axes" in told
 
 
