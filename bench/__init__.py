@@ -40,13 +40,8 @@ __all__ = [
     "run",
 ]
 
-_HOMES = {
-    **dict.fromkeys(
-        ("Results", "layer_runs", "load", "load_experiment", "network", "report", "results", "run"),
-        "bench.api",
-    ),
-    "make_quantizer": "bench.quantizers",
-}
+_API = ("Results", "layer_runs", "load", "load_experiment", "network", "report", "results", "run")
+_HOMES = {**dict.fromkeys(_API, "bench.api"), "make_quantizer": "bench.quantizers"}
 
 
 def __getattr__(name: str) -> Any:

@@ -33,9 +33,7 @@ def readable(path: object) -> Iterator[None]:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the valid name closest to ``name``, or ``""`` when none is
-    close.
-    """
+    """Return ``" Did you mean 'x'?"`` for the valid name closest to ``name``, "" where none is close."""
     found = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.6)
     return f" Did you mean '{found[0]}'?" if found else ""
 

@@ -74,9 +74,7 @@ def is_module(name: str) -> bool:
 
 
 def is_allowed(module: str) -> bool:
-    """Return whether this process may import ``module``: the command line names the module or a package that
-    it is in.
-    """
+    """Return whether the command line allows importing ``module``, by its own or its package's name."""
     parts = module.split(".")
     return bool({".".join(parts[:i]) for i in range(1, len(parts) + 1)} & set(current().modules))
 
@@ -108,9 +106,7 @@ def find_module(module: str, where: str) -> tuple[Path, Path | None]:
 
 
 def source_places() -> list[Path]:
-    """Return the files and packages that this process may import, those that a machine elsewhere would
-    need.
-    """
+    """Return the files and packages that this process may import, which another machine would need."""
     found = []
     for module in current().modules:
         file, package = find_module(module, "--allow-code")

@@ -46,9 +46,7 @@ PACKAGE = Path(__file__).parent
 
 
 class Group(NamedTuple):
-    """What one part is called, the folder of the modules that declare parts, and the name of their
-    literal.
-    """
+    """What a part is called, the folder of its modules, and the name of their literal."""
 
     noun: str
     folder: str
@@ -74,8 +72,7 @@ FACTS: dict[str, dict[str, str]] = {
         "input_size": "height and width of the images that the network reads, in pixels; None if its code "
         "decides",
         "macs": "multiply-accumulates of one image at the default options and width 1, with the 10 classes "
-        "of small "
-        "images or the 1,000 of ImageNet: for ranking, without building anything",
+        "of small images or the 1,000 of ImageNet: for ranking, without building anything",
         "open": "True: the entry takes options that it does not declare",
     },
     "strategies": {
@@ -185,9 +182,7 @@ def read_entries(group: str, path: Path, module: str, package: str = "") -> list
 
 
 def _literal(path: Path, variable: str, absent: Any) -> Any:
-    """Return the literal called ``variable`` at the top level of a source file, ``absent`` where there is
-    none.
-    """
+    """Return the literal called ``variable`` at the top level of a source file, else ``absent``."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, SyntaxError) as error:
@@ -228,19 +223,9 @@ def _validated(group: str, given: Any, number: int, path: Path, module: str, pac
     problems += [f"{where}: {line}" for line in _option_problems(entry)]
     if problems:
         raise InputError("\n".join(problems))
-    return Entry(
-        group,
-        entry.name,
-        module,
-        entry.factory,
-        entry.help,
-        entry.title,
-        entry.arxiv,
-        entry.revision,
-        given["options"],
-        facts,
-        package,
-    )
+    common = entry.model_dump(include={"name", "factory", "help", "title", "arxiv", "revision"})
+    options: Mapping[str, Mapping[str, Any]] = given["options"]
+    return Entry(group=group, module=module, options=options, facts=facts, package=package, **common)
 
 
 def _with_shared(options: Any, group: str, path: Path) -> Any:
@@ -335,9 +320,7 @@ def _from_packages(group: str) -> Iterator[Entry]:
 
 
 def find(group: str, name: str) -> Entry | None:
-    """Return the entry of ``group`` called ``name``, None where there is none; ``python:...`` is the entry
-    ``python``.
-    """
+    """Return the entry of ``group`` called ``name`` (``python:...``: the entry ``python``), None for none."""
     known = entries(group)
     if group == "networks" and name.startswith("python:") and "python" in known:
         return replace(known["python"], name=name)
@@ -366,8 +349,7 @@ def check_allowed(entry: Entry, where: str = "") -> None:
         prefix = f"{where}: " if where else ""
         raise InputError(
             f"{prefix}{GROUPS[entry.group].noun} '{entry.name}' is code of {entry.package}; if you trust "
-            "the package, "
-            f"say --allow-code {entry.module.split('.')[0]} on the command line"
+            f"the package, say --allow-code {entry.module.split('.')[0]} on the command line"
         )
 
 

@@ -100,6 +100,12 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
+def first_few(names: Sequence[str], count: int = 3, separator: str = ", ") -> str:
+    """Return the first of ``names`` in one line, and how many more there are."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return separator.join(names[:count]) + more
+
+
 def duration(seconds: float) -> str:
     """Return a duration in words short enough for a line of a table."""
     if seconds < 90:
@@ -123,9 +129,7 @@ def percent(value: float | None) -> str:
 
 
 def columns_of(text: str) -> int:
-    """Return the columns that ``text`` takes on a terminal: two for wide letters, none for combining
-    marks.
-    """
+    """Return the columns of ``text`` on a terminal: two for wide letters, none for combining marks."""
     return sum(
         0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
         for letter in text
@@ -149,9 +153,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Collec
 
 
 def markdown(text: object) -> str:
-    """Return ``text`` for a cell or a line of (GitHub) markdown: no table bar, markup, link, formula or HTML
-    survives.
-    """
+    """Return ``text`` for a line or cell of GitHub's markdown, with no markup, link, formula or HTML left."""
     line = _MARKDOWN.sub(r"\\\1", clean(text))
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     line = re.sub(r"://", ":&#47;&#47;", line)  # no automatic links
@@ -159,9 +161,7 @@ def markdown(text: object) -> str:
 
 
 def latex(text: object) -> str:
-    """Return ``text`` for LaTeX with any font encoding: active characters escaped, letters that OT1 lacks as
-    ``[U+4E2D]``.
-    """
+    """Return ``text`` for LaTeX in any font encoding: escaped, letters that OT1 lacks as ``[U+4E2D]``."""
     return "".join(map(_latex_letter, clean(text)))
 
 
@@ -176,9 +176,7 @@ def _latex_letter(letter: str) -> str:
 
 
 def spreadsheet(value: object) -> object:
-    """Return a CSV cell: numbers as they are, text that a spreadsheet would take for a formula with an
-    apostrophe before it.
-    """
+    """Return a CSV cell: numbers as they are, an apostrophe before text that reads like a formula."""
     if value is None or isinstance(value, bool | int | float):
         return value
     line = clean(value)

@@ -47,7 +47,7 @@ def make_data(
     config: TrialConfig,
     input_size: int,
     device: torch.device | str,
-    share: tuple[int, int] = (0, 1),
+    worker: tuple[int, int] = (0, 1),
 ) -> Batches:
     """Return the batches of the images that ``load`` returned.
 
@@ -56,7 +56,7 @@ def make_data(
     if isinstance(images, Arrays):
         from bench.datasets.device_batches import DeviceData
 
-        return DeviceData(images, config, input_size, device, share)
+        return DeviceData(images, config, input_size, device, worker)
     from bench.datasets.streamed_batches import PhotographData
 
-    return PhotographData(images, config, input_size, device, share)
+    return PhotographData(images, config, input_size, device, worker)

@@ -15,22 +15,23 @@ from bench.experiments.config import TrialConfig
 from bench.randomness import key_of, permutation
 
 UNIT_SCALES = {"divide_255": 1.0 / 255.0, "divide_256": 1.0 / 256.0}  # normalizations without a shift
-WHOLE = (0, 1)  # the share (rank, ranks) of a trial's only worker
+ALONE = (0, 1)  # (rank, world_size) of the only worker of a trial
 
 
-def rows(batch_size: int, share: tuple[int, int] = WHOLE, micro_batches: int = 1) -> Tensor:
-    """Return the positions in the global batch of a worker's images: int64 (batch_size / ranks,) on the CPU.
+def rows(batch_size: int, worker: tuple[int, int] = ALONE, micro_batches: int = 1) -> Tensor:
+    """Return the places of a worker's images in the global batch, int64 (batch_size / world_size,), CPU.
 
-    ``share = (rank, ranks)``: the rank of the worker and the number of workers. The batch is cut into
+    ``worker = (rank, world_size)``: the rank of the worker and the number of workers. The batch is cut into
     ``micro_batches`` parts, and each part is divided among the workers in the order of their ranks. So part m
     of the global batch has the same images for every number of workers. Without micro-batches, rank r of R
     workers has the rows [r B / R, (r + 1) B / R) of a batch of B images. Raises ``ValueError`` where the
     batch cannot be divided evenly.
     """
-    rank, ranks = share
-    if not 0 <= rank < ranks or batch_size % (ranks * micro_batches):
-        raise ValueError(f"a batch of {batch_size} in {micro_batches} parts has no share {rank} of {ranks}")
-    return torch.arange(batch_size).view(micro_batches, ranks, -1)[:, rank].reshape(-1)
+    rank, world_size = worker
+    if not 0 <= rank < world_size or batch_size % (world_size * micro_batches):
+        of = f"a batch of {batch_size} in {micro_batches} parts"
+        raise ValueError(f"{of} has no share {rank} of {world_size}")
+    return torch.arange(batch_size).view(micro_batches, world_size, -1)[:, rank].reshape(-1)
 
 
 def mean_and_deviation(sums: np.ndarray, squares: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -82,8 +83,8 @@ class ChosenImages(Batches):
     which images belong together (``Arrays.groups``), whole groups are held out, in a random order of the
     groups, and the other groups train.
 
-    ``share = (rank, ranks)``: the worker gets its own rows of each training and estimation batch (see
-    ``rows``), with the draws of their positions in the global batch, and every ``ranks``-th batch of an
+    ``worker = (rank, world_size)``: the worker gets its own rows of each training and estimation batch (see
+    ``rows``), with the draws of their positions in the global batch, and every ``world_size``-th batch of an
     evaluation.
     """
 
@@ -94,7 +95,7 @@ class ChosenImages(Batches):
         test_count: int,
         num_classes: int,
         device: torch.device | str,
-        share: tuple[int, int],
+        worker: tuple[int, int],
         groups: np.ndarray | None = None,
     ) -> None:
         """Choose among ``total`` training images; raises ``InputError`` where there are too few."""
@@ -113,21 +114,21 @@ class ChosenImages(Batches):
         self.device = torch.device(device)
         self._chosen, self._held_out = chosen_images(total, self.train_count, config.holdout, groups)
         self._seed = config.seed
-        self._share = share
-        self._samples = rows(config.batch_size, share, config.micro_batches).to(self.device)
+        self._worker = worker
+        self._samples = rows(config.batch_size, worker, config.micro_batches).to(self.device)
         self._order: tuple[int, Tensor] | None = None
 
     def indices(self, step: int) -> Tensor:
         """Return the indices of this worker's images in the batch of ``step``, among the training images.
 
-        They are int64 (batch_size / ranks,) on the device.
+        They are int64 (batch_size / world_size,) on the device.
         """
         epoch, position = divmod(step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
             key = key_of(self._seed, "order", epoch)
             self._order = epoch, permutation(self.train_count, key, self.device)
         batch = self._order[1][position * self.batch_size : (position + 1) * self.batch_size]
-        return batch if self._share == WHOLE else batch[self._samples]
+        return batch if self._worker == ALONE else batch[self._samples]
 
     def _estimated(self, count: int, batch_size: int) -> Iterator[Tensor]:
         """Yield this worker's indices of ``count`` batches, in a random order that the seed determines.
@@ -135,6 +136,6 @@ class ChosenImages(Batches):
         The order begins again at its end.
         """
         order = permutation(self.train_count, key_of(self._seed, "estimation"), self.device)
-        places = rows(batch_size, self._share).to(self.device)
+        places = rows(batch_size, self._worker).to(self.device)
         for batch in range(count):
             yield order[(places + batch * batch_size) % self.train_count]

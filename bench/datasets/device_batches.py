@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.datasets import augmentation
-from bench.datasets.batch_rows import UNIT_SCALES, WHOLE, ChosenImages, mean_and_deviation
+from bench.datasets.batch_rows import ALONE, UNIT_SCALES, ChosenImages, mean_and_deviation
 from bench.datasets.resize import RESIZES, Bilinear, OpenCVBilinear
 from bench.datasets.sources import Arrays
 from bench.experiments.config import TrialConfig
@@ -40,11 +40,11 @@ class DeviceData(ChosenImages):
         config: TrialConfig,
         input_size: int,
         device: torch.device | str,
-        share: tuple[int, int] = WHOLE,
+        worker: tuple[int, int] = ALONE,
     ) -> None:
         """Choose the images and move them to ``device``; raises ``InputError`` where there are too few."""
         total = len(arrays.x_train)
-        super().__init__(config, total, len(arrays.x_test), arrays.num_classes, device, share, arrays.groups)
+        super().__init__(config, total, len(arrays.x_test), arrays.num_classes, device, worker, arrays.groups)
         self.resident = True
         train, holdout = self._chosen, self._held_out
         x_train = arrays.x_train if len(train) == total else arrays.x_train[train]
@@ -98,8 +98,8 @@ class DeviceData(ChosenImages):
 
     def _in_order(self, part: tuple[Tensor, Tensor], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         images, labels = part
-        rank, ranks = self._share
-        for start in range(rank * batch_size, len(images), ranks * batch_size):
+        rank, world_size = self._worker
+        for start in range(rank * batch_size, len(images), world_size * batch_size):
             yield self._finished(images[start : start + batch_size]), labels[start : start + batch_size]
 
     def _finished(self, images: Tensor) -> Tensor:

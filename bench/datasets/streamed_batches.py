@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.datasets.batch_rows import UNIT_SCALES, WHOLE, ChosenImages, mean_and_deviation
+from bench.datasets.batch_rows import ALONE, UNIT_SCALES, ChosenImages, mean_and_deviation
 from bench.datasets.loaded import Images, Photographs
 from bench.datasets.photographs import crops
 from bench.datasets.photographs.images import MEAN_SIDE
@@ -46,7 +46,7 @@ class PhotographData(ChosenImages):
         config: TrialConfig,
         input_size: int,
         device: torch.device | str,
-        share: tuple[int, int] = WHOLE,
+        worker: tuple[int, int] = ALONE,
         workers: int | None = None,
     ) -> None:
         """Choose the images; ``workers`` threads cut them. Raises ``InputError`` for too few images."""
@@ -57,7 +57,7 @@ class PhotographData(ChosenImages):
                 f"{', '.join(crops.AUGMENTATIONS)}"
             )
         counts = len(photographs.train.index), len(photographs.test.index)
-        super().__init__(config, *counts, photographs.num_classes, device, share)
+        super().__init__(config, *counts, photographs.num_classes, device, worker)
         self.resident = False
         self.size = input_size
         self.workers = workers or (1 if self.device.type == "cpu" else min(16, cpu_count()))
@@ -126,8 +126,8 @@ class PhotographData(ChosenImages):
     def _in_order(
         self, part: str, images: Images, numbers: np.ndarray, batch_size: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        rank, ranks = self._share
-        starts = range(rank * batch_size, len(numbers), ranks * batch_size)
+        rank, world_size = self._worker
+        starts = range(rank * batch_size, len(numbers), world_size * batch_size)
         batches = [numbers[start : start + batch_size] for start in starts]
         key = f"{part} {batch_size}"
         kept = self._kept.get(key)

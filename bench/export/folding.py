@@ -146,9 +146,7 @@ def _number(keys: Tensor) -> Tensor:
 
 
 def smallest_reaching(code: Callable[[Tensor], Tensor], level: int, channels: int) -> Tensor:
-    """Return, for each channel, the smallest float32 y whose code is at least ``level``; -inf or inf if
-    none.
-    """
+    """Return a channel's smallest float32 y whose code is at least ``level``; -inf or inf where none is."""
     low = torch.full((channels,), -_LARGEST, dtype=torch.int64)
     high = torch.full((channels,), _LARGEST, dtype=torch.int64)
     always = code(_number(low)[None])[0] >= level

@@ -1,6 +1,4 @@
-"""What a person sees while trials run: a live table on a terminal, a line for each running trial; plain lines
-elsewhere.
-"""
+"""What a person sees while trials run: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

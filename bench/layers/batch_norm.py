@@ -18,10 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class _Normalized(Function):
-    """(x, weight, bias) -> (y, mean, variance over n).
-
-    Sums over the positions of an image are float32, sums over images float64.
-    """
+    """(x, weight, bias) -> (y, mean, variance over n); sums in an image are float32, over images float64."""
 
     @staticmethod
     def forward(
@@ -51,12 +48,25 @@ class _Normalized(Function):
         return to_x, to_weight, to_bias, None
 
 
-class AccurateBatchNorm(_BatchNorm):
-    """Replaces the batch norm ``like`` and shares its parameters and buffers.
+class AnyShapeBatchNorm(_BatchNorm):
+    """Batch norm of (B, C, ...), whatever the number of dimensions."""
 
-    With a ``factor`` the output is the factor times batch norm. The layer differs from PyTorch's batch norm
-    only in training on channels-last float32 batches (B, C, H, W) on the CPU.
-    """
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+    def counted_momentum(self) -> float:
+        """Count a training step and return its momentum; without one, statistics are a cumulative average."""
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        return 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+
+    def scale_and_shift(self, factor: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return scale and shift, times ``factor`` of shape () where given."""
+        return (self.weight, self.bias) if factor is None else (self.weight * factor, self.bias * factor)
+
+
+class ReplacedBatchNorm(AnyShapeBatchNorm):
+    """A batch norm that takes the place of ``like``, with the same parameters and buffers."""
 
     def __init__(self, like: _BatchNorm) -> None:
         super().__init__(like.num_features, like.eps, like.momentum)
@@ -66,21 +76,18 @@ class AccurateBatchNorm(_BatchNorm):
         for name, child in like.named_children():  # only a norm that holds its activation has children
             self.add_module(name, child)
 
-    def _check_input_dim(self, input: Tensor) -> None:
-        pass
+
+class AccurateBatchNorm(ReplacedBatchNorm):
+    """Batch norm whose sums over images are float64; with a ``factor`` the output is the factor times it.
+
+    The layer differs from PyTorch's batch norm only in training on channels-last float32 batches (B, C, H, W)
+    on the CPU.
+    """
 
     def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Return batch norm of ``x`` (B, C, ...), times ``factor`` of shape () where given."""
-        weight: Tensor = self.weight
-        bias: Tensor = self.bias
-        if factor is not None:
-            weight, bias = weight * factor, bias * factor
-        momentum = 0.0
-        if self.training:
-            assert self.num_batches_tracked is not None
-            self.num_batches_tracked.add_(1)
-            # Without momentum, the running statistics are a cumulative average (re-estimation).
-            momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        weight, bias = self.scale_and_shift(factor)
+        momentum = self.counted_momentum() if self.training else 0.0
         if not self.training or not _is_summed_in_float32(x):
             return F.batch_norm(
                 x, self.running_mean, self.running_var, weight, bias, self.training, momentum, self.eps

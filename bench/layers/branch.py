@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.layers.batch_norm import AnyShapeBatchNorm
+
 MERGES = ("sum", "difference", "concat", "preactivation")
 
 
@@ -39,32 +41,15 @@ class Branch:
     statistics: str = "main"
 
 
-class FactorBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """f times batch norm of (B, C) or (B, C, H, W).
-
-    The factor multiplies scale and shift, which costs no further pass over the data.
-    """
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        pass
+class FactorBatchNorm(AnyShapeBatchNorm):
+    """f times batch norm of (B, C) or (B, C, H, W): the factor multiplies scale and shift, not the data."""
 
     def forward(self, x: Tensor, factor: Tensor) -> Tensor:  # type: ignore[override]
         """Return ``factor * BN(x)``; ``factor`` of shape ()."""
-        momentum = self.momentum
-        if self.training:
-            assert self.num_batches_tracked is not None
-            self.num_batches_tracked.add_(1)
-            if momentum is None:  # statistics are re-estimated: a cumulative average
-                momentum = 1.0 / float(self.num_batches_tracked)
+        momentum = self.counted_momentum() if self.training else 0.0
+        weight, bias = self.scale_and_shift(factor)
         return F.batch_norm(
-            x,
-            self.running_mean,
-            self.running_var,
-            self.weight * factor,
-            self.bias * factor,
-            self.training,
-            momentum if momentum is not None else 0.0,
-            self.eps,
+            x, self.running_mean, self.running_var, weight, bias, self.training, momentum, self.eps
         )
 
 

@@ -42,13 +42,10 @@ def layer_diagnostics(
     found = _Diagnosis(detailed)
     kinds = (LowPrecisionLayer, Classifier, Meeting)
     layers = [(name, module) for name, module in network.named_modules() if isinstance(module, kinds)]
-    handles = [layer.register_forward_hook(found.hook(name, layer)) for name, layer in layers]
-    try:
-        with in_evaluation(network):
-            network(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with contextlib.ExitStack() as hooks, in_evaluation(network):
+        for name, layer in layers:
+            hooks.enter_context(layer.register_forward_hook(found.hook(name, layer)))
+        network(images)
     ratios = {**found.at_output, **found.at_meeting}
     return {
         name: {

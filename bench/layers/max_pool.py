@@ -48,18 +48,16 @@ class _Largest(Function):
         spread = (count, rows, 1, columns, 1, channels)
         numbers = torch.arange(4, dtype=place.dtype, device=place.device).view(1, 1, 2, 1, 2, 1)
         here = (1.0 - (place.permute(0, 2, 3, 1).reshape(spread) - numbers).abs()).clamp_min(0.0)
-        whole = (grad.permute(0, 2, 3, 1).reshape(spread) * here).reshape(
-            count, 2 * rows, 2 * columns, channels
-        )
+        whole = grad.permute(0, 2, 3, 1).reshape(spread) * here
+        whole = whole.reshape(count, 2 * rows, 2 * columns, channels)
         # Equal to permute(0, 3, 1, 2), but a compiler stores this tensor as it lies, without transposing it.
         whole = whole.as_strided(
             (count, channels, 2 * rows, 2 * columns),
             (4 * rows * columns * channels, 1, 2 * columns * channels, channels),
         )
         height, width = ctx.size
-        return (
-            F.pad(whole, [0, width - 2 * columns, 0, height - 2 * rows]) if height % 2 or width % 2 else whole
-        )
+        odd = height % 2 or width % 2
+        return F.pad(whole, [0, width - 2 * columns, 0, height - 2 * rows]) if odd else whole
 
 
 class MaxPool2(nn.MaxPool2d):

@@ -25,8 +25,7 @@ def cache_folder() -> Path:
 
 
 def resolve_data_dir(argument: str | os.PathLike[str] | None = None) -> Path:
-    """Return the data folder: ``argument`` (``--data``), else ``$BENCH_DATA``, else a folder among the user's
-    caches.
+    """Return the data folder: ``argument`` (``--data``), else ``$BENCH_DATA``, else one among the caches.
 
     The folder need not exist; ``InputError`` is raised where the path is not a folder.
     """
@@ -46,17 +45,13 @@ def resolve_data_dir(argument: str | os.PathLike[str] | None = None) -> Path:
 
 
 def acceptable(name: str) -> bool:
-    """Return whether a user's data set may have this name: a relative path without ``..`` of harmless
-    characters.
-    """
+    """Return whether a data set may have this name: a relative path of harmless characters without ``..``."""
     outside = ".." in PurePosixPath(name).parts or PureWindowsPath(name).drive or name.startswith("/")
     return not outside and _NAME.fullmatch(name) is not None
 
 
 def inside(kind: str, name: str) -> str:
-    """Return the name of a user's data set, as in ``npz:NAME``; raises ``InputError`` where it leads out of
-    the folder.
-    """
+    """Return the name in ``npz:NAME``; raises ``InputError`` where it leads out of the data folder."""
     if not acceptable(name):
         raise InputError(
             f"{kind}:{name[:80]!r} is not a name inside the data folder: letters, digits, spaces and ._+=@/- "

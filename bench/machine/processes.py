@@ -53,9 +53,7 @@ class Child:
             raise EOFError(str(error)) from error
 
     def received(self) -> Iterator[Any]:
-        """Yield what the process has sent so far; raises ``EOFError`` after the last value of a process that
-        is gone.
-        """
+        """Yield what the process has sent so far; then raises ``EOFError`` where the process is gone."""
         try:
             while self.pipe.poll():
                 yield self.pipe.recv()
@@ -68,9 +66,7 @@ class Child:
             self.process.terminate()
 
     def exit_code(self, patience: float) -> int | None:
-        """Return the exit status (negative: the signal that ended it), None after ``patience`` seconds
-        without one.
-        """
+        """Return the exit status, -N for the signal N; None if the process outlives ``patience`` seconds."""
         self.process.join(patience)
         code: int | None = self.process.exitcode
         return code
@@ -86,9 +82,7 @@ class Child:
 
 
 def wait(children: Sequence[Child], timeout: float) -> None:
-    """Return when one of the processes has sent something or is gone, at the latest after ``timeout``
-    seconds.
-    """
+    """Wait until a process has sent something or is gone, ``timeout`` seconds at most."""
     connection.wait([child.pipe for child in children], timeout=timeout)
 
 
@@ -108,9 +102,7 @@ def call(function: Callable[..., Any], *arguments: Any, name: str) -> Any:
 
 
 def portable(error: BaseException) -> BaseException:
-    """Return an error that another process can read: ``error`` itself, or a ``RuntimeError`` with its
-    text.
-    """
+    """Return ``error``, or a ``RuntimeError`` with its text where another process could not read it."""
     try:
         copy.copy(error)  # made anew as pickle does: fails where the arguments are not those of its class
         pickle.dumps(error)

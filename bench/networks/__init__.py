@@ -10,6 +10,7 @@ makes. The first convolution and the last linear layer are full precision and ha
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -20,6 +21,7 @@ from bench.errors import InputError
 from bench.experiments.config import TrialConfig
 from bench.experiments.options import keywords
 from bench.layers.branch import Branch
+from bench.layers.diagnostics import in_evaluation
 from bench.networks.builder import Builder, Network
 from bench.networks.costs import Costs, LayerRow, costs, describe_layers
 from bench.networks.initialization import initialize
@@ -67,17 +69,14 @@ def _check_single_image(network: Network) -> None:
 
         return hook
 
-    norms = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    handles = [norm.register_forward_pre_hook(watch(name)) for name, norm in norms]
-    try:
-        network.eval()(torch.zeros(1, 3, network.input_size, network.input_size))
-    finally:
-        network.train()
-        for handle in handles:
-            handle.remove()
+    with contextlib.ExitStack() as hooks, in_evaluation(network):
+        for name, module in network.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                hooks.enter_context(module.register_forward_pre_hook(watch(name)))
+        network(network.blank_image())
     if few:
         raise InputError(
             f"batch_size: the statistics of batch norm {few[0]} would be of one image, one value a channel, "
-            "which has "
-            "no variance; take at least 2 images (batch_size, batch_norm_group, or fewer micro_batches)"
+            "which has no variance; take at least 2 images (batch_size, batch_norm_group, or fewer "
+            "micro_batches)"
         )

@@ -16,6 +16,9 @@ from bench.errors import InputError, nearest
 from bench.networks.builder import Builder, Network
 from bench.networks.padding import SameMaxPool2d
 
+OPTIONS = {
+    "input_size": {"type": "int", "default": 224, "min": 44, "max": 1024, "help": "pixels; fc1 follows"}
+}
 ENTRIES = [
     {
         "name": "alexnet_syq",
@@ -27,13 +30,7 @@ ENTRIES = [
         "input_size": 224,
         "macs": 1_937_082_368,
         "options": {
-            "input_size": {
-                "type": "int",
-                "default": 224,
-                "min": 44,
-                "max": 1024,
-                "help": "pixels; fc1 follows",
-            },
+            "input_size": "shared",
             "quantized": {
                 "type": "names",
                 "default": None,
@@ -53,15 +50,7 @@ ENTRIES = [
         "arxiv": "1606.06160",
         "input_size": 224,
         "macs": 1_937_082_368,
-        "options": {
-            "input_size": {
-                "type": "int",
-                "default": 224,
-                "min": 44,
-                "max": 1024,
-                "help": "pixels; fc1 follows",
-            },
-        },
+        "options": {"input_size": "shared"},
     },
     {
         "name": "alexnet_xnor",
@@ -170,18 +159,18 @@ class AlexNet(Network):
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, 3, S, S) to logits (B, classes)."""
         y = self.stem(self.conv0(images))
-        rest = None
+        side = None
         for conv, norm, pool in self._convs:
-            y, rest = getattr(self, conv)(y, rest)
+            y, side = getattr(self, conv)(y, side)
             if pool is None:
                 y = getattr(self, norm)(y)
             elif self.pool_first:
                 y = getattr(self, norm)(getattr(self, pool)(y))
             else:
                 y = getattr(self, pool)(getattr(self, norm)(y))
-        y, rest = self.fc1(y, rest)
-        y, rest = self.fc2(self.bn_fc1(y), rest)
-        return self.linear(self.bn_fc2(y), rest)
+        y, side = self.fc1(y, side)
+        y, side = self.fc2(self.bn_fc1(y), side)
+        return self.linear(self.bn_fc2(y), side)
 
 
 _GROUPED = [Spec(256, 5, 2, "same"), Spec(384, 3, 1, "same"), Spec(384, 3, 2), Spec(256, 3, 2, "valid")]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench.errors import InputError, nearest
 from bench.experiments.config import TrialConfig
@@ -27,6 +28,11 @@ class Network(nn.Module):
     """The base class of every network: images (B, 3, S, S) -> logits (B, classes); S = ``input_size``."""
 
     input_size: int
+
+    def blank_image(self) -> Tensor:
+        """Return a black image as the network reads it, (1, 3, S, S) in the dtype of its parameters."""
+        weight = next(self.parameters())
+        return weight.new_zeros(1, 3, self.input_size, self.input_size)
 
     def low_precision_layers(self) -> list[tuple[str, LowPrecisionLayer]]:
         """Return (name, layer) of every layer with weights or activations of fewer than 32 bits, in order."""
@@ -82,7 +88,7 @@ class Builder:
         self.multiple = 1
         self.full_precision_weights: frozenset[str] = frozenset()
         self.check_original = False  # for a network that is not the suite's own: see networks.adoption
-        self._eligible: list[str] = []
+        self.eligible: list[str] = []
         self._kernels: list[int] = []  # of the convolutions that got a branch
         if branch is not None:
             _check(branch)
@@ -204,18 +210,18 @@ class Builder:
         layer = LowPrecisionConv2d(
             in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False
         )
-        self._set_up(layer, name, extra, dropout)
-        if self._expanded(name, by_default=True):
-            assert self.branch is not None
-            size = self._branch_kernel(name, kernel)
-            width = self._branch_width(out_channels)
-            if self.merge == "preactivation" or self.merge_at_output:
-                pool = None  # branch and main path are joined before the pooling
-            layer.branch = BranchConv2d(
-                layer, in_channels + extra, width, size, self._branch_eps(), pool, pool_first
-            )
-            layer.branch.relu = self.branch.relu
-            layer.extra_out = width if self.merge == "concat" else 0
+        if self.merge == "preactivation" or self.merge_at_output:
+            pool = None  # branch and main path are joined before the pooling
+
+        def quantizer(stream: str, shape: tuple[int, ...]) -> Quantizer:
+            return self.quantizer(stream, shape, in_channels if stream == name else None)
+
+        def branch(width: int, eps: float | None) -> BranchConv2d:
+            size = self.branch_kernel(name, kernel)
+            return BranchConv2d(layer, in_channels + extra, width, size, eps, pool, pool_first)
+
+        self.set_up(layer, name, quantizer, extra=extra, dropout=dropout)
+        self.add_branch(layer, branch, by_default=True)
         return layer
 
     def linear(self, name: str, in_features: int, out_features: int, *, extra: int = 0) -> LowPrecisionLinear:
@@ -224,58 +230,81 @@ class Builder:
         ``extra`` is the number of extra features in its flattened input.
         """
         layer = LowPrecisionLinear(in_features, out_features, bias=False)
-        self._set_up(layer, name, extra, 0.0)
-        if self._expanded(name, by_default=False):
-            width = self._branch_width(out_features)
-            assert self.branch is not None
-            layer.branch = BranchLinear(in_features + extra, width, self._branch_eps())
-            layer.branch.relu = self.branch.relu
-            layer.extra_out = width if self.merge == "concat" else 0
+        self.set_up(layer, name, self.quantizer, extra=extra)
+        self.add_branch(
+            layer, lambda width, eps: BranchLinear(in_features + extra, width, eps), by_default=False
+        )
         return layer
 
-    def _set_up(
-        self, layer: LowPrecisionConv2d | LowPrecisionLinear, name: str, extra: int, dropout: float
+    def set_up(
+        self,
+        layer: LowPrecisionLayer,
+        name: str,
+        quantizer: Callable[[str, tuple[int, ...]], Quantizer],
+        *,
+        extra: int = 0,
+        dropout: float = 0.0,
+        blended: bool = True,
     ) -> None:
+        """Give a layer all but its branch.
+
+        Args:
+            layer: as it was made; its weights have their shape.
+            name: of the layer in the network.
+            quantizer: returns the quantizer of a stream of random draws for weights of a shape.
+            extra: channels of the branch that the layer reads (``concat``).
+            dropout: the probability of dropout of the activated input.
+            blended: whether the builder's ``blend`` is the layer's.
+        """
         joint = self.branch is not None and self.branch.statistics == "joint"
-        channels = layer.in_channels if isinstance(layer, LowPrecisionConv2d) else None
+        shape = tuple(layer.weight.shape)
         layer.setup(
             name=name,
-            quantizer=self.quantizer(name, tuple(layer.weight.shape), channels),
+            quantizer=quantizer(name, shape),
             clock=self.clock,
             merge=self.merge,
             joint=joint,
-            blend=self.blend,
+            blend=self.blend if blended else None,
             magnitude_first=self.magnitude_first,
             merge_here=self.merge_at_output,
             dropout=Dropout(dropout, Draws(self.clock, "dropout", name)) if dropout else None,
         )
         if extra:
             extra //= getattr(layer, "groups", 1)
-            shape = (layer.weight.shape[0], extra, *layer.weight.shape[2:])
-            layer.accept_extra(extra, None if joint else self.quantizer(f"{name}.extra", shape))
+            shape = (shape[0], extra, *shape[2:])
+            layer.accept_extra(extra, None if joint else quantizer(f"{name}.extra", shape))
 
-    def _expanded(self, name: str, *, by_default: bool) -> bool:
-        self._eligible.append(name)
-        if self.branch is None:
+    def add_branch(
+        self,
+        layer: LowPrecisionLayer,
+        make: Callable[[int, float | None], BranchConv2d | BranchLinear],
+        *,
+        by_default: bool,
+    ) -> bool:
+        """Give a layer its branch where it gets one; return whether it does.
+
+        ``make(width, eps)`` returns a branch of so many outputs with that epsilon of its batch norm, None
+        without one. ``by_default``: whether a layer gets a branch where the strategy names no layers.
+        """
+        self.eligible.append(layer.name)
+        branch = self.branch
+        if branch is None or not (by_default if branch.layers is None else layer.name in branch.layers):
             return False
-        return by_default if self.branch.layers is None else name in self.branch.layers
+        width = self._rounded(layer.weight.shape[0] * branch.width_ratio)
+        normalised = branch.batch_norm and self.merge != "preactivation"
+        layer.branch = make(width, self.eps if normalised else None)
+        layer.branch.relu = branch.relu
+        layer.extra_out = width if self.merge == "concat" else 0
+        return True
 
-    def _branch_width(self, channels: int) -> int:
-        assert self.branch is not None
-        return self._rounded(channels * self.branch.width_ratio)
-
-    def _branch_eps(self) -> float | None:
-        assert self.branch is not None
-        return self.eps if self.branch.batch_norm and self.merge != "preactivation" else None
-
-    def _branch_kernel(self, name: str, kernel: int) -> int:
+    def branch_kernel(self, name: str, kernel: int) -> int:
+        """Return the size of the kernel of a branch; raises ``InputError`` where it has no centre."""
         assert self.branch is not None
         size = kernel if self.branch.kernel is None else min(kernel, self.branch.kernel)
         if (kernel - size) % 2:
             raise InputError(
                 f"strategy.kernel: {size} has no place at the centre of the {kernel}x{kernel} kernel of "
-                f"{name}; "
-                f"use {'an odd' if kernel % 2 else 'an even'} size"
+                f"{name}; use {'an odd' if kernel % 2 else 'an even'} size"
             )
         self._kernels.append(kernel)
         return size
@@ -287,19 +316,17 @@ class Builder:
                 raise ValueError(f"the layer made as '{layer.name}' is the module '{name}'")
         branch = self.branch
         if branch is not None:
-            unknown = [name for name in branch.layers or () if name not in self._eligible]
+            unknown = [name for name in branch.layers or () if name not in self.eligible]
             if unknown:
-                problems = [f"'{name}'{nearest(name, self._eligible)}" for name in unknown]
+                problems = [f"'{name}'{nearest(name, self.eligible)}" for name in unknown]
                 raise InputError(
                     f"strategy.layers: the network {self.config.network['kind']} has no low-precision layer "
-                    "called "
-                    f"{', '.join(problems)}. Its layers: {', '.join(self._eligible)}."
+                    f"called {', '.join(problems)}. Its layers: {', '.join(self.eligible)}."
                 )
             if branch.kernel is not None and self._kernels and branch.kernel > max(self._kernels):
                 raise InputError(
                     f"strategy.kernel: {branch.kernel} is larger than every kernel of "
-                    f"{self.config.network['kind']} "
-                    f"that gets a branch (at most {max(self._kernels)})"
+                    f"{self.config.network['kind']} that gets a branch (at most {max(self._kernels)})"
                 )
         return network
 

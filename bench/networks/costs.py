@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,21 +178,14 @@ def _positions(network: Network) -> dict[str, int]:
 
         return hook
 
-    layers = [(name, m) for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    found.update(dict.fromkeys((name for name, _ in layers), 0))
-    handles = [module.register_forward_hook(watch(name)) for name, module in layers]
-    clocks = {id(m.clock): m.clock for m in network.modules() if isinstance(m, LowPrecisionLayer)}.values()
-    active = [clock.active for clock in clocks]
-    try:
-        for clock in clocks:
+    clocks = {m.clock: m.clock.active for m in network.modules() if isinstance(m, LowPrecisionLayer)}
+    with contextlib.ExitStack() as hooks, in_evaluation(network):
+        for name, module in network.named_modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                found[name] = 0
+                hooks.enter_context(module.register_forward_hook(watch(name)))
+        for clock, active in clocks.items():
+            hooks.callback(setattr, clock, "active", active)
             clock.active = False
-        weight = next(network.parameters())
-        size = network.input_size
-        with in_evaluation(network):
-            network(torch.zeros(1, 3, size, size, device=weight.device, dtype=weight.dtype))
-    finally:
-        for handle in handles:
-            handle.remove()
-        for clock, state in zip(clocks, active, strict=True):
-            clock.active = state
+        network(network.blank_image())
     return found

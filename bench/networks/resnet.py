@@ -14,6 +14,20 @@ from bench.layers.activation_input import Pair
 from bench.layers.low_precision import LowPrecisionConv2d
 from bench.networks.builder import Builder, Network
 
+OPTIONS = {
+    "shortcut": {
+        "type": "str",
+        "choices": ["A", "B"],
+        "default": "A",
+        "help": "where channels grow: zeros for the new ones, or a full-precision 1x1 convolution",
+    },
+    "block": {
+        "type": "str",
+        "choices": ["pre", "post"],
+        "default": "pre",
+        "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, activation",
+    },
+}
 ENTRIES = [
     {
         "name": "resnet20",
@@ -23,21 +37,7 @@ ENTRIES = [
         "arxiv": "1512.03385",
         "input_size": 32,
         "macs": 40_551_040,
-        "options": {
-            "shortcut": {
-                "type": "str",
-                "choices": ["A", "B"],
-                "default": "A",
-                "help": "where channels grow: zeros for the new ones, or a full-precision 1x1 convolution",
-            },
-            "block": {
-                "type": "str",
-                "choices": ["pre", "post"],
-                "default": "pre",
-                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, "
-                "activation",
-            },
-        },
+        "options": {"shortcut": "shared", "block": "shared"},
     },
     {
         "name": "resnet32",
@@ -47,21 +47,7 @@ ENTRIES = [
         "arxiv": "1512.03385",
         "input_size": 32,
         "macs": 68_862_592,
-        "options": {
-            "shortcut": {
-                "type": "str",
-                "choices": ["A", "B"],
-                "default": "A",
-                "help": "where channels grow: zeros for the new ones, or a full-precision 1x1 convolution",
-            },
-            "block": {
-                "type": "str",
-                "choices": ["pre", "post"],
-                "default": "pre",
-                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, "
-                "activation",
-            },
-        },
+        "options": {"shortcut": "shared", "block": "shared"},
     },
     {
         "name": "resnet44",
@@ -71,21 +57,7 @@ ENTRIES = [
         "arxiv": "1512.03385",
         "input_size": 32,
         "macs": 97_174_144,
-        "options": {
-            "shortcut": {
-                "type": "str",
-                "choices": ["A", "B"],
-                "default": "A",
-                "help": "where channels grow: zeros for the new ones, or a full-precision 1x1 convolution",
-            },
-            "block": {
-                "type": "str",
-                "choices": ["pre", "post"],
-                "default": "pre",
-                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, "
-                "activation",
-            },
-        },
+        "options": {"shortcut": "shared", "block": "shared"},
     },
     {
         "name": "resnet56",
@@ -95,21 +67,7 @@ ENTRIES = [
         "arxiv": "1512.03385",
         "input_size": 32,
         "macs": 125_485_696,
-        "options": {
-            "shortcut": {
-                "type": "str",
-                "choices": ["A", "B"],
-                "default": "A",
-                "help": "where channels grow: zeros for the new ones, or a full-precision 1x1 convolution",
-            },
-            "block": {
-                "type": "str",
-                "choices": ["pre", "post"],
-                "default": "pre",
-                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, "
-                "activation",
-            },
-        },
+        "options": {"shortcut": "shared", "block": "shared"},
     },
 ]
 
@@ -214,7 +172,27 @@ class PostBlock(Block):
         return y + self.shortcut(stream), side
 
 
-class ResNet(Network):
+class ResidualNetwork(Network):
+    """conv0, ``bn0`` where there is one, ``pool`` where there is one, ``blocks``, ``bn_last``, classifier."""
+
+    conv0: nn.Conv2d
+    bn0: nn.Module | None
+    pool: nn.Module | None
+    blocks: nn.ModuleList
+    bn_last: nn.Module | None
+    linear: nn.Module
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, 3, S, S) to logits (B, classes)."""
+        y, side = self.conv0(images), None
+        for layer in (self.bn0, self.pool):
+            y = y if layer is None else layer(y)
+        for block in self.blocks:
+            y, side = block(y, side)
+        return self.linear(y if self.bn_last is None else self.bn_last(y), side)
+
+
+class ResNet(ResidualNetwork):
     """conv0 (3x3, 16 channels), three stages of ``depth`` blocks, average pooling, classifier.
 
     The width scales the channels of conv0 and of the stages. The classifier bounds its input and does not
@@ -240,20 +218,9 @@ class ResNet(Network):
                 blocks.append(made)
         self.blocks = nn.ModuleList(blocks)
         self.bn0 = builder.norm(widths[0]) if block == "post" else None
+        self.pool = None
         self.bn_last = builder.norm(before) if block == "pre" else None
         self.linear = builder.classifier(before, num_classes, extra=extra, average=True)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images (B, 3, S, S) to logits (B, classes)."""
-        y = self.conv0(images)
-        if self.bn0 is not None:
-            y = self.bn0(y)
-        side = None
-        for block in self.blocks:
-            y, side = block(y, side)
-        if self.bn_last is not None:
-            y = self.bn_last(y)
-        return self.linear(y, side)
 
 
 def resnet20(builder: Builder, num_classes: int, *, shortcut: str, block: str) -> Network:

@@ -13,8 +13,31 @@ from torch import Tensor, nn
 from bench.layers.activation_input import Pair
 from bench.layers.classifier import Meeting
 from bench.networks.builder import Builder, Network
-from bench.networks.resnet import Block, PostBlock, PreBlock
+from bench.networks.resnet import Block, PostBlock, PreBlock, ResidualNetwork
 
+OPTIONS = {
+    "shortcut": {
+        "type": "str",
+        "choices": ["A", "B", "D"],
+        "default": "B",
+        "help": "where the shape changes: zeros, a full-precision 1x1 convolution, or the same behind "
+        "pooling",
+    },
+    "block": {
+        "type": "str",
+        "choices": ["pre", "post", "react"],
+        "default": "pre",
+        "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, activation; "
+        "react: post with a shortcut around each convolution that carries the bounded sum (ReActNet's)",
+    },
+    "shortcut_per": {
+        "type": "str",
+        "choices": ["block", "convolution"],
+        "default": "block",
+        "help": "one around two convolutions, or one around each (Bi-Real Net, 1808.00278)",
+    },
+    "input_size": {"type": "int", "default": 224, "min": 32, "max": 1024, "help": "pixels, height and width"},
+}
 ENTRIES = [
     {
         "name": "resnet18",
@@ -25,35 +48,10 @@ ENTRIES = [
         "input_size": 224,
         "macs": 1_814_073_344,
         "options": {
-            "shortcut": {
-                "type": "str",
-                "choices": ["A", "B", "D"],
-                "default": "B",
-                "help": "where the shape changes: zeros, a full-precision 1x1 convolution, or the same "
-                "behind pooling",
-            },
-            "block": {
-                "type": "str",
-                "choices": ["pre", "post", "react"],
-                "default": "pre",
-                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, "
-                "activation; "
-                "react: post with a shortcut around each convolution that carries the bounded sum "
-                "(ReActNet's)",
-            },
-            "shortcut_per": {
-                "type": "str",
-                "choices": ["block", "convolution"],
-                "default": "block",
-                "help": "one around two convolutions, or one around each (Bi-Real Net, 1808.00278)",
-            },
-            "input_size": {
-                "type": "int",
-                "default": 224,
-                "min": 32,
-                "max": 1024,
-                "help": "pixels, height and width",
-            },
+            "shortcut": "shared",
+            "block": "shared",
+            "shortcut_per": "shared",
+            "input_size": "shared",
         },
     },
     {
@@ -65,35 +63,10 @@ ENTRIES = [
         "input_size": 224,
         "macs": 3_663_761_408,
         "options": {
-            "shortcut": {
-                "type": "str",
-                "choices": ["A", "B", "D"],
-                "default": "B",
-                "help": "where the shape changes: zeros, a full-precision 1x1 convolution, or the same "
-                "behind pooling",
-            },
-            "block": {
-                "type": "str",
-                "choices": ["pre", "post", "react"],
-                "default": "pre",
-                "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, "
-                "activation; "
-                "react: post with a shortcut around each convolution that carries the bounded sum "
-                "(ReActNet's)",
-            },
-            "shortcut_per": {
-                "type": "str",
-                "choices": ["block", "convolution"],
-                "default": "block",
-                "help": "one around two convolutions, or one around each (Bi-Real Net, 1808.00278)",
-            },
-            "input_size": {
-                "type": "int",
-                "default": 224,
-                "min": 32,
-                "max": 1024,
-                "help": "pixels, height and width",
-            },
+            "shortcut": "shared",
+            "block": "shared",
+            "shortcut_per": "shared",
+            "input_size": "shared",
         },
     },
     {
@@ -105,13 +78,7 @@ ENTRIES = [
         "input_size": 224,
         "macs": 4_089_184_256,
         "options": {
-            "shortcut": {
-                "type": "str",
-                "choices": ["A", "B", "D"],
-                "default": "B",
-                "help": "where the shape changes: zeros, a full-precision 1x1 convolution, or the same "
-                "behind pooling",
-            },
+            "shortcut": "shared",
             "block": {
                 "type": "str",
                 "choices": ["pre", "post"],
@@ -119,13 +86,7 @@ ENTRIES = [
                 "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, "
                 "activation",
             },
-            "input_size": {
-                "type": "int",
-                "default": 224,
-                "min": 32,
-                "max": 1024,
-                "help": "pixels, height and width",
-            },
+            "input_size": "shared",
         },
     },
 ]
@@ -160,7 +121,7 @@ class RealBlock(Block):
         return y + self.shortcut(stream), side
 
 
-class ImageNetResNet(Network):
+class ImageNetResNet(ResidualNetwork):
     """conv0 (7x7/2, 64 channels), max-pool 3/2, four stages (64 to 512 channels), average pool, classifier.
 
     ``depths`` are the numbers of blocks of the stages. ``bottleneck``: a block has convolutions 1x1, 3x3 and
@@ -212,18 +173,6 @@ class ImageNetResNet(Network):
         self.bn_last = builder.norm(before) if block == "pre" else None
         reads = "unbounded" if kind is RealBlock else "bounded"
         self.linear = builder.classifier(before, num_classes, extra=extra, average=True, reads=reads)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images (B, 3, S, S) to logits (B, classes)."""
-        y = self.conv0(images)
-        if self.bn0 is not None:
-            y = self.bn0(y)
-        y, side = self.pool(y), None
-        for block in self.blocks:
-            y, side = block(y, side)
-        if self.bn_last is not None:
-            y = self.bn_last(y)
-        return self.linear(y, side)
 
 
 def resnet18(builder: Builder, num_classes: int, **options) -> Network:

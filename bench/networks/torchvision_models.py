@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torchvision import models
+
 from bench.errors import InputError, nearest
 from bench.networks.adoption import adopted, cached_file
 from bench.networks.builder import Builder, Network
@@ -82,8 +84,6 @@ def torchvision(builder: Builder, num_classes: int, *, name: str, **options: Any
 def _torchvision(
     name: str, builder: Builder, num_classes: int, *, input_size: int, **choices: str
 ) -> Network:
-    from torchvision import models
-
     _check_name(name, "network.name")
     arguments: dict[str, Any] = {"weights": None, "num_classes": num_classes}
     if name in ("googlenet", "inception_v3"):
@@ -103,8 +103,6 @@ def _torchvision(
 
 
 def _check_name(name: str, field: str) -> None:
-    from torchvision import models
-
     known = models.list_models(module=models)
     if name not in known:
         raise InputError(f"{field}: torchvision has no network {name[:80]!r}.{nearest(name, known)}")
@@ -116,8 +114,6 @@ def trained_file(name: str) -> Path:
     Nothing is downloaded. Raises ``InputError`` for an unknown name, for a network without trained weights,
     and where the file is absent.
     """
-    from torchvision import models
-
     _check_name(name, "start")
     weights = models.get_model_weights(name).DEFAULT
     return cached_file(f"torchvision:{name}", weights.url)

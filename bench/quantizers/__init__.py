@@ -18,9 +18,8 @@ from bench import registry
 from bench.errors import InputError
 from bench.experiments.options import complete, keywords
 from bench.quantizers.base import FullPrecisionWeights, Interim, Quantizer
-from bench.quantizers.variants import differences
 
-__all__ = ["FullPrecisionWeights", "Interim", "Quantizer", "differences", "make_quantizer"]
+__all__ = ["FullPrecisionWeights", "Interim", "Quantizer", "make_quantizer"]
 
 
 def make_quantizer(

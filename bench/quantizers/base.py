@@ -143,7 +143,29 @@ class Quantizer(nn.Module):
         return f"w_bits={self.w_bits}, a_bits={self.a_bits}, g_bits={self.g_bits}"
 
 
-class FullPrecisionWeights(Quantizer):
+class _Wrapped(Quantizer):
+    """The activations and gradients of another quantizer, ``quantizer``."""
+
+    def __init__(self, quantizer: Quantizer, w_bits: int, a_bits: int) -> None:
+        super().__init__(w_bits, a_bits, quantizer.g_bits)
+        self.quantizer = quantizer
+        self.scales_input = quantizer.scales_input and a_bits < 32
+
+    def bound(self, x: Tensor) -> Tensor:
+        return self.quantizer.bound(x)
+
+    def activation(self, x: Tensor) -> Tensor:
+        return self.quantizer.activation(x)
+
+    def gradient(self, y: Tensor) -> Tensor:
+        return self.quantizer.gradient(y)
+
+    def input_scale(self, *arguments: Any) -> Tensor:
+        """Return the other quantizer's input scale, where it has one (``scales_input``)."""
+        return self.quantizer.input_scale(*arguments)  # type: ignore[operator]
+
+
+class FullPrecisionWeights(_Wrapped):
     """Activations and gradients of another quantizer beside full-precision weights.
 
     For a layer that a method leaves out: the activations that the layer reads have ``quantizer``'s levels,
@@ -151,40 +173,19 @@ class FullPrecisionWeights(Quantizer):
     """
 
     def __init__(self, quantizer: Quantizer) -> None:
-        super().__init__(32, quantizer.a_bits, quantizer.g_bits)
-        self.quantizer = quantizer
-        self.scales_input = quantizer.scales_input
-
-    def bound(self, x: Tensor) -> Tensor:
-        """Return the other quantizer's bounding map, any shape."""
-        return self.quantizer.bound(x)
-
-    def activation(self, x: Tensor) -> Tensor:
-        """Return the other quantizer's activations, any shape."""
-        return self.quantizer.activation(x)
+        super().__init__(quantizer, 32, quantizer.a_bits)
 
     def bound_map(self) -> ActivationMap:
-        """Return the deployed form of the other quantizer's bounding map."""
         return self.quantizer.bound_map()
 
     def activation_map(self) -> ActivationMap:
-        """Return the deployed form of the other quantizer's activations."""
         return self.quantizer.activation_map()
 
-    def gradient(self, y: Tensor) -> Tensor:
-        """Return ``y`` with the other quantizer's gradient."""
-        return self.quantizer.gradient(y)
-
     def add_penalty_(self, *weights: Tensor) -> None:
-        """Add the other quantizer's penalty on its activations' parameters."""
         self.quantizer.add_penalty_()
 
-    def input_scale(self, *arguments: Any) -> Tensor:
-        """Return the other quantizer's input scale, where it has one (``scales_input``)."""
-        return self.quantizer.input_scale(*arguments)  # type: ignore[operator]
 
-
-class Interim(Quantizer):
+class Interim(_Wrapped):
     """A quantizer at other bit widths for a stage of training.
 
     32 bits of weights are the stored weights, 32 bits of activations the bounded ones without an input
@@ -192,31 +193,11 @@ class Interim(Quantizer):
     ``quantizer``, whose learned scales are shared.
     """
 
-    def __init__(self, quantizer: Quantizer, w_bits: int, a_bits: int) -> None:
-        super().__init__(w_bits, a_bits, quantizer.g_bits)
-        self.quantizer = quantizer
-        self.scales_input = quantizer.scales_input and a_bits < 32
-
     def statistics(self, w: Tensor) -> Tensor | None:
-        """Return what the other quantizer measures of ``w``."""
         return self.quantizer.statistics(w)
 
     def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
-        """Return the other quantizer's weights, or ``w`` at 32 bits."""
         return w if self.w_bits == 32 else self.quantizer.weight(w, statistics)
 
-    def bound(self, x: Tensor) -> Tensor:
-        """Return the other quantizer's bounding map, any shape."""
-        return self.quantizer.bound(x)
-
     def activation(self, x: Tensor) -> Tensor:
-        """Return the other quantizer's activations, or the bounded ones at 32 bits, any shape."""
-        return self.quantizer.bound(x) if self.a_bits == 32 else self.quantizer.activation(x)
-
-    def gradient(self, y: Tensor) -> Tensor:
-        """Return ``y`` with the other quantizer's gradient."""
-        return self.quantizer.gradient(y)
-
-    def input_scale(self, *arguments: Any) -> Tensor:
-        """Return the other quantizer's input scale, where it has one (``scales_input``)."""
-        return self.quantizer.input_scale(*arguments)  # type: ignore[operator]
+        return self.bound(x) if self.a_bits == 32 else super().activation(x)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from bench.quantizers.deployed import two_levels
 from bench.quantizers.functional import bipolar, compute_dtype, with_slope
-from bench.quantizers.weights_only import WeightsOnly
+from bench.quantizers.shared import ClippedWeights, WeightsOnly
 
 ENTRIES = [
     {
@@ -32,7 +32,7 @@ ENTRIES = [
 ]
 
 
-class BinaryConnect(WeightsOnly):
+class BinaryConnect(ClippedWeights, WeightsOnly):
     """BinaryConnect (arXiv 1511.00363).
 
     weight:      sign(w), sign(0) = +1 (eq. 1). With ``stochastic``, while training, +1 with the probability
@@ -52,7 +52,6 @@ class BinaryConnect(WeightsOnly):
         self.stochastic = stochastic
 
     def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
-        """Return the binary weights, same shape and dtype."""
         real = w.detach()
         if self.stochastic and self.training:
             # +1 where u < (w + 1) / 2, that is w > 2u - 1; 2u - 1 is exact for u of 24 bits
@@ -62,9 +61,4 @@ class BinaryConnect(WeightsOnly):
 
     def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
         """Return -1 and 1."""
-        return w.new_tensor([-1.0, 1.0]).reshape(2, *[1] * w.dim())
-
-    @torch.no_grad()
-    def after_step_(self, w: Tensor) -> None:
-        """Clip the stored weights to [-1, 1]."""
-        w.clamp_(-1.0, 1.0)
+        return two_levels(w.new_ones(()), w)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bench.quantizers.base import Quantizer
-from bench.quantizers.deployed import ActivationMap, two_levels
+from bench.quantizers.deployed import two_levels
 from bench.quantizers.dorefa import mean_magnitude
-from bench.quantizers.functional import bipolar, clip, compute_dtype, inside, with_slope
+from bench.quantizers.functional import bipolar, compute_dtype, inside, with_slope
+from bench.quantizers.shared import SignActivations
 
 ENTRIES = [
     {
@@ -17,7 +17,6 @@ ENTRIES = [
         "title": "Bi-Real Net: Enhancing the Performance of 1-bit CNNs With Improved Representational "
         "Capability and Advanced Training Algorithm",
         "arxiv": "1808.00278",
-        "options": {},
         "w_bits": [1, 32],
         "a_bits": [1, 32],
         "g_bits": [32],
@@ -34,7 +33,7 @@ def approximate_sign(x: Tensor) -> Tensor:
     return with_slope(x, bipolar(real), (2.0 - 2.0 * real.abs()).clamp_min_(0.0))
 
 
-class BiReal(Quantizer):
+class BiReal(SignActivations):
     """Bi-Real Net (arXiv 1808.00278).
 
     weight:      alpha sign(w), alpha = mean |w| of the filter, a constant of the gradient; sign(0) = +1.
@@ -57,7 +56,6 @@ class BiReal(Quantizer):
         return mean_magnitude(w, per_channel=True) if self.w_bits == 1 else None
 
     def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
-        """Return alpha sign(w), same shape and dtype; w at 32 bits."""
         if self.w_bits == 32:
             return w
         alpha = self.statistics(w) if statistics is None else statistics
@@ -77,18 +75,5 @@ class BiReal(Quantizer):
         assert alpha is not None
         return two_levels(alpha, w)
 
-    def bound_map(self) -> ActivationMap:
-        """Return clip(x, -1, 1)."""
-        return ActivationMap("clip", -1.0, 1.0)
-
-    def activation_map(self) -> ActivationMap:
-        """Return sign(x); clip(x, -1, 1) at 32 bits."""
-        return self.bound_map() if self.a_bits == 32 else ActivationMap("sign")
-
-    def bound(self, x: Tensor) -> Tensor:
-        """Return clip(x, -1, 1), any shape."""
-        return clip(x, -1.0, 1.0)
-
-    def activation(self, x: Tensor) -> Tensor:
-        """Return sign(x), any shape; clip(x, -1, 1) at 32 bits."""
-        return self.bound(x) if self.a_bits == 32 else approximate_sign(x)
+    def sign(self, x: Tensor) -> Tensor:
+        return approximate_sign(x)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from bench.quantizers.base import Quantizer
-from bench.quantizers.deployed import ActivationMap
-from bench.quantizers.functional import bipolar, clip, compute_dtype, pass_inside, sign_window
+from bench.quantizers.deployed import two_levels
+from bench.quantizers.functional import bipolar, compute_dtype, pass_inside, sign_window
+from bench.quantizers.shared import ClippedWeights, SignActivations
 
 ENTRIES = [
     {
@@ -18,7 +17,6 @@ ENTRIES = [
         "title": "Binarized Neural Networks: Training Neural Networks with Weights and Activations "
         "Constrained to +1 or -1",
         "arxiv": "1602.02830",
-        "revision": 1,
         "options": {
             "stochastic": {
                 "type": "bool",
@@ -37,8 +35,7 @@ class _StochasticSign(Function):
     @staticmethod
     def forward(ctx, x, uniform):
         ctx.save_for_backward(x)
-        # +1 where u < (x + 1) / 2, that is x > 2u - 1; 2u - 1 is exact for 24-bit u, and a difference's sign
-        # is too.
+        # +1 where u < (x + 1) / 2, that is x > 2u - 1. Both 2u - 1 for 24-bit u and the sign are exact.
         noise = uniform.to(compute_dtype(x)).mul(2.0).sub_(1.0)
         return bipolar(noise.sub_(x)).neg_().to(x.dtype)
 
@@ -57,7 +54,7 @@ def stochastic_sign(x: Tensor, uniform: Tensor) -> Tensor:
     return _StochasticSign.apply(x, uniform)
 
 
-class BNN(Quantizer):
+class BNN(ClippedWeights, SignActivations):
     """Binarized Neural Networks (arXiv 1602.02830).
 
     weight:      sign(w), sign(0) = +1 (eq. 1); gradient 1[|w| <= 1] (eq. 4). ``after_step_`` clips the
@@ -74,32 +71,14 @@ class BNN(Quantizer):
         self.stochastic = stochastic
 
     def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
-        """Return sign(w), same shape and dtype."""
         return sign_window(w)
 
-    def bound(self, x: Tensor) -> Tensor:
-        """Return clip(x, -1, 1)."""
-        return clip(x, -1.0, 1.0)
-
-    def activation(self, x: Tensor) -> Tensor:
+    def sign(self, x: Tensor) -> Tensor:
         """Return sign(x), or the drawn sign in training with ``stochastic``; any shape (batch, ...)."""
         if self.stochastic and self.training:
             return stochastic_sign(x, self.stream.uniform(x))
-        return sign_window(x)
+        return super().sign(x)
 
     def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
         """Return -1 and +1."""
-        return w.new_tensor([-1.0, 1.0]).reshape(2, *[1] * w.dim())
-
-    def bound_map(self) -> ActivationMap:
-        """Return clip(x, -1, 1)."""
-        return ActivationMap("clip", -1.0, 1.0)
-
-    def activation_map(self) -> ActivationMap:
-        """Return sign(x)."""
-        return ActivationMap("sign")
-
-    @torch.no_grad()
-    def after_step_(self, w: Tensor) -> None:
-        """Clip the stored weights to [-1, 1]."""
-        w.clamp_(-1.0, 1.0)
+        return two_levels(w.new_ones(()), w)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.quantizers.functional import to_levels, with_slope
-from bench.quantizers.weights_only import WeightsOnly
+from bench.quantizers.shared import WeightsOnly
 
 ENTRIES = [
     {

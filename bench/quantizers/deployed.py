@@ -108,9 +108,7 @@ class ActivationMap:
 
     @property
     def values(self) -> list[float] | None:
-        """The values that activations take, in rising order; None where they do not quantize, or vary by
-        sample.
-        """
+        """The values of activations, rising; None where nothing is quantized, or they vary by sample."""
         if not self.quantizes or (self.form == "residual" and self.bits > 1):
             return None
         if self.form in ("sign", "rsign", "residual"):

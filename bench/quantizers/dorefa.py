@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from bench.quantizers.base import Quantizer
-from bench.quantizers.deployed import ActivationMap
-from bench.quantizers.functional import bipolar, clip, compute_dtype, level_, round_unit, steps, ternary
+from bench.quantizers.functional import bipolar, compute_dtype, level_, steps, ternary
+from bench.quantizers.shared import UnitActivations
 
 ENTRIES = [
     {
@@ -26,8 +25,6 @@ ENTRIES = [
         "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth "
         "Gradients",
         "arxiv": "1606.06160",
-        "revision": 1,
-        "options": {},
         "w_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
         "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
         "g_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
@@ -39,8 +36,6 @@ ENTRIES = [
         "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth "
         "Gradients",
         "arxiv": "1606.06160",
-        "revision": 1,
-        "options": {},
         "w_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
         "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
         "g_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
@@ -53,8 +48,6 @@ ENTRIES = [
         "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth "
         "Gradients",
         "arxiv": "1606.06160",
-        "revision": 1,
-        "options": {},
         "w_bits": [1, 32],
         "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
         "g_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
@@ -66,8 +59,6 @@ ENTRIES = [
         "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth "
         "Gradients",
         "arxiv": "1606.06160",
-        "revision": 1,
-        "options": {},
         "w_bits": [1, 32],
         "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
         "g_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
@@ -109,9 +100,7 @@ class _TanhRound(Function):
         t = torch.tanh(w.to(compute_dtype(w)))
         ctx.own_maximum = maximum is None
         m = t.abs().amax() if maximum is None else maximum.to(t.dtype)
-        m = m + (
-            m < 2.0**-126
-        )  # all weights zero: every one is in the middle of the range, whatever the range
+        m = m + (m < 2.0**-126)  # of zeros alone: each is in the middle of the range, whatever the range
         ctx.save_for_backward(t, m)
         codes = torch.div(t, 2.0 * m).add_(0.5).mul_(n).round_().mul_(2.0).sub_(n)
         return level_(codes, n).to(w.dtype)
@@ -124,9 +113,8 @@ class _TanhRound(Function):
         to_maximum = (grad * t).sum().neg_().div_(m).div_(m)  # q = t / m but for the rounding
         grad = grad / m
         if ctx.own_maximum:
-            at_maximum = ternary(
-                t, m * (1.0 - torch.finfo(t.dtype).eps / 2)
-            )  # the sign where |t| = m, else 0
+            below = m * (1.0 - torch.finfo(t.dtype).eps / 2)
+            at_maximum = ternary(t, below)  # the sign where |t| = m, else 0
             grad += at_maximum.mul_(to_maximum / at_maximum.abs().sum().clamp_min(1.0))
         grad = torch.ops.aten.tanh_backward(grad, t)
         return grad.to(dtype), None if ctx.own_maximum else to_maximum, None
@@ -141,6 +129,13 @@ def tanh_weight(w: Tensor, bits: int, maximum: Tensor | None = None) -> Tensor:
     used instead and receives its own gradient. All-zero weights count as m = 1.
     """
     return _TanhRound.apply(w, maximum, steps(bits))
+
+
+def tanh_levels(w: Tensor, bits: int) -> Tensor:
+    """Return the table of the levels (2 i - n) / n of ``tanh_weight``, which broadcasts to ``w``."""
+    n = steps(bits)
+    codes = torch.arange(-n, n + 1, 2, dtype=torch.float32, device=w.device)
+    return level_(codes, n).reshape(-1, *[1] * w.dim())
 
 
 class _RoundGradient(Function):
@@ -168,7 +163,7 @@ def quantize_gradient(grad: Tensor, n: int, uniform: Tensor) -> Tensor:
     return level_(codes, n).mul_(m).to(grad.dtype)
 
 
-class DoReFa(Quantizer):
+class DoReFa(UnitActivations):
     """DoReFa-Net as its text has it (arXiv 1606.06160).
 
     weight, 1 bit:   E sign(w), E = mean |w| of the layer; levels +-E; gradient straight through; sign(0) = +1
@@ -196,7 +191,6 @@ class DoReFa(Quantizer):
         return mean_magnitude(w, per_channel=self.per_channel) if statistics is None else statistics.detach()
 
     def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
-        """Return the quantized weights, same shape and dtype."""
         if self.w_bits == 32:
             return w
         if self.w_bits > 1:
@@ -209,36 +203,17 @@ class DoReFa(Quantizer):
         if self.w_bits == 32:
             return None
         if self.w_bits > 1:
-            n = steps(self.w_bits)
-            codes = torch.arange(-n, n + 1, 2, dtype=torch.float32, device=w.device)
-            return level_(codes, n).reshape(-1, *[1] * w.dim())
+            return tanh_levels(w, self.w_bits)
         scale = self._scale(w, statistics)
         scale = scale if scale.dim() else scale.reshape([1] * w.dim())
         zeros = self.zero_to_zero and bool((w == 0).any())
         return torch.stack([-scale, torch.zeros_like(scale), scale] if zeros else [-scale, scale])
 
-    def bound_map(self) -> ActivationMap:
-        """Return clip(x, 0, 1)."""
-        return ActivationMap("clip", 0.0, 1.0)
-
-    def activation_map(self) -> ActivationMap:
-        """Return round_k(clip(x, 0, 1))."""
-        return self.bound_map() if self.a_bits == 32 else ActivationMap("round", bits=self.a_bits)
-
     def stored_scales(self, w: Tensor) -> int:
         """Return 1 or, per channel, the number of output channels at 1 bit (E); 0 above."""
         return 0 if self.w_bits != 1 else (w.shape[0] if self.per_channel else 1)
 
-    def bound(self, x: Tensor) -> Tensor:
-        """Return clip(x, 0, 1)."""
-        return clip(x, 0.0, 1.0)
-
-    def activation(self, x: Tensor) -> Tensor:
-        """Return round_k(clip(x, 0, 1)), any shape."""
-        return self.bound(x) if self.a_bits == 32 else round_unit(x, self.a_bits)
-
     def gradient(self, y: Tensor) -> Tensor:
-        """Return ``y`` (batch, ...), with a quantized gradient where ``g_bits`` < 32."""
         return y if self.g_bits == 32 else _RoundGradient.apply(y, steps(self.g_bits), self.stream)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.quantizers.deployed import ActivationMap, level_table
-from bench.quantizers.dorefa import DoReFa, DoReFaReleased
+from bench.quantizers.dorefa import DoReFa, DoReFaReleased, tanh_levels
 from bench.quantizers.functional import compute_dtype, inside, level_, round_unit, steps, with_slope
 
 ENTRIES = [
@@ -23,7 +23,6 @@ ENTRIES = [
         "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth "
         "Gradients",
         "arxiv": "1606.06160",
-        "options": {},
         "w_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
         "a_bits": [1, 2, 3, 4, 5, 6, 7, 8],
         "g_bits": [32],
@@ -36,7 +35,6 @@ ENTRIES = [
         "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth "
         "Gradients",
         "arxiv": "1606.06160",
-        "options": {},
         "w_bits": [1, 2, 3, 4, 5, 6, 7, 8],
         "a_bits": [1, 2, 3, 4, 5, 6, 7, 8],
         "g_bits": [32],
@@ -65,7 +63,6 @@ class DoReFaPyTorch(DoReFaReleased):
     """
 
     def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
-        """Return the quantized weights, same shape and dtype."""
         if self.w_bits in (1, 32):
             return super().weight(w, statistics)
         t, m, levels = _tanh_levels(w, steps(self.w_bits), statistics)
@@ -89,7 +86,6 @@ class DoReFaPyTorch(DoReFaReleased):
         return 0 if self.w_bits == 32 else 1
 
     def activation(self, x: Tensor) -> Tensor:
-        """Return the quantized activations, any shape."""
         if self.a_bits > 1:
             return super().activation(x)
         real = x.detach().to(compute_dtype(x))
@@ -110,19 +106,14 @@ class DoReFaBITorch(DoReFa):
         return torch.tanh(w.detach().to(compute_dtype(w))).abs().amax()
 
     def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
-        """Return the quantized weights, same shape and dtype."""
         return with_slope(w, _tanh_levels(w, steps(self.w_bits), statistics)[2], 1.0)
 
     def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor | None:
-        """Return (2 i - n) / n."""
-        n = steps(self.w_bits)
-        codes = torch.arange(-n, n + 1, 2, dtype=torch.float32, device=w.device)
-        return level_(codes, n).reshape(-1, *[1] * w.dim())
+        return tanh_levels(w, self.w_bits)
 
     def stored_scales(self, w: Tensor) -> int:
         """Return 0: the levels are those of [-1, 1]."""
         return 0
 
     def activation(self, x: Tensor) -> Tensor:
-        """Return round_k(clip(x, 0, 1)), any shape."""
         return with_slope(x, round_unit(x.detach(), self.a_bits), 1.0)

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from bench.quantizers.base import Quantizer
-from bench.quantizers.deployed import ActivationMap
+from bench.quantizers.shared import Rectified
 
 ENTRIES = [
     {
         "name": "full_precision",
         "factory": "FullPrecision",
         "help": "32-bit weights and activations; the activation is ReLU",
-        "revision": 1,
-        "options": {},
         "w_bits": [32],
         "a_bits": [32],
         "g_bits": [32],
@@ -22,18 +16,10 @@ ENTRIES = [
 ]
 
 
-class FullPrecision(Quantizer):
+class FullPrecision(Rectified):
     """weight(w) = w, activation(x) = max(x, 0), gradient(y) = y.
 
     The activation is ReLU, not the clip(x, 0, 1) that the [0, 1] quantizers leave at 32 bits: the
     maintainer of DoReFa-Net's training script made that choice for its full-precision runs, and a network
-    in full precision has no reason to saturate at 1. Gradient of ReLU at 0: 0.
+    in full precision has no reason to saturate at 1.
     """
-
-    def bound(self, x: Tensor) -> Tensor:
-        """Return max(x, 0)."""
-        return torch.relu(x)
-
-    def bound_map(self) -> ActivationMap:
-        """Return max(x, 0)."""
-        return ActivationMap("relu")

@@ -107,7 +107,6 @@ class HWGQ(BWN):
         return inside(real, 0.0, self.levels[-1]) * (real > 0)
 
     def activation(self, x: Tensor) -> Tensor:
-        """Return the quantized activations, any shape; ReLU at 32 bits."""
         if self.a_bits == 32:
             return torch.relu(x)
         return with_slope(x, to_levels(x, self.thresholds, self.levels), self._slope(x.detach()))

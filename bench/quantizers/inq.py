@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.quantizers.functional import compute_dtype, with_slope
-from bench.quantizers.weights_only import WeightsOnly
+from bench.quantizers.shared import WeightsOnly
 
 ENTRIES = [
     {
@@ -52,7 +52,6 @@ class INQ(WeightsOnly):
         return torch.ldexp(torch.where(mantissa >= 0.75, 1.0, 0.5).to(largest.dtype), exponent)
 
     def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
-        """Return the low-precision weights, same shape and dtype."""
         powers = self._powers(self.statistics(w) if statistics is None else statistics)
         magnitude = w.detach().to(powers.dtype).abs()
         thresholds = torch.cat([powers[:1] * 0.5, powers[1:] * 0.75])

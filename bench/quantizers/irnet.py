@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.quantizers.base import Quantizer
-from bench.quantizers.deployed import ActivationMap, two_levels
-from bench.quantizers.functional import bipolar, clip, compute_dtype, with_slope
+from bench.quantizers.deployed import two_levels
+from bench.quantizers.functional import bipolar, compute_dtype, with_slope
+from bench.quantizers.shared import SignActivations
 
 ENTRIES = [
     {
@@ -17,7 +17,6 @@ ENTRIES = [
         "to 10",
         "title": "Forward and Backward Information Retention for Accurate Binary Neural Networks",
         "arxiv": "1909.10788",
-        "options": {},
         "w_bits": [1],
         "a_bits": [1, 32],
         "g_bits": [32],
@@ -38,7 +37,7 @@ def decaying_sign(x: Tensor, progress: Tensor) -> Tensor:
     return with_slope(x, bipolar(real), (1.0 - torch.tanh(real * t).square_()).mul_(k * t))
 
 
-class IRNet(Quantizer):
+class IRNet(SignActivations):
     """IR-Net (arXiv 1909.10788).
 
     weight:      Libra-PB: 2^s sign(v), v = (w - mean) / deviation, each of the filter, s = round(log2(mean
@@ -66,7 +65,6 @@ class IRNet(Quantizer):
         return torch.stack([mean, deviation, torch.exp2(size.log2().round_())])
 
     def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
-        """Return the binary weights, same shape and dtype."""
         mean, deviation, scale = self.statistics(w) if statistics is None else statistics
         standard = (w.to(compute_dtype(w)) - mean) / deviation
         return (decaying_sign(standard, self.progress) * scale.detach()).to(w.dtype)
@@ -79,18 +77,5 @@ class IRNet(Quantizer):
         """Return -2^s and 2^s, (2, out, 1, ...)."""
         return two_levels((self.statistics(w) if statistics is None else statistics)[2].detach(), w)
 
-    def bound_map(self) -> ActivationMap:
-        """Return clip(x, -1, 1)."""
-        return ActivationMap("clip", -1.0, 1.0)
-
-    def activation_map(self) -> ActivationMap:
-        """Return sign(x); clip(x, -1, 1) at 32 bits."""
-        return self.bound_map() if self.a_bits == 32 else ActivationMap("sign")
-
-    def bound(self, x: Tensor) -> Tensor:
-        """Return clip(x, -1, 1), any shape."""
-        return clip(x, -1.0, 1.0)
-
-    def activation(self, x: Tensor) -> Tensor:
-        """Return sign(x), any shape; clip(x, -1, 1) at 32 bits."""
-        return self.bound(x) if self.a_bits == 32 else decaying_sign(x, self.progress)
+    def sign(self, x: Tensor) -> Tensor:
+        return decaying_sign(x, self.progress)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.quantizers.base import Quantizer
 from bench.quantizers.deployed import ActivationMap, level_table
 from bench.quantizers.functional import compute_dtype, to_levels, with_slope
+from bench.quantizers.shared import Rectified
 
 ENTRIES = [
     {
@@ -57,7 +57,7 @@ def fitted_basis(digits: Tensor, x: Tensor, basis: Tensor) -> Tensor:
     return torch.linalg.solve_ex(gram, right)[0]
 
 
-class LQNets(Quantizer):
+class LQNets(Rectified):
     """LQ-Nets (arXiv 1807.10029).
 
     weight:      the nearest of the levels sum_i b_i v_i, b_i = +-1 (eq. 3), v the basis of the filter, k
@@ -119,6 +119,12 @@ class LQNets(Quantizer):
             powers = 2.0 ** torch.arange(self.w_bits, device=w.device)
             self.weight_basis.copy_(deviation * QUARTILE / 2 ** (self.w_bits - 1) * powers)
 
+    def _filters(self, w: Tensor) -> Tensor:
+        """Return the weights of each filter, float32 (out, n); their basis is made where there is none."""
+        if self.weight_basis is None:
+            self.create_scales(w.shape, w.device)
+        return w.detach().flatten(1).to(torch.float32).contiguous()
+
     def _places(self, filters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the place of each weight (out, n) in its filter's sorted levels, these, and their order."""
         assert self.weight_basis is not None
@@ -127,12 +133,9 @@ class LQNets(Quantizer):
         return torch.searchsorted(thresholds, filters), levels, order
 
     def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
-        """Return the quantized weights, same shape and dtype."""
         if self.w_bits == 32:
             return w
-        if self.weight_basis is None:
-            self.create_scales(w.shape, w.device)
-        filters = w.detach().flatten(1).to(torch.float32).contiguous()
+        filters = self._filters(w)
         places, levels, _ = self._places(filters)
         return with_slope(w, levels.gather(1, places).view(w.shape), 1.0)
 
@@ -141,50 +144,42 @@ class LQNets(Quantizer):
         """Move the basis of each filter towards its fit; the weights stay."""
         if self.weight_basis is None:
             return
-        filters = w.detach().flatten(1).to(torch.float32).contiguous()
+        filters = self._filters(w)
         places, _, order = self._places(filters)
         digits = self.weight_codes[order.gather(1, places)]
         self.weight_basis.lerp_(fitted_basis(digits, filters, self.weight_basis), 1.0 - self.moving)
 
     def stored_scales(self, w: Tensor) -> int:
         """Return the numbers of all bases."""
-        return (w.shape[0] * self.w_bits if self.w_bits < 32 else 0) + (
-            self.a_bits if self.a_bits < 32 else 0
-        )
+        weights = w.shape[0] * self.w_bits if self.w_bits < 32 else 0
+        return weights + (self.a_bits if self.a_bits < 32 else 0)
 
     def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor | None:
         """Return the levels of each filter, (2^k, out, 1, ...), rising; None at 32 bits."""
         if self.w_bits == 32:
             return None
-        if self.weight_basis is None:
-            self.create_scales(w.shape, w.device)
-        filters = w.detach().flatten(1).to(torch.float32).contiguous()
+        filters = self._filters(w)
         levels = self._places(filters)[1].T
         return levels.reshape(*levels.shape, *[1] * (w.dim() - 1))
 
-    def bound_map(self) -> ActivationMap:
-        """Return max(x, 0)."""
-        return ActivationMap("relu")
+    def _input_table(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return thresholds and rising levels of the activations, and which code each level has."""
+        levels, order = torch.sort(self.input_codes @ self.input_basis)
+        return (levels[1:] + levels[:-1]) / 2.0, levels, order
 
     def activation_map(self) -> ActivationMap:
         """Return the table of the input's levels; max(x, 0) at 32 bits."""
         if self.a_bits == 32:
             return self.bound_map()
-        levels, _ = torch.sort(self.input_codes @ self.input_basis)
-        thresholds = (levels[1:] + levels[:-1]) / 2.0
+        thresholds, levels, _ = self._input_table()
         thresholds = torch.where(thresholds < 0.0, -torch.inf, thresholds)  # the input is rectified first
         return level_table(thresholds, levels)
-
-    def bound(self, x: Tensor) -> Tensor:
-        """Return max(x, 0), any shape."""
-        return torch.relu(x)
 
     def activation(self, x: Tensor) -> Tensor:
         """Return the quantized activations, any shape; ReLU at 32 bits. While training, the basis moves."""
         if self.a_bits == 32:
             return torch.relu(x)
-        levels, order = torch.sort(self.input_codes @ self.input_basis)
-        thresholds = (levels[1:] + levels[:-1]) / 2.0
+        thresholds, levels, order = self._input_table()
         real = x.detach().to(torch.float32).clamp_min(0.0)
         y = to_levels(real, thresholds, levels)
         slope = ((real > 0) & (real <= levels[-1])).to(real.dtype)

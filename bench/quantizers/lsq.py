@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from bench.quantizers.base import Quantizer
 from bench.quantizers.deployed import ActivationMap
 from bench.quantizers.functional import compute_dtype
+from bench.quantizers.shared import Rectified
 
 ENTRIES = [
     {
@@ -53,16 +53,11 @@ class _LearnedStep(Function):
         scaled = v.to(compute_dtype(v)) / step
         kept = ((scaled > ctx.low) & (scaled < ctx.high)).to(scaled.dtype)
         clipped = scaled.clamp(ctx.low, ctx.high)
-        to_step = (
+        slope = (
             torch.round(clipped) - clipped * kept
         )  # at the ends the level itself, inside the rounding's error
-        return (
-            (grad * kept).to(grad.dtype),
-            (grad * to_step).sum().mul_(ctx.slowed).to(step.dtype),
-            None,
-            None,
-            None,
-        )
+        to_step = (grad * slope).sum().mul_(ctx.slowed).to(step.dtype)
+        return (grad * kept).to(grad.dtype), to_step, None, None, None
 
 
 def learned_step(v: Tensor, step: Tensor, low: int, high: int, count: int) -> Tensor:
@@ -79,7 +74,7 @@ def learned_step(v: Tensor, step: Tensor, low: int, high: int, count: int) -> Te
     return _LearnedStep.apply(v, step, low, high, 1.0 / math.sqrt(count * high))
 
 
-class LSQ(Quantizer):
+class LSQ(Rectified):
     """LSQ (arXiv 1902.08153).
 
     weight:      ``learned_step`` with codes from -2^(k-1) to 2^(k-1) - 1; the step ``weight_step`` starts at
@@ -123,31 +118,26 @@ class LSQ(Quantizer):
             mean = w.detach().to(compute_dtype(w)).abs().mean()
             self.weight_step.copy_(2.0 * mean / math.sqrt(2 ** (self.w_bits - 1) - 1))
 
-    def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
-        """Return the rounded weights, same shape and dtype."""
-        if self.w_bits == 32:
-            return w
+    def _codes_and_step(self, w: Tensor) -> tuple[int, nn.Parameter]:
+        """Return 2^(k-1), the number of negative codes, and the step of the weights."""
         if self.weight_step is None:
             self.create_scales(w.shape, w.device)
         assert self.weight_step is not None
-        half = 2 ** (self.w_bits - 1)
-        return learned_step(w, self.weight_step, -half, half - 1, w.numel())
+        return 2 ** (self.w_bits - 1), self.weight_step
+
+    def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
+        if self.w_bits == 32:
+            return w
+        half, step = self._codes_and_step(w)
+        return learned_step(w, step, -half, half - 1, w.numel())
 
     def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor | None:
         """Return the multiples of the step from -2^(k-1) to 2^(k-1) - 1; None at 32 bits."""
         if self.w_bits == 32:
             return None
-        if self.weight_step is None:
-            self.create_scales(w.shape, w.device)
-        assert self.weight_step is not None
-        half = 2 ** (self.w_bits - 1)
+        half, step = self._codes_and_step(w)
         codes = torch.arange(-half, half, dtype=torch.float32, device=w.device)
-        step = self.weight_step.detach().clamp_min(SMALLEST_STEP)
-        return (codes * step).reshape(-1, *[1] * w.dim())
-
-    def bound_map(self) -> ActivationMap:
-        """Return max(x, 0)."""
-        return ActivationMap("relu")
+        return (codes * step.detach().clamp_min(SMALLEST_STEP)).reshape(-1, *[1] * w.dim())
 
     def activation_map(self) -> ActivationMap:
         """Return the multiples of the step of the input; max(x, 0) at 32 bits."""
@@ -156,12 +146,7 @@ class LSQ(Quantizer):
         step = self.input_step.detach().clamp_min(SMALLEST_STEP)
         return ActivationMap("steps", 0.0, 2.0**self.a_bits - 1, self.a_bits, tensors={"scale": step})
 
-    def bound(self, x: Tensor) -> Tensor:
-        """Return max(x, 0), any shape."""
-        return torch.relu(x)
-
     def activation(self, x: Tensor) -> Tensor:
-        """Return the rounded activations, any shape (batch, ...)."""
         if self.input_step is None:
             return self.bound(x)
         count = x[0].numel() if x.dim() > 1 else 1

@@ -96,20 +96,16 @@ class PACT(DoReFa):
         self.alpha = nn.Parameter(torch.full((), alpha))
 
     def bound_map(self) -> ActivationMap:
-        """Return clip(x, 0, alpha)."""
         alpha = self.alpha.detach().clamp_min(SMALLEST_ALPHA)
         return ActivationMap("scaled_round", tensors={"scale": alpha})
 
     def activation_map(self) -> ActivationMap:
-        """Return the clipped and rounded activations."""
         return replace(self.bound_map(), bits=self.a_bits)
 
     def bound(self, x: Tensor) -> Tensor:
-        """Return clip(x, 0, alpha), any shape."""
         return clip_round(x, self.alpha, 32)
 
     def activation(self, x: Tensor) -> Tensor:
-        """Return the clipped and rounded activations, any shape."""
         return clip_round(x, self.alpha, self.a_bits)
 
     def stored_scales(self, w: Tensor) -> int:

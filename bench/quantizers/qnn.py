@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.quantizers.base import Quantizer
 from bench.quantizers.deployed import ActivationMap
-from bench.quantizers.functional import bipolar, clip, compute_dtype, inside, to_levels, with_slope
+from bench.quantizers.functional import bipolar, compute_dtype, inside, to_levels, with_slope
+from bench.quantizers.shared import Bounded, ClippedWeights
 
 ENTRIES = [
     {
@@ -20,7 +20,6 @@ ENTRIES = [
         "title": "Quantized Neural Networks: Training Neural Networks with Low Precision Weights and "
         "Activations",
         "arxiv": "1609.07061",
-        "options": {},
         "w_bits": [1, 2, 3, 4, 5, 6, 7, 8],
         "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
         "g_bits": [32],
@@ -32,7 +31,6 @@ ENTRIES = [
         "title": "Quantized Neural Networks: Training Neural Networks with Low Precision Weights and "
         "Activations",
         "arxiv": "1609.07061",
-        "options": {},
         "w_bits": [1, 2, 3, 4, 5],
         "a_bits": [1, 2, 3, 4, 5, 32],
         "g_bits": [32],
@@ -40,7 +38,7 @@ ENTRIES = [
 ]
 
 
-class QNN(Quantizer):
+class QNN(ClippedWeights, Bounded):
     """Quantized Neural Networks with equal steps (arXiv 1609.07061, section 5, LinearQuant).
 
     weight, activation, k > 1 bits:  clip(round(2^(k-1) x), -2^(k-1), 2^(k-1) - 1) / 2^(k-1), round half to
@@ -57,20 +55,16 @@ class QNN(Quantizer):
     later experiments are left out.
     """
 
+    lowest = -1.0
+
     def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
-        """Return the quantized weights, same shape and dtype."""
         return self._windowed(w, self.w_bits)
 
     def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
         """Return the 2^k levels of the weights."""
         return w.new_tensor(self._table(self.w_bits)).reshape(-1, *[1] * w.dim())
 
-    def bound_map(self) -> ActivationMap:
-        """Return clip(x, -1, 1)."""
-        return ActivationMap("clip", -1.0, 1.0)
-
     def activation_map(self) -> ActivationMap:
-        """Return the quantized activations; clip(x, -1, 1) at 32 bits."""
         if self.a_bits == 32:
             return self.bound_map()
         return ActivationMap("sign") if self.a_bits == 1 else self._deployed()
@@ -83,12 +77,7 @@ class QNN(Quantizer):
         half = 1 << (bits - 1)
         return [-1.0, 1.0] if bits == 1 else [code / half for code in range(-half, half)]
 
-    def bound(self, x: Tensor) -> Tensor:
-        """Return clip(x, -1, 1), any shape."""
-        return clip(x, -1.0, 1.0)
-
     def activation(self, x: Tensor) -> Tensor:
-        """Return the quantized activations, any shape; clip(x, -1, 1) at 32 bits."""
         return self.bound(x) if self.a_bits == 32 else self._windowed(x, self.a_bits)
 
     def _windowed(self, x: Tensor, bits: int) -> Tensor:
@@ -101,11 +90,6 @@ class QNN(Quantizer):
             return bipolar(real)
         half = 1 << (bits - 1)
         return (real * half).round_().clamp_(-half, half - 1).div_(half)
-
-    @torch.no_grad()
-    def after_step_(self, w: Tensor) -> None:
-        """Clip the stored weights to [-1, 1]."""
-        w.clamp_(-1.0, 1.0)
 
 
 class LogQNN(QNN):
@@ -133,9 +117,7 @@ class LogQNN(QNN):
         return self._both_signs(bits)[1].tolist()
 
     def _both_signs(self, bits: int) -> tuple[Tensor, Tensor]:
-        """Return (thresholds, levels) of both signs; where |x| is at a threshold the lower magnitude
-        holds.
-        """
+        """Return (thresholds, levels) of both signs; |x| at a threshold gets the lower magnitude."""
         thresholds, levels = getattr(self, f"thresholds_{bits}"), getattr(self, f"levels_{bits}")
         above = torch.nextafter(thresholds, torch.full_like(thresholds, torch.inf))
         rising = torch.cat([-thresholds.flip(0), torch.zeros_like(levels[:1]), above])

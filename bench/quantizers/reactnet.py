@@ -80,12 +80,10 @@ class ReActNet(BiReal):
         return bent + self._along_channels(self.shift_out, x)
 
     def bound_map(self) -> ActivationMap:
-        """Return RPReLU."""
         names = ("shift_in", "slope", "shift_out")
         return ActivationMap("rprelu", tensors=self._tensors(names))
 
     def activation_map(self) -> ActivationMap:
-        """Return RSign of RPReLU."""
         return ActivationMap("rsign", tensors=self._tensors(("shift_in", "slope", "shift_out", "threshold")))
 
     def _tensors(self, names: tuple[str, ...]) -> dict[str, Tensor]:
@@ -96,7 +94,6 @@ class ReActNet(BiReal):
         return self._rprelu(x).to(x.dtype)
 
     def activation(self, x: Tensor) -> Tensor:
-        """Return the signs, in the shape of ``x``."""
         return approximate_sign(self._rprelu(x) + self._along_channels(self.threshold, x)).to(x.dtype)
 
     def stored_scales(self, w: Tensor) -> int:

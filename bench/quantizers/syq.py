@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from bench.quantizers.base import Quantizer
-from bench.quantizers.deployed import ActivationMap
-from bench.quantizers.functional import bipolar, clip, compute_dtype, round_unit, ternary
+from bench.quantizers.functional import bipolar, compute_dtype, ternary
+from bench.quantizers.shared import UnitActivations
 
 OPTIONS = {
     "granularity": {
@@ -154,7 +153,7 @@ def symmetric_weight(
     return _Symmetric.apply(w, scale, threshold, below, zero_to_zero)
 
 
-class SYQ(Quantizer):
+class SYQ(UnitActivations):
     """SYQ as released (CVPR 2018, arXiv 1807.00301).
 
     weight, 1 bit:   s sign(w); levels +-s; sign(0) = +1; eta = 0 unless asked for
@@ -170,6 +169,7 @@ class SYQ(Quantizer):
     """
 
     zero_to_zero = False
+    half_up = True
 
     def __init__(
         self,
@@ -220,7 +220,6 @@ class SYQ(Quantizer):
         return self.scale, maximum * self.eta
 
     def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
-        """Return the binary or ternary weights times their scale, same shape and dtype."""
         scale, threshold = self._given(w, statistics)
         return symmetric_weight(w, scale, threshold, below=self.below, zero_to_zero=self.zero_to_zero)
 
@@ -234,24 +233,6 @@ class SYQ(Quantizer):
         if self.below == "zero" or (self.zero_to_zero and bool((w == 0).any())):
             rows.insert(len(rows) // 2, zero)
         return torch.stack(rows)
-
-    def bound_map(self) -> ActivationMap:
-        """Return clip(x, 0, 1)."""
-        return ActivationMap("clip", 0.0, 1.0)
-
-    def activation_map(self) -> ActivationMap:
-        """Return floor(n clip(x, 0, 1) + 1/2) / n."""
-        if self.a_bits == 32:
-            return self.bound_map()
-        return ActivationMap("round", bits=self.a_bits, half_up=True)
-
-    def bound(self, x: Tensor) -> Tensor:
-        """Return clip(x, 0, 1)."""
-        return clip(x, 0.0, 1.0)
-
-    def activation(self, x: Tensor) -> Tensor:
-        """Return floor(n clip(x, 0, 1) + 1/2) / n, any shape."""
-        return self.bound(x) if self.a_bits == 32 else round_unit(x, self.a_bits, half_up=True)
 
 
 class SYQReleased(SYQ):
@@ -268,12 +249,10 @@ class SYQReleased(SYQ):
     zero_to_zero = True
 
     def bound(self, x: Tensor) -> Tensor:
-        """Return clip(x, 0, 1), with the gradient 0 at x = 0."""
         return super().bound(torch.relu(x))
 
     def activation(self, x: Tensor) -> Tensor:
-        """Return floor(n clip(x, 0, 1) + 1/2) / n, any shape, with the gradient 0 at x = 0."""
-        return self.bound(x) if self.a_bits == 32 else round_unit(torch.relu(x), self.a_bits, half_up=True)
+        return super().activation(torch.relu(x))
 
 
 class SYQFourLevels(SYQReleased):

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.quantizers.base import Quantizer
-from bench.quantizers.deployed import ActivationMap
+from bench.quantizers.deployed import ActivationMap, two_levels
 from bench.quantizers.functional import bipolar, compute_dtype, inside, sign_window, with_slope
+from bench.quantizers.shared import ClippedWeights
 
 ENTRIES = [
     {
@@ -58,7 +58,7 @@ def residual_signs(x: Tensor, count: int) -> Tensor:
     return total
 
 
-class Tang(Quantizer):
+class Tang(ClippedWeights):
     """Tang et al. 2017, "How to train a compact binary neural network with high accuracy?".
 
     weight:       sign(w) without a scale, sign(0) = +1, gradient 1[|w| <= 1]
@@ -91,12 +91,11 @@ class Tang(Quantizer):
         self.slope = nn.Parameter(torch.full((channels,), self.initial_slope, device=device))
 
     def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
-        """Return sign(w), same shape and dtype."""
         return sign_window(w)
 
     def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
         """Return -1 and 1."""
-        return w.new_tensor([-1.0, 1.0]).reshape(2, *[1] * w.dim())
+        return two_levels(w.new_ones(()), w)
 
     def bound_map(self) -> ActivationMap:
         """Return PReLU."""
@@ -127,8 +126,3 @@ class Tang(Quantizer):
         for w in weights:
             if w.grad is not None:
                 w.grad.sub_(w, alpha=2.0 * self.penalty)
-
-    @torch.no_grad()
-    def after_step_(self, w: Tensor) -> None:
-        """Clip the stored weights to [-1, 1]."""
-        w.clamp_(-1.0, 1.0)

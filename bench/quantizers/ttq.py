@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from bench.quantizers.base import Quantizer
-from bench.quantizers.deployed import ActivationMap
-from bench.quantizers.functional import clip, compute_dtype, round_unit, ternary
+from bench.quantizers.functional import compute_dtype, ternary
+from bench.quantizers.shared import WeightsOnly
 
 ENTRIES = [
     {
@@ -20,7 +19,6 @@ ENTRIES = [
         "help": "ternary weights {-Wn, 0, Wp} with two learned scales a layer",
         "title": "Trained Ternary Quantization",
         "arxiv": "1612.01064",
-        "revision": 1,
         "options": {
             "threshold": {
                 "type": "float",
@@ -72,14 +70,12 @@ def ternary_weight(w: Tensor, positive: Tensor, negative: Tensor, threshold: Ten
     return _Ternary.apply(w, positive, negative, threshold)
 
 
-class TTQ(Quantizer):
+class TTQ(WeightsOnly):
     """Trained Ternary Quantization (arXiv 1612.01064).
 
     weight:      {-Wn, 0, Wp} with the threshold 0.05 max |w| of the layer (eq. 6, 9); gradients in
                  ``ternary_weight``
-    activation:  the paper's are full precision: ReLU at 32 bits. Below, round_k(clip(x, 0, 1)) as
-                 DoReFa-Net's, which the released EXP-Net files put beside it.
-    bound:       clip(x, 0, 1); ReLU at 32 bits
+    activation:  the paper's are full precision; see ``WeightsOnly``, as the released EXP-Net files have it
 
     ``positive`` and ``negative`` are parameters of shape (), not constrained. The paper first divides the
     stored weights by their largest magnitude; that changes no assignment, since the threshold scales with
@@ -113,35 +109,18 @@ class TTQ(Quantizer):
         """Return max |w|, float32 of shape (), without gradient."""
         return w.detach().to(compute_dtype(w)).abs().amax()
 
-    def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
-        """Return the ternary weights, same shape and dtype."""
+    def _scales(self, w: Tensor) -> tuple[nn.Parameter, nn.Parameter]:
         if self.positive is None:
             self.create_scales(w.shape, w.device)
         assert self.positive is not None and self.negative is not None
+        return self.positive, self.negative
+
+    def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
         maximum = self.statistics(w) if statistics is None else statistics.detach()
-        return ternary_weight(w, self.positive, self.negative, maximum * self.threshold)
+        return ternary_weight(w, *self._scales(w), maximum * self.threshold)
 
     def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
         """Return -Wn, 0 and Wp."""
-        if self.positive is None:
-            self.create_scales(w.shape, w.device)
-        assert self.positive is not None and self.negative is not None
-        positive, negative = self.positive.detach(), self.negative.detach()
+        positive, negative = (scale.detach() for scale in self._scales(w))
         values = torch.stack([-negative, torch.zeros_like(positive), positive])
         return values.reshape(3, *[1] * w.dim())
-
-    def bound_map(self) -> ActivationMap:
-        """Return clip(x, 0, 1), or max(x, 0) at 32 bits."""
-        return ActivationMap("relu") if self.a_bits == 32 else ActivationMap("clip", 0.0, 1.0)
-
-    def activation_map(self) -> ActivationMap:
-        """Return round_k(clip(x, 0, 1)), or max(x, 0) at 32 bits."""
-        return self.bound_map() if self.a_bits == 32 else ActivationMap("round", bits=self.a_bits)
-
-    def bound(self, x: Tensor) -> Tensor:
-        """Return clip(x, 0, 1), or max(x, 0) at 32 bits."""
-        return torch.relu(x) if self.a_bits == 32 else clip(x, 0.0, 1.0)
-
-    def activation(self, x: Tensor) -> Tensor:
-        """Return round_k(clip(x, 0, 1)), any shape, or max(x, 0) at 32 bits."""
-        return self.bound(x) if self.a_bits == 32 else round_unit(x, self.a_bits)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.quantizers.functional import compute_dtype, ternary, with_slope
-from bench.quantizers.weights_only import WeightsOnly
+from bench.quantizers.shared import WeightsOnly
 
 ENTRIES = [
     {
@@ -57,7 +57,6 @@ class TWN(WeightsOnly):
         return torch.stack([threshold, scale])
 
     def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
-        """Return the ternary weights, same shape and dtype."""
         threshold, scale = (self.statistics(w) if statistics is None else statistics).detach()
         return with_slope(w, ternary(w.detach(), threshold).mul_(scale), 1.0)
 

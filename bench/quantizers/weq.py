@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.quantizers.base import Quantizer
 from bench.quantizers.deployed import ActivationMap, level_table
 from bench.quantizers.functional import bipolar, to_levels, with_slope
+from bench.quantizers.shared import Rectified
 
 ENTRIES = [
     {
@@ -71,7 +71,7 @@ def clusters(w: Tensor, count: int, sweeps: int) -> tuple[Tensor, Tensor]:
     return thresholds.float(), levels.float()
 
 
-class WEQ(Quantizer):
+class WEQ(Rectified):
     """Weighted-entropy quantization (Park, Ahn, Yoo: CVPR 2017).
 
     weight:      sign(w) r with r the level of the cluster that |w| falls into, see ``clusters``; 2^(k-1)
@@ -110,7 +110,6 @@ class WEQ(Quantizer):
         return torch.cat(clusters(w, 2 ** (self.w_bits - 1), self.sweeps))
 
     def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
-        """Return the quantized weights, same shape and dtype."""
         found = self.statistics(w) if statistics is None else statistics
         middle = 2 ** (self.w_bits - 1) - 1
         real = w.detach().float()
@@ -126,17 +125,9 @@ class WEQ(Quantizer):
         levels = found[2 ** (self.w_bits - 1) - 1 :]
         return torch.cat([-levels.flip(0), levels]).reshape(-1, *[1] * w.dim())
 
-    def bound_map(self) -> ActivationMap:
-        """Return max(x, 0)."""
-        return ActivationMap("relu")
-
     def activation_map(self) -> ActivationMap:
         """Return the table of the powers of two; max(x, 0) at 32 bits."""
         return self.bound_map() if self.a_bits == 32 else level_table(self.thresholds, self.levels)
-
-    def bound(self, x: Tensor) -> Tensor:
-        """Return max(x, 0), any shape."""
-        return torch.relu(x)
 
     def activation(self, x: Tensor) -> Tensor:
         """Return the quantized activations, any shape; ReLU at 32 bits."""

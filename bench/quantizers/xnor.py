@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.autograd import Function
 
 from bench.quantizers.base import Quantizer
-from bench.quantizers.deployed import ActivationMap, two_levels
+from bench.quantizers.deployed import two_levels
 from bench.quantizers.dorefa import mean_magnitude
-from bench.quantizers.functional import bipolar, clip, compute_dtype, pass_inside, sign_window
+from bench.quantizers.functional import bipolar, compute_dtype, pass_inside
+from bench.quantizers.shared import SignActivations
 
 ENTRIES = [
     {
@@ -20,7 +21,6 @@ ENTRIES = [
         "at 32-bit A",
         "title": "XNOR-Net: ImageNet Classification Using Binary Convolutional Neural Networks",
         "arxiv": "1603.05279",
-        "revision": 1,
         "options": {
             "input_scale": {
                 "type": "bool",
@@ -75,7 +75,26 @@ def box_magnitude(
     return F.avg_pool2d(magnitude, kernel_size, stride, padding)
 
 
-class XNOR(Quantizer):
+class FilterSigns(Quantizer):
+    """The weights of XNOR-Net: alpha sign(w), alpha = mean |w| of the filter; statistic: alpha."""
+
+    def statistics(self, w: Tensor) -> Tensor:
+        """Return alpha, float32 of shape (out, 1, ...)."""
+        return mean_magnitude(w, per_channel=True)
+
+    def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
+        return filter_weight(w, self.statistics(w) if statistics is None else statistics)
+
+    def stored_scales(self, w: Tensor) -> int:
+        """Return the number of filters: each has its alpha."""
+        return w.shape[0]
+
+    def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
+        """Return -alpha and +alpha, (2, out, 1, ...)."""
+        return two_levels(self.statistics(w) if statistics is None else statistics, w)
+
+
+class XNOR(FilterSigns, SignActivations):
     """XNOR-Net as its paper has it, and its Binary-Weight-Network at 32-bit activations (arXiv 1603.05279).
 
     weight:       alpha sign(w), alpha = mean |w| of the filter; levels +-alpha; gradient in
@@ -92,42 +111,11 @@ class XNOR(Quantizer):
     paper does not mention. Statistic: alpha.
     """
 
+    relu_at_32 = True
+
     def __init__(self, *args, input_scale: bool = True, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.scales_input = input_scale and self.a_bits == 1
-
-    def statistics(self, w: Tensor) -> Tensor:
-        """Return alpha, float32 of shape (out, 1, ...)."""
-        return mean_magnitude(w, per_channel=True)
-
-    def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
-        """Return alpha sign(w), same shape and dtype."""
-        return filter_weight(w, self.statistics(w) if statistics is None else statistics)
-
-    def stored_scales(self, w: Tensor) -> int:
-        """Return the number of filters: each has its alpha."""
-        return w.shape[0]
-
-    def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
-        """Return -alpha and +alpha, (2, out, 1, ...)."""
-        alpha = self.statistics(w) if statistics is None else statistics
-        return two_levels(alpha, w)
-
-    def bound_map(self) -> ActivationMap:
-        """Return clip(x, -1, 1), or max(x, 0) at 32 bits."""
-        return ActivationMap("relu") if self.a_bits == 32 else ActivationMap("clip", -1.0, 1.0)
-
-    def activation_map(self) -> ActivationMap:
-        """Return sign(x), or max(x, 0) at 32 bits."""
-        return self.bound_map() if self.a_bits == 32 else ActivationMap("sign")
-
-    def bound(self, x: Tensor) -> Tensor:
-        """Return clip(x, -1, 1), or max(x, 0) at 32 bits."""
-        return torch.relu(x) if self.a_bits == 32 else clip(x, -1.0, 1.0)
-
-    def activation(self, x: Tensor) -> Tensor:
-        """Return sign(x), any shape, or max(x, 0) at 32 bits."""
-        return self.bound(x) if self.a_bits == 32 else sign_window(x)
 
     def input_scale(
         self,

@@ -1,6 +1,4 @@
-"""Checks of schedules that single options cannot express. They go by the options' names, whatever the kind
-is.
-"""
+"""Checks of schedules that single options cannot express; they go by the options' names."""
 
 from __future__ import annotations
 
@@ -61,8 +59,7 @@ def _times(spec: Mapping[str, Any]) -> Found:
 
 
 def never_removed(spec: Mapping[str, Any], epochs: int, steps_per_epoch: int | None) -> str | None:
-    """Return why the factor is not exactly 0 at the last step, or None when it is, or when ``keep`` says it
-    may.
+    """Return why the factor is not exactly 0 at the last step, None where it is or ``keep`` allows it.
 
     ``steps_per_epoch`` None (the size of the data set is not known) takes an epoch as many steps.
     """

@@ -7,10 +7,8 @@ is the share of the steps after the warm-up that are over.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
-from bench.schedules.times import progress_after_warmup, times_passed
+from bench.schedules.times import Spec, progress_after_warmup, times_passed
 
 LEARNING_RATES = [
     {
@@ -109,55 +107,41 @@ LEARNING_RATES = [
 ]
 
 
-def constant_rate(
-    spec: Mapping[str, Any], step: int, total_steps: int, steps_per_epoch: int, warmup: float
-) -> float:
+def constant_rate(spec: Spec, step: int, total_steps: int, steps_per_epoch: int, warmup: float) -> float:
     """initial."""
     return spec["initial"]
 
 
-def cosine_rate(
-    spec: Mapping[str, Any], step: int, total_steps: int, steps_per_epoch: int, warmup: float
-) -> float:
+def cosine_rate(spec: Spec, step: int, total_steps: int, steps_per_epoch: int, warmup: float) -> float:
     """final + (initial - final) (1 + cos(pi p)) / 2."""
     p = progress_after_warmup(step, total_steps, warmup)
     return spec["final"] + (spec["initial"] - spec["final"]) * 0.5 * (1.0 + math.cos(math.pi * p))
 
 
-def linear_rate(
-    spec: Mapping[str, Any], step: int, total_steps: int, steps_per_epoch: int, warmup: float
-) -> float:
+def linear_rate(spec: Spec, step: int, total_steps: int, steps_per_epoch: int, warmup: float) -> float:
     """final + (initial - final) (1 - p)."""
     p = progress_after_warmup(step, total_steps, warmup)
     return spec["final"] + (spec["initial"] - spec["final"]) * (1.0 - p)
 
 
-def polynomial_rate(
-    spec: Mapping[str, Any], step: int, total_steps: int, steps_per_epoch: int, warmup: float
-) -> float:
+def polynomial_rate(spec: Spec, step: int, total_steps: int, steps_per_epoch: int, warmup: float) -> float:
     """final + (initial - final) (1 - p)^power."""
     share = (1.0 - progress_after_warmup(step, total_steps, warmup)) ** spec["power"]
     return spec["final"] + (spec["initial"] - spec["final"]) * share
 
 
-def exponential_rate(
-    spec: Mapping[str, Any], step: int, total_steps: int, steps_per_epoch: int, warmup: float
-) -> float:
+def exponential_rate(spec: Spec, step: int, total_steps: int, steps_per_epoch: int, warmup: float) -> float:
     """initial (final / initial)^p."""
     p = progress_after_warmup(step, total_steps, warmup)
     return spec["initial"] * (spec["final"] / spec["initial"]) ** p
 
 
-def staircase_rate(
-    spec: Mapping[str, Any], step: int, total_steps: int, steps_per_epoch: int, warmup: float
-) -> float:
+def staircase_rate(spec: Spec, step: int, total_steps: int, steps_per_epoch: int, warmup: float) -> float:
     """initial decay^k, k = floor(epoch / every_epochs)."""
     return spec["initial"] * spec["decay"] ** math.floor(step / (spec["every_epochs"] * steps_per_epoch))
 
 
-def step_rate(
-    spec: Mapping[str, Any], step: int, total_steps: int, steps_per_epoch: int, warmup: float
-) -> float:
+def step_rate(spec: Spec, step: int, total_steps: int, steps_per_epoch: int, warmup: float) -> float:
     """initial before the first time; then initial gamma^i, or values[i - 1], after i of them."""
     passed = times_passed(spec, step, total_steps, steps_per_epoch)
     if spec["values"] is not None:

@@ -1,6 +1,4 @@
-"""Options that several schedules share. The registry reads the literal; ``"until": "shared"`` refers to
-it.
-"""
+"""Options that several schedules share; ``"until": "shared"`` refers to the literal."""
 
 OPTIONS = {
     # of factors

@@ -7,15 +7,17 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+Spec = Mapping[str, Any]  # the completed options of a schedule
 
-def progress_to_end(spec: Mapping[str, Any], step: int, total_steps: int, steps_per_epoch: int) -> float:
+
+def progress_to_end(spec: Spec, step: int, total_steps: int, steps_per_epoch: int) -> float:
     """Return u = progress over ``until`` (or ``until_epochs``): 1 and more once the factor is gone."""
     if spec["until_epochs"] is not None:
         return step / (spec["until_epochs"] * steps_per_epoch)
     return step / total_steps / spec["until"]
 
 
-def times_passed(spec: Mapping[str, Any], step: int, total_steps: int, steps_per_epoch: int) -> int:
+def times_passed(spec: Spec, step: int, total_steps: int, steps_per_epoch: int) -> int:
     """Return how many of the times ``at`` (fractions) or ``at_epochs`` have come at ``step``."""
     if spec["at_epochs"] is not None:
         return bisect_right([epoch * steps_per_epoch for epoch in spec["at_epochs"]], step)

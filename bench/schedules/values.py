@@ -9,8 +9,7 @@ from bench import registry
 
 
 def factor_value(spec: Mapping[str, Any], step: int, total_steps: int, steps_per_epoch: int) -> float:
-    """Return f at ``step`` of a completed factor ``{"kind": ..., options}``: a number in [0, 1], 0 for good
-    once 0.
+    """Return f at ``step`` of a completed factor ``{"kind": ..., options}``, in [0, 1]; once 0 it stays 0.
 
     ``step`` counts from 0 to ``total_steps - 1``; ``steps_per_epoch`` turns epochs into steps.
     """

@@ -1,7 +1,7 @@
 """The 1-bit layers of other libraries in the SVHN network, for ``bench speed`` alone.
 
 The libraries are Brevitas (github.com/Xilinx/brevitas) and BITorch (github.com/hpi-xnor/bitorch); the extra
-``peers`` installs them. Each library builds the network of ``bench.networks.chain.svhn_convnet`` with its own
+``peers`` installs them. Each library builds ``bench.networks.convnets.svhn_convnet`` with its own
 layers in place of DoReFa 1/1. These are the nearest equivalents, not equal maths.
 """
 

@@ -22,7 +22,6 @@ ENTRIES = [
         "name": "anneal",
         "factory": "Anneal",
         "help": "a control: the factor blends full into low precision, without a branch",
-        "title": "",
         "options": {
             "what": {
                 "type": "str",

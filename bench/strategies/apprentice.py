@@ -15,20 +15,14 @@ the teacher.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.experiments.config import TrialConfig
 from bench.experiments.roles import joint_roles, needed_roles
-from bench.strategies.base import Loss, Strategy
+from bench.networks import Network
+from bench.strategies.base import Build, Loss, Strategy, Weights
 from bench.strategies.distances import soft_cross_entropy
-
-if TYPE_CHECKING:
-    from bench.networks import Network
 
 ENTRIES = [
     {
@@ -93,14 +87,11 @@ ENTRIES = [
 class Apprentice(Strategy):
     """Schemes A, B and C of the paper."""
 
-    def prepare(
-        self, network: Network, build: Callable[[TrialConfig], Network], weights: Mapping[str, Any]
-    ) -> None:
+    def prepare(self, network: Network, build: Build, weights: Weights) -> None:
         self.joint = "teacher" in joint_roles(self.options)
-        self.teacher = build(TrialConfig.model_validate(self.options["teacher"]))
-        if not self.joint:
-            self.teacher.load_state_dict(weights["teacher"])
-            self.teacher.eval().requires_grad_(False)
+        self.teacher = (
+            self.further("teacher", build) if self.joint else self.frozen("teacher", build, weights)
+        )
         if "start" in needed_roles(self.options):
             _load_start(network, weights["start"])
 
@@ -141,10 +132,8 @@ class Apprentice(Strategy):
         return own + options["beta"] * largest + options["gamma"] * soft
 
 
-def _load_start(network: Network, weights: Mapping[str, Tensor]) -> None:
-    """Copy the full-precision weights into ``network``; what a quantizer learns besides them keeps its own
-    start.
-    """
+def _load_start(network: Network, weights: dict[str, Tensor]) -> None:
+    """Copy the full-precision weights into ``network``; what its quantizers learn keeps its start."""
     missing, unexpected = network.load_state_dict(weights, strict=False)
     absent = [name for name in missing if "quantizer" not in name]
     if absent or unexpected:

@@ -22,18 +22,13 @@ cropped to the centre.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from bench.experiments.config import TrialConfig
-from bench.strategies.base import Loss, Strategy
+from bench.networks import Network
+from bench.strategies.base import Build, Loss, Strategy, Weights
 from bench.strategies.taps import Helper, Shape, Taps, block_inputs, class_count, pointwise, with_positions
-
-if TYPE_CHECKING:
-    from bench.networks import Network
 
 ENTRIES = [
     {
@@ -98,9 +93,7 @@ def _cropped(x: Tensor, like: Tensor) -> Tensor:
 class Auxiliary(Strategy):
     """The trial's network with an ``AuxiliaryModule``, which is trained and checkpointed with it."""
 
-    def prepare(
-        self, network: Network, build: Callable[[TrialConfig], Network], weights: Mapping[str, Any]
-    ) -> None:
+    def prepare(self, network: Network, build: Build, weights: Weights) -> None:
         layers = self.options["layers"] or block_inputs(network)
         self.taps = Taps(network, layers, "strategy.layers")
         self.module = AuxiliaryModule(self.taps.shapes(), class_count(network))

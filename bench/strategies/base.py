@@ -8,22 +8,22 @@ name.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from bench import registry
 from bench.experiments.config import TrialConfig
 from bench.layers.branch import Branch
+from bench.networks import Network
 from bench.schedules import factor_value
+from bench.strategies.taps import Helper
 
-if TYPE_CHECKING:
-    from bench.networks import Network
-    from bench.strategies.taps import Helper
-
-Loss = Callable[
-    [Tensor, Tensor], Tensor
-]  # (logits (B, classes), labels (B,) int64) -> 0-d loss, the mean over the batch
+Loss = Callable[[Tensor, Tensor], Tensor]  # logits (B, classes), labels (B,) int64 -> 0-d mean over the batch
+Build = Callable[[TrialConfig], Network]  # another network, initialised and on the device
+Weights = Mapping[
+    str, Any
+]  # role of a trial that this one needs ("teacher", "start") -> its final state dict
 
 
 class Strategy:
@@ -55,14 +55,18 @@ class Strategy:
         """Return whether ``step`` is the first at which a factor that was above 0 is 0."""
         return step > 0 and self.factor(step) == 0.0 and self.factor(step - 1) > 0.0
 
-    def prepare(
-        self, network: Network, build: Callable[[TrialConfig], Network], weights: Mapping[str, Any]
-    ) -> None:
-        """Get ready before the first step; also called before a checkpoint is restored.
+    def prepare(self, network: Network, build: Build, weights: Weights) -> None:
+        """Get ready before the first step; also called before a checkpoint is restored."""
 
-        ``build(config)`` returns another, initialised network on the device; ``weights`` maps the roles of
-        the trials that this one needs ("teacher", "start") to their final state dicts.
-        """
+    def further(self, role: str, build: Build) -> Network:
+        """Return the further network whose configuration is the option ``role``."""
+        return build(TrialConfig.model_validate(self.options[role]))
+
+    def frozen(self, role: str, build: Build, weights: Weights) -> Network:
+        """Return the trained network of ``role``, in evaluation mode and without gradients."""
+        network = self.further(role, build)
+        network.load_state_dict(weights[role])
+        return network.eval().requires_grad_(False)
 
     def stage(self, step: int) -> int:
         """Return the number of the stage that ``step`` lies in; the layers read it from the clock.
@@ -73,9 +77,7 @@ class Strategy:
         return 0
 
     def before_step(self, network: Network, step: int) -> None:
-        """Do what the method does to the stored state before ``step``; called once for each step, in
-        order.
-        """
+        """Change the stored state as the method says before ``step``; called once a step, in order."""
 
     def calibration_images(self, step: int) -> int:
         """Return how many training images ``calibrate`` needs before ``step``; 0: it is not called."""
@@ -105,9 +107,7 @@ class Strategy:
         return loss(logits, labels)
 
     def largest_loss(self, largest: float) -> float:
-        """Return the largest value of ``loss`` (a mean over an epoch), given the largest of the recipe's own
-        loss.
-        """
+        """Return the largest mean of ``loss`` over an epoch, given the largest of the recipe's own loss."""
         return largest
 
 

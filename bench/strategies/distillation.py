@@ -13,18 +13,12 @@ The paper does not fix w and T: it asks for "a considerably lower weight" on the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
-
 import torch
 from torch import Tensor
 
-from bench.experiments.config import TrialConfig
-from bench.strategies.base import Loss, Strategy
+from bench.networks import Network
+from bench.strategies.base import Build, Loss, Strategy, Weights
 from bench.strategies.distances import soft_cross_entropy
-
-if TYPE_CHECKING:
-    from bench.networks import Network
 
 ENTRIES = [
     {
@@ -34,12 +28,7 @@ ENTRIES = [
         "title": "Distilling the Knowledge in a Neural Network",
         "arxiv": "1503.02531",
         "options": {
-            "teacher": {
-                "type": "teacher",
-                "default": {},
-                "cost": {"frozen": 0.3333},
-                "help": "the fields in which the full-precision teacher differs from the arm's own network",
-            },
+            "teacher": "shared",
             "temperature": {
                 "type": "float",
                 "default": 4.0,
@@ -61,12 +50,8 @@ ENTRIES = [
 class Distillation(Strategy):
     """The trial's network beside a frozen teacher, which gets no gradient and stays in evaluation mode."""
 
-    def prepare(
-        self, network: Network, build: Callable[[TrialConfig], Network], weights: Mapping[str, Any]
-    ) -> None:
-        self.teacher = build(TrialConfig.model_validate(self.options["teacher"]))
-        self.teacher.load_state_dict(weights["teacher"])
-        self.teacher.eval().requires_grad_(False)
+    def prepare(self, network: Network, build: Build, weights: Weights) -> None:
+        self.teacher = self.frozen("teacher", build, weights)
 
     def forward_only(self) -> list[Network]:
         return [self.teacher]
@@ -79,8 +64,6 @@ class Distillation(Strategy):
         return weight * soft + (1.0 - weight) * loss(logits, labels)
 
     def largest_loss(self, largest: float) -> float:
-        """Return w max(1, T) L + (1 - w) L for L = ``largest``: with logits of size L the soft term is at
-        most T L.
-        """
+        """Return w max(1, T) L + (1 - w) L for L = ``largest``: such logits' soft term is at most T L."""
         weight = self.options["weight"]
         return weight * max(1.0, self.options["temperature"]) * largest + (1.0 - weight) * largest

@@ -18,22 +18,16 @@ teacher's, the regressor's kernel takes up the difference (section 2.2).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
-
 import torch
 from torch import Tensor, nn
 
 from bench.errors import InputError
-from bench.experiments.config import TrialConfig
+from bench.networks import Network
 from bench.randomness import Clock
 from bench.schedules.times import shares_passed
-from bench.strategies.base import Loss, Strategy
+from bench.strategies.base import Build, Loss, Strategy, Weights
 from bench.strategies.distances import half_squared_distance, soft_cross_entropy
 from bench.strategies.taps import Helper, Shape, Taps, block_inputs, with_positions
-
-if TYPE_CHECKING:
-    from bench.networks import Network
 
 ENTRIES = [
     {
@@ -43,12 +37,7 @@ ENTRIES = [
         "title": "FitNets: Hints for Thin Deep Nets",
         "arxiv": "1412.6550",
         "options": {
-            "teacher": {
-                "type": "teacher",
-                "default": {},
-                "cost": {"frozen": 0.3333},
-                "help": "the fields in which the full-precision teacher differs from the arm's own network",
-            },
+            "teacher": "shared",
             "until": {
                 "type": "float",
                 "default": 0.25,
@@ -106,12 +95,8 @@ class FitNets(Strategy):
     def stage(self, step: int) -> int:
         return shares_passed([self.options["until"]], step, self.total_steps)
 
-    def prepare(
-        self, network: Network, build: Callable[[TrialConfig], Network], weights: Mapping[str, Any]
-    ) -> None:
-        self.teacher = build(TrialConfig.model_validate(self.options["teacher"]))
-        self.teacher.load_state_dict(weights["teacher"])
-        self.teacher.eval().requires_grad_(False)
+    def prepare(self, network: Network, build: Build, weights: Weights) -> None:
+        self.teacher = self.frozen("teacher", build, weights)
         hint = self.options["hint"] or _middle(self.teacher)
         guided = self.options["guided"] or _middle(network)
         self.hints = Taps(self.teacher, [hint], "strategy.hint", frozen=True)
@@ -135,9 +120,9 @@ class FitNets(Strategy):
             return half_squared_distance(found, with_positions(reader.bounded(hint)))
         temperature = self.options["temperature"]
         soft = soft_cross_entropy(logits.float(), answer.float(), temperature) / temperature**2
-        return loss(logits, labels) + self.share() * soft
+        return loss(logits, labels) + self.distillation_weight() * soft
 
-    def share(self) -> Tensor:
+    def distillation_weight(self) -> Tensor:
         """Return lambda at the clock's step, float32 of shape ()."""
         first, last = self.options["first_lambda"], self.options["last_lambda"]
         steps = max(self.total_steps - 1 - self.first, 1)

@@ -7,7 +7,7 @@ the whole input of a linear layer. The same positions are drawn for all passes t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +18,9 @@ from bench.errors import InputError
 from bench.layers.activation_input import ActivationInput
 from bench.layers.classifier import Classifier
 from bench.layers.low_precision import LowPrecisionConv2d, LowPrecisionLayer
+from bench.networks import Network
 from bench.quantizers.deployed import ActivationMap
 from bench.randomness import key_of, sample_bits
-
-if TYPE_CHECKING:
-    from bench.networks import Network
 
 _BATCH = 128  # images of a pass
 _CHUNK = 16  # images at a time: the elements under every kernel of a batch take much room

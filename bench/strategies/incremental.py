@@ -20,18 +20,13 @@ so; the paper leaves them in full precision.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
-
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
 from bench.layers.low_precision import LowPrecisionLayer
 from bench.layers.partition import Partition
+from bench.networks import Network
 from bench.schedules.times import shares_passed
-from bench.strategies.base import Strategy
-
-if TYPE_CHECKING:
-    from bench.networks import Network
+from bench.strategies.base import Build, Strategy, Weights
 
 ENTRIES = [
     {
@@ -83,8 +78,9 @@ class Incremental(Strategy):
         self.times = [*(begin + number * gap for number in range(len(portions) - 1)), until]
 
     def portion(self, step: int) -> float:
-        """Return the share of the weights that is frozen at ``step``: portion i from begin + i (until -
-        begin) / (n - 1).
+        """Return the share of the weights that is frozen at ``step``.
+
+        Portion i is frozen from begin + i (until - begin) / (n - 1) on.
         """
         return [0.0, *self.options["portions"]][shares_passed(self.times, step, self.total_steps)]
 
@@ -92,9 +88,7 @@ class Incremental(Strategy):
         """Return the share of the weights that is still free."""
         return 1.0 - self.portion(step)
 
-    def prepare(
-        self, network: Network, build: Callable[[TrialConfig], Network], weights: Mapping[str, Any]
-    ) -> None:
+    def prepare(self, network: Network, build: Build, weights: Weights) -> None:
         for layer in self._layers(network):
             layer.partition = Partition(layer.weight)
 

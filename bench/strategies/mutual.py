@@ -13,19 +13,14 @@ stochastic quantizers draw the same numbers in layers of the same name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
-
 import torch
 from torch import Tensor
 
 from bench.experiments.config import TrialConfig
+from bench.networks import Network
 from bench.randomness import key_of
-from bench.strategies.base import Loss, Strategy
+from bench.strategies.base import Build, Loss, Strategy, Weights
 from bench.strategies.distances import divergence
-
-if TYPE_CHECKING:
-    from bench.networks import Network
 
 ENTRIES = [
     {
@@ -62,13 +57,9 @@ ENTRIES = [
 
 
 class Mutual(Strategy):
-    """The trial's network and ``peers`` further ones, all trained; the loss is the sum of what each
-    minimises.
-    """
+    """The trial's network and ``peers`` further ones; the loss is the sum of what each minimises."""
 
-    def prepare(
-        self, network: Network, build: Callable[[TrialConfig], Network], weights: Mapping[str, Any]
-    ) -> None:
+    def prepare(self, network: Network, build: Build, weights: Weights) -> None:
         peer = TrialConfig.model_validate(self.options["peer"])
         self.peers = [
             build(peer.model_copy(update={"seed": key_of(peer.seed, "peer", number)}))
@@ -87,7 +78,5 @@ class Mutual(Strategy):
         return torch.stack(terms).sum()
 
     def largest_loss(self, largest: float) -> float:
-        """Return K (1 + w) L for L = ``largest``: a divergence is at most the cross entropy with the same
-        logits.
-        """
+        """Return K (1 + w) L for L = ``largest``: no divergence is above the cross entropy of its logits."""
         return (1 + self.options["peers"]) * (1.0 + self.options["weight"]) * largest

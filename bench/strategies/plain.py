@@ -9,8 +9,6 @@ ENTRIES = [
         "name": "plain",
         "factory": "Plain",
         "help": "the low-precision network alone, the baseline of every comparison",
-        "title": "",
-        "options": {},
     }
 ]
 

@@ -7,18 +7,12 @@ branch and ends at exactly 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
-
 from bench.errors import InputError, nearest
-from bench.experiments.config import TrialConfig
 from bench.layers.branch import Branch
 from bench.layers.low_precision import low_precision_modules
+from bench.networks import Network
 from bench.schedules import factor_value
-from bench.strategies.base import Faded
-
-if TYPE_CHECKING:
-    from bench.networks import Network
+from bench.strategies.base import Build, Faded, Weights
 
 ENTRIES = [
     {
@@ -95,8 +89,7 @@ ENTRIES = [
 
 
 class Progressive(Faded):
-    """The expanded network; f(t) from the ``factor`` schedule, and for layers in ``layer_factors`` from
-    their own.
+    """The expanded network; f(t) by ``factor``, for layers in ``layer_factors`` by their own schedule.
 
     The branches are removed when the last factor is 0. A layer whose own factor is 0 before that adds zeros
     until then.
@@ -113,11 +106,10 @@ class Progressive(Faded):
         """Return the largest factor of any layer at ``step``."""
         return max(super().factor(step), *self.layer_factors(step).values(), 0.0)
 
-    def prepare(
-        self, network: Network, build: Callable[[TrialConfig], Network], weights: Mapping[str, Any]
-    ) -> None:
-        """Give the layers named in ``layer_factors`` their factors; raises ``InputError`` for layers without
-        a branch.
+    def prepare(self, network: Network, build: Build, weights: Weights) -> None:
+        """Give the layers in ``layer_factors`` their factors.
+
+        Raises ``InputError`` for a layer without a branch.
         """
         if self.options["layer_factors"] is None:
             return

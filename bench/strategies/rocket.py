@@ -19,18 +19,12 @@ each network's own. The paper leaves lambda open; 1 here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
-
 from torch import Tensor, nn
 
 from bench.errors import InputError, nearest
-from bench.experiments.config import TrialConfig
-from bench.strategies.base import Loss, Strategy
+from bench.networks import Network
+from bench.strategies.base import Build, Loss, Strategy, Weights
 from bench.strategies.taps import class_count
-
-if TYPE_CHECKING:
-    from bench.networks import Network
 
 ENTRIES = [
     {
@@ -69,13 +63,11 @@ ENTRIES = [
 class Rocket(Strategy):
     """The trial's network and its booster, trained together."""
 
-    def prepare(
-        self, network: Network, build: Callable[[TrialConfig], Network], weights: Mapping[str, Any]
-    ) -> None:
-        self.booster = build(TrialConfig.model_validate(self.options["booster"]))
+    def prepare(self, network: Network, build: Build, weights: Weights) -> None:
+        self.booster = self.further("booster", build)
         self.classes = class_count(network)
         for name in self.options["shared"] or _first_convolution(network):
-            share(network, self.booster, name)
+            share_parameters(network, self.booster, name)
 
     def trained(self) -> dict[str, Network]:
         return {"booster": self.booster}
@@ -91,7 +83,7 @@ class Rocket(Strategy):
         return 2.0 * largest + self.options["weight"] * self.classes * (2.0 * largest) ** 2
 
 
-def share(network: nn.Module, booster: nn.Module, name: str) -> None:
+def share_parameters(network: nn.Module, booster: nn.Module, name: str) -> None:
     """Let the module ``name`` of ``booster`` have the parameters of that of ``network``.
 
     Raises ``InputError`` for a name that a network does not have and for parameters of other names or shapes.

@@ -28,8 +28,7 @@ a step, and the trial's own bit widths behind it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -39,14 +38,12 @@ from bench.errors import InputError
 from bench.experiments.config import TrialConfig, parse_bits, short_bits
 from bench.experiments.options import keywords
 from bench.layers.activation_input import ActivationInput
+from bench.networks import Network
 from bench.quantizers import FullPrecisionWeights, Interim, Quantizer, make_quantizer
 from bench.schedules.times import shares_passed
-from bench.strategies.base import Loss, Strategy
+from bench.strategies.base import Build, Loss, Strategy, Weights
 from bench.strategies.distances import half_squared_distance
 from bench.strategies.taps import Taps, block_inputs
-
-if TYPE_CHECKING:
-    from bench.networks import Network
 
 ENTRIES = [
     {
@@ -124,9 +121,7 @@ class Stages(Strategy):
         count = len(self.widths)
         return (count - self.stage(step)) / count if count else 0.0
 
-    def prepare(
-        self, network: Network, build: Callable[[TrialConfig], Network], weights: Mapping[str, Any]
-    ) -> None:
+    def prepare(self, network: Network, build: Build, weights: Weights) -> None:
         for layer in network.modules():
             if isinstance(layer, ActivationInput):
                 layer.interims = tuple(self._interim(layer, w, a) for w, a in self.widths)
@@ -164,12 +159,10 @@ class Staged(Stages):
         if not self.widths and not self.guided:
             raise InputError("strategy: stages or guided = true is needed; without both it is plain training")
 
-    def prepare(
-        self, network: Network, build: Callable[[TrialConfig], Network], weights: Mapping[str, Any]
-    ) -> None:
+    def prepare(self, network: Network, build: Build, weights: Weights) -> None:
         super().prepare(network, build, weights)
         if self.guided:
-            self.twin = build(TrialConfig.model_validate(self.options["twin"]))
+            self.twin = self.further("twin", build)
             layers = self.options["layers"] or block_inputs(network)[-2:]
             self.taps = [Taps(one, layers, "strategy.layers") for one in (network, self.twin)]
             own, other = (taps.shapes() for taps in self.taps)
@@ -197,9 +190,7 @@ class Staged(Stages):
 
 
 def _widths(text: str, config: TrialConfig) -> tuple[int, int]:
-    """Return (weight, activation) bits of a stage; raises ``InputError`` for widths that the quantizer has
-    not.
-    """
+    """Return (weight, activation) bits of a stage; raises ``InputError`` for widths without quantizer."""
     w_bits, a_bits, g_bits = parse_bits(text, "strategy.stages")
     kind = config.quantizer["kind"]
     facts = registry.get("quantizers", kind).facts

@@ -8,8 +8,9 @@ pre-activation order).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,7 @@ from bench.errors import InputError, nearest
 from bench.layers.activation_input import ActivationInput
 from bench.layers.classifier import Classifier
 from bench.layers.diagnostics import in_evaluation
-
-if TYPE_CHECKING:
-    from bench.networks import Network
+from bench.networks import Network
 
 Shape = tuple[int, ...]
 
@@ -104,16 +103,10 @@ class Taps:
         def watch(name: str) -> Any:
             return lambda _layer, inputs: found.__setitem__(name, tuple(inputs[0].shape[1:]))
 
-        handles = [
-            layer.register_forward_pre_hook(watch(name)) for name, layer in self.layers.items() if layer
-        ]
-        try:
-            weight, size = next(network.parameters()), network.input_size
-            with in_evaluation(network):
-                network(torch.zeros(1, 3, size, size, device=weight.device, dtype=weight.dtype))
-        finally:
-            for handle in handles:
-                handle.remove()
+        with contextlib.ExitStack() as hooks, in_evaluation(network):
+            for name, layer in self.layers.items():
+                hooks.enter_context(layer.register_forward_pre_hook(watch(name)))
+            network(network.blank_image())
         return [found[name] for name in self.layers]
 
 

@@ -30,8 +30,6 @@ The quantizer has one scale a filter, nothing learned, and activations of fixed 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -42,13 +40,12 @@ from bench.experiments.options import keywords
 from bench.layers.diagnostics import in_evaluation
 from bench.layers.low_precision import LowPrecisionLayer
 from bench.layers.partition import Partition
+from bench.networks import Network
 from bench.quantizers import Quantizer, make_quantizer
+from bench.strategies.base import Build, Weights
 from bench.strategies.fitted_layers import Survey, affine_of
 from bench.strategies.layer_fit import Layer, fit, pieces_of
 from bench.strategies.staged import Stages
-
-if TYPE_CHECKING:
-    from bench.networks import Network
 
 ENTRIES = [
     {
@@ -112,9 +109,7 @@ class TwoStep(Stages):
             raise InputError('strategy: two_step needs network.activation = "clip", not "abs"')
         self.levels = levels
 
-    def prepare(
-        self, network: Network, build: Callable[[TrialConfig], Network], weights: Mapping[str, Any]
-    ) -> None:
+    def prepare(self, network: Network, build: Build, weights: Weights) -> None:
         super().prepare(network, build, weights)
         if self.options["frozen"]:
             for layer in _fitted(network).values():

@@ -36,7 +36,7 @@ def estimation_images(run: Run, count: int) -> Tensor:
     batches = run.data.estimation_batches(-(-count // size), size)
     if run.team.size == 1:
         return torch.cat([images for images, _ in batches])[:count]
-    places = rows(size, run.team.share).to(run.device)
+    places = rows(size, run.team.rank_and_size).to(run.device)
     whole = []
     for images, _ in batches:
         batch = images.new_zeros((size, *images.shape[1:]))

@@ -71,17 +71,13 @@ def load(path: Path, device: torch.device | str) -> dict[str, Any] | None:
 
 
 def read(path: Path, device: torch.device | str) -> Any:
-    """Return what ``torch.save`` wrote to ``path``: tensors, numbers and texts.
-
-    Raises where it is anything else.
-    """
+    """Return the tensors, numbers and texts in a file of ``torch.save``; raises for anything else."""
     _inspect(path)
     return torch.load(path, map_location=device, weights_only=True)
 
 
 def _inspect(path: Path) -> None:
-    """Raise ``ValueError`` unless the file unpacks to its own size and names nothing but the parts of
-    tensors.
+    """Raise ``ValueError`` unless the file unpacks to its own size and names parts of tensors alone.
 
     ``weights_only`` keeps code from being executed; this keeps memory from being taken: packed members (a
     bomb), and the constructors it allows that allocate what they are told (``bytearray``).

@@ -148,9 +148,7 @@ def prepare(store: Store, id: str, data_dir: Path) -> Deployment:
 
 
 def write(deployment: Deployment, format: str, path: Path, *, latent: bool = False) -> dict[str, Any]:
-    """Write the network as ``format`` (a key of ``SUFFIXES``) to ``path``; return what the record keeps of
-    it.
-    """
+    """Write the network to ``path`` as ``format``, a key of ``SUFFIXES``; return the record's entry on it."""
     plain = deployment.plain
     about: dict[str, Any] = {"format": format}
     if format in ("safetensors", "packed"):
@@ -262,8 +260,9 @@ def _judged(
 
 
 def test_arrays(deployment: Deployment) -> dict[str, Any]:
-    """Return the test set as the network reads it: ``images`` (N, 3, S, S) float32, ``labels``,
-    ``logits``.
+    """Return ``images`` (N, 3, S, S) float32, ``labels`` and ``logits`` of the test set.
+
+    Images are as the network reads them. Raises ``InputError`` where the data is not here.
     """
     if deployment.test is None:
         raise InputError("--images: the data set is not here")

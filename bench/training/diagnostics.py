@@ -59,9 +59,7 @@ class Diagnostics:
     def add(
         self, network: Network, epoch: int, factor: float, observed: Mapping[str, Mapping[str, Any]]
     ) -> None:
-        """Add the row of ``epoch``, the network's factor being 0; ``observed`` is what ``layer_diagnostics``
-        returned.
-        """
+        """Add the row of ``epoch`` from what ``layer_diagnostics`` returned; the network's factor is 0."""
         row: dict[str, Any] = {"epoch": epoch, "factor": factor}
         row |= {key: [observed[name][key] for name, _ in self.layers] for key in OBSERVED}
         with in_evaluation(network), torch.no_grad():
@@ -102,9 +100,7 @@ class Diagnostics:
         write_atomic(path, buffer.getvalue())
 
     def load(self, path: Path, epoch: int) -> None:
-        """Take over the rows up to ``epoch`` from ``path``; those of a file that is no such file are made
-        anew.
-        """
+        """Take over the rows up to ``epoch`` from ``path``, if the file is one of these layers."""
         found = read(path)
         if found is None or list(found["layers"]) != [name for name, _ in self.layers]:
             return

@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
-from bench.layers.batch_norm import AccurateBatchNorm
+from bench.layers.batch_norm import AccurateBatchNorm, ReplacedBatchNorm
 from bench.quantizers import Quantizer
 from bench.training.evaluate import Accuracy
 
@@ -56,9 +56,13 @@ class Team:
         return self.rank == 0
 
     @property
-    def share(self) -> tuple[int, int]:
-        """(rank, ranks), as the data sets take it."""
+    def rank_and_size(self) -> tuple[int, int]:
+        """(rank, world size), as the data sets take it."""
         return self.rank, self.size
+
+    def reader(self, device: str) -> str:
+        """Return where a file is read to: what the first worker reads travels to the others by the CPU."""
+        return device if self.size == 1 else "cpu"
 
     def from_first(self, work: Callable[[], T]) -> T:
         """Return on every worker what ``work`` returns on the first, or raise its ``InputError``."""
@@ -133,7 +137,7 @@ class Team:
         # Only zeros are added to each slot, so every worker gets exactly the same numbers.
         return _summed(torch.stack(slots))
 
-    def own(self, gathered: Tensor) -> Tensor:
+    def own_part(self, gathered: Tensor) -> Tensor:
         """Return this worker's part of what ``gathered`` returned.
 
         Sums that another number of workers kept go to the first worker; the others get zeros.
@@ -230,7 +234,7 @@ def keeping_gradients(forward: Callable[..., Any]) -> contextlib.AbstractContext
 # --- batch norm ---------------------------------------------------------------------------------------------
 
 
-class SharedBatchNorm(_BatchNorm):
+class SharedBatchNorm(ReplacedBatchNorm):
     """Batch norm of (B, C, ...) with statistics over the global batch, or over groups of ``group`` images.
 
     Without ``group`` the workers exchange their means and (population) variances, two numbers a channel. The
@@ -243,27 +247,15 @@ class SharedBatchNorm(_BatchNorm):
     """
 
     def __init__(self, like: _BatchNorm, team: Team, group: int | None) -> None:
-        super().__init__(like.num_features, like.eps, like.momentum)
-        self.weight, self.bias = like.weight, like.bias
-        self.running_mean, self.running_var = like.running_mean, like.running_var
-        self.num_batches_tracked = like.num_batches_tracked
+        super().__init__(like)
         self.team, self.group = team, group
-        # Only a norm that holds its activation has children (see networks.convert.modes).
-        for name, child in like.named_children():
-            self.add_module(name, child)
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        pass
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, group={self.group}, workers={self.team.size}"
 
     def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Return batch norm of ``x``, times ``factor`` where given; statistics in float32 at least."""
-        weight: Tensor = self.weight
-        bias: Tensor = self.bias
-        if factor is not None:
-            weight, bias = weight * factor, bias * factor
+        weight, bias = self.scale_and_shift(factor)
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, False, 0.0, self.eps)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -285,11 +277,7 @@ class SharedBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor) -> None:
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        momentum = self.momentum
-        if momentum is None:  # a cumulative average, while statistics are re-estimated
-            momentum = 1.0 / float(self.num_batches_tracked)
+        momentum = self.counted_momentum()
         for running, now in ((self.running_mean, mean), (self.running_var, variance)):
             assert running is not None
             running.mul_(1.0 - momentum).add_(now.to(running.dtype), alpha=momentum)

@@ -1,6 +1,4 @@
-"""What makes a trial diverge, found at the end of an epoch.
-
-Numbers that are not finite, and a loss that no data gives.
+"""What makes a trial diverge, at the end of an epoch: numbers not finite, or a loss that no data gives.
 
 The loss alone does not show it: sign and ternary quantizers map NaN and infinity to finite levels, so a
 network whose weights are lost may still have a finite loss. All state that training moves is therefore looked
@@ -51,17 +49,8 @@ def named_state(
 
 @torch.no_grad()
 def not_finite(named: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Return the names of the tensors that hold NaN or infinity.
-
-    The device is read once where there are none.
-    """
+    """Return the names of the tensors with NaN or infinity; without any the device is read once."""
     numbers = [(name, tensor) for name, tensor in named if tensor.is_floating_point() and tensor.numel()]
     if not numbers or torch.isfinite(get_total_norm([tensor for _, tensor in numbers], math.inf)):
         return []
     return [name for name, tensor in numbers if not torch.isfinite(tensor).all()]
-
-
-def some(names: list[str], count: int = 3) -> str:
-    """Return the first of ``names`` in one line, and how many more there are."""
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more

@@ -14,10 +14,7 @@ EVALUATION_BATCH = 256  # fixed: the batch size of an evaluation is part of what
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Counts over a whole set.
-
-    ``predicted[c]`` and ``labelled[c]`` count the images predicted as, labelled c.
-    """
+    """Counts over a whole set; ``predicted[c]`` and ``labelled[c]`` are of the images of class c."""
 
     correct: int
     top5: int
@@ -50,9 +47,7 @@ class Accuracy:
 
 @torch.no_grad()
 def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> Accuracy:
-    """Evaluate ``network`` as it stands (its clock says which form) in evaluation mode, in fp32.
-
-    The mode is restored.
+    """Return the counts of ``network`` as it stands (its clock says which form), in evaluation mode, fp32.
 
     ``batches`` yields images (B, 3, S, S) float32 and labels (B,) int64; counts are read from the device
     once.

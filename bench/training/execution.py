@@ -134,21 +134,17 @@ def resume_execution(
     if changed and not accept_other:
         raise InputError(
             f"{where}: this trial was begun under another execution ({'; '.join(changed)}), so its end would "
-            "not be that of an undisturbed run. Give --fresh to begin it anew, or --accept-other-hardware "
-            "to go on "
-            "and mark the record."
+            "not be that of an undisturbed run. Give --fresh to begin it anew, or --accept-other-hardware to "
+            "go on and mark the record."
         )
     if "fallback" in here and recorded.get("mode") != "eager":  # accepted: the recorded mode is not available
         return here, changed
-    rest = {key: value for key, value in here.items() if key != "fallback"}
-    return {**rest, **{key: recorded[key] for key in ("mode", "fallback") if key in recorded}}, changed
+    own = {key: value for key, value in here.items() if key != "fallback"}
+    return {**own, **{key: recorded[key] for key in ("mode", "fallback") if key in recorded}}, changed
 
 
 def apply(execution: Mapping[str, Any]) -> None:
-    """Set up this process for ``execution``.
-
-    It gets the recorded number of threads and deterministic algorithms, no TF32, and no choices by timing.
-    """
+    """Set up this process: the recorded threads, deterministic algorithms, no TF32, no choices by timing."""
     torch.set_num_threads(execution["threads"])
     keep_freed_memory()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -27,11 +27,12 @@ from bench.networks import Network
 from bench.randomness import Clock
 from bench.schedules import learning_rate_value
 from bench.strategies import Strategy
+from bench.text import first_few
 from bench.training.calibration import calibrate
 from bench.training.capture import Recording, Written
 from bench.training.diagnostics import Diagnostics, due, flip_rate, signs_of
 from bench.training.distributed import SOLO, Team, average_statistics, averaged, keeping_gradients
-from bench.training.divergence import largest_loss, named_state, not_finite, some
+from bench.training.divergence import largest_loss, named_state, not_finite
 from bench.training.evaluate import EVALUATION_BATCH, Accuracy, evaluate, reestimate_batch_norm
 from bench.training.losses import make_loss
 from bench.training.operations import step_operations
@@ -90,14 +91,8 @@ class Run:
         mode: str = "eager",
         team: Team = SOLO,
     ) -> None:
-        self.config, self.data, self.network, self.strategy, self.clock = (
-            config,
-            data,
-            network,
-            strategy,
-            clock,
-        )
-        self.team = team
+        self.config, self.data, self.network = config, data, network
+        self.strategy, self.clock, self.team = strategy, clock, team
         self.device = clock.step.device
         self.steps_per_epoch = data.steps_per_epoch
         self.total_steps = config.epochs * self.steps_per_epoch
@@ -119,7 +114,7 @@ class Run:
         self.recording = Recording(self.update, self.written) if mode == "captured" else None
         self.samples: tuple[Tensor | None, ...] = (None,)  # of each part of a batch; None: 0, 1, 2, ...
         if team.size > 1 or config.micro_batches > 1:
-            places = rows(config.batch_size, team.share, config.micro_batches).to(self.device)
+            places = rows(config.batch_size, team.rank_and_size, config.micro_batches).to(self.device)
             self.samples = places.chunk(config.micro_batches)
         self.step = 0
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -161,17 +156,15 @@ class Run:
             self.clock.set(step, 0.0)
             self._reestimate(self.network, self.strategy.bn_reestimate)
         self.clock.set(step, factor)
-        set_step(
-            self.optimizer,
-            config,
-            step,
-            learning_rate_value(config.learning_rate, step, self.total_steps, self.steps_per_epoch),
-        )
+        set_step(self.optimizer, config, step, self._learning_rate(step))
         if self.recording is None:
             self.update(*self.data.inputs(step))
         else:
             self.recording.step(self.data.inputs(step), self._stage())
         self.step += 1
+
+    def _learning_rate(self, step: int) -> float:
+        return learning_rate_value(self.config.learning_rate, step, self.total_steps, self.steps_per_epoch)
 
     def update(self, *inputs: Tensor) -> None:
         """Do the part of a step that runs on the device; ``inputs`` come from ``Batches.inputs``."""
@@ -221,10 +214,7 @@ class Run:
         return seconds
 
     def backward(self, images: Tensor, labels: Tensor) -> None:
-        """Add the gradients of this worker's images, one micro-batch after the other.
-
-        The loss and the hits are added to the sums of the epoch.
-        """
+        """Add gradients, loss and hits of this worker's images, one micro-batch after the other."""
         count = len(self.samples)
         parts = zip(self.samples, images.chunk(count), labels.chunk(count), strict=True)
         for number, (self.clock.samples, x, y) in enumerate(parts, start=1):
@@ -259,9 +249,7 @@ class Run:
             "test_correct": None,
             "test_seen": None,
             "factor": factor,
-            "lr": learning_rate_value(
-                self.config.learning_rate, last, self.total_steps, self.steps_per_epoch
-            ),
+            "lr": self._learning_rate(last),
             "seconds": seconds,
             "images_per_second": images / seconds if seconds > 0 else None,
             "sign_flip_rate": self._sign_flip_rate(),
@@ -341,7 +329,7 @@ class Run:
         if not math.isfinite(loss):
             reason = f"the training loss of epoch {epoch} was not finite"
         elif lost:
-            reason = f"numbers that are not finite after epoch {epoch}: {some(lost)}"
+            reason = f"numbers that are not finite after epoch {epoch}: {first_few(lost)}"
         elif loss > largest:
             reason = (
                 f"the training loss of epoch {epoch}, {loss:.3g}, is more than any data gives ({largest:.4g})"
@@ -361,10 +349,7 @@ class Run:
         return found
 
     def _deployed(self) -> Network:
-        """Return the network that is evaluated as deployed.
-
-        With ``eval_bn`` it is a copy with re-estimated batch norm, otherwise the trained network itself.
-        """
+        """Return the trained network, or with ``eval_bn`` a copy with re-estimated batch norm."""
         if not self.config.eval_bn:
             return self.network
         network = copy.deepcopy(self.network)
@@ -377,10 +362,7 @@ class Run:
         average_statistics([network], self.team)
 
     def _sign_flip_rate(self) -> float | None:
-        """Return the share of low-precision weights whose sign changed since the epoch began.
-
-        None for a network without such weights.
-        """
+        """Return the share of low-precision weights whose sign changed in the epoch; None without any."""
         before, self.signs = self.signs, signs_of(self.network)
         return flip_rate(before, self.signs)
 
@@ -434,8 +416,8 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.recording is not None:
             self.recording.forget()
-        self.loss_sum.copy_(self.team.own(state["loss_sum"]))
-        self.correct.copy_(self.team.own(state["correct"]))
+        self.loss_sum.copy_(self.team.own_part(state["loss_sum"]))
+        self.correct.copy_(self.team.own_part(state["correct"]))
         self.signs = {name: signs.to(self.device) for name, signs in state["signs"].items()}
         self.diagnostics.codes = {name: codes.to(self.device) for name, codes in state["codes"].items()}
         self.one_level = state["one_level"]

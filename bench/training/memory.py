@@ -1,7 +1,4 @@
-"""Activation checkpointing (1604.06174).
-
-Keep what enters a part of the network, compute the rest again when needed.
-"""
+"""Activation checkpointing (1604.06174): inputs of a network's parts are kept, the rest computed again."""
 
 from __future__ import annotations
 

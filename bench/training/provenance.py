@@ -17,28 +17,16 @@ _PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "ray", "pydantic")
 
 @functools.cache
 def code_revision() -> tuple[str | None, bool | None]:
-    """Return (git commit, whether the package's files differ from it).
-
-    ``$BENCH_COMMIT`` where there is no git.
-    """
+    """Return (git commit, whether the package's files differ from it); without git ``$BENCH_COMMIT``."""
     folder = Path(bench.__file__).resolve().parent
-    git = ["git", "-C", str(folder)]
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
     try:
-        commit = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
-        )
-        status = subprocess.run(
-            [*git, "status", "--porcelain", "--", str(folder)],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-        tracked = subprocess.run(
-            [*git, "ls-files", "--", "__init__.py"], capture_output=True, text=True, timeout=10, check=True
-        )
-        if tracked.stdout.strip():  # otherwise the package only happens to lie inside someone else's checkout
-            return commit.stdout.strip(), bool(status.stdout.strip())
+        if git("ls-files", "--", "__init__.py"):  # otherwise the package lies inside someone else's checkout
+            return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", str(folder)))
     except (OSError, subprocess.SubprocessError):
         pass
     return os.environ.get("BENCH_COMMIT"), None

@@ -15,9 +15,7 @@ from bench.training.loop import Run
 
 
 def resume(run: Run, state: dict[str, Any], path: Path) -> None:
-    """Put ``run`` where its checkpoint stands.
-
-    Raises ``InputError`` naming ``path`` where it is not this trial's.
+    """Put ``run`` where its checkpoint stands; raises ``InputError`` naming ``path`` for another trial's.
 
     Nothing in the file is believed but the values of tensors, the step and the clocks: names, shapes and the
     optimizer's settings are those of the configuration.
@@ -49,27 +47,17 @@ def resume(run: Run, state: dict[str, Any], path: Path) -> None:
 
 
 def _odd_sums(run: Run, state: dict[str, Any]) -> str | None:
-    """Return what is wrong with the epoch's sums.
-
-    One number each, or one of each worker of the trial's former team.
-    """
+    """Return what is wrong with the epoch's sums: a number each, or one a worker of the former team."""
     for name, dtype in (("loss_sum", run.loss_sum.dtype), ("correct", run.correct.dtype)):
         found = state.get(name)
-        if (
-            not isinstance(found, torch.Tensor)
-            or found.dtype != dtype
-            or found.dim() > 1
-            or found.numel() == 0
-        ):
+        fits = isinstance(found, torch.Tensor) and found.dtype == dtype and found.dim() <= 1 and found.numel()
+        if not fits:
             return f"{name}: no sum of an epoch"
     return None
 
 
 def _odd_optimizer(run: Run, found: Any) -> str | None:
-    """Return what keeps ``found`` from being a state of the run's optimizer.
-
-    Other parameters, names or shapes.
-    """
+    """Return what keeps ``found`` from being a state of the run's optimizer: names or shapes."""
     if not isinstance(found, dict) or not isinstance(found.get("state"), dict):
         return "optimizer: no table of states"
     parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]

@@ -32,7 +32,7 @@ def make_batches(config: TrialConfig, images: datasets.Loaded, clock: Clock, tea
     size = config.input_size
     if size is None:  # a network of the user's own tells its size once it is built
         size = make_network(config, images.num_classes, clock, team=team).input_size
-    return datasets.make_data(images, config, size, clock.step.device, team.share)
+    return datasets.make_data(images, config, size, clock.step.device, team.rank_and_size)
 
 
 def make_network(
@@ -45,9 +45,7 @@ def make_network(
 ) -> Network:
     """Return an initialised network on the clock's device, as the recipe trains it.
 
-    ``strategy`` may expand it.
-
-    ``check_original``: a network that is not the suite's own is first checked against its original.
+    ``strategy`` may expand it. ``check_original``: a transformed network is first compared with its original.
     """
     network = build(
         config,
@@ -104,9 +102,7 @@ def make_run(
 
 
 def complete_helpers(strategy: Strategy, config: TrialConfig, clock: Clock, team: Team = SOLO) -> None:
-    """Initialise, in place, what a strategy trains beside the network and is no network, as the recipe has
-    it.
-    """
+    """Initialise, in place, the helpers that a strategy trains beside the network, as the recipe says."""
     for helper in strategy.trained().values():
         if isinstance(helper, Helper):
             initialize(helper, config.seed, config.initialization)
@@ -115,10 +111,7 @@ def complete_helpers(strategy: Strategy, config: TrialConfig, clock: Clock, team
 
 
 def untrained_weights(config: TrialConfig, num_classes: int, clock: Clock) -> dict[str, dict[str, Any]]:
-    """Return initial weights for the roles of ``config``, to measure with.
-
-    A step costs the same with trained ones.
-    """
+    """Return initial weights for the roles of ``config``, to measure with: trained ones cost the same."""
     needed = {
         role: TrialConfig.model_validate(config.strategy[role]) for role in needed_roles(config.strategy)
     }

@@ -62,8 +62,9 @@ class Rise:
 
 
 def filter_noise(weight: Tensor, size: float, key: int) -> Tensor:
-    """Return noise for ``weight`` (out, ...), float32: each filter's has ``size`` times the norm of its
-    weights.
+    """Return noise, float32, in the shape of ``weight`` (out, ...).
+
+    The noise of a filter has ``size`` times the norm of the filter's weights.
     """
     noise = normal(key, weight.shape).to(weight.device).flatten(1)
     norms = weight.detach().float().flatten(1).norm(dim=1, keepdim=True)
@@ -84,9 +85,7 @@ def rise_under_noise(
 
 
 def barrier(losses: Sequence[float]) -> float:
-    """Return the largest rise of ``losses``, at even distances along a path, over the line between the two
-    ends.
-    """
+    """Return the largest rise of ``losses``, evenly spaced on a path, over the line between both ends."""
     last = len(losses) - 1
     return max(loss - ((last - i) * losses[0] + i * losses[-1]) / last for i, loss in enumerate(losses))
 
@@ -129,16 +128,16 @@ def subject(store: Store, id: str, data_dir: Path, count: int) -> Subject:
 
 
 def sharpness(found: Subject, size: float, draws: int, *, stored: bool = False) -> Rise:
-    """Return the rise of the training loss under noise on the quantized weights, or on the ``stored``
-    ones.
-    """
+    """Return the rise of the training loss under noise on the quantized, or the ``stored``, weights."""
     layers = dict(low_precision_modules(found.network))
 
     def loss(weights: Mapping[str, Tensor]) -> float:
-        with _weights(layers, weights, quantize=stored):
+        with _computing_with(layers, weights, quantize=stored):
             return found.loss()
 
-    return rise_under_noise(loss, {name: _own(layer, stored) for name, layer in layers.items()}, size, draws)
+    return rise_under_noise(
+        loss, {name: _layer_weight(layer, stored) for name, layer in layers.items()}, size, draws
+    )
 
 
 def measure(found: Subject, sizes: Sequence[float], draws: int, *, stored: bool = False) -> dict[str, Any]:
@@ -190,7 +189,7 @@ def path_losses(one: Subject, other: Subject, points: int) -> list[float]:
             here = {name: (1.0 - share) * value + share * ends[1][name] for name, value in ends[0].items()}
             one.network.load_state_dict({n: v for n, v in here.items() if n in before}, strict=False)
             weights = {name: here[f"{name}.quantized"] for name in layers}
-            with _weights(layers, weights, quantize=False):
+            with _computing_with(layers, weights, quantize=False):
                 reestimate_batch_norm(one.network, one.images)
                 losses.append(one.loss())
     finally:
@@ -198,32 +197,30 @@ def path_losses(one: Subject, other: Subject, points: int) -> list[float]:
     return losses
 
 
-def _own(layer: LowPrecisionLayer, stored: bool) -> Tensor:
+def _layer_weight(layer: LowPrecisionLayer, stored: bool) -> Tensor:
     return (layer.weight if stored else layer.low_precision_weight(with_extra=False)).detach()
 
 
 def _parameters(network: Network) -> dict[str, Tensor]:
-    """Return what a line between two networks joins: quantized weights, and all parameters beside the stored
-    ones.
-    """
+    """Return what a line between networks joins: quantized weights, and all parameters not quantized."""
     layers = dict(low_precision_modules(network))
     stored = {f"{name}.weight" for name in layers}
     found = {n: p.detach().clone() for n, p in network.named_parameters() if n not in stored}
-    return found | {f"{name}.quantized": _own(layer, False).clone() for name, layer in layers.items()}
+    return found | {
+        f"{name}.quantized": _layer_weight(layer, False).clone() for name, layer in layers.items()
+    }
 
 
 @contextlib.contextmanager
-def _weights(
+def _computing_with(
     layers: Mapping[str, LowPrecisionLayer], weights: Mapping[str, Tensor], *, quantize: bool
 ) -> Iterator[None]:
-    """Let the layers compute with ``weights``, quantized first where ``quantize``; then with their own
-    again.
-    """
+    """Let the layers compute with ``weights`` within the context, first quantized with ``quantize``."""
     for name, layer in layers.items():
         weight = weights[name]
         if quantize:
             weight = layer.quantizer.weight(weight, layer.fixed_statistics).detach()
-        layer.low_precision_weight = functools.partial(_given, weight)  # type: ignore[method-assign]
+        layer.low_precision_weight = functools.partial(_given_weight, weight)  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -231,6 +228,6 @@ def _weights(
             del layer.low_precision_weight
 
 
-def _given(weight: Tensor, with_extra: bool) -> Tensor:
+def _given_weight(weight: Tensor, with_extra: bool) -> Tensor:
     """Return ``weight``: what a layer computes with meanwhile. A deployed network has no extra weights."""
     return weight

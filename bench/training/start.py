@@ -1,7 +1,4 @@
-"""The weights that a trial begins with (``bench.experiments.start``).
-
-Read, checked name by name, put into the network.
-"""
+"""The weights that a trial begins with: read, checked name by name, put into the network."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bench.errors import InputError
@@ -61,10 +59,7 @@ class Start:
 
 
 def _own_names(network: nn.Module) -> tuple[str, ...]:
-    """Return how the names of what this suite adds to a layer begin.
-
-    Branches, extra weights, learned scales.
-    """
+    """Return how names begin that the suite adds to a layer: branches, extra weights, learned scales."""
     parts = ("branch.", "weight_extra", "quantizer.", "quantizer_extra.", "fixed_statistics")
     layers = [name for name, m in network.named_modules() if isinstance(m, LowPrecisionLayer | Classifier)]
     return tuple(f"{name}.{part}" for name in layers for part in parts)
@@ -133,8 +128,6 @@ def read(start: Mapping[str, str], data_dir: Path) -> Start:
 def _tensors(path: Path) -> dict[str, Tensor]:
     """Return the state dict in a file of safetensors or of ``torch.save``; there also below a usual key."""
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
         return load_file(path)
     found = checkpoint.read(path, "cpu")
     if isinstance(found, dict) and any(isinstance(found.get(key), dict) for key in _USUAL):

@@ -21,10 +21,10 @@ from bench.layers.low_precision import strip
 from bench.networks import costs
 from bench.randomness import Clock
 from bench.records.store import Store
-from bench.text import clean, duration
+from bench.text import clean, duration, first_few
 from bench.training import checkpoint, execution, setup
 from bench.training.distributed import SOLO, Team, check_same_data
-from bench.training.divergence import not_finite, some
+from bench.training.divergence import not_finite
 from bench.training.loop import Run, train
 from bench.training.provenance import provenance
 from bench.training.resume import resume
@@ -77,7 +77,7 @@ def run_trial(
     recorded = team.from_first(lambda: store.read_trial(trial_id))
     begun_with = _recorded_data(recorded, store.folder(trial_id) / "trial.json")
     arrays = team.agree(lambda: datasets.load(config.dataset, data_dir, begun_with))
-    state = team.from_first(lambda: checkpoint.load(store.checkpoint(trial_id), _place(device, team)))
+    state = team.from_first(lambda: checkpoint.load(store.checkpoint(trial_id), team.reader(device)))
     run, how, changed = _prepare(
         config, needs, store, arrays, device, recorded, accept_other_hardware, trial_id, team, pack, data_dir
     )
@@ -86,10 +86,10 @@ def run_trial(
     if team.first and (recorded is None or (state is None and changed)):
         _write_record(store, trial_id, config, how, source, needs)
     known = team.from_first(lambda: store.epochs(trial_id))
-    taken_up = _take_up(run, state, len(known), store, trial_id)
+    taken_up = _resume_from(run, state, len(known), store, trial_id)
     if team.first and (taken_up or known):
-        store.append_resume(trial_id, _resumed(run, how, changed, source))
-    _tell(_notes(run, how, device), config, on_epoch if team.first else None)
+        store.append_resume(trial_id, _resume_line(run, how, changed, source))
+    _announce(_notes(run, how, device), config, on_epoch if team.first else None)
     recorder = _Recorder(store, trial_id, known, on_epoch)
     execution.reset_peak_memory(device)
     save = functools.partial(_save, store=store, trial_id=trial_id, first=team.first)
@@ -97,11 +97,6 @@ def run_trial(
     if outcome != "stopped" and team.first:
         _finish(store, trial_id, config, run, recorder, outcome, device)
     return outcome
-
-
-def _place(device: str, team: Team) -> str:
-    """Return where a checkpoint is read to: what the first worker reads travels to the others by the CPU."""
-    return device if team.size == 1 else "cpu"
 
 
 def _write_record(
@@ -118,7 +113,7 @@ def _write_record(
     store.write_trial(trial_id, {"schema": SCHEMA, "id": trial_id, **about, **needed})
 
 
-def _take_up(run: Run, state: dict[str, Any] | None, epochs: int, store: Store, trial_id: str) -> bool:
+def _resume_from(run: Run, state: dict[str, Any] | None, epochs: int, store: Store, trial_id: str) -> bool:
     """Put ``run`` where the checkpoint ``state`` stands; return whether one fits the recorded ``epochs``."""
     if state is None:
         return False
@@ -130,13 +125,10 @@ def _take_up(run: Run, state: dict[str, Any] | None, epochs: int, store: Store, 
     return True
 
 
-def _tell(
+def _announce(
     notes: Iterable[str], config: TrialConfig, on_epoch: Callable[[dict[str, Any]], None] | None
 ) -> None:
-    """Log how a trial is trained and what it begins with; hand the notes on.
-
-    All workers do so: they measure together.
-    """
+    """Log how a trial is trained and what it begins with, and hand on the notes, which all workers make."""
     for note in list(notes):
         log.warning("%s", note)
         if on_epoch is not None:
@@ -152,7 +144,7 @@ def _save(run: Run, *, store: Store, trial_id: str, first: bool) -> None:
         checkpoint.save(store.checkpoint(trial_id), state)
 
 
-def _resumed(
+def _resume_line(
     run: Run, how: Mapping[str, Any], changed: list[str], source: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Log and return the line of ``resumes.jsonl`` for a trial that goes on where ``run`` stands."""
@@ -168,18 +160,12 @@ def _resumed(
 
 
 def _ahead(state: Mapping[str, Any], step: int) -> bool:
-    """Return whether a checkpoint stands at ``step`` or later.
-
-    The epochs' lines before it could not be had again.
-    """
+    """Return whether a checkpoint stands at ``step`` or later: lines before it could not be had again."""
     return isinstance(state.get("step"), int) and state["step"] >= step
 
 
 def _recorded_data(recorded: Mapping[str, Any] | None, path: Path) -> str | None:
-    """Return the checksum of the data that a trial was begun with.
-
-    Raises ``InputError`` where its record has none.
-    """
+    """Return the checksum of the data of a begun trial; raises ``InputError`` for a record without one."""
     if recorded is None:
         return None
     provenance = recorded.get("provenance")
@@ -206,10 +192,7 @@ def _prepare(
     pack: int | dict[str, Any],
     data_dir: Path = Path(),
 ) -> tuple[Run, dict[str, Any], list[str]]:
-    """Build everything of a trial at its first step.
-
-    Return it with its execution and what differs from the record.
-    """
+    """Return the run at its first step, its execution, and what differs from the record."""
     how = execution.decide(config, 0, device)
     execution.apply(how)  # before the first tensor operation: threads do not depend on the steps
     clock = Clock(config.seed, device)
@@ -222,7 +205,10 @@ def _prepare(
         str(store.folder(trial_id)),
     )
     execution.apply(how)  # with what its mode needs
-    weights = team.from_first(lambda: _needed_weights(store, needs, device if team.size == 1 else "cpu"))
+    reader = team.reader(device)
+    weights = team.from_first(
+        lambda: {role: final_weights(store, needed, role, reader) for role, needed in needs.items()}
+    )
     start = None
     if ROLE in needs:
         start = Start(weights.pop(ROLE), str(_weights_path(store, needs[ROLE])))
@@ -261,10 +247,10 @@ def _notes(run: Run, how: Mapping[str, Any], device: str) -> Iterator[str]:
         yield f"{how['fallback']}: trained in eager mode, which takes longer"
     if execution.slow_precision(run.config, how, device):
         seconds = run.seconds_per_step()
-        rest = duration(seconds * (run.total_steps - run.step))
+        left = duration(seconds * (run.total_steps - run.step))
         yield (
             f"this CPU has no instructions for bf16 and emulates it: {seconds:.2g} s a step, about "
-            f'{rest} for the rest of the trial. precision = "fp32" takes about a tenth of that.'
+            f'{left} for the rest of the trial. precision = "fp32" takes about a tenth of that.'
         )
 
 
@@ -272,38 +258,28 @@ def _weights_path(store: Store, trial_id: str) -> Path:
     return store.folder(trial_id) / "weights.pt"
 
 
-def _needed_weights(store: Store, needs: Mapping[str, str], device: str) -> dict[str, dict[str, Any]]:
-    return {role: final_weights(store, needed, role, device) for role, needed in needs.items()}
-
-
 def final_weights(store: Store, trial_id: str, role: str, device: str) -> dict[str, Any]:
     """Return the final weights of a finished trial; raises ``InputError`` where they are not there."""
-    state = checkpoint.load(_weights_path(store, trial_id), device)
+    path = _weights_path(store, trial_id)
+    state = checkpoint.load(path, device)
     if state is None:
         raise InputError(
-            f"{_weights_path(store, trial_id)}: the weights of the {role} {trial_id} are not here; "
-            "train it again with --fresh (records travel without weights)"
+            f"{path}: the weights of the {role} {trial_id} are not here; train it again with --fresh "
+            "(records travel without weights)"
         )
     weights = state.get("network")
-    if not isinstance(weights, dict) or not all(
-        isinstance(value, torch.Tensor) for value in weights.values()
-    ):
-        raise InputError(
-            f"{_weights_path(store, trial_id)}: network: no weights; train it again with --fresh"
-        )
+    if not isinstance(weights, dict) or not all(torch.is_tensor(value) for value in weights.values()):
+        raise InputError(f"{path}: network: no weights; train it again with --fresh")
     if lost := not_finite(weights.items()):
         raise InputError(
-            f"{_weights_path(store, trial_id)}: weights of the {role} that are not finite: {some(lost)}; "
+            f"{path}: weights of the {role} that are not finite: {first_few(lost)}; "
             "train it again with --fresh"
         )
     return weights
 
 
 class _Recorder:
-    """Appends epoch lines.
-
-    After a resume it compares what is trained again with the line that is already there.
-    """
+    """Appends epoch lines; what a resumed trial trains again is compared with the line that is there."""
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.quantizers import differences
+from docs.tools.differences import differences
 from docs.tools.markdown import table
 
 PAGE = Path(__file__).parents[1] / "variants.md"

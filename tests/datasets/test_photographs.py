@@ -97,9 +97,9 @@ def config(**fields):
     )
 
 
-def batches(data_dir: Path, size: int = 16, share: tuple[int, int] = (0, 1), **fields) -> PhotographData:
+def batches(data_dir: Path, size: int = 16, worker: tuple[int, int] = (0, 1), **fields) -> PhotographData:
     cfg = config(**fields)
-    return datasets.make_data(datasets.load(cfg.dataset, data_dir), cfg, size, "cpu", share)
+    return datasets.make_data(datasets.load(cfg.dataset, data_dir), cfg, size, "cpu", worker)
 
 
 # --- decoding -----------------------------------------------------------------------------------------------
@@ -992,7 +992,7 @@ def test_the_pixels_of_a_batch_are_those_of_its_windows(folder):
 
 def test_ranks_share_the_batch_of_one_process(folder):
     whole = batches(folder)
-    parts = [batches(folder, share=(rank, 2)) for rank in range(2)]
+    parts = [batches(folder, worker=(rank, 2)) for rank in range(2)]
     for step in (0, 4):
         for which in (0, 1):
             together = torch.cat([part.train_batch(step)[which] for part in parts])

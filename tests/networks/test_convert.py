@@ -24,7 +24,7 @@ from bench.layers.diagnostics import layer_diagnostics
 from bench.layers.dropout import Dropout
 from bench.layers.low_precision import LowPrecisionLayer, strip
 from bench.networks import Builder, build, costs, describe_layers, initialize
-from bench.networks.convert.layers import Bound, GeneralConv2d
+from bench.networks.convert.layers import Bound, ConvertedConv2d
 from bench.networks.convert.plan import Choices
 from bench.networks.convert.rewrite import transform
 from bench.randomness import Clock
@@ -984,4 +984,6 @@ def test_the_traceback_of_a_factory_is_in_the_log(own, tmp_path, capfd):
 def test_general_layers_keep_their_names():
     network, _ = transformed(sequential(nn.Conv2d(4, 4, 3, padding=1)), "sum")
     layer = network.get_submodule("2")
-    assert isinstance(layer, GeneralConv2d) and layer.name == "2" and "branch" in dict(layer.named_children())
+    assert (
+        isinstance(layer, ConvertedConv2d) and layer.name == "2" and "branch" in dict(layer.named_children())
+    )

@@ -16,7 +16,7 @@ from bench.layers.branch import MERGES, Branch
 from bench.layers.diagnostics import layer_diagnostics
 from bench.layers.low_precision import strip
 from bench.networks import Builder, build, costs, describe_layers, initialize
-from bench.networks.chain import ChainNetwork, Spec
+from bench.networks.convnets import ConvNet, Spec
 from bench.networks.resnet import ResNet
 from bench.randomness import Clock
 from bench.training.evaluate import reestimate_batch_norm
@@ -670,7 +670,7 @@ def small(kind, quantizer, bits, merge):
     if kind == "chain":
         specs = [Spec(64, 3, 1, pool=True), Spec(64, 3, 0, dropout=0.25)]
         first = Spec(32, 3, 1)
-        made = ChainNetwork(builder, 10, input_size=12, first=first, first_norm=True, convs=specs, hidden=[])
+        made = ConvNet(builder, 10, input_size=12, first=first, first_norm=True, convs=specs, hidden=[])
     else:
         made = ResNet(builder, 10, 1, shortcut="B", block=kind)
     initialize(made, 0, "he_truncated_normal")

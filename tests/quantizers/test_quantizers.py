@@ -8,10 +8,11 @@ import torch
 
 from bench import registry
 from bench.errors import InputError
-from bench.quantizers import differences, make_quantizer
+from bench.quantizers import make_quantizer
 from bench.quantizers.dorefa import quantize_gradient
 from bench.quantizers.functional import _multiply_level_, _reciprocal, level_
 from bench.randomness import Clock, Draws
+from docs.tools.differences import differences
 from tests.conformance.checks import run, values, with_scales
 from tests.quantizers import quantizer_oracles as oracle
 

@@ -4,7 +4,7 @@ import importlib
 
 for name in (
     "bench.training.trial",
-    "bench.networks.chain",
+    "bench.networks.convnets",
     "bench.networks.resnet",
     "bench.strategies.progressive",
     "sklearn.datasets",

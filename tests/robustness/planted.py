@@ -68,7 +68,7 @@ PLANTED: dict[str, tuple[str, str, str, str]] = {
     ),
     "the sums of the epoch are in the checkpoint": (
         "bench/training/loop.py",
-        'self.correct.copy_(self.team.own(state["correct"]))',
+        'self.correct.copy_(self.team.own_part(state["correct"]))',
         "pass",
         DROPOUT,
     ),

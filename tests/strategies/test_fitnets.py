@@ -76,7 +76,7 @@ def test_lambda_falls_from_the_first_step_of_the_stage_to_the_last_of_the_trial(
     found = []
     for step in (5, 12, 19):
         run.clock.set(step, 0.0)
-        found.append(run.strategy.share().item())
+        found.append(run.strategy.distillation_weight().item())
     assert found == pytest.approx([4.0, 2.5, 1.0])
 
 

@@ -79,7 +79,7 @@ def make_run(config: TrialConfig, team: Team = SOLO, *, double: bool = True) -> 
     clock = Clock(config.seed)
     arrays = datasets.load(config.dataset, Path("/nonexistent"))
     data = DeviceData(
-        arrays, config, 40 if config.network["kind"] == "svhn_convnet" else 32, "cpu", team.share
+        arrays, config, 40 if config.network["kind"] == "svhn_convnet" else 32, "cpu", team.rank_and_size
     )
     strategy = make_strategy(config, data.steps_per_epoch)
 
@@ -187,7 +187,7 @@ def normalised(team: Team) -> list[list[np.ndarray]]:
             like.weight.copy_(torch.tensor([1.5, -0.5, 2.0]))
             like.bias.copy_(torch.tensor([0.1, 0.2, -0.3]))
         norm = like if team.size == 1 else SharedBatchNorm(like, team, None)
-        mine = rows(len(x), team.share)
+        mine = rows(len(x), team.rank_and_size)
         own = x[mine].requires_grad_()
         y = norm(own, factor)
         (y * weights[mine]).sum().backward()

@@ -17,7 +17,7 @@ from bench.launch.progress import Progress
 from bench.launch.session import Session, Stop
 from bench.layers.max_pool import MaxPool2, _Largest
 from bench.machine.folders import cache_folder
-from bench.networks import chain
+from bench.networks import convnets
 from bench.networks.builder import Builder, Network
 from bench.quantizers.functional import pass_inside
 from bench.records.store import Store
@@ -269,9 +269,9 @@ compiler = pytest.mark.skipif(not execution.has_compiler(), reason="needs a C++ 
 
 def two_layers(builder: Builder, num_classes: int, **_options) -> Network:
     """A network that compiles in seconds: two low-precision convolutions, the first of them pooled."""
-    convs = [chain.Spec(64, 3, 1, pool=True), chain.Spec(64, 3, 0)]
-    first = chain.Spec(64, 3, 1)
-    return chain.ChainNetwork(
+    convs = [convnets.Spec(64, 3, 1, pool=True), convnets.Spec(64, 3, 0)]
+    first = convnets.Spec(64, 3, 1)
+    return convnets.ConvNet(
         builder, num_classes, input_size=8, first=first, first_norm=False, convs=convs, hidden=[]
     )
 
@@ -282,7 +282,7 @@ def made(arrays):
 
     def train(mode: str, dtype: torch.dtype = torch.float32) -> Run:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(chain, "svhn_convnet", two_layers)
+            patch.setattr(convnets, "svhn_convnet", two_layers)
             patch.setattr(TrialConfig, "input_size", None)  # the network tells its size itself
             run = make_run(config(strategy=progressive()), arrays, "cpu", mode)
         if dtype == torch.float64:

@@ -1,6 +1,4 @@
-"""What is refused of somebody's module before it is traced, by the name of the layer, with what to do
-instead.
-"""
+"""The modules that are refused before they are traced: the message names the layer and the remedy."""
 
 from __future__ import annotations
 
@@ -31,13 +29,15 @@ def check_modules(root: nn.Module, who: str) -> None:
     """
     for name, module in root.named_modules():
         path = name or "the network itself"
-        problem = _unfit_tensors(module) or _hooks(module) or _unfit_norm(module) or _drawing(module)
+        problem = (
+            _tensor_problem(module) or _hook_problem(module) or _norm_problem(module) or _draw_problem(module)
+        )
         if problem:
             raise InputError(f"network: {who}: {path} ({type(module).__name__}) {problem}")
     _check_shared(root, who)
 
 
-def _unfit_tensors(module: nn.Module) -> str:
+def _tensor_problem(module: nn.Module) -> str:
     for name, tensor in (*module._parameters.items(), *module._buffers.items()):
         if tensor is None:
             continue
@@ -49,7 +49,7 @@ def _unfit_tensors(module: nn.Module) -> str:
     return ""
 
 
-def _hooks(module: nn.Module) -> str:
+def _hook_problem(module: nn.Module) -> str:
     found: list[Any] = [hook for kind in _HOOKS for hook in getattr(module, kind, {}).values()]
     if not found:
         return ""
@@ -63,19 +63,18 @@ def _hooks(module: nn.Module) -> str:
     return f"has a hook ({kind}), which the transformed network would not call; {action}"
 
 
-def _unfit_norm(module: nn.Module) -> str:
+def _norm_problem(module: nn.Module) -> str:
     if isinstance(module, nn.SyncBatchNorm):
         return "is for several processes; use nn.BatchNorm2d: the suite shares its statistics itself"
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
         return (
             "has no running statistics (track_running_stats is False): an image's logits would depend on "
-            "the other "
-            "images of its batch"
+            "the other images of its batch"
         )
     return ""
 
 
-def _drawing(module: nn.Module) -> str:
+def _draw_problem(module: nn.Module) -> str:
     if isinstance(module, nn.Dropout | StochasticDepth):
         return ""
     draws = isinstance(module, _DRAWING) and getattr(module, "p", 1.0) > 0

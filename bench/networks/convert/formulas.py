@@ -1,5 +1,6 @@
-"""Formulas and gates in a traced network: activation functions that are written out, and layers that scale
-features.
+"""Formulas and gates in a traced network.
+
+A formula is an activation function that is written out. A gate is a layer that scales features.
 
     y * relu6(y + 3) / 6            the ReLU6 is a part of a formula (hard-swish by hand)
     y * sigmoid(fc(pool(y)))        the linear layer is a part of a gate (squeeze and excitation)
@@ -9,11 +10,11 @@ Replacing an activation within a formula would change what the formula computes,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import fx, nn
 
-from bench.networks.convert.names import function_name
+from bench.networks.convert.names import function_name, reachable
 from bench.networks.convert.roles import has_weights, multiplies, saturates
 from bench.networks.convert.trace import Traced
 
@@ -21,23 +22,16 @@ _PASSED = ("spatial", "norm", "dropout", "cat", "move")
 
 
 def reaches(node: fx.Node, roles: Mapping[fx.Node, str], traced: Traced) -> bool:
-    """Return whether the values of an activation come to a low-precision layer, or to the last one, as they
-    are.
+    """Return whether an activation's values reach a low-precision layer, or the last one, unchanged.
 
     They may pass pooling, norm, dropout, concatenation and residual sums, but no arithmetic.
     """
-    pending, seen = list(node.users), {node}
-    while pending:
-        user = pending.pop()
-        if user in seen:
-            continue
-        seen.add(user)
+
+    def onwards(user: fx.Node) -> Iterable[fx.Node]:
         role = roles.get(user, "")
-        if role in ("low", "last"):
-            return True
-        if role in _PASSED or (role == "add" and is_residual(user, traced)):
-            pending += user.users
-    return False
+        return user.users if role in _PASSED or (role == "add" and is_residual(user, traced)) else ()
+
+    return any(roles.get(user) in ("low", "last") for user in reachable(node.users, onwards))
 
 
 def is_residual(total: fx.Node, traced: Traced) -> bool:
@@ -51,17 +45,11 @@ def is_residual(total: fx.Node, traced: Traced) -> bool:
 
 
 def _nearest_layers(node: fx.Node, traced: Traced) -> set[fx.Node]:
-    found, pending, seen = set(), [node], set()
-    while pending:
-        source = pending.pop()
-        if source in seen:
-            continue
-        seen.add(source)
-        if source.op == "placeholder" or has_weights(traced, source):
-            found.add(source)
-        else:
-            pending += source.all_input_nodes
-    return found
+    def is_layer(source: fx.Node) -> bool:
+        return source.op == "placeholder" or has_weights(traced, source)
+
+    behind = reachable([node], lambda source: () if is_layer(source) else source.all_input_nodes)
+    return {source for source in behind if is_layer(source)}
 
 
 def is_gate(layer: fx.Node, traced: Traced) -> bool:
@@ -70,7 +58,7 @@ def is_gate(layer: fx.Node, traced: Traced) -> bool:
     On every way from the layer lies a product with such features, and before that a function with a bounded
     range.
     """
-    after = _descendants(layer)
+    after = set(reachable(layer.users, lambda node: node.users))
     pending = [(user, False) for user in layer.users]
     seen: set[tuple[fx.Node, bool]] = set()
     while pending:
@@ -94,23 +82,5 @@ def is_gate(layer: fx.Node, traced: Traced) -> bool:
     return bool(layer.users)
 
 
-def _descendants(node: fx.Node) -> set[fx.Node]:
-    found, pending = set(), list(node.users)
-    while pending:
-        user = pending.pop()
-        if user not in found:
-            found.add(user)
-            pending += user.users
-    return found
-
-
 def _has_images(node: fx.Node) -> bool:
-    pending, seen = [node], set()
-    while pending:
-        source = pending.pop()
-        if source.op == "placeholder":
-            return True
-        if source not in seen:
-            seen.add(source)
-            pending += source.all_input_nodes
-    return False
+    return any(source.op == "placeholder" for source in reachable([node], lambda n: n.all_input_nodes))

@@ -15,6 +15,7 @@ value; a network that only runs in float32 is held to 1e-5 (logits) and 1e-3 (gr
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -37,8 +38,7 @@ _LARGE = 64  # pixels from which two images are enough
 def check_is_original(
     make: Callable[[], nn.Module], config: TrialConfig, num_classes: int, input_size: int, who: str
 ) -> None:
-    """Raise ``InputError``, naming layer and quantity, where the transformation of a network is not the
-    network.
+    """Raise ``InputError``, naming layer and quantity, where a transformed network is not the original.
 
     Args:
         make: returns the original, a new one at each call.
@@ -61,7 +61,7 @@ def check_is_original(
         builder = Builder(config.model_copy(update=fields), Clock())
         transformed = transform(other, builder, num_classes, input_size=input_size, who=who)
         _vary(original, transformed)
-        problem = _difference(original, transformed, input_size)
+        problem = _problem_of(original, transformed, input_size)
     if problem:
         raise InputError(f"network: {who} cannot be trained here: {problem}")
 
@@ -85,7 +85,7 @@ def _vary(original: nn.Module, transformed: TransformedNetwork) -> None:
             others[here].add_(noise)
 
 
-def _difference(original: nn.Module, transformed: TransformedNetwork, input_size: int) -> str:
+def _problem_of(original: nn.Module, transformed: TransformedNetwork, input_size: int) -> str:
     """Return what differs, "" where nothing does; in float64 where the original can compute in it."""
     count = 4 if input_size <= _LARGE else 2
     images = torch.randn(count, 3, input_size, input_size, generator=torch.Generator().manual_seed(2))
@@ -95,25 +95,24 @@ def _difference(original: nn.Module, transformed: TransformedNetwork, input_size
             original.double().eval()(images.double())
     except (RuntimeError, TypeError, ValueError):
         original.float().load_state_dict(weights)
-        return _compare(original, transformed, images)
-    return _compare(original, transformed.double(), images.double())
+        return _comparison_problem(original, transformed, images)
+    return _comparison_problem(original, transformed.double(), images.double())
 
 
-def _compare(original: nn.Module, transformed: TransformedNetwork, images: Tensor) -> str:
+def _comparison_problem(original: nn.Module, transformed: TransformedNetwork, images: Tensor) -> str:
     close, loose = _TOLERANCES[images.dtype]
     answers = []
     for network in (original, transformed):
         try:
             logits = network.train()(images)
-            (
-                logits * torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)
-            ).sum().backward()
+            weights = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)
+            (logits * weights).sum().backward()
         except (RuntimeError, ValueError) as error:
             whose = "it" if network is original else "the transformed network"
             return f"{whose} cannot take a training step of {len(images)} images: {clean(error, 300)}"
         answers.append(logits.detach())
-    problem = _logits(original, transformed, images, answers, close, "training")
-    problem = problem or _states(original, transformed, loose)
+    problem = _logits_problem(original, transformed, images, answers, close, "training")
+    problem = problem or _state_problem(original, transformed, loose)
     if problem:
         return problem
     before = _tensors(transformed)
@@ -121,7 +120,7 @@ def _compare(original: nn.Module, transformed: TransformedNetwork, images: Tenso
         answers = [network.eval()(images) for network in (original, transformed)]
         turned = transformed(images.flip(0)).flip(0)
         alone = transformed(images[:1])
-    problem = _logits(original, transformed, images, answers, close, "evaluation")
+    problem = _logits_problem(original, transformed, images, answers, close, "evaluation")
     if problem:
         return problem
     for name, value in _tensors(transformed).items():
@@ -133,9 +132,7 @@ def _compare(original: nn.Module, transformed: TransformedNetwork, images: Tenso
 
 
 def _close(wanted: Tensor, found: Tensor, tolerance: float) -> bool:
-    """Return whether two tensors agree to ``tolerance`` of the largest of ``wanted``, at least of 1; NaN is
-    NaN.
-    """
+    """Return whether two tensors agree up to ``tolerance`` times max(1, the largest value); NaN is NaN."""
     if wanted.shape != found.shape:
         return False
     finite = wanted[torch.isfinite(wanted)].abs()
@@ -148,7 +145,7 @@ def _tensors(network: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in named}
 
 
-def _logits(
+def _logits_problem(
     original: nn.Module,
     transformed: nn.Module,
     images: Tensor,
@@ -161,15 +158,12 @@ def _logits(
     distance = float((answers[0] - answers[1]).abs().max())
     return (
         f"transformed in full precision, its logits in {mode} differ from the original's by up to "
-        f"{distance:.2g}"
-        f"{_first_difference(original, transformed, images, tolerance)}"
+        f"{distance:.2g}{_first_difference(original, transformed, images, tolerance)}"
     )
 
 
-def _states(original: nn.Module, transformed: TransformedNetwork, tolerance: float) -> str:
-    """Return the first parameter whose gradient differs, or buffer whose value does, after a step of
-    training.
-    """
+def _state_problem(original: nn.Module, transformed: TransformedNetwork, tolerance: float) -> str:
+    """Return the first gradient or buffer that differs after a training step, in words."""
     parameters = dict(transformed.named_parameters())
     for name, parameter in original.named_parameters():
         here = transformed.original_keys.get(name)
@@ -193,16 +187,11 @@ def _states(original: nn.Module, transformed: TransformedNetwork, tolerance: flo
 def _first_difference(original: nn.Module, transformed: nn.Module, images: Tensor, tolerance: float) -> str:
     """Return ", first in LAYER" for the first layer, in the order of the original, whose output differs."""
     outputs: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
-    handles = []
-    for network, found in zip((original, transformed), outputs, strict=True):
-        for name, module in network.named_modules():
-            handles.append(module.register_forward_hook(_keep(found, name)))
-    try:
-        for network in (original, transformed):
+    with contextlib.ExitStack() as hooks:
+        for network, found in zip((original, transformed), outputs, strict=True):
+            for name, module in network.named_modules():
+                hooks.enter_context(module.register_forward_hook(_keep(found, name)))
             network(images)
-    finally:
-        for handle in handles:
-            handle.remove()
     for name, wanted in outputs[0].items():
         got = outputs[1].get(name)
         if name and got is not None and not _close(wanted, got, tolerance):

@@ -15,15 +15,13 @@ from torch import Tensor, nn
 
 from bench.layers.activation_input import Pair
 from bench.layers.branch import BranchConv2d, FactorBatchNorm
+from bench.layers.dropout import Dropout
 from bench.layers.low_precision import LowPrecisionConv2d, LowPrecisionLayer, LowPrecisionLinear
 from bench.quantizers import Quantizer
-from bench.randomness import Draws
 
 
-class _Adopted(LowPrecisionLayer):
-    """A layer that took over weight and bias of another; ``reads_images``: its input is not quantized, nor
-    bounded.
-    """
+class _Converted(LowPrecisionLayer):
+    """A layer with the weight and bias of another; with ``reads_images`` its input stays as it is."""
 
     bias: nn.Parameter | None
     reads_images = False
@@ -43,7 +41,7 @@ class _Adopted(LowPrecisionLayer):
         return main, side
 
 
-class GeneralConv2d(_Adopted, LowPrecisionConv2d):  # type: ignore[misc]
+class ConvertedConv2d(_Converted, LowPrecisionConv2d):  # type: ignore[misc]
     """A convolution with bias, groups, dilation: (B, in, H, W) -> (B, out, H', W')."""
 
     weight: nn.Parameter
@@ -66,7 +64,7 @@ class GeneralConv2d(_Adopted, LowPrecisionConv2d):  # type: ignore[misc]
         return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
 
 
-class GeneralLinear(_Adopted, LowPrecisionLinear):  # type: ignore[misc]
+class ConvertedLinear(_Converted, LowPrecisionLinear):  # type: ignore[misc]
     """A linear layer with bias: (B, in) -> (B, out)."""
 
     weight: nn.Parameter
@@ -77,8 +75,8 @@ class GeneralLinear(_Adopted, LowPrecisionLinear):  # type: ignore[misc]
         self.weight, self.bias = linear.weight, linear.bias  # type: ignore[assignment]
 
 
-class GeneralBranch(BranchConv2d):
-    """The ancillary convolution of a ``GeneralConv2d``: ``f * BN'(FP x)``; the network pools it."""
+class ConvertedBranch(BranchConv2d):
+    """The ancillary convolution of a ``ConvertedConv2d``: ``f * BN'(FP x)``; the network pools it."""
 
     def __init__(
         self,
@@ -135,13 +133,8 @@ class Bound(nn.Module):
         return self.quantizer.bound(y)
 
 
-class CountedStochasticDepth(nn.Module):
+class CountedStochasticDepth(Dropout):
     """Stochastic depth (1603.09382) with counter-based draws: in training, a sample is x / (1 - p) or 0."""
-
-    def __init__(self, p: float, draws: Draws) -> None:
-        super().__init__()
-        self.p = p
-        self.draws = draws
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` (B, ...) to the same shape; equal for tensors of one step."""
@@ -181,7 +174,7 @@ def carried(y: Tensor, side: Tensor | None, difference: bool) -> Tensor:
     return y - side if difference else y + side
 
 
-def plus(sides: list[Tensor | None]) -> Tensor | None:
+def sum_of_sides(sides: list[Tensor | None]) -> Tensor | None:
     """Return the sum of the sides of the terms of a sum, None where no term has a side."""
     found = [side for side in sides if side is not None]
     total = found[0] if found else None
@@ -190,7 +183,7 @@ def plus(sides: list[Tensor | None]) -> Tensor | None:
     return total
 
 
-def side_by_side(sides: list[Tensor | None], mains: list[Tensor] | None) -> Tensor | None:
+def concatenated_sides(sides: list[Tensor | None], mains: list[Tensor] | None) -> Tensor | None:
     """Return the channels of the sides, one after the other; zeros for terms of ``mains`` without a side."""
     if all(side is None for side in sides):
         return None

@@ -1,5 +1,4 @@
-"""Training and evaluation as one graph: ``forward`` may differ between the modes only where a layer can say
-how.
+"""Training and evaluation as one graph: only where a layer can tell the modes apart may they differ.
 
 ``torch.fx`` follows ``forward`` in one mode and writes ``self.training`` down as the constant that it is
 there. A batch norm that calls ``F.batch_norm(..., self.training, ...)`` would so normalise by the batch's
@@ -10,7 +9,9 @@ difference is its flag of the mode becomes the layer of ``torch.nn`` that asks f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+import itertools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -18,75 +19,63 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from bench.errors import InputError
-from bench.networks.convert.names import function_name, owner, place
+from bench.networks.convert.names import function_name, owner, owner_name
 from bench.text import clean
 
 
 class _Signature(NamedTuple):
-    """The arguments of a function that depends on the mode, in order, and the one that is the flag of the
-    mode.
-    """
+    """The arguments of a function that depends on the mode, in order, and which one is the mode's flag."""
 
     names: tuple[str, ...]
     flag: str
     defaults: Mapping[str, Any]
 
 
-_DROPOUT = _Signature(("input", "p", "training", "inplace"), "training", {"p": 0.5, "training": True})
-_ALPHA_DROPOUT = _Signature(_DROPOUT.names, "training", {"p": 0.5, "training": False})
+def _signature(function: Callable[..., Any], flag: str = "training") -> _Signature:
+    parameters = inspect.signature(function).parameters
+    defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+    return _Signature(tuple(parameters), flag, defaults)
+
+
 _TORCH_DROPOUT = _Signature(("input", "p", "train"), "train", {})
-_BATCH_NORM = _Signature(
-    ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
-    "training",
-    {"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5},
-)
-_INSTANCE_NORM = _Signature(
-    ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps"),
-    "use_input_stats",
-    {
-        **dict.fromkeys(("running_mean", "running_var", "weight", "bias")),
-        "use_input_stats": True,
-        "momentum": 0.1,
-        "eps": 1e-5,
-    },
-)
 _TORCH_NORM = ("input", "weight", "bias", "running_mean", "running_var")
-_TORCH_BATCH_NORM = _Signature((*_TORCH_NORM, "training", "momentum", "eps", "cudnn_enabled"), "training", {})
-_TORCH_INSTANCE_NORM = _Signature(
-    (*_TORCH_NORM, "use_input_stats", "momentum", "eps", "cudnn_enabled"), "use_input_stats", {}
-)
-_RRELU = _Signature(
-    ("input", "lower", "upper", "training", "inplace"),
-    "training",
-    {"lower": 1 / 8, "upper": 1 / 3, "training": False},
-)
+_TORCH_NUMBERS = ("momentum", "eps", "cudnn_enabled")
 _DROPOUTS: dict[Any, _Signature] = {
-    **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d), _DROPOUT),
-    **dict.fromkeys((F.alpha_dropout, F.feature_alpha_dropout), _ALPHA_DROPOUT),
+    **{f: _signature(f) for f in (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)},
+    **{f: _signature(f) for f in (F.alpha_dropout, F.feature_alpha_dropout)},
     **dict.fromkeys(
         (torch.dropout, torch.feature_dropout, torch.alpha_dropout, torch.feature_alpha_dropout),
         _TORCH_DROPOUT,
     ),
 }
-_BATCH_NORMS: dict[Any, _Signature] = {F.batch_norm: _BATCH_NORM, torch.batch_norm: _TORCH_BATCH_NORM}
-_INSTANCE_NORMS: dict[Any, _Signature] = {
-    F.instance_norm: _INSTANCE_NORM,
-    torch.instance_norm: _TORCH_INSTANCE_NORM,
+_BATCH_NORMS: dict[Any, _Signature] = {
+    F.batch_norm: _signature(F.batch_norm),
+    torch.batch_norm: _Signature((*_TORCH_NORM, "training", *_TORCH_NUMBERS), "training", {}),
 }
-_OF_THE_MODE: dict[Any, _Signature] = {**_DROPOUTS, **_BATCH_NORMS, **_INSTANCE_NORMS, F.rrelu: _RRELU}
+_INSTANCE_NORMS: dict[Any, _Signature] = {
+    F.instance_norm: _signature(F.instance_norm, "use_input_stats"),
+    torch.instance_norm: _Signature(
+        (*_TORCH_NORM, "use_input_stats", *_TORCH_NUMBERS), "use_input_stats", {}
+    ),
+}
+_OF_THE_MODE: dict[Any, _Signature] = {
+    **_DROPOUTS,
+    **_BATCH_NORMS,
+    **_INSTANCE_NORMS,
+    F.rrelu: _signature(F.rrelu),
+}
 _ROLES = ("weight", "bias", "running_mean", "running_var")
 
 
 def unify(root: nn.Module, training: fx.Graph, evaluation: fx.Graph, who: str) -> None:
-    """Make ``training`` the graph of both modes, in place; new layers are put into ``root``, tensors keep
-    their values.
+    """Make ``training`` the graph of both modes, in place; ``root`` gets the new layers, tensors stay.
 
     Raises ``InputError``, naming the operation and its place, where the modes differ otherwise, where
     evaluation would use the statistics of the batch, and where a norm is no layer of ``torch.nn`` exactly.
     """
     for graph in (training, evaluation):
         _drop_counting(graph)
-    flags = _compare(root, training, evaluation, who)
+    flags = _compare_modes(root, training, evaluation, who)
     depends = _on_images(training)
     norms: dict[str, str] = {}
     for node in list(training.nodes):
@@ -98,7 +87,7 @@ def unify(root: nn.Module, training: fx.Graph, evaluation: fx.Graph, who: str) -
                 node.replace_all_uses_with(arguments["input"])
                 training.erase_node(node)
         elif node.target is not F.rrelu and node in depends:
-            _norm(root, training, node, arguments, modes, norms, who)
+            _replace_norm(root, training, node, arguments, modes, norms, who)
 
 
 # -- comparing the modes -------------------------------------------------------------------------------------
@@ -116,38 +105,31 @@ def _drop_counting(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _compare(
+def _compare_modes(
     root: nn.Module, training: fx.Graph, evaluation: fx.Graph, who: str
 ) -> dict[fx.Node, tuple[bool, bool]]:
-    """Return the flags (in training, in evaluation) of each function of the mode; raise where the graphs
-    differ.
-    """
+    """Return the flags (training, evaluation) of each function of the mode; raise for other differences."""
     flags: dict[fx.Node, tuple[bool, bool]] = {}
     pairs: dict[fx.Node, fx.Node] = {}
-    others = [node for node in evaluation.nodes if node.op != "get_attr"]
-    at = 0
-    for node in (node for node in training.nodes if node.op != "get_attr"):
-        other = others[at] if at < len(others) else None
-        if other is not None and _same(root, node, other, pairs, flags):
-            pairs[node] = other
-            at += 1
-        else:
+    mine, others = ([n for n in graph.nodes if n.op != "get_attr"] for graph in (training, evaluation))
+    for node, other in itertools.zip_longest(mine, others):
+        if node is None:
+            raise InputError(
+                f"network: {who}: {_described(root, other)} is computed in evaluation, but not in training"
+            )
+        if other is None or not _same(root, node, other, pairs, flags):
             raise InputError(
                 f"network: {who}: {_described(root, node)} is not the same in training and in evaluation; "
-                "such a "
-                "network cannot become low precision (auxiliary heads: switch them off)"
+                "such a network cannot become low precision (auxiliary heads: switch them off)"
             )
-    if at < len(others):
-        raise InputError(
-            f"network: {who}: {_described(root, others[at])} is computed in evaluation, but not in training"
-        )
+        pairs[node] = other
     return flags
 
 
 def _described(root: nn.Module, node: fx.Node) -> str:
     kind = type(root.get_submodule(owner(node))).__name__
     what = node.target if node.op == "call_module" else function_name(node)
-    return f"{what} in {place(node)} ({kind})"
+    return f"{what} in {owner_name(node)} ({kind})"
 
 
 def _same(
@@ -177,17 +159,13 @@ def _same(
 
 
 def _drops_nothing(node: fx.Node) -> bool:
-    """Return whether a function, such as torchvision's attention, knows the mode for dropout alone, and drops
-    nothing.
-    """
+    """Return whether the mode of a function only switches a dropout of probability 0 (attention)."""
     rates = [value for name, value in node.kwargs.items() if "dropout" in name]
     return isinstance(node.kwargs.get("training"), bool) and bool(rates) and all(rate == 0 for rate in rates)
 
 
 def _equal(root: nn.Module, mine: Any, theirs: Any, pairs: dict[fx.Node, fx.Node]) -> bool:
-    """Return whether the arguments of two nodes are equal: structures, numbers, nodes that are pairs, equal
-    tensors.
-    """
+    """Return whether two nodes have equal arguments: structures, numbers, paired nodes, equal tensors."""
     if isinstance(mine, fx.Node) and isinstance(theirs, fx.Node):
         if mine.op == theirs.op == "get_attr":
             return mine.target == theirs.target or _equal_constants(
@@ -237,7 +215,7 @@ def _on_images(graph: fx.Graph) -> set[fx.Node]:
 # -- functions that become layers ----------------------------------------------------------------------------
 
 
-def _norm(
+def _replace_norm(
     root: nn.Module,
     graph: fx.Graph,
     node: fx.Node,
@@ -246,9 +224,7 @@ def _norm(
     norms: dict[str, str],
     who: str,
 ) -> None:
-    """Make a layer of ``F.batch_norm`` or ``F.instance_norm`` that updates running statistics; ``norms``:
-    those made.
-    """
+    """Replace a functional norm with running statistics by a layer; ``norms``: the layers made so far."""
     batch = node.target in _BATCH_NORMS
     tracked = arguments["running_mean"] is not None and arguments["running_var"] is not None
     if modes == (False, False) or (not batch and not tracked):
@@ -329,8 +305,7 @@ def _make_norm(
             layer.num_batches_tracked = old._buffers["num_batches_tracked"]
         for name, child in old.named_children():
             layer.add_module(name, child)
-        parent, _, name = path.rpartition(".")
-        setattr(root.get_submodule(parent), name, layer)
+        root.set_submodule(path, layer)
         return path
     for tensor in tensors.values():
         if tensor is not None:

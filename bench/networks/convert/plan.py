@@ -1,6 +1,4 @@
-"""Which layers of a traced network become low precision, which not, and why; and what each operation is to a
-branch.
-"""
+"""Which layers of a traced network become low precision, and why; each operation's role for a branch."""
 
 from __future__ import annotations
 
@@ -13,11 +11,12 @@ from torchvision.ops import SqueezeExcitation
 
 from bench.errors import InputError
 from bench.networks.convert.formulas import is_gate, reaches
-from bench.networks.convert.names import function_name, place
+from bench.networks.convert.names import function_name, owner_name, reachable
 from bench.networks.convert.roles import WEIGHTED, is_self_gated, role_of
 from bench.networks.convert.signs import keeps_signs_alone, never_negative
 from bench.networks.convert.trace import Traced, calls
 from bench.quantizers import Quantizer
+from bench.text import first_few
 
 LAYERS = ("convolution", "depthwise convolution", "grouped convolution", "linear")
 LOW, FULL, REPLACED, KEPT, REMOVED = "low precision", "full precision", "replaced", "left as is", "removed"
@@ -87,7 +86,7 @@ class Plan:
             node = users[0]
 
 
-def choose(traced: Traced, kind: str, choices: Choices, probe: Quantizer) -> Plan:
+def make_plan(traced: Traced, kind: str, choices: Choices, probe: Quantizer) -> Plan:
     """Return the plan for a traced network; ``kind`` of the quantizer and ``probe``, one of that kind.
 
     Raises ``InputError`` for layers whose quantized input would be a constant.
@@ -97,21 +96,21 @@ def choose(traced: Traced, kind: str, choices: Choices, probe: Quantizer) -> Pla
         role = role_of(traced, node)
         if role:
             plan.roles[node] = role
-    _layers(plan, choices, probe)
-    _activations(plan, kind)
+    _decide_layers(plan, choices, probe)
+    _find_replaced_activations(plan, kind)
     _check_signs(plan, kind, probe)
-    _dropouts(plan)
-    _rows(plan, kind)
+    _find_moved_dropouts(plan)
+    _complete_decisions(plan, kind)
     return plan
 
 
 # -- convolutions and linear layers --------------------------------------------------------------------------
 
 
-def _layers(plan: Plan, choices: Choices, probe: Quantizer) -> None:
+def _decide_layers(plan: Plan, choices: Choices, probe: Quantizer) -> None:
     traced = plan.traced
     nodes = [n for n in traced.graph.nodes if type(traced.module(n)) in (nn.Conv2d, nn.Linear)]
-    behind, ahead = _reach(nodes, forward=False), _reach(nodes, forward=True)
+    behind, ahead = _has_others_on_its_way(nodes, forward=False), _has_others_on_its_way(nodes, forward=True)
     counted = calls(traced.graph)
     seen: set[str] = set()
     for node in nodes:
@@ -123,10 +122,8 @@ def _layers(plan: Plan, choices: Choices, probe: Quantizer) -> None:
         if not reason and not behind[node] and choices.first == "full" and isinstance(layer, nn.Conv2d):
             reason = "the first convolution"
         elif not reason and not ahead[node] and choices.last == "full":
-            reason, role = (
-                f"the last {'linear layer' if isinstance(layer, nn.Linear) else 'convolution'}",
-                "last",
-            )
+            role = "last"
+            reason = f"the last {'linear layer' if isinstance(layer, nn.Linear) else 'convolution'}"
         elif not reason and _is_depthwise(layer) and choices.depthwise == "full":
             reason = "depthwise: one filter a channel, few weights"
         elif not reason and choices.projection == "full" and _is_projection(plan, node):
@@ -157,7 +154,7 @@ def _is_activated(plan: Plan, node: Any) -> bool:
     return role == "activation"
 
 
-def _reach(nodes: list[fx.Node], *, forward: bool) -> dict[fx.Node, bool]:
+def _has_others_on_its_way(nodes: list[fx.Node], *, forward: bool) -> dict[fx.Node, bool]:
     """Return for each node whether another of them lies behind (or ahead of) it."""
     known: dict[fx.Node, bool] = {}
     members = set(nodes)
@@ -171,13 +168,9 @@ def _reach(nodes: list[fx.Node], *, forward: bool) -> dict[fx.Node, bool]:
 def _kind(layer: nn.Conv2d | nn.Linear) -> str:
     if isinstance(layer, nn.Linear):
         return "linear"
-    return (
-        "depthwise convolution"
-        if _is_depthwise(layer)
-        else "grouped convolution"
-        if layer.groups > 1
-        else "convolution"
-    )
+    if _is_depthwise(layer):
+        return "depthwise convolution"
+    return "grouped convolution" if layer.groups > 1 else "convolution"
 
 
 def _is_depthwise(layer: nn.Module) -> bool:
@@ -186,9 +179,7 @@ def _is_depthwise(layer: nn.Module) -> bool:
 
 def _padding(layer: nn.Conv2d | nn.Linear) -> tuple[int, int] | None:
     """Return a convolution's padding in pixels, None where it is not the same on both sides."""
-    if isinstance(layer, nn.Linear):
-        return (0, 0)
-    if layer.padding == "valid":
+    if isinstance(layer, nn.Linear) or layer.padding == "valid":
         return (0, 0)
     if layer.padding == "same":
         whole = [(size - 1) * step for size, step in zip(layer.kernel_size, layer.dilation, strict=True)]
@@ -215,21 +206,18 @@ def _obstacle(plan: Plan, node: fx.Node, layer: nn.Conv2d | nn.Linear, count: in
     parent = str(node.target).rpartition(".")[0]
     if isinstance(traced.modules.get(parent), SqueezeExcitation):
         return "squeeze and excitation: a gate"
-    users = list(node.users)
-    if len(users) == 1 and (
-        isinstance(traced.module(users[0]), _GATES)
-        or (traced.module(users[0]) is None and function_name(users[0]) in _GATE_FUNCTIONS)
-    ):
-        return "a gate: its output goes into a sigmoid"
+    if len(node.users) == 1:
+        (user,) = node.users
+        module = traced.module(user)
+        if isinstance(module, _GATES) or (module is None and function_name(user) in _GATE_FUNCTIONS):
+            return "a gate: its output goes into a sigmoid"
     if is_gate(node, traced):
         return "a gate: its output scales other features"
     return ""
 
 
 def _is_projection(plan: Plan, node: fx.Node) -> bool:
-    """Return whether a 1x1 convolution is a shortcut: it meets, in a sum, a path of more layers from its own
-    input.
-    """
+    """Return whether a 1x1 convolution is a shortcut: a sum joins it to a longer path from its input."""
     layer = plan.traced.module(node)
     if not isinstance(layer, nn.Conv2d) or layer.kernel_size != (1, 1):
         return False
@@ -248,8 +236,7 @@ def _is_projection(plan: Plan, node: fx.Node) -> bool:
 
 
 def _depth(traced: Traced, source: fx.Node, target: fx.Node, without: fx.Node) -> int:
-    """Return the most convolutions and linear layers on a way from ``source`` to ``target``; -1 where there
-    is none.
+    """Return the most layers with weights on a way from ``source`` to ``target``, -1 without a way.
 
     Ways through ``without`` do not count.
     """
@@ -268,7 +255,7 @@ def _depth(traced: Traced, source: fx.Node, target: fx.Node, without: fx.Node) -
 # -- activations, dropout ------------------------------------------------------------------------------------
 
 
-def _activations(plan: Plan, kind: str) -> None:
+def _find_replaced_activations(plan: Plan, kind: str) -> None:
     """Find the activations to replace: a low-precision layer or the last one reads their values.
 
     Activations that are a product of their input and a gate (SiLU, Hardswish) stay, whether they are one
@@ -292,30 +279,26 @@ def _check_signs(plan: Plan, kind: str, probe: Quantizer) -> None:
         if role == "low" and node not in plan.reads_images and node.all_input_nodes[0] in values
     ]
     if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise InputError(
-            f"network: what {', '.join(wrong[:3])}{more} would read is never negative (an activation, then a "
-            f"gate or a formula), and '{kind}' keeps the sign of activations alone: every value would be "
-            "+1. Take a quantizer with more levels, or let a norm stand before the layer"
+            f"network: what {first_few(wrong)} would read is never negative (an activation, then a gate or a "
+            f"formula), and '{kind}' keeps the sign of activations alone: every value would be +1. Take a "
+            "quantizer with more levels, or let a norm stand before the layer"
         )
 
 
-def _dropouts(plan: Plan) -> None:
+def _find_moved_dropouts(plan: Plan) -> None:
     """Find the dropouts that go into the layers behind them, directly or behind a flattening."""
+
+    def flattens(user: fx.Node) -> bool:
+        module = plan.traced.module(user)
+        return (function_name(user) if module is None else type(module).__name__).lower() == "flatten"
+
     for node in [n for n, role in plan.roles.items() if role == "dropout"]:
         module = plan.traced.module(node)
         if not isinstance(module, nn.Dropout):
             continue
-        readers, pending = [], list(node.users)
-        while pending:
-            user = pending.pop()
-            name = (
-                type(plan.traced.module(user)).__name__ if user.op == "call_module" else function_name(user)
-            )
-            if name.lower() == "flatten":
-                pending += user.users
-            else:
-                readers.append(user)
+        behind = reachable(node.users, lambda user: user.users if flattens(user) else ())
+        readers = [user for user in behind if not flattens(user)]
         fit = bool(readers) and all(plan.roles.get(reader) in ("low", "last") for reader in readers)
         if module.p == 0 or (fit and not any(reader in plan.dropouts for reader in readers)):
             plan.moved.add(node)
@@ -325,7 +308,7 @@ def _dropouts(plan: Plan) -> None:
 # -- the table -----------------------------------------------------------------------------------------------
 
 
-def _rows(plan: Plan, kind: str) -> None:
+def _complete_decisions(plan: Plan, kind: str) -> None:
     """Complete the decisions: everything that is named, in the order of the graph."""
     traced, rows = plan.traced, {row.name: row for row in plan.decisions}
     ordered: dict[str, Decision] = {}
@@ -333,11 +316,10 @@ def _rows(plan: Plan, kind: str) -> None:
         module, name = traced.module(node), str(node.target)
         role = plan.roles.get(node)
         if module is None:
+            name = f"{function_name(node)} in {owner_name(node)} ({node.name})"
             if role == "activation":
-                name = f"{function_name(node)} in {place(node)} ({node.name})"
                 ordered[name] = _activation_row(plan, node, name, function_name(node), kind)
             elif node.op == "call_function" and function_name(node) in WEIGHTED:
-                name = f"{function_name(node)} in {place(node)} ({node.name})"
                 ordered[name] = Decision(
                     name, "function", KEPT, "a function with weights of its own; use a layer of torch.nn"
                 )
@@ -357,14 +339,11 @@ def _rows(plan: Plan, kind: str) -> None:
                 reason += "; take torch.nn.utils.parametrize.remove_parametrizations"
             ordered.setdefault(name, Decision(name, type(module).__name__, KEPT, reason))
     called = calls(traced.graph)
+    read = {str(n.target).rpartition(".")[0] for n in traced.graph.nodes if n.op == "get_attr"}
     for name, module in traced.modules.items():
         inside = any(name == path or name.startswith(f"{path}.") for path in called)
-        if name and not inside and any(True for _ in module.parameters(recurse=False)):
-            reads = any(
-                n.op == "get_attr" and str(n.target).rpartition(".")[0] == name for n in traced.graph.nodes
-            )
-            if not reads:
-                ordered[name] = Decision(name, type(module).__name__, REMOVED, "forward does not call it")
+        if name and not inside and name not in read and any(True for _ in module.parameters(recurse=False)):
+            ordered[name] = Decision(name, type(module).__name__, REMOVED, "forward does not call it")
     plan.decisions = list(ordered.values())
     if kind == "full_precision":
         reason = "the quantizer is full_precision"

@@ -1,5 +1,4 @@
-"""Any network as a low-precision network with branches: one of torchvision or timm, or a module of the
-user's.
+"""Any network as a low-precision network with branches: torchvision's, timm's, or the user's module.
 
     network = transform(module, builder, num_classes, input_size=224)
 
@@ -28,69 +27,36 @@ Parameters keep their names.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torchvision.ops import StochasticDepth
 
 from bench.errors import InputError
 from bench.layers.branch import BranchLinear
 from bench.layers.dropout import Dropout
-from bench.networks.builder import Builder, Network
+from bench.networks.builder import Builder
 from bench.networks.convert.layers import (
     Bound,
+    ConvertedBranch,
+    ConvertedConv2d,
+    ConvertedLinear,
     CountedStochasticDepth,
-    GeneralBranch,
-    GeneralConv2d,
-    GeneralLinear,
     carried,
-    plus,
-    side_by_side,
+    concatenated_sides,
     side_through,
     side_through_function,
+    sum_of_sides,
 )
-from bench.networks.convert.plan import LAYERS, Choices, Decision, Plan, choose
+from bench.networks.convert.plan import LAYERS, Choices, Plan, make_plan
 from bench.networks.convert.trace import Traced, trace
+from bench.networks.convert.transformed import TransformedNetwork, has_module, remove_unused
 from bench.quantizers import Quantizer, make_quantizer
 from bench.randomness import Draws
+from bench.text import first_few
 
-Layer = GeneralConv2d | GeneralLinear
-
-
-class TransformedNetwork(Network):
-    """A module's layers under their own names, connected by the rewritten graph.
-
-    ``decisions`` says what became of each layer; ``original_keys`` what the entries of the original's state
-    dict are called here: None for those that are gone, because ``forward`` never read them.
-    """
-
-    def __init__(
-        self, root: nn.Module, graph: fx.Graph, input_size: int, decisions: Sequence[Decision]
-    ) -> None:
-        super().__init__()
-        self.input_size = input_size
-        self.original_keys: dict[str, str | None] = {}
-        self._decisions = tuple(decisions)
-        for name, child in root.named_children():
-            if hasattr(self, name):
-                raise InputError(f"network: a layer cannot be called {name!r} here; give it another name")
-            self.add_module(name, child)
-        for name, parameter in root.named_parameters(recurse=False):
-            self.register_parameter(name, parameter)
-        for name, buffer in root.named_buffers(recurse=False):
-            self.register_buffer(name, buffer, persistent=name not in root._non_persistent_buffers_set)
-        self._steps: Callable[..., Tensor] = type(fx.GraphModule(root, graph)).forward
-
-    @property
-    def decisions(self) -> tuple[Decision, ...]:
-        """What became of each layer and each activation, and why, in order."""
-        return self._decisions
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images (B, 3, S, S) to logits (B, classes)."""
-        return self._steps(self, images)
+Layer = ConvertedConv2d | ConvertedLinear
 
 
 def transform(
@@ -102,8 +68,7 @@ def transform(
     choices: Choices | None = None,
     who: str = "",
 ) -> TransformedNetwork:
-    """Return ``root`` as a network of low precision; ``root``'s layers are taken over, it cannot be used any
-    more.
+    """Return ``root`` as a low-precision network, which takes over the layers of ``root``.
 
     ``root`` maps images (B, 3, S, S), S = ``input_size``, to logits (B, ``num_classes``); ``builder`` has
     quantizer, bits, clock, branch and blend; ``choices``: what else becomes low precision; ``who`` names the
@@ -113,14 +78,14 @@ def transform(
     who = who or type(root).__name__
     before = root.state_dict(keep_vars=True)
     traced = trace(root, input_size, num_classes, who)
-    plan = choose(
+    plan = make_plan(
         traced, builder.config.quantizer["kind"], choices or Choices(), builder.quantizer("probe", None)
     )
     if not plan.low:
         raise InputError(f"network: nothing of {who} can become low precision: {_reasons(plan)}")
     rewriter = _Rewriter(traced, plan, builder)
     graph = rewriter.rewrite()
-    _remove_unused(root, graph)
+    remove_unused(root, graph)
     network = TransformedNetwork(root, graph, input_size, plan.decisions)
     names: dict[int, str] = {}
     for name, tensor in network.state_dict(keep_vars=True).items():
@@ -134,28 +99,8 @@ def _reasons(plan: Plan) -> str:
     for row in plan.decisions:
         if row.kind in (*LAYERS, "function"):
             by_reason.setdefault(row.reason, []).append(row.name)
-    rows = [
-        f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {reason}"
-        for reason, names in by_reason.items()
-    ]
+    rows = [f"{first_few(names)}: {reason}" for reason, names in by_reason.items()]
     return "; ".join(rows) or "it has no nn.Conv2d and no nn.Linear"
-
-
-def _remove_unused(root: nn.Module, graph: fx.Graph) -> None:
-    """Take away the layers that nobody calls (auxiliary heads, replaced dropouts), so that nothing of them is
-    stored.
-    """
-    used = {str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")}
-    for name, _ in list(root.named_modules()):
-        if (
-            name
-            and _has(root, name)
-            and not any(
-                name == path or path.startswith(f"{name}.") or name.startswith(f"{path}.") for path in used
-            )
-        ):
-            parent, _, own = name.rpartition(".")
-            delattr(root.get_submodule(parent), own)
 
 
 @dataclass
@@ -194,13 +139,12 @@ class _Rewriter:
             self.values[node] = self._value(node)
         unread = [name for name in self.offered if name not in self.read]
         if unread:
-            others = [name for name in self.builder._eligible if name in self.offered and name in self.read]
-            shown = "; ".join(f"{name} ({self.offered[name] or 'nothing reads them'})" for name in unread[:5])
-            more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
+            others = [name for name in self.builder.eligible if name in self.offered and name in self.read]
+            reasons = [f"{name} ({self.offered[name] or 'nothing reads them'})" for name in unread]
             advice = f" Those that can, for strategy.layers: {', '.join(others)}." if others else ""
             raise InputError(
                 'strategy.merge: "concat": extra channels reach no layer that reads them: '
-                f"{shown}{more}.{advice}"
+                f"{first_few(reasons, 5, '; ')}.{advice}"
             )
         self.graph.lint()
         return self.graph
@@ -258,8 +202,8 @@ class _Rewriter:
     def _bound(self, node: fx.Node) -> fx.Node:
         """Replace an activation by the bounding map."""
         name = str(node.target) if node.op == "call_module" else "bounding"
-        if not isinstance(self.root.get_submodule(name) if _has(self.root, name) else None, Bound):
-            _place(self.root, name, Bound(self.builder.quantizer(name, None)))
+        if not has_module(self.root, name) or not isinstance(self.root.get_submodule(name), Bound):
+            self.root.set_submodule(name, Bound(self.builder.quantizer(name, None)))
         return self.graph.call_module(name, (self._main(node.all_input_nodes[0]),))
 
     def _side_along(self, node: fx.Node) -> _Value:
@@ -302,7 +246,7 @@ class _Rewriter:
         main = self.graph.node_copy(
             node, lambda n: self._main(n) if id(self.values[n]) in alone else self._joined(n)
         )
-        return self._together(main, passing, plus if not self.concat else None, False)
+        return self._together(main, passing, sum_of_sides if not self.concat else None, False)
 
     def _cat(self, node: fx.Node) -> _Value:
         """Concatenate the sides of the terms as well."""
@@ -312,7 +256,7 @@ class _Rewriter:
         if self.concat:
             return self._together(main, passing, None, any(value.activated for value in terms))
         sides = [value.side for value in terms]
-        side = self.graph.call_function(side_by_side, (sides, [value.main for value in terms]))
+        side = self.graph.call_function(concatenated_sides, (sides, [value.main for value in terms]))
         sources = frozenset().union(*(value.sources for value in passing))
         return _Value(main, side, 0, sources, True)
 
@@ -322,18 +266,13 @@ class _Rewriter:
         side = passing[0].side
         if len(passing) > 1:
             sides = [value.side for value in passing]
-            side = (
-                self.graph.call_function(join, (sides,))
-                if join
-                else self.graph.call_function(side_by_side, (sides, None))
-            )
+            function, arguments = (join, (sides,)) if join else (concatenated_sides, (sides, None))
+            side = self.graph.call_function(function, arguments)
         sources = frozenset().union(*(value.sources for value in passing))
         return _Value(main, side, sum(value.channels for value in passing), sources, activated)
 
     def _dropout(self, node: fx.Node) -> _Value:
-        """Move dropout into the layers that read it (behind their quantizer); else make its draws
-        counter-based.
-        """
+        """Move dropout into the layers that read it, behind their quantizer, or count its draws."""
         source = self.values[node.all_input_nodes[0]]
         module = self.traced.module(node)
         assert isinstance(module, nn.Dropout | StochasticDepth)
@@ -341,9 +280,9 @@ class _Rewriter:
         if node in self.plan.moved:
             return source
         if isinstance(module, StochasticDepth):
-            _place(self.root, name, CountedStochasticDepth(module.p, self._draws(name)))
+            self.root.set_submodule(name, CountedStochasticDepth(module.p, self._draws(name)))
             return self._side_along(node) if source.side is not None else self._other(node)
-        _place(self.root, name, Dropout(module.p, self._draws(name)))
+        self.root.set_submodule(name, Dropout(module.p, self._draws(name)))
         return self._other(node)
 
     def _draws(self, name: str) -> Draws:
@@ -358,21 +297,21 @@ class _Rewriter:
         extra, side = source.channels if self.concat else 0, source.side
         last = self.plan.roles[node] == "last"
         if isinstance(old, nn.Conv2d):
-            layer: Layer = GeneralConv2d(old, self.plan.paddings[node])
+            layer: Layer = ConvertedConv2d(old, self.plan.paddings[node])
             if self.concat and side is not None and extra % old.groups:
                 extra, side = 0, None  # cannot be dealt out among its groups
                 for unread in source.sources:
                     self.offered[unread] = f"they would reach {name}, a convolution of {old.groups} groups"
         else:
             assert isinstance(old, nn.Linear)
-            layer = GeneralLinear(old)
+            layer = ConvertedLinear(old)
         if side is not None:
             self.read |= source.sources
         self._set_up(
             layer, name, extra, last, self.plan.dropouts.get(node, 0.0), node in self.plan.reads_images
         )
         has_branch = not last and self._branch(layer, name, extra, node)
-        _place(self.root, name, layer)
+        self.root.set_submodule(name, layer)
         arguments = (source.main,) if side is None else (source.main, side)
         pair = self.graph.call_module(name, arguments)
         main = self.graph.call_function(operator.getitem, (pair, 0))
@@ -387,59 +326,34 @@ class _Rewriter:
     def _set_up(
         self, layer: Layer, name: str, extra: int, last: bool, dropout: float, reads_images: bool
     ) -> None:
-        builder = self.builder
-        joint = builder.branch is not None and builder.branch.statistics == "joint"
-        identity = last or self.plain
-        shape = tuple(layer.weight.shape)
-
         def quantizer(stream: str, shape: tuple[int, ...]) -> Quantizer:
-            if identity:
+            if last or self.plain:
                 return Quantizer()
-            return (
-                _weights_alone(builder, stream, shape) if reads_images else builder.quantizer(stream, shape)
-            )
+            if reads_images:
+                return _weights_alone(self.builder, stream, shape)
+            return self.builder.quantizer(stream, shape)
 
-        layer.setup(
-            name=name,
-            quantizer=quantizer(name, shape),
-            clock=builder.clock,
-            merge=self.merge,
-            joint=joint,
-            blend=None if last else builder.blend,
-            magnitude_first=False,
-            merge_here=False,
-            dropout=Dropout(dropout, self._draws(name)) if dropout else None,
-        )
+        self.builder.set_up(layer, name, quantizer, extra=extra, dropout=dropout, blended=not last)
         layer.reads_images = reads_images
-        if extra:
-            extra //= getattr(layer, "groups", 1)
-            wider = (shape[0], extra, *shape[2:])
-            layer.accept_extra(extra, None if joint else quantizer(f"{name}.extra", wider))
         if last:
             layer.full_precision_reason = self.plan.reason(name)  # type: ignore[assignment]
 
     def _branch(self, layer: Layer, name: str, extra: int, node: fx.Node) -> bool:
         """Give a layer its branch where it gets one, and return whether it does."""
-        builder, by_default = self.builder, isinstance(layer, GeneralConv2d)
-        if not builder._expanded(name, by_default=by_default):
-            return False
-        if isinstance(layer, GeneralConv2d):
-            rows, columns = (builder._branch_kernel(name, size) for size in layer.kernel_size)
-            width = builder._branch_width(layer.out_channels)
+
+        def make(width: int, eps: float | None) -> ConvertedBranch | BranchLinear:
+            if isinstance(layer, ConvertedLinear):
+                return BranchLinear(layer.in_features + extra, width, eps)
+            rows, columns = (self.builder.branch_kernel(name, size) for size in layer.kernel_size)
             if width % layer.groups:
                 raise InputError(
                     f"strategy.width_ratio: {width} channels of {name}'s branch are not a multiple of its "
                     f"{layer.groups} groups"
                 )
-            layer.branch = GeneralBranch(
-                layer, layer.in_channels + extra, width, (rows, columns), builder._branch_eps()
-            )
-        else:
-            width = builder._branch_width(layer.out_features)
-            layer.branch = BranchLinear(layer.in_features + extra, width, builder._branch_eps())
-        assert builder.branch is not None
-        layer.branch.relu = builder.branch.relu
-        layer.extra_out = width if self.concat else 0
+            return ConvertedBranch(layer, layer.in_channels + extra, width, (rows, columns), eps)
+
+        if not self.builder.add_branch(layer, make, by_default=isinstance(layer, ConvertedConv2d)):
+            return False
         layer.merge_here = self.merge in ("sum", "difference") and not self.plan.meets_later(node)
         return True
 
@@ -456,16 +370,3 @@ def _weights_alone(builder: Builder, stream: str, shape: tuple[int, ...]) -> Qua
         ) from None
     quantizer.draws = Draws(builder.clock, "quantizer", stream)
     return quantizer
-
-
-def _has(root: nn.Module, name: str) -> bool:
-    try:
-        root.get_submodule(name)
-    except AttributeError:
-        return False
-    return True
-
-
-def _place(root: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, own = name.rpartition(".")
-    setattr(root.get_submodule(parent), own, module)

@@ -1,5 +1,4 @@
-"""What an operation of a graph does to the values that pass through it: its role, "" where that is of no
-concern.
+"""The role of an operation: what it does to the values that pass through it; "" where no matter.
 
 "activation"  an activation function, element by element
 "norm"        a normalisation, which leaves the meaning of every channel
@@ -90,9 +89,7 @@ def is_self_gated(traced: Traced, node: fx.Node) -> bool:
 
 
 def saturates(traced: Traced, node: fx.Node) -> bool:
-    """Return whether a node is a function with a bounded range, such as a gate's: sigmoid, tanh, ReLU6,
-    clamp.
-    """
+    """Return whether a node is a function with a bounded range: sigmoid, tanh, ReLU6, clamp."""
     module = traced.module(node)
     if module is not None:
         return isinstance(module, _SATURATING)

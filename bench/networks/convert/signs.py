@@ -42,12 +42,14 @@ def never_negative(
     """
     found: set[fx.Node] = set()
     for node in traced.graph.nodes:
-        if node not in bounded and (_makes(traced, node) or _keeps(traced, node, roles.get(node, ""), found)):
+        if node not in bounded and (
+            _is_never_negative(traced, node) or _keeps_from_negative(traced, node, roles.get(node, ""), found)
+        ):
             found.add(node)
     return found
 
 
-def _makes(traced: Traced, node: fx.Node) -> bool:
+def _is_never_negative(traced: Traced, node: fx.Node) -> bool:
     """Return whether the values of a node are not negative whatever the node reads."""
     module = traced.module(node)
     if module is not None:
@@ -66,7 +68,7 @@ def _makes(traced: Traced, node: fx.Node) -> bool:
     return name in _FUNCTIONS or (bounds is not None and _at_least_zero(bounds[0]))
 
 
-def _keeps(traced: Traced, node: fx.Node, role: str, found: set[fx.Node]) -> bool:
+def _keeps_from_negative(traced: Traced, node: fx.Node, role: str, found: set[fx.Node]) -> bool:
     """Return whether a node keeps values that are not negative, and reads none but such."""
     module, name = traced.module(node), function_name(node)
     mode = getattr(module, "mode", None) if module is not None else node.kwargs.get("mode")

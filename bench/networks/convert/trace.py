@@ -23,7 +23,7 @@ from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 from bench.errors import InputError
 from bench.networks.convert import modes
 from bench.networks.convert.check_modules import check_modules
-from bench.networks.convert.names import function_name, place
+from bench.networks.convert.names import function_name, owner_name
 from bench.text import clean
 
 _RANDOM_NAMES = set(
@@ -45,9 +45,7 @@ _IN_PLACE = {
 
 @dataclass(frozen=True)
 class Traced:
-    """A module, its graph, its modules by path, and for each node of the graph the shape of its output for
-    one image.
-    """
+    """A module, its graph, its modules by path, and the shape of each node's output for one image."""
 
     root: nn.Module
     graph: fx.Graph
@@ -60,8 +58,7 @@ class Traced:
 
 
 def trace(root: nn.Module, input_size: int, num_classes: int, who: str) -> Traced:
-    """Return the graph of ``root``, which maps images (B, 3, S, S) to logits (B, classes), S =
-    ``input_size``.
+    """Return the graph of ``root``: images (B, 3, S, S), S = ``input_size``, to logits (B, classes).
 
     ``who`` names the network in messages. Batch norms and dropouts that ``forward`` computes by functions
     become layers of ``root``; plain tensors that ``forward`` reads become buffers of ``root``. Raises
@@ -161,8 +158,8 @@ def _graph(root: nn.Module, training: bool, who: str) -> fx.Graph:
         where = f"{tracer.path} of {who}" if tracer.path else who
         raise InputError(
             f"network: {where} cannot be followed by torch.fx: {type(error).__name__}: {clean(error, 300)}. "
-            "Its forward "
-            "must not depend on the values of its tensors, nor use autograd functions or C++ of its own"
+            "Its forward must not depend on the values of its tensors, nor use autograd functions or C++ of "
+            "its own"
         ) from error
 
 
@@ -192,25 +189,21 @@ def _check_random(graph: fx.Graph, modules: dict[str, nn.Module], who: str) -> N
             if any(isinstance(m, nn.Dropout) and m.p > 0 for m in inner):
                 raise InputError(
                     f"network: {who}: {node.target} ({type(modules[node.target]).__name__}) has dropout "
-                    "within, whose "
-                    "random numbers are its own; set it to 0"
+                    "within, whose random numbers are its own; set it to 0"
                 )
         elif node.op in ("call_function", "call_method") and name.rstrip("_") in _RANDOM_NAMES:
             raise InputError(
-                f"network: {who}: {name} in {place(node)} draws random numbers of its own, so that a trial "
-                "could not be "
-                "repeated; dropout is supported as the layer nn.Dropout"
+                f"network: {who}: {name} in {owner_name(node)} draws random numbers of its own, so that a "
+                "trial could not be repeated; dropout is supported as the layer nn.Dropout"
             )
         elif name == "scaled_dot_product_attention" and node.kwargs.get("dropout_p", 0.0):
             raise InputError(
-                f"network: {who}: {name} in {place(node)} draws dropout of its own; set dropout_p to 0"
+                f"network: {who}: {name} in {owner_name(node)} draws dropout of its own; set dropout_p to 0"
             )
 
 
 def _check_writes(graph: fx.Graph, who: str) -> None:
-    """Raise for operations that change a parameter, a buffer or a constant: their order and their mode would
-    be lost.
-    """
+    """Raise for operations that change a parameter, a buffer or a constant in place."""
     for node in graph.nodes:
         if node.op not in ("call_function", "call_method"):
             continue
@@ -223,16 +216,13 @@ def _check_writes(graph: fx.Graph, who: str) -> None:
             first = first.args[0]  # type: ignore[assignment]
         if isinstance(first, fx.Node) and first.op == "get_attr":
             raise InputError(
-                f"network: {who}: {name} in {place(node)} changes the tensor {first.target} in forward; "
-                "only the "
-                "running statistics of batch norm may change there"
+                f"network: {who}: {name} in {owner_name(node)} changes the tensor {first.target} in forward; "
+                "only the running statistics of batch norm may change there"
             )
 
 
 def _keep_constants(root: nn.Module, graph: fx.Graph) -> None:
-    """Make a buffer of every plain tensor that the graph reads, so that it moves with the network; it is not
-    stored.
-    """
+    """Make every plain tensor that the graph reads a buffer, which moves with the network; none is stored."""
     for node in graph.nodes:
         if node.op != "get_attr":
             continue

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bench import registry
-from bench.quantizers.base import Quantizer
+from bench.quantizers import Quantizer, make_quantizer
 
 # Two output channels of unlike magnitude, a zero, and a largest weight that is reached once.
 WEIGHTS = ((-0.8, 0.0, 0.1, 0.2), (0.4, 1.2, -0.3, 0.6))
@@ -82,8 +82,6 @@ def differences() -> list[dict[str, str]]:
 
     "-" where a quantizer has no such thing.
     """
-    from bench.quantizers import make_quantizer
-
     rows = []
     for kind in KINDS:
         facts = registry.get("quantizers", kind).facts

@@ -48,7 +48,6 @@ ENTRIES = [
         "arxiv": "1807.10029",
         "input_size": 32,
         "macs": 607_600_640,
-        "options": {},
     },
     {
         "name": "bnn_convnet",
@@ -60,7 +59,6 @@ ENTRIES = [
         "arxiv": "1602.02830",
         "input_size": 32,
         "macs": 616_966_144,
-        "options": {},
     },
 ]
 
@@ -79,7 +77,7 @@ class Spec:
     dropout: float = 0.0
 
 
-class ChainNetwork(Network):
+class ConvNet(Network):
     """conv0 (batch norm, pool), ``convs`` (each with batch norm, pool), linear layers, the classifier.
 
     ``pool_first``: the pool comes before the batch norm. A layer applies the activation of the input that it
@@ -184,9 +182,7 @@ def svhn_convnet(builder: Builder, num_classes: int, *, activation: str, dropout
         Spec(512, 5, 0, dropout=dropout),
     ]
     first = Spec(48, 5, 0, pool=True)
-    return ChainNetwork(
-        builder, num_classes, input_size=40, first=first, first_norm=False, convs=convs, hidden=[]
-    )
+    return ConvNet(builder, num_classes, input_size=40, first=first, first_norm=False, convs=convs, hidden=[])
 
 
 _VGG = [Spec(128, 3, 1, True), Spec(256, 3, 1), Spec(256, 3, 1, True), Spec(512, 3, 1), Spec(512, 3, 1, True)]
@@ -199,9 +195,7 @@ def vgg_small(builder: Builder, num_classes: int) -> Network:
     follows, then max-pool 2 after every second convolution, then the activation.
     """
     first = Spec(128, 3, 1)
-    return ChainNetwork(
-        builder, num_classes, input_size=32, first=first, first_norm=True, convs=_VGG, hidden=[]
-    )
+    return ConvNet(builder, num_classes, input_size=32, first=first, first_norm=True, convs=_VGG, hidden=[])
 
 
 def bnn_convnet(builder: Builder, num_classes: int) -> Network:
@@ -214,7 +208,7 @@ def bnn_convnet(builder: Builder, num_classes: int) -> Network:
     """
     builder.eps = 1e-4
     first = Spec(128, 3, 1)
-    return ChainNetwork(
+    return ConvNet(
         builder,
         num_classes,
         input_size=32,
