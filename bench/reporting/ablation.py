@@ -45,9 +45,7 @@ class Spot:
 
 @dataclass(frozen=True)
 class Ablation:
-    """A panel: one arm over its two axes, over its only axis (one row), or the arms without an axis (one
-    row).
-    """
+    """A panel: an arm over its two axes or its only axis (one row), or the arms without an axis (one row)."""
 
     title: str
     row_axis: str  # "" for one row
@@ -165,9 +163,7 @@ def _facts_of_unknown(
 
 
 def _in_order(searches: Sequence[Searched]) -> Callable[[_Place], int]:
-    """Return the position of a place in the experiment file, as the searches tell it; equal where none
-    does.
-    """
+    """Return a place's position in the experiment file as the searches tell it; equal where none does."""
     order = {id(search): position for position, search in enumerate(searches)}
     return lambda place: order.get(id(place.search), len(order))
 

@@ -154,9 +154,7 @@ def _exports(store: Store, ids: Iterable[str]) -> tuple[list[Line], list[str]]:
 
 
 def _minima(store: Store, name: str, unreadable: list[str]) -> list[Line]:
-    """Return the lines of ``sharpness.jsonl``; what is wrong with a damaged file is added to
-    ``unreadable``.
-    """
+    """Return the lines of ``sharpness.jsonl``; ``unreadable`` gets what is wrong with a damaged file."""
     try:
         return list(store.sharpness(name))
     except InputError as error:

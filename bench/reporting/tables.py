@@ -179,9 +179,7 @@ def accuracy_table(records: Records, cells: Sequence[Cell], known: Mapping[PairK
 
 
 def _tuning_notes(records: Records) -> list[str]:
-    """Return what a reader of the accuracies must know of the tuning trials, and which rows are still to
-    come.
-    """
+    """Return what readers must know of the tuning trials, and which rows are still to come."""
     notes = [
         f"{plural(records.tuning, 'trial')} that chose the configurations never saw the test images "
         "and stand in no table; tuning.jsonl beside the records says what was chosen from what."

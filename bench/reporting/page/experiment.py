@@ -129,8 +129,9 @@ def page(report: Report, drawings: Sequence[Drawing] = ()) -> str:
 
 
 def _missing(report: Report) -> Iterator[tuple[str, str, str, str, str, str]]:
-    """Yield arm, bits, seed, id, status and reason of every run without an accuracy, and of every point that
-    has no run yet because its tuning goes on.
+    """Yield arm, bits, seed, id, status and reason of every run without an accuracy.
+
+    Points that have no run yet because their tuning goes on are yielded, too.
     """
     for cell in report.cells:
         for t in cell.trials:
