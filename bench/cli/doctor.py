@@ -8,21 +8,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.cli import OK
+from bench.cli import FAILED, OK
+from bench.doctor import machine
 from bench.launch.progress import say
 from bench.machine.devices import cpu_name, find_devices
 from bench.machine.folders import resolve_data_dir
 from bench.records.files import write_atomic
 from bench.text import inert
 
-FAILED = 1
 SCHEMA = 1  # of the measurements: that of `bench speed --json`
 
 
 def doctor_command(args: argparse.Namespace) -> int:
     """Print facts, remarks, checks and throughput; return 1 where a check failed, else 0."""
-    from bench.doctor import machine
-
     device = find_devices(args.device)[0]
     data_dir = resolve_data_dir(args.data)
     found = machine.facts(args.results, data_dir)

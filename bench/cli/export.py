@@ -1,20 +1,24 @@
-"""``bench export``."""
+"""``bench export``. torch is imported."""
 
 from __future__ import annotations
 
 import argparse
+import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import torch
 
 from bench.cli import OK
 from bench.errors import InputError
 from bench.launch.progress import say
 from bench.machine.folders import resolve_data_dir
+from bench.records.files import write_atomic
 from bench.records.store import Store
 from bench.text import plural
-
-if TYPE_CHECKING:
-    from bench.training.deploy import Deployment
+from bench.training import deploy
+from bench.training.deploy import Checked, Deployment
 
 
 def export_command(args: argparse.Namespace) -> int:
@@ -22,14 +26,6 @@ def export_command(args: argparse.Namespace) -> int:
 
     With ``--check`` nothing is written, and the file that is there is checked.
     """
-    import io
-
-    import numpy as np
-    import torch
-
-    from bench.records.files import write_atomic
-    from bench.training import deploy
-
     store = Store(args.results)
     id = store.find(args.trial)
     path: Path = args.out or store.folder(id) / f"network{deploy.SUFFIXES[args.format]}"
@@ -79,8 +75,6 @@ def _check_on_integers(
     args: argparse.Namespace, store: Store, id: str, deployment: Deployment, path: Path, about: dict[str, Any]
 ) -> int:
     """Check the file once more with its low-precision layers on integers; return the exit status."""
-    from bench.training import deploy
-
     format = deploy.ON_INTEGERS.format(args.format)
     layers = deploy.layers_on_integers(path)
     checked = deploy.check(deployment, "integers", path)
@@ -96,11 +90,8 @@ def _check_on_integers(
     return OK if passed or (args.accept_ties and but_for_ties) else 1
 
 
-def _verdict(checked: object, passed: bool, but_for_ties: bool) -> str:
+def _verdict(checked: Checked, passed: bool, but_for_ties: bool) -> str:
     """Return what the check found; ``but_for_ties``: whether it passed with ``--accept-ties``."""
-    from bench.training.deploy import Checked
-
-    assert isinstance(checked, Checked)
     if checked.equal_logits:
         same = "all logits equal the trained network's, bit for bit"
     elif checked.other_predictions:

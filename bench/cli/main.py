@@ -15,6 +15,8 @@ from importlib import import_module
 from bench.cli import OK, STOPPED, WRONG_INPUT
 from bench.cli.parser import make_parser, parse
 from bench.errors import InputError
+from bench.foreign import from_command_line, granted
+from bench.text import inert
 
 # The commands whose function is not ``bench.cli.NAME:NAME_command``.
 _ELSEWHERE = {"list": "bench.cli.show:list_command", "speed": "bench.speed.measure:main"}
@@ -34,8 +36,6 @@ def main(argv: Sequence[str] | None = None, *, train: str | None = None) -> int:
             parser.print_help()
             return WRONG_INPUT
         args.train = train
-        from bench.foreign import from_command_line, granted
-
         with granted(from_command_line(getattr(args, "allow_code", []))):
             module, function = place_of(args.command)
             status: int = getattr(import_module(module), function)(args)
@@ -66,8 +66,6 @@ def place_of(command: str) -> tuple[str, str]:
 
 def _complain(message: str) -> None:
     """Print an error: its first line after the program's name, the other lines indented."""
-    from bench.text import inert
-
     first, *others = message.splitlines() or ["wrong input"]
     lines = [f"bench: {inert(first)}", *(f"  {inert(line)}" for line in others)]
     with contextlib.suppress(BrokenPipeError):

@@ -1,4 +1,4 @@
-"""``bench sharpness``."""
+"""``bench sharpness``. torch is imported."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench.cli import FAILED, OK
 from bench.cli.screen import Screen
 from bench.errors import InputError
@@ -17,14 +19,12 @@ from bench.machine.folders import resolve_data_dir
 from bench.records.files import strict_json, write_atomic
 from bench.records.store import Store
 from bench.text import clean
+from bench.training import sharpness
+from bench.training.minima import Settings, measure_experiment
 
 
 def sharpness_command(args: argparse.Namespace) -> int:
     """Measure the minima of one trial or two and the barrier between two; return the exit status."""
-    import torch
-
-    from bench.training import sharpness
-
     if bool(args.trials) == bool(args.experiment):
         raise InputError("sharpness: trials, or --experiment NAME")
     if args.experiment:
@@ -62,10 +62,6 @@ def sharpness_command(args: argparse.Namespace) -> int:
 
 def _of_experiment(args: argparse.Namespace) -> int:
     """Measure an experiment's final trials into its folder; return the exit status."""
-    import torch
-
-    from bench.training.minima import Settings, measure_experiment
-
     if args.json is not None:
         raise InputError("--json: the numbers of an experiment go to its sharpness.jsonl")
     torch.set_num_threads(1)

@@ -12,6 +12,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -224,8 +225,6 @@ TRACKERS: dict[str, tuple[str, _Writer]] = {  # name -> (the module that it need
 
 def _writer(tracker: str) -> _Writer:
     """Return the function that sends to a tracker; raises ``InputError`` where its package is missing."""
-    from importlib.util import find_spec
-
     module, writer = TRACKERS[tracker]
     if find_spec(module) is None:
         raise InputError(f"{tracker}: its package is not installed: pip install {module}")
