@@ -54,6 +54,12 @@ def compute(stream: BinaryIO) -> str:
     return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
+def md5(stream: BinaryIO) -> str:
+    """Return the MD5 of an open file from its start, in hexadecimal."""
+    stream.seek(0)
+    return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()  # type: ignore[arg-type]
+
+
 def _state(path: Path, stream: BinaryIO) -> list[str | int]:
     """Return what changes with a file: its path, size and time of the last change."""
     status = os.fstat(stream.fileno())

@@ -7,7 +7,6 @@ NAME.part keeps the bytes received so far. After a broken connection the downloa
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import http.client
 import sys
 import time
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench import __version__
+from bench.datasets.checksums import md5
 from bench.errors import InputError
 from bench.text import clean
 
@@ -28,27 +28,27 @@ LINES = 15.0  # seconds between two lines of progress, where the output is not a
 Report = Callable[[int, int | None], None]  # (bytes received so far, bytes of the whole file)
 
 
-def download(url: str, path: Path, md5: str) -> None:
+def download(url: str, path: Path, published: str) -> None:
     """Download ``url`` to ``path`` unless the file there has this MD5 already.
 
     Raises ``InputError`` where the server's file has another MD5, and ``OSError`` (``urllib.error.URLError``,
     ...) where the server sends nothing more; the bytes received so far are kept.
     """
-    if path.is_file() and _md5(path) == md5:
+    if path.is_file() and _md5(path) == published:
         return
     part = path.with_name(f"{path.name}.part")
     resumed = part.is_file()
     with _progress(path.name) as report:
         _download_rest(url, part, report)
         found = _md5(part)
-        if found != md5 and resumed:  # the first bytes may belong to another version of the file
+        if found != published and resumed:  # the first bytes may belong to another version of the file
             part.unlink()
             _download_rest(url, part, report)
             found = _md5(part)
-    if found != md5:
+    if found != published:
         part.unlink()
         raise InputError(
-            f"{clean(url)} is not the published file: MD5 {found}, published {md5}. Nothing was kept."
+            f"{clean(url)} is not the published file: MD5 {found}, published {published}. Nothing was kept."
         )
     part.replace(path)
 
@@ -103,7 +103,7 @@ def _receive(url: str, part: Path, received: int, report: Report) -> bool:
 
 def _md5(path: Path) -> str:
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        return md5(stream)
 
 
 @contextlib.contextmanager

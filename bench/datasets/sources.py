@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from bench.datasets.checksums import md5
 from bench.datasets.loaded import Arrays, Loaded
 from bench.errors import InputError, readable
 from bench.experiments.catalog import Facts
@@ -191,12 +192,12 @@ class PublishedSource(Source):
         path = data_dir / file.path
         with readable(path):
             stream = path.open("rb")
-            digest = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False))
+            found = md5(stream)
             stream.seek(0)
-        if digest.hexdigest() != file.md5:
+        if found != file.md5:
             stream.close()
             raise InputError(
-                f"{path} is corrupt: MD5 {digest.hexdigest()}, published {file.md5}. "
+                f"{path} is corrupt: MD5 {found}, published {file.md5}. "
                 f"`{command('data', 'fetch', self.label(options), '--data', data_dir)}` replaces it."
             )
         return stream

@@ -16,6 +16,7 @@ from bench.experiments.labels import plain
 from bench.reporting import statistics as st
 from bench.reporting.cells import Cell
 from bench.reporting.grouping import canonical
+from bench.reporting.tables import interval_data
 from bench.reporting.tuned import Searched
 
 NOT_RUN = "not run"
@@ -106,12 +107,8 @@ def ablation_data(name: str, panels: Sequence[Ablation]) -> pd.DataFrame:
                 "row": spot.row,
                 "column_axis": panel.column_axis,
                 "column": spot.column,
-                "accuracy": spot.accuracy.mean,
-                "accuracy_low": spot.accuracy.low,
-                "accuracy_high": spot.accuracy.high,
-                "gain": spot.gain.mean,
-                "gain_low": spot.gain.low,
-                "gain_high": spot.gain.high,
+                **interval_data("accuracy", spot.accuracy),
+                **interval_data("gain", spot.gain),
                 "n": spot.done,
                 "wanted": spot.wanted,
                 "learning_rate": spot.rate,
@@ -148,8 +145,7 @@ def _places(cells: Sequence[Cell], searches: Sequence[Searched]) -> Iterator[_Pl
 def _panel_facts(cell: Cell) -> tuple[tuple[Any, ...], str]:
     """Return what a cell's panel is about, and the words for it."""
     facts = cell.facts
-    width = "" if facts.width is None else f"width {facts.width:g}"
-    told = [width, cell.bits_label and f"W/A {cell.bits_label}", f"{facts.epochs} epochs"]
+    told = [cell.width_text, cell.bits_text, f"{facts.epochs} epochs"]
     key = facts.dataset, facts.network, facts.width, cell.bits_label, facts.epochs
     return key, ", ".join(filter(None, told))
 

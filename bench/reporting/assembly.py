@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from bench.reporting import statistics as st
-from bench.reporting.cells import Cell, Comparison, described, whole
+from bench.reporting.cells import Cell, Comparison, described_cells, whole_number
 from bench.reporting.pairing import pair
 from bench.reporting.published_tables import Names, Row
 from bench.reporting.records import Records
@@ -24,7 +24,7 @@ def make_cells(
     ``tables`` are the published tables by name and ``names`` their translations; without them nothing is
     compared.
     """
-    cells = described(records)
+    cells = described_cells(records)
     if tables is not None:
         cells = [
             replace(cell, comparisons=tuple(_comparisons(cell, records, tables, names or Names())))
@@ -41,7 +41,7 @@ def _position(cell: Cell) -> tuple[Any, ...]:
         facts.network,
         facts.epochs or 0,
         facts.batch_size or 0,
-        whole(cell.runs.config.get("train_size")) or 0,
+        whole_number(cell.runs.config.get("train_size")) or 0,
         facts.width or 0.0,
         facts.bits or (99, 99, 99),
         cell.runs.order,

@@ -125,6 +125,16 @@ class Cell:
         return "" if bits is None else "/".join(map(str, bits if bits[2] != 32 else bits[:2]))
 
     @property
+    def bits_text(self) -> str:
+        """``W/A 1/2``, or "" where the bits are not known."""
+        return f"W/A {self.bits_label}" if self.facts.bits else ""
+
+    @property
+    def width_text(self) -> str:
+        """``width 0.25``, or "" where the width is not known."""
+        return "" if self.facts.width is None else f"width {self.facts.width:g}"
+
+    @property
     def kept(self) -> bool:
         """Whether the branch was never removed, so that the accuracy is an upper bound."""
         return any(trial["kept"] for trial in self.runs.done)
@@ -151,7 +161,7 @@ class Cell:
         return sum(numbers) / len(numbers) if numbers else None
 
 
-def described(records: Records) -> list[Cell]:
+def described_cells(records: Records) -> list[Cell]:
     """Return the cells of an experiment with facts, numbers and flags: not yet compared, not yet paired."""
     groups = group(records)
     facts = [_facts(runs) for runs in groups]
@@ -169,7 +179,7 @@ def described(records: Records) -> list[Cell]:
     ]
 
 
-def whole(value: Any) -> int | None:
+def whole_number(value: Any) -> int | None:
     """Return a whole number, None for anything else."""
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
@@ -184,7 +194,7 @@ def _facts(runs: Runs) -> Facts:
         bits = parse_bits(get("bits"))
     except InputError:
         bits = None
-    batch_size = whole(get("batch_size"))
+    batch_size = whole_number(get("batch_size"))
     train_images = images = None
     for trial in runs.done:
         if trial["step"] and trial["epochs_done"] and batch_size:
@@ -198,7 +208,7 @@ def _facts(runs: Runs) -> Facts:
         strategy=label("strategies", get("strategy")),
         width=float(width) if isinstance(width, int | float) and 0 < width < 1e9 else None,
         bits=bits,
-        epochs=whole(get("epochs")),
+        epochs=whole_number(get("epochs")),
         batch_size=batch_size,
         precision=precision if isinstance(precision, str) else None,
         train_images=train_images,
@@ -216,7 +226,7 @@ def _settings(groups: Sequence[Runs], facts: Sequence[Facts]) -> list[str]:
     for i, (runs, fact) in enumerate(zip(groups, facts, strict=True)):
         axes = {key: value for key, value in runs.grid.items() if key not in _HAVE_COLUMNS}
         settings.append(
-            ", ".join(f"{key.split('.')[-1]} {_said(value)}" for key, value in sorted(axes.items()))
+            ", ".join(f"{key.split('.')[-1]} {_axis_text(value)}" for key, value in sorted(axes.items()))
         )
         place = (runs.arm, runs.role, fact.dataset, fact.network, fact.width, fact.bits, fact.epochs)
         alike.setdefault((*place, fact.batch_size, settings[i]), []).append(i)
@@ -232,7 +242,7 @@ def _settings(groups: Sequence[Runs], facts: Sequence[Facts]) -> list[str]:
     return settings
 
 
-def _said(value: Any) -> str:
+def _axis_text(value: Any) -> str:
     """Return the value of a grid axis for people; a table is a factor."""
     return label("factors", value) if isinstance(value, Mapping) else plain(value)
 

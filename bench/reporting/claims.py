@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.experiments.claims import EQUAL_EPOCHS, Claim
 from bench.reporting import statistics as st
@@ -25,13 +25,13 @@ class Judged:
     """
 
     claim: Claim
-    cell: Cell | None
-    pairing: Pairing | None
-    operations: float | None
-    p_holm: float | None
-    p_equivalence: float | None
-    p_equivalence_holm: float | None
-    verdict: str
+    cell: Cell | None = None
+    pairing: Pairing | None = None
+    operations: float | None = None
+    p_holm: float | None = None
+    p_equivalence: float | None = None
+    p_equivalence_holm: float | None = None
+    verdict: str = ""
 
 
 def seeds_of_all(cells: Iterable[Cell]) -> dict[object, dict[int, float]]:
@@ -59,17 +59,15 @@ def judge(
             neither the number of pairs nor that of the tests is the declared one.
     """
     pool = seeds_of_all(cells) if pool is None else pool
-    found = [match for claim in claims for match in _matches(claim, cells, pool)]
-    equivalence = [
-        None if pairing is None else _equivalence(cell, pairing, claim, pool)
-        for claim, cell, pairing in found
-    ]
-    p_holm = st.holm_of_known([p.test.p_value if p is not None and p.test else None for _, _, p in found])
-    e_holm = st.holm_of_known(equivalence)
-    return [
-        _judged(claim, cell, pairing, p, e, e_corrected, unfinished)
-        for (claim, cell, pairing), p, e, e_corrected in zip(found, p_holm, equivalence, e_holm, strict=True)
-    ]
+    found = [entry for claim in claims for entry in _tested(claim, cells, pool)]
+    tests = [entry.pairing.test if entry.pairing is not None else None for entry in found]
+    p_holm = st.holm_of_known([test.p_value if test else None for test in tests])
+    e_holm = st.holm_of_known([entry.p_equivalence for entry in found])
+    judged = []
+    for entry, p, e in zip(found, p_holm, e_holm, strict=True):
+        corrected = replace(entry, p_holm=p, p_equivalence_holm=e)
+        judged.append(replace(corrected, verdict=_verdict(corrected, unfinished)))
+    return judged
 
 
 def names(judged: Sequence[Judged]) -> list[str]:
@@ -86,9 +84,7 @@ def _facts(entry: Judged) -> tuple[str, str, str, str, str]:
     if entry.cell is None:
         return entry.claim.at, "", "", "", ""
     facts = entry.cell.facts
-    width = "" if facts.width is None else f"width {facts.width:g}"
-    bits = f"W/A {entry.cell.bits_label}" if entry.cell.bits_label else ""
-    return entry.claim.at, facts.dataset, facts.network, width, bits
+    return entry.claim.at, facts.dataset, facts.network, entry.cell.width_text, entry.cell.bits_text
 
 
 def verdicts(judged: Iterable[Judged]) -> dict[PairKey, str]:
@@ -107,59 +103,42 @@ def verdict_of(cell: Cell, known: Mapping[PairKey, str]) -> str:
     return known.get((cell.identity, cell.pairing.against.identity), st.EXPLORATORY)
 
 
-def _matches(
-    claim: Claim, cells: Sequence[Cell], pool: Mapping[object, Mapping[int, float]]
-) -> list[tuple[Claim, Cell | None, Pairing | None]]:
-    found: list[tuple[Claim, Cell | None, Pairing | None]] = []
+def _tested(claim: Claim, cells: Sequence[Cell], pool: Mapping[object, Mapping[int, float]]) -> list[Judged]:
+    """Return a claim at each grid point of its arm, tested, but without correction and verdict."""
+    found = []
     others = [cell for cell in cells if cell.arm == claim.over]
     for cell in cells:
         if cell.arm != claim.arm or not all(_same(axis(cell, key), value) for key, value in claim.where):
             continue
         fitting = best_partners(cell, others)
-        if len(fitting) == 1:
-            against = fitting[0]
-            partners = {trial["seed"]: trial for trial in against.trials}
-            pairing = compare(cell, against, pool[cell.identity], pool[against.identity], partners)
-            found.append((claim, cell, pairing))
-        else:
-            found.append((claim, cell, None))
-    return found or [(claim, None, None)]
+        if len(fitting) != 1:
+            found.append(Judged(claim, cell))
+            continue
+        against = fitting[0]
+        own, theirs = pool[cell.identity], pool[against.identity]
+        pairing = compare(cell, against, own, theirs, {trial["seed"]: trial for trial in against.trials})
+        equivalence = st.equivalence(list(st.differences(own, theirs).values()), claim.margin)
+        ours, other = cell.mean_of("train_flops"), against.mean_of("train_flops")
+        operations = ours / other if ours and other else None
+        found.append(Judged(claim, cell, pairing, operations, p_equivalence=equivalence))
+    return found or [Judged(claim)]
 
 
 def _same(ours: object, wanted: object) -> bool:
     return ours == wanted or str(ours) == str(wanted)
 
 
-def _equivalence(
-    cell: Cell | None, pairing: Pairing, claim: Claim, pool: Mapping[object, Mapping[int, float]]
-) -> float | None:
-    assert cell is not None
-    differences = st.differences(pool[cell.identity], pool[pairing.against.identity])
-    return st.equivalence(list(differences.values()), claim.margin)
-
-
-def _judged(
-    claim: Claim,
-    cell: Cell | None,
-    pairing: Pairing | None,
-    p_holm: float | None,
-    p_equivalence: float | None,
-    p_equivalence_holm: float | None,
-    unfinished: str,
-) -> Judged:
-    if cell is None or pairing is None:
-        told = "no run of this pair of arms" if cell is None else f"no single row of {claim.over} fits"
-        return Judged(claim, cell, None, None, None, None, None, f"no claim: {told}")
-    ours, theirs = cell.mean_of("train_flops"), pairing.against.mean_of("train_flops")
-    operations = ours / theirs if ours and theirs else None
-    verdict = st.verdict_on_claim(
-        pairing.gain.interval,
-        pairing.test,
-        p_holm,
-        p_equivalence_holm,
-        unfinished or _waiting(cell, pairing) or _obstacle(claim, cell, pairing, operations),
+def _verdict(entry: Judged, unfinished: str) -> str:
+    cell, pairing = entry.cell, entry.pairing
+    if cell is None:
+        return "no claim: no run of this pair of arms"
+    if pairing is None:
+        return f"no claim: no single row of {entry.claim.over} fits"
+    obstacle = (
+        unfinished or _waiting(cell, pairing) or _obstacle(entry.claim, cell, pairing, entry.operations)
     )
-    return Judged(claim, cell, pairing, operations, p_holm, p_equivalence, p_equivalence_holm, verdict)
+    corrected = entry.p_holm, entry.p_equivalence_holm
+    return st.verdict_on_claim(pairing.gain.interval, pairing.test, *corrected, obstacle)
 
 
 def _waiting(cell: Cell, pairing: Pairing) -> str:

@@ -67,9 +67,8 @@ def deployment_table(records: Records, cells: Sequence[Cell]) -> Table | None:
         }
         for cell, trial, line in entries
     ]
-    frame = pd.DataFrame(data, dtype=object)
     title = f"{records.title}: the networks that ship"
-    return Table("deployment", title, columns, frame, _NOTES, cells=[cell for cell, _, _ in entries])
+    return Table("deployment", title, columns, data, _NOTES, cells=[cell for cell, _, _ in entries])
 
 
 _KEYS = (

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import pandas as pd
-
 from bench.reporting import statistics as st
 from bench.reporting.cells import Cell, Comparison
 from bench.reporting.convergence import TIMES, Convergence
@@ -21,9 +19,7 @@ def published_table(records: Records, cells: Sequence[Cell]) -> Table:
     entries: list[tuple[Cell, Comparison | None]] = []
     for cell in cells:
         if cell.arm is not None:
-            entries.extend((cell, comparison) for comparison in cell.comparisons)
-            if not cell.comparisons:
-                entries.append((cell, None))
+            entries += [(cell, comparison) for comparison in cell.comparisons or (None,)]
     ours = [_ours(cell, c) for cell, c in entries]
     columns = [
         *cell_columns([cell for cell, _ in entries]),
@@ -71,9 +67,8 @@ def published_table(records: Records, cells: Sequence[Cell]) -> Table:
         "paper), reproduction (a repository's own), quoted (copied), superseded (replaced or withdrawn "
         "by the source itself)."
     ]
-    frame = pd.DataFrame(data, dtype=object)
     rows = [cell for cell, _ in entries]
-    return Table("published", f"{records.title}: published values beside ours", columns, frame, notes, rows)
+    return Table("published", f"{records.title}: published values beside ours", columns, data, notes, rows)
 
 
 def _ours(cell: Cell, comparison: Comparison | None) -> st.Interval:
@@ -128,8 +123,7 @@ def convergence_table(records: Records, rows: Sequence[Convergence]) -> Table | 
         "training on the device of the accuracy table. Dip: expanded accuracy at the last epoch with "
         "the branch minus the lowest deployed accuracy after it; recovery: epochs until back there."
     ]
-    frame = pd.DataFrame(data, dtype=object)
-    return Table("convergence", f"{records.title}: convergence", columns, frame, notes, cells)
+    return Table("convergence", f"{records.title}: convergence", columns, data, notes, cells)
 
 
 def _time(time: st.TimeTo, budget: int | None) -> str:
@@ -179,9 +173,8 @@ def runs_table(records: Records, cells: Sequence[Cell]) -> Table:
         }
         for cell, trial in entries
     ]
-    frame = pd.DataFrame(data, dtype=object)
     rows = [cell for cell, _ in entries]
-    return Table("runs", f"{records.title}: runs", columns, frame, cells=rows)
+    return Table("runs", f"{records.title}: runs", columns, data, cells=rows)
 
 
 def _or_none(value: float | None) -> str:

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-
 from bench.reporting import statistics as st
 from bench.reporting.cells import Cell
 from bench.reporting.records import Records
@@ -92,7 +90,7 @@ def sharpness_table(records: Records, cells: Sequence[Cell]) -> Table | None:
     ]
     title = f"{records.title}: sharpness of the minima"
     shown = [row.cell for row in rows]
-    return Table("sharpness", title, columns, pd.DataFrame(data, dtype=object), [_SHARPNESS], shown)
+    return Table("sharpness", title, columns, data, [_SHARPNESS], shown)
 
 
 def barrier_table(records: Records, cells: Sequence[Cell]) -> Table | None:
@@ -134,7 +132,7 @@ def barrier_table(records: Records, cells: Sequence[Cell]) -> Table | None:
     ]
     title = f"{records.title}: barriers between seeds"
     shown = [cell for cell, _ in rows]
-    return Table("barriers", title, columns, pd.DataFrame(data, dtype=object), [_BARRIERS], shown)
+    return Table("barriers", title, columns, data, [_BARRIERS], shown)
 
 
 def _difference(row: _Row) -> str:

@@ -72,7 +72,7 @@ def pair(cells: Sequence[Cell]) -> list[Cell]:
             if trial["status"] == "done" and trial["accuracy"] is not None
         }
         pairing = compare(cell, against, cell.numbers.values, theirs, partners)
-        made[i] = replace(cell, flags=(*flags, *_told(cell, against)), pairing=pairing)
+        made[i] = replace(cell, flags=(*flags, *_difference_flags(cell, against)), pairing=pairing)
         return made[i]
 
     return [paired(i, frozenset()) for i in range(len(cells))]
@@ -151,7 +151,7 @@ def differing_fields(cell: Cell, other: Cell) -> list[str]:
     ]
 
 
-def _told(cell: Cell, against: Cell) -> list[str]:
+def _difference_flags(cell: Cell, against: Cell) -> list[str]:
     """Return a flag for each field in which a cell and its baseline differ.
 
     What a search chose on both sides is a result and not a difference of the experiment.

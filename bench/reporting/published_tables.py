@@ -253,25 +253,10 @@ def _row(
         cells.wrong("kind", f"one of {', '.join(KINDS)}.{nearest(kind, KINDS)}")
     if len(problems) > before or accuracy is None:
         return None
-    return Row(
-        table=path.stem,
-        line=line,
-        dataset=values["dataset"],
-        network=values["network"],
-        method=values["method"],
-        width=width,
-        w_bits=values["w_bits"],
-        a_bits=values["a_bits"],
-        g_bits=values.get("g_bits") or None,
-        metric=values["metric"],
-        accuracy=accuracy,
-        kind=kind,
-        reading_error=error,
-        source=values["source"],
-        source_location=values.get("source_location", ""),
-        arxiv_id=values.get("arxiv_id", ""),
-        note=values.get("note", ""),
-    )
+    columns: dict[str, Any] = {key: values.get(key, "") for key in (*NEEDED, *OPTIONAL)}
+    del columns["accuracy_pct"], columns["reading_error_pct"]
+    columns |= {"width": width, "accuracy": accuracy, "reading_error": error, "kind": kind}
+    return Row(path.stem, line, **{**columns, "g_bits": values.get("g_bits") or None})
 
 
 _GROUPS: dict[str, type[BaseModel]] = {

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pandas as pd
 
-if TYPE_CHECKING:
-    from bench.reporting.cells import Cell
+from bench.reporting.cells import Cell
 
 NONE = "–"  # a cell that has no value
 
@@ -31,7 +30,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table for reading (``columns``) and for machines (``data``).
+    """A table for reading (``columns``) and for machines (``rows``).
 
     ``cells`` are the cells that the rows are about, so that the page can show the runs behind a row.
     """
@@ -39,9 +38,14 @@ class Table:
     name: str
     title: str
     columns: Sequence[Column]
-    data: pd.DataFrame
+    rows: Sequence[Mapping[str, Any]] = ()
     notes: Sequence[str] = ()
     cells: Sequence[Cell] = field(default=(), repr=False)
+
+    @property
+    def data(self) -> pd.DataFrame:
+        """The rows for machines as a data frame."""
+        return pd.DataFrame(list(self.rows), dtype=object)
 
     def shown(self) -> tuple[list[Column], list[tuple[str, str]]]:
         """Return the columns to print, and (title, value) of the columns with one value in every row."""

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pandas as pd
-
 from bench.reporting import statistics as st
 from bench.reporting.cells import Cell, Pairing
 from bench.reporting.claims import Judged, PairKey, verdict_of
@@ -73,17 +71,13 @@ def budget(cell: Cell) -> str:
 
 
 def _published(cell: Cell) -> str:
-    shown = [
-        f"{comparison.match.row.accuracy:.2f} ({kind_name(comparison.match.row.kind)})"
-        for comparison in cell.comparisons
-        if comparison.match.row.metric == "top1"
-    ]
-    if not shown:
+    rows = [c.match.row for c in cell.comparisons if c.match.row.metric == "top1"]
+    if not rows:
         return "not available" if cell.arm is not None else NONE
-    if len(shown) > PUBLISHED_IN_CELL:
-        values = [c.match.row.accuracy for c in cell.comparisons if c.match.row.metric == "top1"]
-        return f"{min(values):.2f} to {max(values):.2f} ({len(shown)} rows)"
-    return "; ".join(shown)
+    if len(rows) > PUBLISHED_IN_CELL:
+        values = [row.accuracy for row in rows]
+        return f"{min(values):.2f} to {max(values):.2f} ({len(rows)} rows)"
+    return "; ".join(f"{row.accuracy:.2f} ({kind_name(row.kind)})" for row in rows)
 
 
 def kind_name(kind: str) -> str:
@@ -195,7 +189,9 @@ def _tuning_notes(records: Records) -> list[str]:
     return notes
 
 
-def _accuracy_data(records: Records, cells: Sequence[Cell], known: Mapping[PairKey, str]) -> pd.DataFrame:
+def _accuracy_data(
+    records: Records, cells: Sequence[Cell], known: Mapping[PairKey, str]
+) -> list[dict[str, Any]]:
     rows = []
     for cell in cells:
         numbers, pairing = cell.numbers, cell.pairing
@@ -230,7 +226,7 @@ def _accuracy_data(records: Records, cells: Sequence[Cell], known: Mapping[PairK
                 "runs": " ".join(str(trial["id"] or "?") for trial in cell.trials),
             }
         )
-    return pd.DataFrame(rows, dtype=object)
+    return rows
 
 
 _NOTHING_KEPT = dict.fromkeys(("never_removed", "never_removed_low", "never_removed_high"))
@@ -275,8 +271,7 @@ def gains_table(records: Records, cells: Sequence[Cell], known: Mapping[PairKey,
         "deviation over seeds, the arm's over its baseline's, with the 95 % interval of Pitman and "
         "Morgan; below 1 the arm depends less on the seed."
     ]
-    frame = pd.DataFrame(data, dtype=object)
-    return Table("gains", f"{records.title}: gains over the baseline", columns, frame, notes, gained)
+    return Table("gains", f"{records.title}: gains over the baseline", columns, data, notes, gained)
 
 
 def _pair_columns(pairing: Pairing) -> dict[str, Any]:
@@ -295,30 +290,26 @@ def _pair_columns(pairing: Pairing) -> dict[str, Any]:
 
 def claims_table(records: Records, judged: Sequence[Judged]) -> Table | None:
     """Return the declared claims with their tests and verdicts; None where none was declared."""
-    entries = [(entry, entry.cell, entry.pairing) for entry in judged if entry.cell and entry.pairing]
-    absent = [entry for entry in judged if not (entry.cell and entry.pairing)]
     if not judged:
         return None
+    shown = [(entry, entry.cell, entry.pairing) for entry in judged if entry.cell and entry.pairing]
+    entries, cells = [entry for entry, _, _ in shown], [cell for _, cell, _ in shown]
+    pairings, tests = [pairing for _, _, pairing in shown], [pairing.test for _, _, pairing in shown]
+    absent = [entry for entry in judged if not (entry.cell and entry.pairing)]
     columns = [
-        *cell_columns([cell for _, cell, _ in entries]),
-        Column("Over", [entry.claim.over for entry, _, _ in entries], common=True),
-        Column("At", [entry.claim.at for entry, _, _ in entries], common=True),
-        Column("Operations", [_times(entry.operations) for entry, _, _ in entries], "r"),
-        Column("Pairs", [str(pairing.gain.interval.n) for _, _, pairing in entries], "r"),
-        Column("Gain, points", [gain_text(pairing) for _, _, pairing in entries], "r"),
-        Column(
-            "p, exact", [_p(pairing.test.p_value if pairing.test else None) for _, _, pairing in entries], "r"
-        ),
-        Column(
-            "smallest",
-            [_p(pairing.test.smallest if pairing.test else None) for _, _, pairing in entries],
-            "r",
-        ),
-        Column("p (Holm)", [_p(entry.p_holm) for entry, _, _ in entries], "r"),
-        Column("Margin", [f"{entry.claim.margin:g}" for entry, _, _ in entries], "r", common=True),
-        Column("p, equivalent (Holm)", [_p(entry.p_equivalence_holm) for entry, _, _ in entries], "r"),
-        Column("Seeds' spread, ratio", [_ratio_text(pairing.ratio) for _, _, pairing in entries], "r"),
-        Column("Verdict", [entry.verdict for entry, _, _ in entries]),
+        *cell_columns(cells),
+        Column("Over", [entry.claim.over for entry in entries], common=True),
+        Column("At", [entry.claim.at for entry in entries], common=True),
+        Column("Operations", [_times(entry.operations) for entry in entries], "r"),
+        Column("Pairs", [str(pairing.gain.interval.n) for pairing in pairings], "r"),
+        Column("Gain, points", [gain_text(pairing) for pairing in pairings], "r"),
+        Column("p, exact", [_p(test.p_value if test else None) for test in tests], "r"),
+        Column("smallest", [_p(test.smallest if test else None) for test in tests], "r"),
+        Column("p (Holm)", [_p(entry.p_holm) for entry in entries], "r"),
+        Column("Margin", [f"{entry.claim.margin:g}" for entry in entries], "r", common=True),
+        Column("p, equivalent (Holm)", [_p(entry.p_equivalence_holm) for entry in entries], "r"),
+        Column("Seeds' spread, ratio", [_ratio_text(pairing.ratio) for pairing in pairings], "r"),
+        Column("Verdict", [entry.verdict for entry in entries]),
     ]
     data = [
         {
@@ -335,7 +326,7 @@ def claims_table(records: Records, judged: Sequence[Judged]) -> Table | None:
             "p_equivalence_holm": entry.p_equivalence_holm,
             "verdict": entry.verdict,
         }
-        for entry, cell, pairing in entries
+        for entry, cell, pairing in shown
     ]
     notes = [
         f"{plural(len(judged), 'claim')} declared in the experiment file before the runs. p, exact: "
@@ -346,9 +337,7 @@ def claims_table(records: Records, judged: Sequence[Judged]) -> Table | None:
         "is at most 0.05 and the interval excludes 0. A pair of arms is tested on all its seeds.",
         *(f"{entry.claim.arm} over {entry.claim.over}: {entry.verdict}." for entry in absent),
     ]
-    frame = pd.DataFrame(data, dtype=object)
-    rows = [cell for _, cell, _ in entries]
-    return Table("claims", f"{records.title}: declared claims", columns, frame, notes, rows)
+    return Table("claims", f"{records.title}: declared claims", columns, data, notes, cells)
 
 
 def _times(ratio: float | None) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pandas as pd
-
 from bench.reporting.records import Records
 from bench.reporting.table import NONE, Column, Table
 from bench.reporting.tuned import WITHIN, Searched
@@ -57,8 +55,7 @@ def tuning_table(records: Records, searches: Sequence[Searched]) -> Table | None
         "over the smallest. Expected best "
         "after k configurations: Dodge et al. 2019, 1909.03004." + told
     ]
-    frame = pd.DataFrame(data, dtype=object)
-    return Table("tuning", f"{records.title}: tuning", columns, frame, notes)
+    return Table("tuning", f"{records.title}: tuning", columns, data, notes)
 
 
 def _best(search: Searched) -> str:

@@ -15,23 +15,3 @@ from bench.reporting.figures.series import curve_data, looks, panels
 from bench.reporting.figures.style import PANELS, TOGETHER, render
 from bench.reporting.figures.tuning import tuning_figure
 from bench.reporting.figures.widths import width_figure
-
-__all__ = [
-    "COSTS",
-    "PANELS",
-    "ROWS",
-    "TOGETHER",
-    "claim_rows",
-    "convergence_figure",
-    "cost_figure",
-    "curve_data",
-    "forest_figure",
-    "gain_rows",
-    "heat_figure",
-    "looks",
-    "panels",
-    "render",
-    "schedule_figure",
-    "tuning_figure",
-    "width_figure",
-]

@@ -44,8 +44,8 @@ def gain_rows(cells: Sequence[Cell]) -> list[Row]:
         [
             cell.facts.dataset,
             cell.facts.network,
-            f"width {cell.facts.width:g}" if cell.facts.width is not None else "",
-            f"W/A {cell.bits_label}" if cell.bits_label else "",
+            cell.width_text,
+            cell.bits_text,
             f"{cell.facts.epochs} epochs",
         ]
         for cell in shown

@@ -143,8 +143,8 @@ def _title_parts(group: Sequence[Cell]) -> list[str]:
     return [
         cell.facts.dataset,
         cell.facts.network,
-        f"width {cell.facts.width:g}" if cell.facts.width is not None else "",
-        f"W/A {cell.bits_label}" if cell.facts.bits else "",
+        cell.width_text,
+        cell.bits_text,
         f"{root.facts.epochs} epochs" if root.facts.epochs else "",
         f"{root.facts.train_images} images" if root.facts.train_images else "",
     ]

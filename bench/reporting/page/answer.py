@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 
 from bench.reporting.cells import Cell
 from bench.reporting.claims import Judged, names
@@ -36,11 +35,11 @@ def answer(report: Report) -> list[str]:
     """
     if report.judged:
         named = zip(names(report.judged), report.judged, strict=True)
-        return [*(_claim(name, entry) for name, entry in named), _standing(report)]
-    return [_found(report), _standing(report)]
+        return [*(_claim(name, entry) for name, entry in named), _finished_runs(report)]
+    return [_exploratory_gains(report), _finished_runs(report)]
 
 
-def _found(report: Report) -> str:
+def _exploratory_gains(report: Report) -> str:
     gains = [cell for cell in report.cells if cell.pairing is not None and cell.pairing.gain.interval.n]
     if not gains:
         return "No gain can be told yet."
@@ -48,8 +47,8 @@ def _found(report: Report) -> str:
     least, most = ordered[0], ordered[-1]
     told = f"Exploratory, no claim was declared: {plural(len(gains), 'gain')} over a baseline, "
     if len(gains) == 1:
-        return f"{told}{_told(most)}."
-    return f"{told}from {_told(least)} to {_told(most)}."
+        return f"{told}{_gain_and_place(most)}."
+    return f"{told}from {_gain_and_place(least)} to {_gain_and_place(most)}."
 
 
 def _gain(cell: Cell) -> float:
@@ -57,16 +56,9 @@ def _gain(cell: Cell) -> float:
     return 0.0 if mean is None else mean
 
 
-def _told(cell: Cell) -> str:
-    place = ", ".join(_beside(cell))
-    return f"{gain_text(cell.pairing)} points ({cell.label}, {place})"
-
-
-def _beside(cell: Cell) -> Iterator[str]:
-    if cell.facts.width is not None:
-        yield f"width {cell.facts.width:g}"
-    if cell.bits_label:
-        yield f"W/A {cell.bits_label}"
+def _gain_and_place(cell: Cell) -> str:
+    place = ", ".join(filter(None, [cell.label, cell.width_text, cell.bits_text]))
+    return f"{gain_text(cell.pairing)} points ({place})"
 
 
 def _claim(name: str, judged: Judged) -> str:
@@ -77,7 +69,7 @@ def _claim(name: str, judged: Judged) -> str:
     return f"{name}: {judged.verdict}, {gain_text(judged.pairing)} points, {pairs}."
 
 
-def _standing(report: Report) -> str:
+def _finished_runs(report: Report) -> str:
     trials = [trial for cell in report.cells for trial in cell.trials]
     counts = Counter(trial["status"] for trial in trials)
     others = [f"{count} {status}" for status, count in counts.items() if status != "done"]

@@ -117,7 +117,7 @@ def operations(
 
 def _series(cell: Cell, mark_tuning: bool) -> str:
     tuning = ("untuned" if cell.search is None else "tuned") if mark_tuning else ""
-    return ", ".join(filter(None, [cell.label, cell.bits_label and f"W/A {cell.bits_label}", tuning]))
+    return ", ".join(filter(None, [cell.label, cell.bits_text, tuning]))
 
 
 def _own_looks(series: Mapping[str, Cell], look: Mapping[str, Look]) -> dict[str, Look]:
@@ -176,13 +176,10 @@ def rates(searches: Sequence[Searched], look: Mapping[str, Look]) -> list[Plot]:
             dots = {"mode": "markers", "marker": {"size": 5, "color": how.color, "opacity": 0.5}}
             hidden = {"showlegend": False, "hoverinfo": "skip"}
             rate.append({**base, **dots, **hidden, "x": [r for r, _ in seeds], "y": [a for _, a in seeds]})
-            if (
-                search.chosen is not None
-                and search.chosen.rate is not None
-                and search.chosen.score is not None
-            ):
+            chosen = search.chosen
+            if chosen is not None and chosen.rate is not None and chosen.score is not None:
                 star = {"marker": {"size": 15, "symbol": "star-open", "color": how.color}, "mode": "markers"}
-                at = {"x": [search.chosen.rate], "y": [round(search.chosen.score, 2)]}
+                at = {"x": [chosen.rate], "y": [round(chosen.score, 2)]}
                 rate.append({**base, **star, **at, "showlegend": False, "name": f"{search.label}, chosen"})
         expected = search.expected_best()
         if expected:
@@ -203,14 +200,8 @@ def rates(searches: Sequence[Searched], look: Mapping[str, Look]) -> list[Plot]:
 
 
 def _line(cell: Cell, x: Iterable[Any], y: Sequence[Any]) -> Plot:
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": cell.label,
-        "legendgroup": cell.label,
-        "x": list(x),
-        "y": list(y),
-    }
+    named = {"type": "scatter", "mode": "lines", "name": cell.label, "legendgroup": cell.label}
+    return {**named, "x": list(x), "y": list(y)}
 
 
 def _rounded(values: Iterable[Any]) -> list[float]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pandas as pd
-
 from bench.reporting.cells import Cell
 from bench.reporting.figures.series import looks
 from bench.reporting.page import charts
@@ -78,7 +76,7 @@ def leaderboard(cells: Sequence[Cell], sources: Sequence[str] = ()) -> Table:
         "Tuned and untuned accuracies are no ranking of methods. "
         "Operations and seconds are those of the training of one run; seconds depend on the device."
     ]
-    return Table("leaderboard", "Leaderboard", columns, pd.DataFrame(), notes, cells)
+    return Table("leaderboard", "Leaderboard", columns, (), notes, cells)
 
 
 def matrix(cells: Sequence[Cell]) -> Table:
@@ -99,7 +97,7 @@ def matrix(cells: Sequence[Cell]) -> Table:
             if mean is not None:
                 best[key] = max(mean, best.get(key, mean))
         columns.append(Column(name, [fixed(best[m]) if m in best else NOT_RUN for m in methods], "r"))
-    return Table("matrix", "Method by network and data", columns, pd.DataFrame())
+    return Table("matrix", "Method by network and data", columns)
 
 
 def _row(cell: Cell) -> tuple[str, str, str]:
@@ -151,8 +149,8 @@ def _places(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
     for cell in cells:
         facts = cell.facts
         if facts.dataset:
-            width = "" if facts.width is None else f"width {facts.width:g}"
-            found.setdefault(", ".join(filter(None, [facts.dataset, facts.network, width])), []).append(cell)
+            place = ", ".join(filter(None, [facts.dataset, facts.network, cell.width_text]))
+            found.setdefault(place, []).append(cell)
     return found
 
 

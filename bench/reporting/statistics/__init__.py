@@ -34,33 +34,3 @@ from bench.reporting.statistics.times import (
     time_to,
 )
 from bench.reporting.statistics.verdicts import MARGIN, Verdict, verdict
-
-__all__ = [
-    "EXPLORATORY",
-    "MARGIN",
-    "DeviationRatio",
-    "Gain",
-    "Interval",
-    "Removal",
-    "SignFlip",
-    "TimeTo",
-    "Verdict",
-    "common_threshold",
-    "deviation_ratio",
-    "differences",
-    "equivalence",
-    "expected_best",
-    "first_reached",
-    "held_from",
-    "holm",
-    "holm_of_known",
-    "mean_interval",
-    "paired_gain",
-    "removal",
-    "sign_flip",
-    "time_to",
-    "verdict",
-    "verdict_on_claim",
-    "welch",
-    "wilson",
-]
