@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def read_experiment(
     lines: Sequence[Line] | None = None,
     configs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Records:
-    """Return the records of an experiment.
+    """Return the records of an experiment; raises ``InputError`` for a damaged index.
 
     Args:
         results: The results folder.
@@ -78,9 +79,6 @@ def read_experiment(
         folder: The folder that the file lies in, where published tables of the user's own are looked for.
         lines: The lines of the index to report; without them all lines that are recorded.
         configs: The configurations of trials of which nothing may be recorded, by identity.
-
-    Raises:
-        InputError: The index is damaged.
     """
     store = Store(results)
     described = _description(_stored_text(store, name) if text is None else text, name)
@@ -100,8 +98,10 @@ def read_experiment(
             read[id] = read_trial(store, id, (configs or {}).get(str(id)))
         rows.append({**read[id][0], **_place_in_experiment(line, read[id][0]["config"] or {})})
     epochs = [_epoch_row(id, line) for id, (_, of_trial) in read.items() for line in of_trial]
-    exports, unreadable = _exports(store, [id for id in read if id is not None])
-    minima = _minima(store, name, unreadable)
+    unreadable: list[str] = []
+    ids = [id for id in read if id is not None]
+    exports = [{**line, "id": id} for id in ids for line in _lines(partial(store.exports, id), unreadable)]
+    minima = _lines(partial(store.sharpness, name), unreadable)
     order = dict.fromkeys([*described.arms, *(row["arm"] for row in rows if row["arm"] is not None)])
     return Records(
         name=name,
@@ -141,22 +141,10 @@ def _searches(store: Store, name: str) -> tuple[Line, ...]:
     return tuple(as_recorded(line, results, holdout) for line in store.tuning(name))
 
 
-def _exports(store: Store, ids: Iterable[str]) -> tuple[list[Line], list[str]]:
-    """Return the lines of the exported files of trials, and a note for each file of lines that is damaged."""
-    found: list[Line] = []
-    notes = []
-    for id in ids:
-        try:
-            found += [{**line, "id": id} for line in store.exports(id)]
-        except InputError as error:
-            notes.append(str(error))
-    return found, notes
-
-
-def _minima(store: Store, name: str, unreadable: list[str]) -> list[Line]:
-    """Return the lines of ``sharpness.jsonl``; ``unreadable`` gets what is wrong with a damaged file."""
+def _lines(read: Callable[[], Iterable[Line]], unreadable: list[str]) -> list[Line]:
+    """Return the lines of a file; the fault of a damaged file is added to ``unreadable``."""
     try:
-        return list(store.sharpness(name))
+        return list(read())
     except InputError as error:
         unreadable.append(str(error))
         return []
@@ -238,10 +226,8 @@ def _description(text: str, name: str) -> _Description:
         return _Description(name, notes=("the experiment file is not stored with the records",))
     try:
         content: Mapping[str, Any] = tomllib.loads(text.removeprefix("\ufeff"))
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # not TOML, a number of thousands of digits, nested too deeply
+    # not TOML, a number of thousands of digits, nested too deeply
+    except (ValueError, RecursionError) as error:
         told = f"the experiment file stored with the records cannot be read ({error})"
         return _Description(name, text, notes=(told,))
     title = content.get("title")
