@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.experiments.expand import load_experiment
 from bench.experiments.labels import plain
+from bench.experiments.shipped import shipped_experiments
 from bench.reporting import figures
 from bench.reporting.ablation import ablations
 from bench.reporting.claims import judge
@@ -23,6 +25,8 @@ from bench.reporting.records import read_experiment
 from bench.reporting.report import make_report, plans
 from bench.reporting.selection import Selection
 from bench.reporting.write import write_report
+from bench.tuning import samplers
+from bench.tuning.points import find_points
 from tests.reporting.fake_records import SUM, Results
 from tests.reporting.test_figures_visually import faults
 from tests.reporting.tuned_records import (
@@ -85,6 +89,18 @@ def test_every_field_of_a_tuned_ablation_has_its_mean_interval_and_rate(tmp_path
             assert spot.gain.mean == pytest.approx(values.mean() - np.mean([accuracy(0, s) for s in SEEDS]))
     figure = figures.heat_figure(panels, "Ablation, tuned")
     assert figure is not None and faults(figure) == []
+
+
+@pytest.mark.parametrize("name", ["factor", "merge", "branch"])
+def test_the_shipped_file_has_these_fields_and_tunes_each_with_the_same_effort(name):
+    experiment = load_experiment(shipped_experiments()[f"tuned_{name}"])
+    assert experiment.tuning is not None
+    points = find_points(experiment)
+    assert sorted((p.arm, sorted(p.grid.items())) for p in points) == sorted(
+        (arm, sorted(grid.items())) for arm, _, grid in ABLATIONS[name]
+    )
+    tried = [samplers.configurations(experiment.tuning, p.reached, experiment.tuning.effort) for p in points]
+    assert all(one == tried[0] for one in tried) and len(tried[0]) == 3
 
 
 def test_rows_stand_in_the_order_of_the_file(tmp_path):
