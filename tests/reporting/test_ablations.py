@@ -1,6 +1,4 @@
-"""Tuned ablations and half-finished experiments: heat maps field by field, what is there and what is
-missing.
-"""
+"""Tuned ablations and half-finished experiments: heat maps by field, and what is missing in them."""
 
 from __future__ import annotations
 
