@@ -116,8 +116,8 @@ class Store(Experiments):
             return found[0]
         what = f"{len(found)} trials begin so: {', '.join(found[:5])}" if found else "no such trial"
         raise InputError(
-            f"{self.root / 'trials'}: {text[:80]!r}: {what}. `{command('status', '--results', self.root)}` names "
-            "the experiments, bench show lists the ids of one; their first digits are enough, 4 or more."
+            f"{self.root / 'trials'}: {text[:80]!r}: {what}. `{command('status', '--results', self.root)}` "
+            "names the experiments, bench show lists the ids of one; the first digits are enough, 4 or more."
         )
 
     # -- records
