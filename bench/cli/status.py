@@ -100,7 +100,7 @@ def status_text(
     columns = [*STATUSES, *([DROPPED] if counts[DROPPED] else [])]
     for arm, of_arm in arms.items():
         c = Counter(states[line["id"]].status if line["id"] else "no data" for line in of_arm)
-        rows.append([arm, str(len(of_arm)), *(str(c[s] or ".") for s in columns)])
+        rows.append([inert(arm), str(len(of_arm)), *(str(c[s] or ".") for s in columns)])
     out += ["", screen.table(["arm", "trials", *columns], rows, right=range(1, 10)), ""]
     names = {line["id"]: label(line) for line in reversed(lines)}
     for status in ("failed", "diverged", "damaged", "running", "unfinished"):
@@ -162,6 +162,7 @@ def results_table(
             result = f"{state.status}: {state.reason}" if state.reason else state.status
         grid = line.get("grid", {})
         rows.append([arm_name(line), *(str(grid.get(axis, "")) for axis in axes), result, line["id"]])
+    rows = [[inert(cell) for cell in row] for row in rows]
     return screen.table(["arm", *axes, "test accuracy", "trial"], rows)
 
 

@@ -35,7 +35,9 @@ BOUND = 5.0 * 2.0**-24  # of the sum of the magnitudes of the products: as bench
 def network(quantizer: str, bits: str, **changes):
     """Return a network and random images: random scales, batch norms of either sign, their own statistics."""
     config = make_config(quantizer=quantizer, bits=bits, **changes)
-    made = build(config, num_classes=10, clock=Clock(0)).to(memory_format=LAST)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = build(config, num_classes=10, clock=Clock(0)).to(memory_format=LAST)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for layer in (layer for _, layer in made.low_precision_layers()):

@@ -13,6 +13,7 @@ from bench.reporting.figures.series import Look, Panel, curve_data, numbered_loo
 from bench.reporting.figures.style import wrapped
 from bench.reporting.tables import gain_text
 from bench.reporting.tuned import Searched
+from bench.text import clean
 
 Plot = dict[str, Any]
 _DASHES = {"": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}
@@ -63,7 +64,7 @@ def curves(panel: Panel, epochs: Mapping[str, pd.DataFrame], look: Mapping[str, 
         expanded = shown[shown["test_acc_expanded"].notna()]
         if len(expanded):
             line = {"color": how.color, "width": 1.2, "dash": "dash"}
-            more = {"line": line, "showlegend": False, "name": f"{cell.label}, expanded"}
+            more = {"line": line, "showlegend": False, "name": f"{clean(cell.label)}, expanded"}
             traces.append({**_line(cell, expanded["epoch"], _rounded(expanded["test_acc_expanded"])), **more})
     title = panel.title + (f" (drawn: the last of every {widest} epochs)" if widest > 1 else "")
     return {"traces": traces, "layout": _layout(title, "epoch", "test accuracy, %", hovermode="x unified")}
@@ -100,8 +101,8 @@ def operations(
                     "symbol": _MARKERS.get(own[name].marker, "circle") + hollow,
                     "size": 9,
                 },
-                "name": name,
-                "legendgroup": name,
+                "name": clean(name),
+                "legendgroup": clean(name),
                 "showlegend": name not in told,
                 "hovertemplate": f"%{{y:.2f}} ± {accuracy.half or 0:.2f} %<br>%{{x:.3s}} operations, "
                 f"{cell.facts.epochs} epochs, width {cell.facts.width or 1:g}",
@@ -166,11 +167,11 @@ def rates(searches: Sequence[Searched], look: Mapping[str, Look]) -> list[Plot]:
     rate, best = [], []
     own = search_looks(searches, look)
     for search, how in zip(searches, own, strict=True):
-        curve = search.curve()
+        curve, label = search.curve(), clean(search.label)
         if curve:
             x, y = [r for r, _ in curve], [round(a, 2) for _, a in curve]
             line = {"color": how.color, "dash": _DASHES[how.line]}
-            base: Plot = {"type": "scatter", "legendgroup": search.label, "name": search.label, "line": line}
+            base: Plot = {"type": "scatter", "legendgroup": label, "name": label, "line": line}
             rate.append({**base, "x": x, "y": y, "mode": "lines+markers"})
             seeds = [(r, a) for r, values in search.points() for a in values]
             dots = {"mode": "markers", "marker": {"size": 5, "color": how.color, "opacity": 0.5}}
@@ -180,13 +181,13 @@ def rates(searches: Sequence[Searched], look: Mapping[str, Look]) -> list[Plot]:
             if chosen is not None and chosen.rate is not None and chosen.score is not None:
                 star = {"marker": {"size": 15, "symbol": "star-open", "color": how.color}, "mode": "markers"}
                 at = {"x": [chosen.rate], "y": [round(chosen.score, 2)]}
-                rate.append({**base, **star, **at, "showlegend": False, "name": f"{search.label}, chosen"})
+                rate.append({**base, **star, **at, "showlegend": False, "name": f"{label}, chosen"})
         expected = search.expected_best()
         if expected:
             k = list(range(1, len(expected) + 1))
             line = {"color": how.color, "dash": _DASHES[how.line]}
             values = _rounded(expected)
-            best.append({"type": "scatter", "name": search.label, "x": k, "y": values, "line": line})
+            best.append({"type": "scatter", "name": label, "x": k, "y": values, "line": line})
     found = []
     if rate:
         layout = _layout("", "learning rate", "held-out accuracy, %")
@@ -200,7 +201,8 @@ def rates(searches: Sequence[Searched], look: Mapping[str, Look]) -> list[Plot]:
 
 
 def _line(cell: Cell, x: Iterable[Any], y: Sequence[Any]) -> Plot:
-    named = {"type": "scatter", "mode": "lines", "name": cell.label, "legendgroup": cell.label}
+    label = clean(cell.label)  # a line break becomes a tag on the page
+    named = {"type": "scatter", "mode": "lines", "name": label, "legendgroup": label}
     return {**named, "x": list(x), "y": list(y)}
 
 
