@@ -57,7 +57,8 @@ def compute(stream: BinaryIO) -> str:
 def md5(stream: BinaryIO) -> str:
     """Return the MD5 of an open file from its start, in hexadecimal."""
     stream.seek(0)
-    return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()  # type: ignore[arg-type]
+    digest = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False))  # type: ignore[arg-type]
+    return digest.hexdigest()
 
 
 def _state(path: Path, stream: BinaryIO) -> list[str | int]:

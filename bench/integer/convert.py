@@ -88,7 +88,8 @@ def integer_network(plain: fx.GraphModule, instructions: str | None = None) -> f
     for norm, readers in foldable(made).items():
         activation = made.get_submodule(readers[0]).activation
         if all(isinstance(plans[reader], _Plan) for reader in readers):
-            found = thresholds_of(made.get_submodule(norm), activation.map)  # type: ignore[arg-type, union-attr]
+            map = activation.map  # type: ignore[union-attr]
+            found = thresholds_of(made.get_submodule(norm), map)  # type: ignore[arg-type]
             if found is not None:
                 put_thresholds_(made, norm, readers, found)
     for name, layer in inference_layers(made):
@@ -234,7 +235,8 @@ def _replace_(
         window = Window(*(tuple(getattr(layer, f)) for f in ("kernel_size", "stride", "padding", "dilation")))
         channels = layer.in_channels // groups
     else:
-        groups, kind, window, channels = 1, IntegerLinear, Window(), layer.in_features  # type: ignore[assignment]
+        groups, kind, window = 1, IntegerLinear, Window()  # type: ignore[assignment]
+        channels = layer.in_features
     if directions is not None and bool((directions == 1.0).all()):
         directions = None
     bits = Bits(plan.x.numbers, thresholds, directions, groups, channels)

@@ -14,6 +14,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -210,8 +211,8 @@ def network_ways(name: str, batch: int, folder: Path) -> Ways:
         made = integer_network(plain)
         if not any(run.arithmetic == "integers" for run in layer_runs(made)):
             raise InputError(f"bench speed: no layer of {name} at {bits} bits runs on integers")
-        ways["float32 of low precision, PyTorch", bits] = lambda plain=plain: plain(images)  # type: ignore[misc]
-        ways["integers", bits] = lambda made=made: made(images)  # type: ignore[misc]
+        ways["float32 of low precision, PyTorch", bits] = partial(plain, images)
+        ways["integers", bits] = partial(made, images)
     return ways
 
 

@@ -28,7 +28,7 @@ from bench.randomness import Clock
 from bench.schedules import learning_rate_value
 from bench.strategies import Strategy
 from bench.text import first_few
-from bench.training.calibration import calibrate
+from bench.training.calibration import calibrate, estimation_images
 from bench.training.capture import Recording, Written
 from bench.training.diagnostics import Diagnostics, due, flip_rate, signs_of
 from bench.training.distributed import SOLO, Team, average_statistics, averaged, keeping_gradients
@@ -151,7 +151,8 @@ class Run:
         factor = self.strategy.factor(step)
         self.strategy.before_step(self.network, step)
         if count := self.strategy.calibration_images(step):
-            calibrate(self, count)
+            images = estimation_images(self.data, self.team, count, config.batch_size)
+            calibrate(self.strategy, self.network, self.team, images, step)
         if self.strategy.bn_reestimate and self.strategy.removal(step):
             self.clock.set(step, 0.0)
             self._reestimate(self.network, self.strategy.bn_reestimate)
