@@ -16,8 +16,10 @@ from torch import Tensor, fx
 from bench import datasets, registry
 from bench.experiments import permission
 from bench.experiments.config import TrialConfig
+from bench.export.modules import Activation
 from bench.export.rounding import TOLERANCE, judge
 from bench.networks import Network
+from bench.quantizers.deployed import ActivationMap
 from bench.randomness import Clock
 from bench.training import setup
 from tests.configs import make_config
@@ -119,11 +121,19 @@ def trained(merge: str = "plain", steps: int = 2, **changes: Any) -> tuple[Netwo
     return run.network.eval(), next(iter(data.test_batches(32)))[0], config
 
 
+def _has_many_levels(map: ActivationMap) -> bool:
+    """Return whether a map of activations gives more than 16 levels."""
+    if map.form == "steps":
+        return map.high - map.low >= 16
+    return map.form in ("round", "scaled_round", "fixed") and 4 < map.bits < 32
+
+
 @torch.no_grad()
 def assert_near(network: Network, plain: fx.GraphModule, images: Tensor, found: Tensor) -> None:
     """Assert that another program's logits ``found`` are those of ``network`` but for rounding.
 
-    Few images are moved, and hardly a prediction.
+    Few images are moved, and hardly a prediction. With many levels, as at 8 bits, nearly every image has an
+    activation near a threshold, but a level more or less moves the logits little: there the size is bounded.
     """
     wanted = network(images)
     judged = judge(plain, images, wanted, found, float(wanted.std()))
@@ -131,5 +141,9 @@ def assert_near(network: Network, plain: fx.GraphModule, images: Tensor, found: 
     differ = wanted.argmax(1) != found.argmax(1)
     wrong = judged.wrong | (differ & ~judged.moved & (off > 2.0 * TOLERANCE))
     assert not bool(wrong.any()), f"{int(wrong.sum())} images, by up to {float(off[wrong].max()):.1e} spreads"
-    assert int(judged.moved.sum()) <= len(images) // 8, f"{int(judged.moved.sum())} were moved by rounding"
+    moved = off[judged.moved]
+    if any(_has_many_levels(m.map) for m in plain.modules() if isinstance(m, Activation)):
+        assert bool((moved < 0.05).all()), f"moved by rounding, by up to {float(moved.max()):.1e} spreads"
+    else:
+        assert len(moved) <= len(images) // 8, f"{len(moved)} were moved by rounding"
     assert int(differ.sum()) <= max(1, len(images) // 300), f"{int(differ.sum())} predictions were moved"
