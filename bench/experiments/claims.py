@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 from bench.errors import InputError, nearest, shown
+from bench.experiments.config import parse_bits
 from bench.experiments.toml_files import Problems, read_table
 
 At = Literal["equal epochs", "equal operations"]
@@ -52,6 +53,19 @@ class Claim:
     at: At
     margin: float = DEFAULT_MARGIN
     where: tuple[tuple[str, Any], ...] = ()
+
+
+def same_value(axis: str, ours: Any, wanted: Any) -> bool:
+    """Return whether a value of an axis is the one that a claim names, in whatever spelling."""
+    if axis == "bits":
+        try:
+            text = ours if isinstance(ours, str) else "/".join(map(str, ours))
+            return parse_bits(text) == parse_bits(wanted)
+        except (InputError, TypeError):
+            return False
+    if isinstance(ours, Mapping) and isinstance(wanted, str):
+        ours = ours.get("kind")
+    return bool(ours == wanted) or str(ours) == str(wanted)
 
 
 def read_claims(content: Mapping[str, Any], arms: Sequence[str], file: str) -> tuple[Claim, ...]:

@@ -27,15 +27,18 @@ from typing import Any
 from bench.errors import nearest, shown
 from bench.experiments.arms import PlannedArm
 from bench.experiments.axes import MAX_TRIALS
+from bench.experiments.claims import Claim, same_value
+from bench.experiments.config import TrialConfig
 from bench.experiments.file import ExperimentFile, read_file
 from bench.experiments.library import Library
 from bench.experiments.options import CHOICES, as_table
-from bench.experiments.overrides import default_of, option_paths, reaches
+from bench.experiments.overrides import default_of, flatten, leaves, option_paths, reaches
 from bench.experiments.pairing import assemble, pair_arms
 from bench.experiments.resolve import Resolution, Run, resolve
 from bench.experiments.shipped import locate
 from bench.experiments.toml_files import SETTABLE, Problems, experiment_name, parse_toml, read_text
-from bench.experiments.trials import Experiment
+from bench.experiments.trials import Experiment, IndexLine
+from bench.experiments.tuning_table import Dimension
 from bench.text import clean
 
 
@@ -73,6 +76,8 @@ def load_experiment(
     problems.stop()
     arms, trials, index = assemble(paired, library, profile)
     problems.stop()
+    check_where(file.claims, index, problems, whole=not (profile or overrides or only or seeds))
+    problems.stop()
     claims = tuple(claim for claim in file.claims if {claim.arm, claim.over} <= {arm.name for arm in arms})
     return Experiment(
         path,
@@ -89,6 +94,35 @@ def load_experiment(
         data_dir=data_dir,
         deviations=file.deviations,
     )
+
+
+def check_where(claims: Sequence[Claim], index: Sequence[IndexLine], problems: Problems, whole: bool) -> None:
+    """Report claims that come twice, and those whose ``where`` fits no run of their arm.
+
+    The second would never have a verdict, and the first would count twice in Holm's correction.
+    ``whole``: ``index`` has every grid point of the file, which no profile, ``--set`` or ``--only`` changes.
+    """
+    for number, claim in enumerate(claims, 1):
+        lines = [line for line in index if line.arm == claim.arm]
+        place = f"claims, entry {number}: where"
+        if claim in claims[: number - 1]:
+            problems.add(f"claims, entry {number}", "is the same claim as one before it")
+        if not claim.where or not lines:
+            continue
+        values = [_values(line.trial.config) | line.grid for line in lines]
+        unknown = [axis for axis, _ in claim.where if axis == "seed" or not any(axis in v for v in values)]
+        for axis in unknown:
+            why = f"no axis of arm {shown(claim.arm)} has this name.{nearest(axis, values[0])}"
+            problems.add(f"{place}.{axis}", "a claim is about all seeds" if axis == "seed" else why)
+        fits = any(all(same_value(a, v.get(a), wanted) for a, wanted in claim.where) for v in values)
+        if whole and not fits and not unknown:
+            point = ", ".join(f"{axis} = {wanted}" for axis, wanted in claim.where)
+            problems.add(place, f"arm {shown(claim.arm)} has no grid point with {point}")
+
+
+def _values(config: TrialConfig) -> dict[str, Any]:
+    fields = config.dump()
+    return fields | flatten(fields)
 
 
 def select(file: ExperimentFile, only: Sequence[str], problems: Problems) -> None:
@@ -193,6 +227,27 @@ def _check_touched(
         if not any(reaches(stacked, dimension.path) for stacked in fields.values()):
             why = f"touches nothing: no arm has such an option.{_hint(dimension.name, names)}"
             problems.add(f"tuning.space.{dimension.name}", why)
+        else:
+            _check_untouched(file, dimension, problems)
+
+
+def _check_untouched(file: ExperimentFile, dimension: Dimension, problems: Problems) -> None:
+    """Report values that an arm, the profile or ``--set`` gives a tuned field: the search would replace them.
+
+    A table with ``kind`` says something else as well, and may hold the field.
+    """
+    why = f"[tuning] chooses '{dimension.name}' for every arm, so this value would do nothing"
+    given = [
+        *(((name,), value, arm.where) for arm in file.arms for name, value in arm.fields.items()),
+        *((i.path, i.value, i.where) for i in (*file.assignments, *(i for a in file.arms for i in a.extra))),
+    ]
+    for path, value, where in given:
+        number = path == ("learning_rate",) and not isinstance(value, dict | str)
+        inner_paths = [path] if len(path) > 1 else [found for found, _ in leaves({path[0]: value})]
+        for inner in [(*path, "initial")] if number else inner_paths:
+            if inner[: len(dimension.path)] == dimension.path:
+                name = ".".join(inner)
+                problems.add(f"{where} {name}" if where == "--set" else f"{where}.{name}", why)
 
 
 def _hint(name: str, names: Iterable[str]) -> str:

@@ -20,7 +20,7 @@ from bench.experiments.claims import Claim, read_claims
 from bench.experiments.options import CHOICES
 from bench.experiments.overrides import AxisPath, leaves, stack
 from bench.experiments.toml_files import NAME, SETTABLE, Problems, check_fields, parse_override
-from bench.experiments.tuning_table import Tuning, read_tuning
+from bench.experiments.tuning_table import Tuning, flattened, read_tuning
 
 # The values of an axis and the place that they come from, by the axis's path.
 _Replacements = dict[AxisPath, tuple[list[Any], str]]
@@ -168,7 +168,9 @@ def _read_tuning(
         if len(path) == 2:
             replaced[path[1]] = value
         elif path[1] == "space":
-            replaced["space"] = {**replaced.get("space", {}), ".".join(path[2:]): value}
+            space = replaced.get("space", {})
+            space = dict(flattened(space)) if isinstance(space, Mapping) else {}
+            replaced["space"] = {**space, ".".join(path[2:]): value}
         else:
             problems.add(f"--set {text}", f"'{path[1]}' has no keys")
     return read_tuning(replaced, problems)

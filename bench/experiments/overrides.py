@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bench import registry
+from bench.errors import InputError
 from bench.experiments.config import FIELDS, TrialConfig
-from bench.experiments.options import CHOICES, as_table
+from bench.experiments.options import CHOICES, as_table, complete
 
 AxisPath = tuple[str, ...]  # ("strategy", "factor", "until")
 
@@ -146,6 +147,26 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, inner in value.items():
         found |= flatten(inner, f"{prefix}.{key}" if prefix else key)
     return found if found or not prefix else {prefix: {}}
+
+
+def has_values(config: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+    """Return whether a complete configuration has ``values``, by dotted name and as a file writes them.
+
+    A choice may stand there as its name, a number or a table that leaves options out.
+    """
+    flat = flatten(config)
+    tables = {name: value for name, value in values.items() if name not in flat}
+    fields = dict(config)
+    for name, value in tables.items():
+        assign(fields, tuple(name.split(".")), value)
+    changed = {name.split(".")[0] for name in tables}
+    try:
+        return all(flat[name] == value for name, value in values.items() if name in flat) and all(
+            name in CHOICES and flatten(complete(CHOICES[name], fields[name])) == flatten(config.get(name))
+            for name in changed
+        )
+    except InputError:  # a part that is not installed here, or another version of it
+        return False
 
 
 def differences(first: TrialConfig, second: TrialConfig) -> dict[str, tuple[Any, Any]]:

@@ -8,6 +8,7 @@ leaves an arm without a factor alone, and such an arm spends the whole effort on
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -32,7 +33,13 @@ FORBIDDEN = (
     "evaluate_test",
     "evaluate_every",
     "recipe",
+    "network",
+    "width",
+    "bits",
+    "precision",
+    "start",
 )
+METHODS = ("quantizer", "strategy")  # their options can be tuned, what they are cannot
 MAX_EFFORT = 4096
 
 
@@ -83,12 +90,15 @@ class Tuning:
         return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
 
 
+_Whole = int  # inside the class below, ``int`` is its field
+
+
 class _Range(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     log: list[float] | None = None
     linear: list[float] | None = None
-    int: list[int] | None = None
+    int: list[_Whole] | None = None
 
 
 class _Operations(BaseModel):
@@ -159,10 +169,13 @@ def read_tuning(table: Mapping[str, Any], problems: Problems) -> Tuning | None:
         problems.add("tuning.seeds", "'asha' stops single trials: it goes with one tuning seed")
     if len(set(read.seeds)) < len(read.seeds):
         problems.add("tuning.seeds", "a seed stands there twice")
-    space = tuple(filter(None, (_dimension(*item, problems) for item in _flattened(read.space))))
+    space = tuple(filter(None, (_dimension(*item, problems) for item in flattened(read.space))))
     names = [d.name for d in space]
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
         problems.add(f"tuning.space.{name}", "the field is given twice")
+    for outer, inner in itertools.permutations(space, 2):
+        if inner.path != outer.path and inner.path[: len(outer.path)] == outer.path:
+            problems.add(f"tuning.space.{inner.name}", f"'{outer.name}', which is tuned too, replaces it")
     if read.sampler == "optuna" and halving is not None and halving.kind != "none":
         problems.add(
             "tuning.scheduler",
@@ -185,11 +198,11 @@ def read_tuning(table: Mapping[str, Any], problems: Problems) -> Tuning | None:
     )
 
 
-def _flattened(space: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+def flattened(space: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     """Yield dotted path and specification; ``a.b = ...`` and ``"a.b" = ...`` are the same field."""
     for key, value in space.items():
         if isinstance(value, dict) and not value.keys() & _Range.model_fields.keys():
-            for inner, spec in _flattened(value):
+            for inner, spec in flattened(value):
                 yield f"{key}.{inner}", spec
         else:
             yield key, value
@@ -202,8 +215,11 @@ def _dimension(name: str, spec: Any, problems: Problems) -> Dimension | None:
     if path[0] not in SETTABLE:
         problems.add(key, f"no field is called {shown(path[0])}.{nearest(path[0], SETTABLE)}")
         return None
-    if path[0] in FORBIDDEN:
-        problems.add(key, f"'{path[0]}' is no hyper-parameter and cannot be tuned")
+    if path[0] in FORBIDDEN or (path[0] in METHODS and path[1:] in ((), ("kind",))):
+        problems.add(key, f"'{name}' is no hyper-parameter and cannot be tuned")
+        return None
+    if path[0] == "strategy" and set(path[2:3]) & {*FORBIDDEN, *METHODS}:
+        problems.add(key, f"'{path[2]}' of a further network is no hyper-parameter and cannot be tuned")
         return None
     if len(path) > 1 and path[0] not in CHOICES:
         problems.add(key, f"'{path[0]}' has no options")

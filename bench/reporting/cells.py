@@ -13,7 +13,7 @@ from typing import Any
 from bench.errors import InputError
 from bench.experiments.config import parse_bits
 from bench.experiments.labels import label, plain
-from bench.experiments.overrides import flatten
+from bench.experiments.overrides import flatten, has_values
 from bench.reporting import statistics as st
 from bench.reporting.grouping import Runs, Trial, canonical, group
 from bench.reporting.records import Records
@@ -254,8 +254,7 @@ def _chosen_by(search: Searched, runs: Runs) -> bool:
         return False
     if not runs.config:  # nothing is recorded yet: the index asks for the chosen configuration
         return True
-    flat = flatten(dict(runs.config))
-    return all(flat.get(name) == value for name, value in search.chosen.configuration.items())
+    return has_values(runs.config, search.chosen.configuration)
 
 
 # -- numbers -------------------------------------------------------------------------------------------------

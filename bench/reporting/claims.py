@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bench.experiments.claims import EQUAL_EPOCHS, Claim
+from bench.experiments.claims import EQUAL_EPOCHS, Claim, same_value
 from bench.reporting import statistics as st
 from bench.reporting.cells import UNFINISHED, Cell, Pairing
 from bench.reporting.pairing import axis, best_partners, compare
@@ -108,7 +108,9 @@ def _tested(claim: Claim, cells: Sequence[Cell], pool: Mapping[object, Mapping[i
     found = []
     others = [cell for cell in cells if cell.arm == claim.over]
     for cell in cells:
-        if cell.arm != claim.arm or not all(_same(axis(cell, key), value) for key, value in claim.where):
+        if cell.arm != claim.arm or not all(
+            same_value(key, axis(cell, key), value) for key, value in claim.where
+        ):
             continue
         fitting = best_partners(cell, others)
         if len(fitting) != 1:
@@ -122,10 +124,6 @@ def _tested(claim: Claim, cells: Sequence[Cell], pool: Mapping[object, Mapping[i
         operations = ours / other if ours and other else None
         found.append(Judged(claim, cell, pairing, operations, p_equivalence=equivalence))
     return found or [Judged(claim)]
-
-
-def _same(ours: object, wanted: object) -> bool:
-    return ours == wanted or str(ours) == str(wanted)
 
 
 def _verdict(entry: Judged, unfinished: str) -> str:

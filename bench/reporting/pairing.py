@@ -9,7 +9,7 @@ from typing import Any
 from bench.errors import InputError
 from bench.experiments.config import parse_bits
 from bench.experiments.labels import plain
-from bench.experiments.overrides import flatten
+from bench.experiments.overrides import flatten, listed
 from bench.reporting import statistics as st
 from bench.reporting.cells import Cell, Pairing
 from bench.reporting.grouping import Trial
@@ -181,4 +181,4 @@ def _chosen_alone(key: str, cell: Cell, against: Cell) -> bool:
     }
     ours, other = (flatten({key: one.runs.config.get(key)}) for one in (cell, against))
     different = {name for name in ours.keys() | other.keys() if ours.get(name) != other.get(name)}
-    return bool(different) and different <= chosen
+    return bool(different) and all(listed(name, chosen) for name in different)

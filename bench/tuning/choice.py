@@ -29,8 +29,8 @@ def best(configurations: Sequence[Configuration], scores: Sequence[float | None]
 
 
 def tuned_learning_rate(configuration: Mapping[str, Any]) -> float:
-    """Return the learning rate of a configuration, 0 where none is tuned."""
-    for name, value in configuration.items():
-        if name.split(".")[0] == "learning_rate" and isinstance(value, int | float):
-            return float(value)
-    return 0.0
+    """Return the initial learning rate of a configuration, 0 where none is tuned."""
+    value = configuration.get("learning_rate", configuration.get("learning_rate.initial"))
+    if isinstance(value, Mapping):
+        value = value.get("initial")
+    return float(value) if isinstance(value, int | float) else 0.0

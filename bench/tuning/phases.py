@@ -245,6 +245,7 @@ def _widen(
 ) -> bool:
     """Add the configurations of the next widening at an edge to every point that has the field.
 
+    A point without the field gets as many further ones of its own space, so that the efforts stay equal.
     Returns False, and adds none, where a value of the wider range is impossible for an arm.
     """
     times = widened.get(edge, 0) + 1
@@ -252,7 +253,12 @@ def _widen(
     try:
         for search in searches:
             point = search.point
-            for configuration in samplers.extension(tuning, point.reached, effort[point.key], edge, times):
+            given = tuning, point.reached, effort[point.key]
+            if edge[0] in point.reached:
+                further = samplers.extension(*given, edge, times)
+            else:
+                further = samplers.further(*given, [tried.configuration for tried in search.tried])
+            for configuration in further:
                 tried = _make_candidate(tuning, point, configuration, trials)
                 tried.edge = (*edge, times)
                 added.append((search, tried))
@@ -264,7 +270,7 @@ def _widen(
         for search, tried in added
         if key(tried.configuration) not in known[searches.index(search)]
     ]
-    if not fresh:
+    if not any(edge[0] in search.point.reached for search, _ in fresh):
         return False
     widened[edge] = times
     for search, tried in fresh:

@@ -17,6 +17,7 @@ from bench.tuning.space import QUARTER, Configuration, key, levels, projected, r
 
 MAX_EXTENSIONS = 4  # widenings of one side of a range
 DRAWS = 64  # points drawn for each configuration wanted, at most: a small discrete space has no more of them
+DIAGONAL = 8  # points of a grid's diagonal for each configuration wanted, before those of its product
 
 
 def configurations(tuning: Tuning, reached: Sequence[str], effort: int) -> list[dict[str, Any]]:
@@ -54,10 +55,22 @@ def extension(
     if grid:  # the other fields of the new level go on cycling
         count = effort - 1 + times if side == "high" else -times
         axes = [(d.name, levels(d, effort)) for d in space if d.name in reached]
-        period = len(levels(next(d for d in tuning.space if d.name in reached), effort))
-        return [_diagonal(axes, count, period)]
+        return [_diagonal(axes, count)]
     offset = DRAWS * MAX_EXTENSIONS * (side == "high") + DRAWS * times
     return _distinct(_sobol(tuning, space, skip=offset), reached, math.ceil(effort * QUARTER))
+
+
+def further(
+    tuning: Tuning, reached: Sequence[str], effort: int, tried: Sequence[Configuration]
+) -> list[dict[str, Any]]:
+    """Return as many configurations as ``extension`` does, for an arm without the field that is widened.
+
+    They are the next points of the arm's own space that were not ``tried``; fewer where there are no more.
+    """
+    count = 1 if tuning.sampler == "grid" else math.ceil(effort * QUARTER)
+    known = {key(configuration) for configuration in tried}
+    drawn = _distinct(_sobol(tuning), reached, len(known) + count)
+    return [configuration for configuration in drawn if key(configuration) not in known][:count]
 
 
 def _distinct(points: Iterable[Configuration], reached: Sequence[str], count: int) -> list[dict[str, Any]]:
@@ -89,27 +102,28 @@ def _grid(space: Sequence[Dimension], reached: Sequence[str], effort: int) -> It
     """Yield the points of a grid: the full product where the effort suffices, else a diagonal through it.
 
     A list gives its values, a range ``effort`` of them. On the diagonal the first field takes one level
-    after the other and every further field cycles through its levels, each with a stride of its own.
+    after the other and every further field cycles through its levels, each with a stride of its own. Where
+    the diagonal comes back to itself, the points of the product that are left follow it.
     """
     axes = [(d.name, levels(d, effort)) for d in space if d.name in reached]
-    if math.prod(len(values) for _, values in axes) <= effort:
-        for point in itertools.product(*(values for _, values in axes)):
-            yield dict(zip((name for name, _ in axes), point, strict=True))
-        return
-    for count in range(effort):
-        yield _diagonal(axes, count, len(axes[0][1]))
+    if math.prod(len(values) for _, values in axes) > effort:
+        for count in range(DIAGONAL * effort):
+            yield _diagonal(axes, count)
+    for point in itertools.product(*(values for _, values in axes)):
+        yield dict(zip((name for name, _ in axes), point, strict=True))
 
 
-def _diagonal(axes: Sequence[tuple[str, Sequence[Any]]], count: int, period: int) -> dict[str, Any]:
+def _diagonal(axes: Sequence[tuple[str, Sequence[Any]]], count: int) -> dict[str, Any]:
     """Return configuration ``count`` of the diagonal.
 
-    Field number k has the first stride from k + 1 that reaches all of its levels. After a ``period``, when
-    the first field has taken all of its levels, the others begin one level further, so that pairs do not
-    come again.
+    Field number k has the first stride from k + 1 that reaches all of its levels. When it and the fields
+    before it have taken all combinations that they reach together, it begins one level further, so that
+    combinations do not come again.
     """
-    found = {}
+    found, period = {}, 1
     for number, (name, values) in enumerate(axes):
         stride = next(s for s in itertools.count(number + 1) if math.gcd(s, len(values)) == 1)
+        period = math.lcm(period, len(values))
         shift = count // period if number else 0
         found[name] = values[(count * stride + shift) % len(values)]
     return found

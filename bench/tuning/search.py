@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.errors import InputError, shown
-from bench.experiments.overrides import flatten
+from bench.experiments.overrides import flatten, listed
 from bench.experiments.toml_files import MAX_PROBLEMS
 from bench.experiments.trials import Experiment, IndexLine, Trial
 from bench.experiments.tuning_table import Tuning
@@ -23,7 +23,7 @@ from bench.tuning.phases import (
     equal_operation_efforts,
     find_standing,
 )
-from bench.tuning.points import Trials, find_points, with_choices
+from bench.tuning.points import Point, Trials, find_points, with_choices
 from bench.tuning.results import Results
 
 ROLE = "tuning"  # of the index lines of tuning trials
@@ -65,22 +65,76 @@ class Search:
             for point in self.points
             for line in point.lines
         }
+        self._check_starts()
         self._check_configurations()
 
-    def _check_configurations(self) -> None:
-        """Raise ``InputError`` naming every value of the space that an arm cannot have."""
-        tuning, problems = self.tuning, dict[str, None]()
+    def _check_starts(self) -> None:
+        """Raise ``InputError`` where a trial's weights were trained on the images that are held out."""
+        problems = dict[str, None]()
         for point in self.points:
-            for configuration in samplers.configurations(tuning, point.reached, self.efforts[point.key]):
-                try:
-                    self.trials.tuning(point, configuration, tuning.seeds[0])
-                except InputError as error:
-                    text = ", ".join(f"{name} = {value}" for name, value in configuration.items())
-                    for line in str(error).splitlines():
-                        where = f"{self.experiment.path}: tuning.space: arm {shown(point.arm)} at {text}"
-                        problems[f"{where}: {line}"] = None
+            id = (point.config.start or {}).get("trial")
+            try:
+                record = self.store.read_trial(id) if id is not None else None
+            except StoreError:
+                record = None
+            config = (record or {}).get("config") or {}
+            tuned = {**point.config.dump(), "holdout": self.tuning.holdout}
+            same_images = all(config.get(key) == tuned[key] for key in ("train_size", "holdout"))
+            if config.get("dataset") == tuned["dataset"] and not same_images:
+                problems[
+                    f"{self.experiment.path}: arm {shown(point.arm)}.start.trial: {id} was trained on images "
+                    f"that tuning.holdout = {self.tuning.holdout} keeps for choosing; a start with this "
+                    "holdout has not seen them"
+                ] = None
         if problems:
             raise InputError("\n".join(list(problems)[:MAX_PROBLEMS]))
+
+    def _check_configurations(self) -> None:
+        """Raise ``InputError`` naming every value of the space that an arm cannot have.
+
+        Two configurations of an arm must be two trials, and so must two grid points: else an arm would try
+        less than the others, or what the search chooses would replace what the grid says.
+        """
+        problems = dict[str, None]()
+        points: dict[str, dict[str, Any]] = {}  # the grid points of an arm by what is trained there
+        for point in self.points:
+            made: dict[str, str] = {}  # the configurations by what they train
+            for configuration in samplers.configurations(self.tuning, point.reached, self.efforts[point.key]):
+                text = _configuration_text(configuration)
+                config = self._checked(point, configuration, problems)
+                if config is None:
+                    continue
+                other = made.setdefault(config, text)
+                if other != text:
+                    where = f"tuning.space: arm {shown(point.arm)} at {text}"
+                    problems[f"{where}: is the same trial as {other}"] = None
+                grid = points.setdefault(point.arm + config, point.grid)
+                if axes := [name for name in point.grid if grid.get(name) != point.grid[name]]:
+                    problems[f"grid.{axes[0]}: [tuning] chooses what this axis says"] = None
+            if self.tuning.sampler == "optuna":  # it may choose the ends of ranges
+                ranges = [d for d in self.tuning.space if d.ranged and d.name in point.reached]
+                for end in (0, -1):
+                    self._checked(point, {d.name: d.values[end] for d in ranges}, problems)
+        if problems:
+            file = self.experiment.path
+            raise InputError("\n".join(f"{file}: {text}" for text in list(problems)[:MAX_PROBLEMS]))
+
+    def _checked(
+        self, point: Point, configuration: Mapping[str, Any], problems: dict[str, None]
+    ) -> str | None:
+        """Return what a configuration trains, as a text; None after noting why it is impossible."""
+        try:
+            trial = self.trials.tuning(point, configuration, self.tuning.seeds[0])
+        except InputError as error:
+            for line in str(error).splitlines():
+                key, _, reason = line.partition(": ")
+                if key == "holdout":
+                    problems[f"tuning.holdout: arm {shown(point.arm)}: {reason}"] = None
+                else:
+                    where = f"tuning.space: arm {shown(point.arm)} at {_configuration_text(configuration)}"
+                    problems[f"{where}: {line}"] = None
+            return None
+        return json.dumps(trial.config.dump(), sort_keys=True)
 
     @property
     def tuning(self) -> Tuning:
@@ -103,8 +157,8 @@ class Search:
         return record is not None and self._without_tuned(record.get("config") or {}) == wanted
 
     def _without_tuned(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        tuned = {dimension.name for dimension in self.tuning.space}
-        return {name: value for name, value in flatten(config).items() if name not in tuned}
+        tuned = [dimension.name for dimension in self.tuning.space]
+        return {name: value for name, value in flatten(config).items() if not listed(name, tuned)}
 
     def find_standing(self) -> Standing:
         """Return where the search stands in the records now."""
@@ -164,6 +218,10 @@ def unfold(experiment: Experiment, store: Store) -> tuple[Experiment, Standing |
 def _arm_and_point(line: Mapping[str, Any]) -> str:
     """Return the arm and the grid point, seed included, of an index line as one text."""
     return json.dumps([line.get("arm"), line.get("grid")], sort_keys=True, default=str)
+
+
+def _configuration_text(configuration: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in configuration.items())
 
 
 def _trial_key(trial: Trial) -> str:

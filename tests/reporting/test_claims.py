@@ -161,6 +161,19 @@ def test_a_claim_covers_the_grid_points_that_it_names(tmp_path):
     assert [entry.cell.facts.width for entry in judge(records.claims, cells)] == [0.5]
 
 
+@pytest.mark.parametrize("bits", ["1/1", "1/1/32"])
+def test_a_claim_at_one_of_several_bit_widths(tmp_path, bits):
+    results = Results(tmp_path)
+    results.experiment("one", ARMS + CLAIM + f'where = {{ bits = "{bits}" }}\n')
+    for width in ("1/1", "2/2"):
+        for seed in range(7):
+            fields = {"seed": seed, "bits": width, "grid": {"bits": width, "seed": seed}}
+            results.trial("one", "Plain", [10.0, 50.0 + seed], **fields)
+            results.trial("one", "Sum", [10.0, 52.0 + 1.1 * seed], baseline="Plain", **PROGRESSIVE, **fields)
+    (claim,) = _rows(_tables(results.write())["claims"])
+    assert (claim["pairs"], claim["verdict"]) == ("7", "better")
+
+
 def test_a_pair_of_arms_has_one_verdict_everywhere_from_all_its_seeds(tmp_path):
     """Experiment one declares the claim and has three of seven seeds; two has the others and no claim."""
     results = Results(tmp_path)

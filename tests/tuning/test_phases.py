@@ -47,6 +47,10 @@ class TestChoice:
     def test_ties_go_to_the_smaller_rate_and_then_to_the_earlier(self):
         configurations = [{RATE: 3e-3}, {RATE: 1e-3}, {RATE: 1e-3, UNTIL: 0.5}, {RATE: 1e-4}]
         assert best(configurations, [80.0, 80.0, 80.0, 79.0]) == 1
+        warm = [{"learning_rate.warmup_epochs": w, RATE: r} for w, r in ((0.0, 3e-3), (2.0, 1e-3))]
+        assert best(warm, [80.0, 80.0]) == 1
+        assert best([{"learning_rate": {"kind": "cosine", "initial": r}} for r in (3.0, 2.0)], [1, 1]) == 1
+        assert best([{"learning_rate": 0.2}, {"learning_rate": 0.1}], [80.0, 80.0]) == 1
 
     def test_a_configuration_with_a_diverged_run_is_not_chosen(self):
         def diverge(trials, records):
@@ -134,6 +138,14 @@ class TestExtension:
         assert [len(s.tried) for s in standing.points] == [8, 8]
         assert standing.points[0].chosen.configuration == {RATE: 64e-3}
         assert standing.points[1].chosen.configuration == {RATE: 4e-3}
+
+    def test_an_arm_without_the_widened_field_has_the_same_effort(self):
+        untils = Dimension(("strategy", "factor", "until"), "linear", (0.1, 0.2))
+        for sampler in ("grid", "quasirandom"):
+            tuning = table(space=(RATES, untils), sampler=sampler, extend=True)
+            standing, _ = search(tuning, [PLAIN, ToyPoint("until", (UNTIL,))])
+            assert standing.widened == {(UNTIL, "high"): 4}
+            assert len({len(found.tried) for found in standing.points}) == 1
 
     def test_nothing_is_chosen_before_the_widening_is_over(self):
         tuning, trials = table(sampler="grid", effort=5, extend=True), ToyTrials()

@@ -176,6 +176,78 @@ class TestSearch:
         assert bench.run() == 2
         assert "tuning.space.learning_rate.initail: touches nothing" in capsys.readouterr().err
 
+    @pytest.mark.parametrize(
+        ("space", "told"),
+        [
+            ('bits = ["1/1", "2/2"]', "tuning.space.bits: 'bits' is no hyper-parameter"),
+            ("width = [0.1, 0.2]", "tuning.space.width: 'width' is no hyper-parameter"),
+            ('"network.kind" = ["svhn_convnet"]', "'network.kind' is no hyper-parameter"),
+            ('"strategy.kind" = ["plain"]', "'strategy.kind' is no hyper-parameter"),
+            ('quantizer = ["dorefa"]', "'quantizer' is no hyper-parameter"),
+            ('"strategy.teacher.epochs" = [1, 2]', "'epochs' of a further network is no hyper-parameter"),
+            ("learning_rate = [0.1]", "learning_rate.initial: 'learning_rate', which is tuned too, replaces"),
+            ("weight_decay = [0, 0.0]", "at learning_rate.initial = 0.004, weight_decay = 0.0"),
+        ],
+    )
+    def test_a_space_that_would_compare_something_else_is_refused(self, bench, capsys, space, told):
+        change(bench, '"strategy.factor.until" = [0.25, 0.5]', space)
+        if space.startswith("weight_decay"):
+            change(bench, "{ log = [1e-3, 16e-3] }", "[4e-3]")
+        assert bench.run() == 2
+        assert told in capsys.readouterr().err and not bench.calls()
+
+    def test_an_int_range_is_tuned(self, bench):
+        change(bench, '"strategy.factor.until" = [0.25, 0.5]', "batch_size = { int = [20, 30] }")
+        assert bench.run("--only", "plain", "--seeds", "1") == 0
+        assert {line["configuration"]["batch_size"] for line in bench.tuned()} == {20, 25, 30}
+
+    @pytest.mark.parametrize("axis", ["learning_rate = [0.1, 0.01]", '"learning_rate.initial" = [0.1]'])
+    def test_a_tuned_field_is_no_axis_of_the_grid(self, bench, capsys, axis):
+        change(bench, "[grid]", f"[grid]\n{axis}")
+        assert bench.run() == 2
+        told = "grid.learning_rate: [tuning] chooses what this axis says", "is an axis of the grid, too"
+        shown = capsys.readouterr().err
+        assert any(text in shown for text in told)
+
+    @pytest.mark.parametrize(
+        "text", ["learning_rate.initial=0.5", "learning_rate=0.5", "learning_rate={initial=0.5}"]
+    )
+    def test_a_value_that_the_search_would_replace_is_refused(self, bench, capsys, text):
+        why = "learning_rate.initial: [tuning] chooses 'learning_rate.initial' for every arm"
+        assert bench.run("--set", text) == 2
+        assert f"--set {why}" in capsys.readouterr().err
+        change(bench, 'name = "plain"', 'name = "plain"\nlearning_rate = { initial = 0.5 }')
+        assert bench.run() == 2
+        assert f"arm 'plain'.{why}" in capsys.readouterr().err
+
+    def test_set_changes_a_field_of_the_space_however_it_is_written(self, bench, capsys):
+        change(bench, '"learning_rate.initial" = {', "learning_rate.initial = {")
+        words = "--set", "tuning.space.learning_rate.initial=[4e-3]", "--set", "tuning.effort=1"
+        assert bench.run(*words, "--only", "plain", "--seeds", "1") == 0
+        assert {line["configuration"]["learning_rate.initial"] for line in bench.tuned()} == {4e-3}
+        text = bench.file.read_text()
+        change(bench, text[text.index("[tuning.space]") : text.index("[[claims]]")], "space = 5\n")
+        assert bench.run(*words) == 0  # the whole space is that of the command line
+
+    def test_too_many_held_out_images_are_told_once_for_each_arm(self, bench, capsys):
+        change(bench, "holdout = 64", "holdout = 100000")
+        assert bench.run() == 2
+        assert capsys.readouterr().err.count("tuning.holdout: arm") == 2
+
+    def test_a_start_that_was_trained_on_the_held_out_images_is_refused(self, bench, tmp_path, capsys):
+        first = tmp_path / "first.toml"
+        head, rest = TEXT.split("[grid]", maxsplit=1)[0], '[[arms]]\nname = "first"\n'
+        for holdout, code in ((0, 2), (64, 0)):
+            first.write_text(f"{head}holdout = {holdout}\n{rest}")
+            words = ["run", str(first), "--results", str(bench.results), "--data", str(bench.data)]
+            assert main([*words, "--no-ray", "--jobs", "1"], train=TRAIN) == 0
+            id = load_experiment(first, data_dir=bench.data).trials[0].id
+            text = TEXT.replace("[grid]", f'start = {{ trial = "{id}" }}\n[grid]')
+            bench.file.write_text(text)
+            assert main(bench.words("--only", "plain", command="show")) == code
+            told = f"arm 'plain'.start.trial: {id} was trained on images that tuning.holdout = 64 keeps"
+            assert (told in capsys.readouterr().err) == (code == 2)
+
     def test_values_that_an_arm_cannot_have_are_named_before_any_training(self, bench, capsys):
         change(bench, "[0.25, 0.5]", "[0.25, 1.5]")
         assert bench.run() == 2

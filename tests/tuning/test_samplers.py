@@ -80,6 +80,21 @@ class TestGrid:
         assert [c["learning_rate.initial"] for c in drawn] == [1e-3, 2e-3, 4e-3, 8e-3, 16e-3]
         assert {c["strategy.factor.until"] for c in drawn} == {0.25, 0.5, 0.8}
 
+    @pytest.mark.parametrize("sizes", [(2, 5), (5, 2), (3, 4), (2, 2, 3), (3, 6, 2), (2, 8)])
+    def test_the_whole_effort_is_spent_whatever_the_numbers_of_levels(self, sizes):
+        space = [Dimension(("strategy", str(k)), "list", tuple(range(n))) for k, n in enumerate(sizes)]
+        for effort in range(1, math.prod(sizes) + 2):
+            drawn = samplers.configurations(tuning(*space, sampler="grid"), [d.name for d in space], effort)
+            assert len({key(c) for c in drawn}) == len(drawn) == min(effort, math.prod(sizes))
+
+    @pytest.mark.parametrize("effort", [3, 4, 5, 6, 8, 9])
+    def test_an_arm_with_a_list_before_the_rates_tries_all_rates_of_an_arm_without(self, effort):
+        grid = tuning(UNTIL, RATE, sampler="grid")
+        both, alone = (samplers.configurations(grid, names, effort) for names in (ALL, ALL[:1]))
+        assert len(both) == len(alone) == effort
+        rates = [{c["learning_rate.initial"] for c in drawn} for drawn in (both, alone)]
+        assert rates[0] == rates[1]
+
     def test_a_widening_adds_one_level(self):
         grid = tuning(RATE, UNTIL, effort=5, sampler="grid")
         high = samplers.extension(grid, ALL, 5, ("learning_rate.initial", "high"), 1)
@@ -91,6 +106,15 @@ class TestGrid:
     def test_a_widening_does_not_reach_an_arm_without_the_field(self):
         grid = tuning(RATE, sampler="grid")
         assert samplers.extension(grid, (), 5, ("learning_rate.initial", "high"), 1) == []
+
+    def test_an_arm_without_the_widened_field_gets_as_many_new_ones_of_its_own(self):
+        for sampler, count in (("grid", 1), ("quasirandom", 2)):
+            table = tuning(RATE, sampler=sampler)
+            tried = samplers.configurations(table, ALL[:1], 8)
+            new = samplers.further(table, ALL[:1], 8, tried)
+            assert len(new) == count and not {key(c) for c in new} & {key(c) for c in tried}
+            assert all(1e-3 <= c["learning_rate.initial"] <= 16e-3 for c in new)
+        assert samplers.further(tuning(UNTIL), (), 8, [{}]) == []
 
 
 class TestWidening:
