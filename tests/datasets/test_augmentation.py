@@ -64,7 +64,11 @@ def resized(image: np.ndarray, size: int) -> np.ndarray:
         return weights
 
     return np.einsum(
-        "ih,hwc,jw->ijc", matrix(image.shape[0]), image.astype(np.float64), matrix(image.shape[1])
+        "ih,hwc,jw->ijc",
+        matrix(image.shape[0]),
+        image.astype(np.float64),
+        matrix(image.shape[1]),
+        optimize=True,
     )
 
 
@@ -291,6 +295,7 @@ def test_real_images(real_data, kind):
     assert np.abs(tests.numpy() - text / 256).max() < 2e-6
 
 
+@pytest.mark.slow
 def test_compiled_batches_are_the_eager_ones():
     data = [
         DeviceData(arrays(), config(augmentation=kind, normalization="standardize"), 40, "cpu")

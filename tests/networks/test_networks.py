@@ -707,6 +707,7 @@ def test_one_graph_for_every_factor(kind, quantizer, bits, merge):
     torch.testing.assert_close(compiled(x), network(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_compiled_training_step_equals_eager():
     """Inductor's forward and backward with a concat branch; activations, only bounded, do not flip."""
     torch._dynamo.reset()

@@ -402,14 +402,23 @@ def test_compiled_equals_eager(case):
     compare_compiled([case], "aot_eager", 1e-6)
 
 
-def test_compiled_by_inductor_equals_eager():
-    cases = [
-        ("dorefa", 1, 2, {"g_bits": 4}),
-        ("dorefa", 2, 3, {}),
-        ("bnn", 1, 1, {"stochastic": True}),
-        ("syq", 2, 2, {}),
-        ("ttq", 2, 1, {}),
-    ]
+BY_INDUCTOR = [
+    ("dorefa", 1, 2, {"g_bits": 4}),
+    ("dorefa", 2, 3, {}),
+    ("bnn", 1, 1, {"stochastic": True}),
+    ("syq", 2, 2, {}),
+    ("ttq", 2, 1, {}),
+]
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [
+        pytest.param(BY_INDUCTOR[1:2], id="one"),
+        pytest.param(BY_INDUCTOR, id="several", marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_by_inductor_equals_eager(cases):
     compare_compiled(cases, "inductor", 1e-4)
 
 

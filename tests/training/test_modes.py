@@ -137,9 +137,15 @@ def test_a_process_may_compile_more_networks_than_the_compiler_expects(arrays, m
         steps(make_run(config(epochs=2, seed=seed), arrays, "cpu", "compiled"), 1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "case", ["auxiliary module", "booster", "falling bit widths", "guided", "hints", "incremental", "peers"]
+    "case",
+    [
+        "hints",  # the quickest of them
+        *(
+            pytest.param(case, marks=pytest.mark.slow)
+            for case in ("auxiliary module", "booster", "falling bit widths", "guided", "incremental", "peers")
+        ),
+    ],
 )
 def test_a_step_is_one_graph(case, arrays, monkeypatch):
     """What a strategy reads in the network breaks no graph; the compiler orders gradient sums."""
@@ -307,12 +313,14 @@ def compiled(made):
     }
 
 
+@pytest.mark.slow
 @compiler
 def test_compiled_steps_are_the_same_every_time_and_captured(compiled):
     assert equal(compiled["one"].state(), compiled["other"].state())
     assert equal(compiled["one"].state(), compiled["captured"].state())
 
 
+@pytest.mark.slow
 @compiler
 def test_modes_end_close_to_each_other(compiled, made):
     """Compiled code sums in another order: a unit in the last place a step, until a sign or a code flips.
@@ -335,6 +343,7 @@ def test_modes_end_close_to_each_other(compiled, made):
     assert max(losses) - min(losses) < 0.02 * max(losses)
 
 
+@pytest.mark.slow
 @compiler
 def test_levels_are_exact_in_compiled_code(compiled):
     """What the compiled forward pass hands on is i/n rounded once, and weights are +E or -E."""
