@@ -275,8 +275,15 @@ class TestPool:
         assert bench.run("--only", "plain") == 0
         assert all(len(bench.store.epochs(id)) == 3 for id in bench.plain().values())
 
-    @pytest.mark.parametrize("whole_group", [False, True])
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize(
+        ("number", "whole_group"),
+        [
+            (signal.SIGINT, True),  # Ctrl-C in a terminal
+            (signal.SIGTERM, False),  # a scheduler's
+            pytest.param(signal.SIGINT, False, marks=pytest.mark.slow),
+            pytest.param(signal.SIGTERM, True, marks=pytest.mark.slow),
+        ],
+    )
     def test_signals_stop_at_a_checkpoint(self, bench, number, whole_group):
         bench.behave(all="hang")
         launcher = bench.start("--no-ray", "--jobs", "2")

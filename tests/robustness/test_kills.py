@@ -38,7 +38,13 @@ SHORT = {
 }
 
 
-@pytest.mark.parametrize("case", SHORT)
+@pytest.mark.parametrize(
+    "case",
+    [
+        "sum, dropout",  # meets every fault
+        *(pytest.param(case, marks=pytest.mark.slow) for case in SHORT if case != "sum, dropout"),
+    ],
+)
 def test_killed_and_resumed_a_trial_ends_as_if_undisturbed(case, tmp_path):
     config = make_config(**CASES[case])
     assert run(config, tmp_path / "calm").status == "done"
@@ -52,6 +58,7 @@ def test_killed_and_resumed_a_trial_ends_as_if_undisturbed(case, tmp_path):
     assert sum(step % 5 != 0 for step in steps) >= 2 or len(SHORT[case]) < 4  # really resumed inside epochs
 
 
+@pytest.mark.slow
 def test_a_teacher_killed_half_way(tmp_path):
     config = make_config(**CASES["apprentice B"])
     teacher = TrialConfig.model_validate(config.strategy["teacher"])

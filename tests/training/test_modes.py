@@ -137,14 +137,14 @@ def test_a_process_may_compile_more_networks_than_the_compiler_expects(arrays, m
         steps(make_run(config(epochs=2, seed=seed), arrays, "cpu", "compiled"), 1)
 
 
+SLOW_GRAPHS = ["auxiliary module", "booster", "falling bit widths", "guided", "incremental", "peers"]
+
+
 @pytest.mark.parametrize(
     "case",
     [
         "hints",  # the quickest of them
-        *(
-            pytest.param(case, marks=pytest.mark.slow)
-            for case in ("auxiliary module", "booster", "falling bit widths", "guided", "incremental", "peers")
-        ),
+        *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW_GRAPHS),
     ],
 )
 def test_a_step_is_one_graph(case, arrays, monkeypatch):

@@ -142,7 +142,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+# Each of the first goes another way through the loop, and the conformance tests stop every strategy, too.
+QUICK = ["plain", "sgd", "sum", "concat", "batch norm re-estimated", "gradient quantizer", "bf16"]
+
+
+@pytest.mark.parametrize(
+    "case", [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in CASES if case not in QUICK)]
+)
 def test_stopped_anywhere_and_resumed_a_trial_ends_the_same(case, tmp_path):
     """Stopped after steps 1, 3, 5, ..., inside epochs and around removal, each time as in a new process."""
     config = make_config(**CASES[case])
