@@ -81,10 +81,18 @@ def test_learning_rate(kind):
     checks.check_learning_rate(kind, row("learning_rates", kind))
 
 
-@pytest.mark.parametrize(
-    ("kind", "number"),
-    [(kind, i) for kind in own("strategies") for i in range(len(tables.STRATEGIES.get(kind, [None])))],
-)
+def strategy_cases() -> list[Any]:
+    """Return a case for each line of a strategy. The first is quick, and every scheme of apprentice."""
+    return [
+        pytest.param(
+            kind, i, id=f"{kind}-{i}", marks=[pytest.mark.slow] if i > 0 and kind != "apprentice" else []
+        )
+        for kind in own("strategies")
+        for i in range(len(tables.STRATEGIES.get(kind, [None])))
+    ]
+
+
+@pytest.mark.parametrize(("kind", "number"), strategy_cases())
 def test_strategy(kind, number, tmp_path):
     checks.check_strategy(kind, row("strategies", kind)[number], tmp_path)
 

@@ -32,9 +32,9 @@ def python_blocks(page: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Return a store with one finished trial: EXP-Net of a 1/2-bit network, six epochs on the digits."""
+    """Return a store with one finished trial: EXP-Net of a 1/2-bit network, two epochs on the digits."""
     folder = tmp_path_factory.mktemp("export")
-    config = make_config(strategy=STRATEGIES["sum"], bits="1/2", epochs=6, train_size=None)
+    config = make_config(strategy=STRATEGIES["sum"], bits="1/2", epochs=2, train_size=None)
     assert run_trial(config, ID, {}, Store(folder), folder) == "done"
     return folder
 
