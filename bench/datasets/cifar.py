@@ -13,14 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.datasets.sources import (
-    Arrays,
-    Download,
-    PublishedFile,
-    PublishedSource,
-    checked_labels,
-    described,
-)
+from bench.datasets.sources import Arrays, Download, PublishedFile, PublishedSource, checked_labels, described
 
 ENTRIES = [
     {

@@ -26,7 +26,7 @@ ENTRIES = [
         "train_count": 1195,
         "test_count": 602,
         "default_recipe": "digits",
-    },
+    }
 ]
 
 CHECKSUM = "sha256:9aac15753be523eb61b34ad164e5bbc9a6776f485ad3708d309151a1361fcce7"

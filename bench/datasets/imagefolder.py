@@ -31,7 +31,7 @@ ENTRIES = [
         "options": {"name": {"type": "str", "help": "the folder's name, relative to the data folder"}},
         "augmentations": ["none", "random_resized_crop", "scale_jitter", "scale_jitter_released"],
         "default_recipe": "imagenette",
-    },
+    }
 ]
 
 FOLDER_BYTES = 1 << 30  # up to so many bytes of files are read without preparation

@@ -25,14 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bench.datasets.photographs.listing import (
-    Item,
-    LeftOut,
-    Listing,
-    class_folders,
-    image_files,
-    of_classes,
-)
+from bench.datasets.photographs.listing import Item, LeftOut, Listing, class_folders, image_files, of_classes
 from bench.datasets.photographs.source import PhotographSource
 from bench.errors import InputError
 from bench.text import clean, command
@@ -49,7 +42,7 @@ ENTRIES = [
         "train_count": 1_281_167,
         "test_count": 50_000,
         "default_recipe": "imagenet_resnet",
-    },
+    }
 ]
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"

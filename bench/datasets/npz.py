@@ -38,7 +38,7 @@ ENTRIES = [
             "name": {"type": "str", "help": "the file's name without .npz, relative to the data folder"}
         },
         "default_recipe": "svhn_subset",
-    },
+    }
 ]
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")

@@ -44,7 +44,7 @@ ENTRIES = [
         "train_count": 73_257,
         "test_count": 26_032,
         "default_recipe": "svhn_figure",
-    },
+    }
 ]
 
 FILES = {

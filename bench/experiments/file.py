@@ -254,10 +254,7 @@ def _assignments(text: str, path: AxisPath, value: Any, problems: Problems) -> l
 
 
 def _place_axes(
-    grid: Mapping[AxisPath, list[Any]],
-    arms: Sequence[PlannedArm],
-    replaced: _Replacements,
-    seeded: bool,
+    grid: Mapping[AxisPath, list[Any]], arms: Sequence[PlannedArm], replaced: _Replacements, seeded: bool
 ) -> list[Axis]:
     """Give the arms their axes, and return those that all of them share.
 

@@ -138,9 +138,7 @@ def _training_call(
 
 
 def _supervise(
-    workers: Sequence[Child],
-    stop: Callable[[], bool],
-    on_epoch: Callable[[dict[str, Any]], None] | None,
+    workers: Sequence[Child], stop: Callable[[], bool], on_epoch: Callable[[dict[str, Any]], None] | None
 ) -> str:
     """Return how the trial ended, from the first worker, once all workers are through.
 

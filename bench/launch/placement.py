@@ -80,12 +80,7 @@ def _place_with_ray(options: RunOptions, session: Session, devices: Sequence[str
         ray_cluster.check_resources(resources, cpus, gpus, workers)
         say(f"Ray: {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs")
         ray_tune.run_ray(
-            session,
-            cpus=cpus,
-            gpus=gpus,
-            jobs=options.jobs,
-            workers=workers,
-            cluster=bool(options.address),
+            session, cpus=cpus, gpus=gpus, jobs=options.jobs, workers=workers, cluster=bool(options.address)
         )
     return True
 

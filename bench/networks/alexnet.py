@@ -68,7 +68,7 @@ ENTRIES = [
                 "min": 63,
                 "max": 1024,
                 "help": "pixels; fc1 follows",
-            },
+            }
         },
     },
 ]

@@ -46,7 +46,7 @@ ENTRIES = [
             "depthwise": "shared",
             "projection": "shared",
         },
-    },
+    }
 ]
 
 

@@ -26,7 +26,7 @@ ENTRIES = [
             "depthwise": "shared",
             "projection": "shared",
         },
-    },
+    }
 ]
 
 

@@ -23,12 +23,12 @@ ENTRIES = [
                 "type": "bool",
                 "default": False,
                 "help": "in training, a weight is +1 with probability clip((w + 1) / 2, 0, 1)",
-            },
+            }
         },
         "w_bits": [1],
         "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
         "g_bits": [32],
-    },
+    }
 ]
 
 

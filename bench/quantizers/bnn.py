@@ -22,12 +22,12 @@ ENTRIES = [
                 "type": "bool",
                 "default": False,
                 "help": "in training, an activation is +1 with probability clip((x + 1) / 2, 0, 1)",
-            },
+            }
         },
         "w_bits": [1],
         "a_bits": [1],
         "g_bits": [32],
-    },
+    }
 ]
 
 

@@ -23,7 +23,7 @@ ENTRIES = [
                 "min": 0.0,
                 "below": 1.0,
                 "help": "share p of the positive and of the negative weights that are set to 0",
-            },
+            }
         },
         "w_bits": [2, 3, 4],
         "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],

@@ -12,7 +12,7 @@ ENTRIES = [
         "w_bits": [32],
         "a_bits": [32],
         "g_bits": [32],
-    },
+    }
 ]
 
 

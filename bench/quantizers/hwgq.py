@@ -24,7 +24,7 @@ ENTRIES = [
                 "default": True,
                 "help": "equally spaced levels; false: the levels of Lloyd's algorithm, without that "
                 "constraint",
-            },
+            }
         },
         "w_bits": [1],
         "a_bits": [1, 2, 3, 4, 32],

@@ -27,7 +27,7 @@ ENTRIES = [
                 "min": 0.0,
                 "below": 1.0,
                 "help": "share of the old basis that a training step keeps",
-            },
+            }
         },
         "w_bits": [1, 2, 3, 4, 32],
         "a_bits": [1, 2, 3, 4, 32],

@@ -28,12 +28,12 @@ ENTRIES = [
                 "default": 0.4,
                 "above": 0.0,
                 "help": "mean of the rectified activations that their step size starts from",
-            },
+            }
         },
         "w_bits": [2, 3, 4, 5, 6, 7, 8, 32],
         "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
         "g_bits": [32],
-    },
+    }
 ]
 
 SMALLEST_STEP = 2.0**-20

@@ -19,11 +19,7 @@ ENTRIES = [
         "title": "ReActNet: Towards Precise Binary Neural Network with Generalized Activation Functions",
         "arxiv": "2003.03488",
         "options": {
-            "slope": {
-                "type": "float",
-                "default": 0.25,
-                "help": "what the learned slopes of RPReLU start at",
-            },
+            "slope": {"type": "float", "default": 0.25, "help": "what the learned slopes of RPReLU start at"}
         },
         "w_bits": [1],
         "a_bits": [1],

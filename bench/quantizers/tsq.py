@@ -26,7 +26,7 @@ ENTRIES = [
                 "min": 0.5,
                 "below": 1.0,
                 "help": "share of a normal variable that the threshold sets to 0; 0.5 is HWGQ",
-            },
+            }
         },
         "w_bits": [2],
         "a_bits": [1, 2, 3, 4, 32],

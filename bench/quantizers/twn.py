@@ -23,12 +23,12 @@ ENTRIES = [
                 "default": 0.7,
                 "above": 0.0,
                 "help": "threshold as a multiple of mean |w|",
-            },
+            }
         },
         "w_bits": [2],
         "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
         "g_bits": [32],
-    },
+    }
 ]
 
 

@@ -25,7 +25,7 @@ ENTRIES = [
                 "min": 0,
                 "max": 100,
                 "help": "passes over the boundaries between clusters, from clusters of equal size",
-            },
+            }
         },
         "w_bits": [1, 2, 3, 4],
         "a_bits": [1, 2, 3, 4, 5, 32],

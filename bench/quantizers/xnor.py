@@ -26,12 +26,12 @@ ENTRIES = [
                 "type": "bool",
                 "default": True,
                 "help": "multiply each convolution's output by K, the box-filtered magnitude of its input",
-            },
+            }
         },
         "w_bits": [1],
         "a_bits": [1, 32],
         "g_bits": [32],
-    },
+    }
 ]
 
 

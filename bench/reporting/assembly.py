@@ -15,9 +15,7 @@ from bench.reporting.targets import matches
 
 
 def make_cells(
-    records: Records,
-    tables: Mapping[str, Sequence[Row]] | None = None,
-    names: Names | None = None,
+    records: Records, tables: Mapping[str, Sequence[Row]] | None = None, names: Names | None = None
 ) -> list[Cell]:
     """Return the cells of an experiment in table order, with numbers, published values, gains and flags.
 

@@ -42,12 +42,7 @@ ENTRIES = [
                 "cost": {"joint": 1.0},
                 "help": "fields in which the booster differs from the arm's network in full precision",
             },
-            "weight": {
-                "type": "float",
-                "default": 1.0,
-                "min": 0,
-                "help": "lambda of the distance",
-            },
+            "weight": {"type": "float", "default": 1.0, "min": 0, "help": "lambda of the distance"},
             "block": {"type": "bool", "default": True, "help": "keep the distance from changing the booster"},
             "shared": {
                 "type": "names",

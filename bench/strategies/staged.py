@@ -66,11 +66,7 @@ ENTRIES = [
                 "below": 1,
                 "help": "share of all steps that the stages take together",
             },
-            "guided": {
-                "type": "bool",
-                "default": False,
-                "help": "train a full-precision twin as well",
-            },
+            "guided": {"type": "bool", "default": False, "help": "train a full-precision twin as well"},
             "twin": {
                 "type": "teacher",
                 "default": {},

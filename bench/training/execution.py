@@ -52,11 +52,7 @@ def has_compiler() -> bool:
 
 
 def decide(
-    config: TrialConfig,
-    total_steps: int,
-    device: str,
-    workers: int = 1,
-    pack: int | dict[str, Any] = 1,
+    config: TrialConfig, total_steps: int, device: str, workers: int = 1, pack: int | dict[str, Any] = 1
 ) -> dict[str, Any]:
     """Return the ``execution`` of a record: device, mode, threads and determinism flags. JSON values only.
 

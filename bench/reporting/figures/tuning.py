@@ -10,14 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.reporting.figures.series import Look, numbered_looks
-from bench.reporting.figures.style import (
-    PAGE,
-    handle,
-    legend,
-    new_figure,
-    plain_log,
-    style,
-)
+from bench.reporting.figures.style import PAGE, handle, legend, new_figure, plain_log, style
 from bench.reporting.tuned import WITHIN, Searched
 
 
