@@ -102,8 +102,9 @@ def _record(
     )
 
 
-def train_with_witness(config, trial_id, needs, store, data_dir, device, *, stop, on_epoch=None, **options):
+def train_with_witness(job):
     """Train nothing for a while; write down beginning and end, and whether somebody else was at it."""
+    config, trial_id, store, data_dir = job.config, job.trial_id, job.store, job.data_dir
 
     def event(kind: str) -> None:
         with open(data_dir / "events.txt", "a") as file:
@@ -119,7 +120,7 @@ def train_with_witness(config, trial_id, needs, store, data_dir, device, *, stop
         lines = store.epochs(trial_id)
         for epoch in range(len(lines) + 1, 5):
             time.sleep(0.25)
-            if stop():
+            if job.stop():
                 event("end")
                 return "stopped"
             store.append_epoch(trial_id, {"epoch": epoch, "test_acc": 50.0, "train_loss": 1.0})

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import functools
-import importlib
 import logging
 import os
 import re
@@ -20,21 +19,20 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from multiprocessing import connection
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
-from bench.foreign import current, granted
+from bench.foreign import Grant, current, granted
 from bench.launch.execute import TRAIN, execute
 from bench.launch.session import Session
 from bench.machine.processes import Child, portable, wait
 from bench.machine.temporary import temporary_folder
-from bench.records.store import Store
+from bench.training.job import Job, function_called
 
 if TYPE_CHECKING:
     from bench.training.distributed import Team
@@ -45,6 +43,14 @@ LEAD = "bench.launch.data_parallel:lead_trial"
 TIMEOUT = timedelta(minutes=30)
 # Seconds in which the cause of a failure arrives: workers notice a dead one before their parent does.
 PATIENCE = 3.0
+
+
+class Call(NamedTuple):
+    """What each worker of a trial is told: the training function, its job, and what it may import."""
+
+    function: str
+    job: Job
+    grant: Grant
 
 
 class WorkerDied(RuntimeError):
@@ -88,53 +94,25 @@ def backend(device: str) -> str:
 # --- workers of this machine --------------------------------------------------------------------------------
 
 
-def run_trial(
-    config: TrialConfig,
-    trial_id: str,
-    needs: Mapping[str, str],
-    store: Store,
-    data_dir: Path,
-    device: str,
-    *,
-    stop: Callable[[], bool] = lambda: False,
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
-    accept_other_hardware: bool = False,
-    pack: int | dict[str, Any] = 1,
-    function: str = TRAIN,
-) -> str:
-    """Train one trial as ``bench.training.trial.run_trial``, by a process on each device of ``device``.
+def run_trial(job: Job, function: str = TRAIN) -> str:
+    """Train one trial as ``bench.training.trial.run_trial``, by a process on each of the job's devices.
 
     ``function`` is what each of them calls, with ``team`` besides. Raises what a worker raised, or
     ``WorkerDied``.
     """
-    devices = device.split(",")
-    check_workers(config, len(devices))
-    call = _training_call(function, config, trial_id, needs, store, data_dir, accept_other_hardware, pack)
+    devices = job.device.split(",")
+    check_workers(job.config, len(devices))
+    call = Call(function, job.alone(), current())
     workers: list[Child] = []
     with temporary_folder("workers") as folder:
         try:
             for rank in range(len(devices)):
                 name = f"bench-worker-{rank}"
                 workers.append(Child(_run_worker, rank, devices, str(folder), call, name=name))
-            return _supervise(workers, stop, on_epoch)
+            return _supervise(workers, job.stop, job.on_epoch)
         finally:
             for worker in workers:
                 worker.end()
-
-
-def _training_call(
-    function: str,
-    config: TrialConfig,
-    trial_id: str,
-    needs: Mapping[str, str],
-    store: Store,
-    data_dir: Path,
-    accept_other_hardware: bool,
-    pack: int | dict[str, Any],
-) -> tuple[Any, ...]:
-    """Return what ``train`` is given, as plain values that any process can read."""
-    places = str(store.root), str(data_dir)
-    return function, config.dump(), trial_id, dict(needs), *places, accept_other_hardware, pack, current()
 
 
 def _supervise(
@@ -192,7 +170,7 @@ def _receive(
 
 
 def _run_worker(
-    pipe: connection.Connection, rank: int, devices: Sequence[str], folder: str, call: tuple[Any, ...]
+    pipe: connection.Connection, rank: int, devices: Sequence[str], folder: str, call: Call
 ) -> None:
     """Train as worker ``rank`` of a team that meets in ``folder``: what a worker's process does."""
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -231,33 +209,16 @@ def join_team(device: str, **arguments: Any) -> None:
 
 
 def train(
-    call: tuple[Any, ...],
-    device: str,
-    *,
-    stop: Callable[[], bool],
-    on_epoch: Callable[[dict[str, Any]], None],
+    call: Call, device: str, *, stop: Callable[[], bool], on_epoch: Callable[[dict[str, Any]], None]
 ) -> str:
     """Train the trial ``call`` as one of a team that was joined before; return how it ended."""
     from bench.training.distributed import Team
 
-    function, config, trial_id, needs, root, data_dir, accept_other_hardware, pack, grant = call
     team = Team.joined()
     _log_to_stderr(team)
-    module, _, name = function.partition(":")
-    with granted(grant):
-        return getattr(importlib.import_module(module), name)(
-            TrialConfig.model_validate(config),
-            trial_id,
-            needs,
-            Store(root),
-            Path(data_dir),
-            device,
-            stop=stop,
-            on_epoch=on_epoch if team.first else None,
-            accept_other_hardware=accept_other_hardware,
-            team=team,
-            pack=pack,
-        )
+    job = replace(call.job, device=device, stop=stop, on_epoch=on_epoch if team.first else None)
+    with granted(call.grant):
+        return function_called(call.function)(job, team=team)
 
 
 def _log_to_stderr(team: Team) -> None:
@@ -335,7 +296,7 @@ def lead_or_follow(device: str, lead: Callable[[], int]) -> int:
     return 0
 
 
-def _next_call() -> tuple[Any, ...] | None:
+def _next_call() -> Call | None:
     import torch
 
     answer: list[Any] = [None]
@@ -343,27 +304,15 @@ def _next_call() -> tuple[Any, ...] | None:
     return answer[0]
 
 
-def lead_trial(
-    config: TrialConfig,
-    trial_id: str,
-    needs: Mapping[str, str],
-    store: Store,
-    data_dir: Path,
-    device: str,
-    *,
-    stop: Callable[[], bool] = lambda: False,
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
-    accept_other_hardware: bool = False,
-    pack: int | dict[str, Any] = 1,
-) -> str:
+def lead_trial(job: Job) -> str:
     """Train one trial with the other processes of ``torchrun``: the part of the first one."""
     import torch
 
-    check_workers(config, torch.distributed.get_world_size())
-    call = _training_call(TRAIN, config, trial_id, needs, store, data_dir, accept_other_hardware, pack)
+    check_workers(job.config, torch.distributed.get_world_size())
+    call = Call(TRAIN, job.alone(), current())
     torch.distributed.broadcast_object_list([call])
     try:
-        return train(call, device, stop=stop, on_epoch=on_epoch or (lambda line: None))
+        return train(call, job.device, stop=job.stop, on_epoch=job.on_epoch or (lambda line: None))
     except RuntimeError as error:
         if re.search("onnection (closed|reset) by peer|NCCL", str(error)):
             raise WorkerDied(f"another worker of the trial is gone ({error})") from error

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import importlib
 import logging
 import os
 import re
@@ -29,6 +28,7 @@ from bench.records.files import FULL, Damaged, Newer, StoreError, explain
 from bench.records.locks import Busy
 from bench.records.store import Store
 from bench.text import duration, inert, percent
+from bench.training.job import Job, function_called
 
 TRAIN = "bench.training.trial:run_trial"
 
@@ -169,21 +169,21 @@ def _train(
 ) -> Outcome:
     try:
         set_threads(THREADS_PER_TRIAL)
-        module, _, name = task.function.partition(":")
-        train = getattr(importlib.import_module(module), name)
+        train = function_called(task.function)
         set_threads(THREADS_PER_TRIAL)
-        status = train(
+        job = Job(
             TrialConfig.model_validate(task.config),
             task.id,
             task.needs,
             store,
             Path(task.data_dir),
             task.device,
-            stop=stop,
-            on_epoch=on_epoch,
-            accept_other_hardware=task.accept_other_hardware,
-            pack=layout(task.trials_per_device),
+            stop,
+            on_epoch,
+            task.accept_other_hardware,
+            layout(task.trials_per_device),
         )
+        status = train(job)
         if status not in ("done", "diverged", "stopped"):
             raise RuntimeError(f"the training function returned {status!r}")
     except NetworkError as error:

@@ -25,6 +25,7 @@ from bench.text import clean, duration, first_few
 from bench.training import checkpoint, execution, setup
 from bench.training.distributed import SOLO, Team, check_same_data
 from bench.training.divergence import not_finite
+from bench.training.job import Job
 from bench.training.loop import Run, train
 from bench.training.provenance import provenance
 from bench.training.resume import resume
@@ -37,51 +38,22 @@ CLOCKS = {"seconds", "images_per_second"}  # of an epoch's line: left out when r
 log = logging.getLogger("bench.trial")
 
 
-def run_trial(
-    config: TrialConfig,
-    trial_id: str,
-    needs: Mapping[str, str],
-    store: Store,
-    data_dir: Path,
-    device: str = "cpu",
-    *,
-    stop: Callable[[], bool] = lambda: False,
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
-    accept_other_hardware: bool = False,
-    team: Team = SOLO,
-    pack: int | dict[str, Any] = 1,
-) -> str:
-    """Train one trial, from its beginning or its last checkpoint, and write its record into ``store``.
+def run_trial(job: Job, team: Team = SOLO) -> str:
+    """Train one trial, from its beginning or its last checkpoint, and write its record into its store.
 
     The caller holds the trial's lock. Each worker of a ``team`` calls this function with a device of its own;
     ``store``, ``stop`` and ``on_epoch`` of the first worker alone are used.
 
-    Args:
-        config: what is trained, and how.
-        trial_id: the trial's identity.
-        needs: roles ("teacher", "start", "initial") and the ids of finished trials in ``store``.
-        store: the results.
-        data_dir: the data folder.
-        device: "cpu" or "cuda:N".
-        stop: asked after each step whether to stop at a checkpoint.
-        on_epoch: given each epoch's line, and before the first one ``{"note": text}`` with what a person
-            should know of how the trial is trained.
-        accept_other_hardware: go on where the execution differs from the record's, and mark the record.
-        team: the workers that share the trial.
-        pack: how trials share the device, for the record.
-
-    Returns:
-        "done", "diverged" or "stopped" (to be resumed); whatever else goes wrong is raised.
+    Returns "done", "diverged" or "stopped" (to be resumed); whatever else goes wrong is raised.
     """
-    needs = {**needs, **needed_trial(config.start)}
+    config, store, trial_id = job.config, job.store, job.trial_id
+    needs = {**job.needs, **needed_trial(config.start)}
     recorded = team.from_first(lambda: store.read_trial(trial_id))
     begun_with = _recorded_data(recorded, store.folder(trial_id) / "trial.json")
-    arrays = team.agree(lambda: datasets.load(config.dataset, data_dir, begun_with))
-    state = team.from_first(lambda: checkpoint.load(store.checkpoint(trial_id), team.reader(device)))
-    run, how, changed = _prepare(
-        config, needs, store, arrays, device, recorded, accept_other_hardware, trial_id, team, pack, data_dir
-    )
-    source = provenance(checksum(config.dataset, data_dir))
+    arrays = team.agree(lambda: datasets.load(config.dataset, job.data_dir, begun_with))
+    state = team.from_first(lambda: checkpoint.load(store.checkpoint(trial_id), team.reader(job.device)))
+    run, how, changed = _prepare(job, needs, arrays, recorded, team)
+    source = provenance(checksum(config.dataset, job.data_dir))
     check_same_data(team, run.data, source["data"], config.dump())
     if team.first and (recorded is None or (state is None and changed)):
         _write_record(store, trial_id, config, how, source, needs)
@@ -89,13 +61,13 @@ def run_trial(
     taken_up = _resume_from(run, state, len(known), store, trial_id)
     if team.first and (taken_up or known):
         store.append_resume(trial_id, _resume_line(run, how, changed, source))
-    _announce(_notes(run, how, device), config, on_epoch if team.first else None)
-    recorder = _Recorder(store, trial_id, known, on_epoch)
-    execution.reset_peak_memory(device)
+    _announce(_notes(run, how, job.device), config, job.on_epoch if team.first else None)
+    recorder = _Recorder(job, known)
+    execution.reset_peak_memory(job.device)
     save = functools.partial(_save, store=store, trial_id=trial_id, first=team.first)
-    outcome = train(run, stop=stop, save=save, record=recorder if team.first else lambda line: None)
+    outcome = train(run, stop=job.stop, save=save, record=recorder if team.first else lambda line: None)
     if outcome != "stopped" and team.first:
-        _finish(store, trial_id, config, run, recorder, outcome, device)
+        _finish(job, run, recorder, outcome)
     return outcome
 
 
@@ -180,29 +152,24 @@ def _recorded_data(recorded: Mapping[str, Any] | None, path: Path) -> str | None
 
 
 def _prepare(
-    config: TrialConfig,
+    job: Job,
     needs: Mapping[str, str],
-    store: Store,
     arrays: datasets.Loaded,
-    device: str,
     recorded: Mapping[str, Any] | None,
-    accept_other_hardware: bool,
-    trial_id: str,
     team: Team,
-    pack: int | dict[str, Any],
-    data_dir: Path = Path(),
 ) -> tuple[Run, dict[str, Any], list[str]]:
     """Return the run at its first step, its execution, and what differs from the record."""
+    config, store, device = job.config, job.store, job.device
     how = execution.decide(config, 0, device)
     execution.apply(how)  # before the first tensor operation: threads do not depend on the steps
     clock = Clock(config.seed, device)
     data = setup.make_batches(config, arrays, clock, team)
-    here = execution.decide(config, config.epochs * data.steps_per_epoch, device, team.size, pack)
+    here = execution.decide(config, config.epochs * data.steps_per_epoch, device, team.size, job.pack)
     how, changed = execution.resume_execution(
         recorded.get("execution") if recorded else None,
         here,
-        accept_other_hardware,
-        str(store.folder(trial_id)),
+        job.accept_other_hardware,
+        str(store.folder(job.trial_id)),
     )
     execution.apply(how)  # with what its mode needs
     reader = team.reader(device)
@@ -214,7 +181,7 @@ def _prepare(
         start = Start(weights.pop(ROLE), str(_weights_path(store, needs[ROLE])))
     elif config.start is not None:
         given = config.start
-        start = team.from_first(lambda: read_start(given, data_dir))
+        start = team.from_first(lambda: read_start(given, job.data_dir))
 
     def make(mode: str) -> Run:
         return setup.make_run(config, data, clock, weights=weights, start=start, mode=mode, team=team)
@@ -281,14 +248,8 @@ def final_weights(store: Store, trial_id: str, role: str, device: str) -> dict[s
 class _Recorder:
     """Appends epoch lines; what a resumed trial trains again is compared with the line that is there."""
 
-    def __init__(
-        self,
-        store: Store,
-        trial_id: str,
-        known: list[dict[str, Any]],
-        on_epoch: Callable[[dict[str, Any]], None] | None,
-    ) -> None:
-        self.store, self.trial_id, self.lines, self.on_epoch = store, trial_id, known, on_epoch
+    def __init__(self, job: Job, known: list[dict[str, Any]]) -> None:
+        self.store, self.trial_id, self.lines, self.on_epoch = job.store, job.trial_id, known, job.on_epoch
 
     def __call__(self, line: dict[str, Any]) -> None:
         position = line["epoch"] - 1
@@ -312,17 +273,15 @@ def comparable(line: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in line.items() if key not in CLOCKS}
 
 
-def _finish(
-    store: Store, trial_id: str, config: TrialConfig, run: Run, recorder: _Recorder, outcome: str, device: str
-) -> None:
+def _finish(job: Job, run: Run, recorder: _Recorder, outcome: str) -> None:
     """Write the final weights and, last, the summary; remove the checkpoints."""
+    store, trial_id = job.store, job.trial_id
     run.clock.set_factor(0.0)
     run.diagnostics.save(store.diagnostics(trial_id))
     if outcome == "done":
         checkpoint.save(_weights_path(store, trial_id), {"network": strip(run.network).state_dict()})
-    store.write_summary(
-        trial_id, summarize(recorder.lines, config, run, outcome, execution.peak_memory(device))
-    )
+    summary = summarize(recorder.lines, job.config, run, outcome, execution.peak_memory(job.device))
+    store.write_summary(trial_id, summary)
     checkpoint.discard(store.checkpoint(trial_id))
     if outcome == "done":
         (store.folder(trial_id) / "weights.pt.previous").unlink(missing_ok=True)

@@ -30,6 +30,7 @@ from bench.randomness import Clock
 from bench.records.store import Store
 from bench.schedules import factor_value, learning_rate_value, never_removed
 from bench.training import checkpoint
+from bench.training.job import Job
 from bench.training.trial import comparable, run_trial
 from tests.configs import make_config
 from tests.conformance.tables import ULP, Case, NetworkCase, QuantizerOracle, StrategyCase
@@ -307,12 +308,12 @@ def check_strategy(kind: str, case: StrategyCase, folder: Path) -> None:
     ids = {role: role[0].encode().hex()[0] * 16 for role in needs}
     for store in (whole, parts):
         for role, needed in needs.items():
-            assert run_trial(needed, ids[role], {}, store, folder) == "done"
+            assert run_trial(Job(needed, ids[role], {}, store, folder)) == "done"
     id = "0" * 16
-    assert run_trial(config, id, ids, whole, folder) == "done"
+    assert run_trial(Job(config, id, ids, whole, folder)) == "done"
     for _ in range(10):
         asked = iter(range(100))
-        outcome = run_trial(config, id, ids, parts, folder, stop=lambda asked=asked: next(asked) >= 2)
+        outcome = run_trial(Job(config, id, ids, parts, folder, stop=lambda asked=asked: next(asked) >= 2))
         if outcome == "done":
             break
         assert outcome == "stopped"

@@ -40,6 +40,7 @@ from bench.experiments import catalog
 from bench.experiments.identity import identity
 from bench.randomness import combine, key_of, permutation, sample_bits
 from bench.records.store import Store
+from bench.training.job import Job
 from bench.training.trial import comparable, run_trial
 from tests.configs import make_config
 
@@ -1071,7 +1072,7 @@ def trained(config, trial_id: str, place: Path, data_dir: Path) -> list[dict]:
     """Train in ``place``, interrupted after an epoch; return the epochs' lines without clocks."""
     store, steps = Store(place), iter(range(100))
     for stop in (lambda: next(steps) == 3, lambda: False):
-        outcome = run_trial(config, trial_id, {}, store, data_dir, "cpu", stop=stop)
+        outcome = run_trial(Job(config, trial_id, {}, store, data_dir, "cpu", stop=stop))
     assert outcome == "done"
     return [comparable(line) for line in store.epochs(trial_id)]
 

@@ -18,6 +18,7 @@ from bench.export.rounding import TOLERANCE
 from bench.records.store import Store
 from bench.training import deploy
 from bench.training.deploy import Checked, prepare
+from bench.training.job import Job
 from bench.training.trial import run_trial
 from tests.configs import make_config
 from tests.export.networks_for_export import STRATEGIES
@@ -35,7 +36,7 @@ def results(tmp_path_factory):
     """Return a store with one finished trial: EXP-Net of a 1/2-bit network, two epochs on the digits."""
     folder = tmp_path_factory.mktemp("export")
     config = make_config(strategy=STRATEGIES["sum"], bits="1/2", epochs=2, train_size=None)
-    assert run_trial(config, ID, {}, Store(folder), folder) == "done"
+    assert run_trial(Job(config, ID, {}, Store(folder), folder)) == "done"
     return folder
 
 
@@ -213,7 +214,7 @@ def test_a_fresh_process_reads_the_packed_file(dataset, tmp_path, request):
     data = request.getfixturevalue("real_data") if dataset != "digits" else tmp_path
     chosen = dataset if dataset == "digits" else {"kind": "npz", "name": "svhn_subset.npz"}
     config = make_config(dataset=chosen, strategy=STRATEGIES["concat"], quantizer="syq", bits="2/2")
-    assert run_trial(config, ID, {}, Store(tmp_path), data) == "done"
+    assert run_trial(Job(config, ID, {}, Store(tmp_path), data)) == "done"
     words = ("--format", "packed", "--data", data, "--images", tmp_path / "test.npz")
     assert export(tmp_path, *words, "--out", tmp_path / "x.safetensors") == 0
     script = (

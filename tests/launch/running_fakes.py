@@ -29,8 +29,9 @@ name = "plain"
 """
 
 
-def train(config, trial_id, needs, store, data_dir, device, *, stop, on_epoch=None, **options):
+def train(job):
     """Record epochs whose accuracies are functions of the id, behind those already recorded."""
+    config, trial_id, needs, store, data_dir = job.config, job.trial_id, job.needs, job.store, job.data_dir
     path = data_dir / "behaviour.json"
     behaviours = json.loads(path.read_text()) if path.exists() else {}
     behaviour = behaviours.get(str(config.seed), behaviours.get("*", ""))
@@ -44,20 +45,20 @@ def train(config, trial_id, needs, store, data_dir, device, *, stop, on_epoch=No
     while len(lines) < config.epochs:
         epoch = len(lines) + 1
         if epoch == 2:
-            misbehave(behaviour, data_dir / f"once-{trial_id}", stop)
+            misbehave(behaviour, data_dir / f"once-{trial_id}", job.stop)
             if behaviour == "fill":
                 with contextlib.suppress(OSError), open(store.root / "ballast", "wb", buffering=0) as file:
                     while file.write(b"x" * 4096):
                         pass
         time.sleep(0.03)
-        if stop():
+        if job.stop():
             return "stopped"
         accuracy = 50.0 + int(trial_id, 16) % 1000 / 100 + epoch
         loss = math.nan if behaviour == "diverge" else 1.0 / epoch
         lines.append({"epoch": epoch, "train_loss": loss, "test_acc": accuracy, "seconds": time.time()})
         store.append_epoch(trial_id, lines[-1])
-        if on_epoch:
-            on_epoch(lines[-1])
+        if job.on_epoch:
+            job.on_epoch(lines[-1])
     diverged = behaviour == "diverge"
     store.write_summary(
         trial_id,

@@ -6,13 +6,15 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 
 from tests.launch import running_fakes
 from tests.waiting import wait_until
 
 
-def noted(config, trial_id, needs, store, data_dir, device, *, stop, on_epoch=None, **options):
+def noted(job):
     """Train nothing (``running_fakes``); note device, beginning and end in ``times.jsonl``."""
+    config, data_dir = job.config, job.data_dir
     begin = time.monotonic()
     once = data_dir / f"full-{config.seed}"
     meet(config.seed, data_dir)
@@ -20,11 +22,10 @@ def noted(config, trial_id, needs, store, data_dir, device, *, stop, on_epoch=No
         if once.exists():  # the first time it finds no room
             once.unlink()
             raise MemoryError
-        given = config, trial_id, needs, store, data_dir, device
-        return running_fakes.train(*given, stop=stop, on_epoch=on_epoch)
+        return running_fakes.train(job)
     finally:
         with open(data_dir / "times.jsonl", "a") as file:
-            file.write(json.dumps([config.seed, device, begin, time.monotonic()]) + "\n")
+            file.write(json.dumps([config.seed, job.device, begin, time.monotonic()]) + "\n")
 
 
 def meet(seed, data_dir):
@@ -36,15 +37,15 @@ def meet(seed, data_dir):
         wait_until(lambda: all((data_dir / f"begun-{other}").exists() for other in expected), "all begin")
 
 
-def victim(config, trial_id, needs, store, data_dir, device, *, stop, on_epoch=None, **options):
+def victim(job):
     """Train really; the process of seed 0 is killed after its first epoch, the first time."""
     from bench.training.trial import run_trial
 
     def record(line):
-        on_epoch(line)
-        once = store.root / "killed"
-        if config.seed == 0 and not once.exists():
+        job.on_epoch(line)
+        once = job.store.root / "killed"
+        if job.config.seed == 0 and not once.exists():
             once.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    return run_trial(config, trial_id, needs, store, data_dir, device, stop=stop, on_epoch=record, **options)
+    return run_trial(replace(job, on_epoch=record))

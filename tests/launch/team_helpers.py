@@ -6,13 +6,13 @@ import importlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from bench.launch import data_parallel
 from bench.machine import processes
+from bench.training.job import Job
 from tests.robustness import disturbance
 
 FAULT = "fault.json"  # in the results folder: {"worker": rank, "fault": {...}, "every_steps": n}
@@ -49,20 +49,18 @@ def together(function: str, *arguments: Any, size: int = 2) -> list[Any]:
     return found
 
 
-def train(
-    config: Any, trial_id: str, needs: Mapping[str, str], store: Any, *arguments: Any, **named: Any
-) -> str:
+def train(job: Job, team: Any) -> str:
     """Train as one of the workers, disturbed as the results folder says."""
-    path = Path(store.root) / FAULT
+    path = Path(job.store.root) / FAULT
     settings = json.loads(path.read_text()) if path.exists() else {}
-    mine = settings.get("worker") == named["team"].rank
+    mine = settings.get("worker") == team.rank
     os.environ[disturbance.SETTINGS] = json.dumps(
         {"every_steps": settings.get("every_steps", 3), "fault": settings.get("fault") if mine else None}
     )
-    return disturbance.train(config, trial_id, needs, store, *arguments, **named)
+    return disturbance.train(job, team=team)
 
 
-def train_together(*arguments: Any, **named: Any) -> str:
+def train_together(job: Job) -> str:
     """Train by two workers: the training function that the tests give to ``bench.launch.execute.execute``."""
     with mock.patch.object(processes, "CONTEXT", disturbance._server()):
-        return data_parallel.run_trial(*arguments, **named, function=f"{__name__}:train")
+        return data_parallel.run_trial(job, f"{__name__}:train")

@@ -24,6 +24,7 @@ from bench.experiments.config import TrialConfig
 from bench.experiments.roles import needed_roles
 from bench.launch.execute import Outcome, Task, execute
 from bench.records.store import Store
+from bench.training.job import Job
 from tests import configs
 
 ROOT = Path(__file__).parents[2]
@@ -251,12 +252,12 @@ class _Disturbed:
 _active: Any = None
 
 
-def train(config: TrialConfig, *arguments: Any, **named: Any) -> str:
+def train(job: Job, **named: Any) -> str:
     """Train as ``bench.training.trial.run_trial`` does, disturbed as the environment says."""
     from bench.training.trial import run_trial
 
-    _Disturbed(json.loads(os.environ.get(SETTINGS, "{}")), config).install()
-    return run_trial(config, *arguments, **named)
+    _Disturbed(json.loads(os.environ.get(SETTINGS, "{}")), job.config).install()
+    return run_trial(job, **named)
 
 
 # --- a trial in a process of its own ------------------------------------------------------------------------

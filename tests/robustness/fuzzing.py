@@ -31,6 +31,7 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -42,6 +43,7 @@ from hypothesis import strategies as st
 
 from bench.cli import main as cli
 from bench.errors import InputError
+from bench.training.job import Job
 from tests.robustness.mutations import (
     RAW_JSON,
     RAW_TOML,
@@ -263,8 +265,9 @@ RECORD_KEYS = (
 # --- training that trains nothing ---------------------------------------------------------------------------
 
 
-def train(config, trial_id, needs, store, data_dir, device, *, stop, on_epoch=None, **options):
+def train(job):
     """Record up to three epochs whose accuracies are a function of the id."""
+    config, trial_id, needs, store = job.config, job.trial_id, job.needs, job.store
     provenance = {"commit": "c0ffee", "dirty": False, "versions": {"torch": "2"}, "data": "d1"}
     execution = {"device": "Test CPU", "kind": "cpu", "mode": "eager"}
     store.write_trial(
@@ -1158,8 +1161,9 @@ class Checkpoints(Target):
         self.id = "c" * 16
         self.store = Store(self.results)
         asked: list[int] = []
-        args = (config, self.id, {}, self.store, self.data)
-        assert trial.run_trial(*args, stop=lambda: asked.append(0) is None and len(asked) > 3) == "stopped"
+        job = Job(config, self.id, {}, self.store, self.data)
+        stopping = replace(job, stop=lambda: asked.append(0) is None and len(asked) > 3)
+        assert trial.run_trial(stopping) == "stopped"
         self.path = self.store.checkpoint(self.id)
         self.good = self.path.read_bytes()
         self.state = torch.load(self.path, weights_only=True)
@@ -1168,8 +1172,7 @@ class Checkpoints(Target):
 
         arrays = datasets.load(config.dataset, self.data)
         recorded = self.store.read_trial(self.id)
-        arguments = (config, {}, self.store, arrays, "cpu", recorded, False, self.id, SOLO)
-        self.live = trial._prepare(*arguments, pack=1)[0]
+        self.live = trial._prepare(job, {}, arrays, recorded, SOLO)[0]
 
     def changed(self, draw: Draw) -> bytes:
         torch = self.torch

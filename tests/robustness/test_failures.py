@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,30 +55,30 @@ learning_rate = 1e30
 # --- training functions that fail (found by name in the process that runs them) -----------------------------
 
 
-def out_of_memory(*arguments, **named):
+def out_of_memory(job):
     """What torch raises on a GPU."""
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
-def hungry(*arguments, **named):
+def hungry(job):
     """The memory really is not there: 64 GiB are wanted of an address space with 4 GiB to spare."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (4 << 30), resource.getrlimit(resource.RLIMIT_AS)[1]))
     torch.ones(16 << 30)
 
 
-def fails_after_an_epoch(config, trial_id, needs, store, data_dir, device, *, stop, on_epoch=None, **named):
+def fails_after_an_epoch(job):
     """The first attempt raises after two lines; the second goes on from the checkpoint."""
     from bench.training.trial import run_trial
 
-    marker = store.root / "failed-once"
+    marker = job.store.root / "failed-once"
 
     def heard(line):
         if line["epoch"] == 2 and not marker.exists():
             marker.touch()
             raise ValueError("planted failure")
 
-    return run_trial(config, trial_id, needs, store, data_dir, device, stop=stop, on_epoch=heard, **named)
+    return run_trial(replace(job, on_epoch=heard))
 
 
 def task(config: TrialConfig, results: Path, function: str) -> Task:
@@ -174,7 +175,7 @@ class TestChanceAndDivergence:
         assert any("conv5" in text and "one level" in text for text in warnings)
 
 
-def dead_network(config, *arguments, **named):
+def dead_network(job):
     """Train a network whose fourth batch norm shifts everything below the clip: conv5 reads zeros alone."""
     from bench.training import setup, trial
 
@@ -190,7 +191,7 @@ def dead_network(config, *arguments, **named):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(setup, "build", dead)
-        return trial.run_trial(config, *arguments, **named)
+        return trial.run_trial(job)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from bench.costs.measure import make_run, synthetic
 from bench.layers.diagnostics import layer_diagnostics
 from bench.records.store import Store
 from bench.training.diagnostics import MEASURED, OBSERVED, Diagnostics, due, read
+from bench.training.job import Job
 from bench.training.trial import run_trial
 from tests.configs import make_config
 
@@ -70,7 +71,7 @@ def test_activations_are_the_formulas():
 
 def test_a_trial_leaves_a_row_an_epoch_with_the_factor_and_the_ratio_of_each_branch(tmp_path):
     store = Store(tmp_path)
-    assert run_trial(make_config(strategy=SUM, epochs=3), ID, {}, store, tmp_path) == "done"
+    assert run_trial(Job(make_config(strategy=SUM, epochs=3), ID, {}, store, tmp_path)) == "done"
     found = read(store.diagnostics(ID))
     assert list(found["layers"]) == [f"conv{i}" for i in range(1, 7)] and found["epoch"].tolist() == [1, 2, 3]
     assert found["factor"].tolist() == [line["factor"] for line in store.epochs(ID)]
@@ -85,7 +86,7 @@ def test_a_trial_leaves_a_row_an_epoch_with_the_factor_and_the_ratio_of_each_bra
 def test_layers_in_full_precision_and_without_declared_levels_have_none(tmp_path):
     store = Store(tmp_path)
     config = make_config(quantizer="full_precision", bits="32/32", epochs=1)
-    assert run_trial(config, ID, {}, store, tmp_path) == "done"
+    assert run_trial(Job(config, ID, {}, store, tmp_path)) == "done"
     assert not store.diagnostics(ID).exists()  # no low-precision layer
     run = make_run(make_config(bits="32/2"), synthetic(96), "cpu")
     run.diagnostics.add(
@@ -98,10 +99,11 @@ def test_layers_in_full_precision_and_without_declared_levels_have_none(tmp_path
 def test_stopped_and_resumed_the_file_is_the_same(tmp_path):
     whole, parts = Store(tmp_path / "whole"), Store(tmp_path / "parts")
     config = make_config(strategy=SUM, epochs=3)
-    run_trial(config, ID, {}, whole, tmp_path)
+    run_trial(Job(config, ID, {}, whole, tmp_path))
     for _ in range(10):
         asked = iter(range(100))
-        if run_trial(config, ID, {}, parts, tmp_path, stop=lambda asked=asked: next(asked) >= 3) == "done":
+        job = Job(config, ID, {}, parts, tmp_path, stop=lambda asked=asked: next(asked) >= 3)
+        if run_trial(job) == "done":
             break
     one, other = (read(store.diagnostics(ID)) for store in (whole, parts))
     assert all(np.array_equal(one[key], other[key], equal_nan=one[key].dtype.kind == "f") for key in one)
@@ -110,12 +112,12 @@ def test_stopped_and_resumed_the_file_is_the_same(tmp_path):
 def test_a_checkpoint_of_an_earlier_version_is_taken(tmp_path, monkeypatch):
     store, config = Store(tmp_path), make_config(strategy=SUM)
     asked = iter(range(100))
-    run_trial(config, ID, {}, store, tmp_path, stop=lambda: next(asked) >= 6)
+    run_trial(Job(config, ID, {}, store, tmp_path, stop=lambda: next(asked) >= 6))
     path = store.checkpoint(ID)
     state = torch.load(path, weights_only=True)
     del state["codes"]
     torch.save(state, path)
-    assert run_trial(config, ID, {}, store, tmp_path) == "done"
+    assert run_trial(Job(config, ID, {}, store, tmp_path)) == "done"
 
 
 def test_a_damaged_file_is_made_anew(tmp_path):
@@ -140,7 +142,7 @@ def test_tuning_trials_are_observed_on_held_out_images(tmp_path, monkeypatch):
     monkeypatch.setattr("bench.datasets.device_batches.DeviceData.test_batches", refuse)
     store = Store(tmp_path)
     config = make_config(holdout=20, evaluate_test=False)
-    assert run_trial(config, ID, {}, store, tmp_path) == "done"
+    assert run_trial(Job(config, ID, {}, store, tmp_path)) == "done"
     assert np.isfinite(read(store.diagnostics(ID))["saturation"]).all()
 
 

@@ -11,6 +11,7 @@ from bench.records.store import Store
 from bench.training import checkpoint, loop, trial
 from bench.training.divergence import LARGEST_CROSS_ENTROPY, largest_loss, not_finite
 from bench.training.evaluate import evaluate
+from bench.training.job import Job
 from tests.training.test_trial import ID, TEACHER, apprentice, make_config, progressive, with_needs
 
 
@@ -33,7 +34,7 @@ def lose(tensor, value=math.nan):
 
 def outcome(tmp_path, config, needs=None):
     store = Store(tmp_path)
-    status = trial.run_trial(config, ID, needs or {}, store, tmp_path)
+    status = trial.run_trial(Job(config, ID, needs or {}, store, tmp_path))
     summary = store.summary(ID)
     assert summary["status"] == status
     return status, summary, store.epochs(ID)
@@ -117,7 +118,7 @@ def test_a_teacher_with_lost_weights_is_refused(tmp_path):
     weights["linear.bias"][0] = math.nan
     checkpoint.save(path, {"network": weights})
     with pytest.raises(trial.InputError, match=r"weights\.pt: weights of the teacher.*linear\.bias"):
-        trial.run_trial(config, ID, needs, store, tmp_path)
+        trial.run_trial(Job(config, ID, needs, store, tmp_path))
 
 
 def test_infinite_constants_of_a_network_are_its_own_affair(tmp_path, monkeypatch):

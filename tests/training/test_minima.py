@@ -10,6 +10,7 @@ from bench.records.store import Store
 from bench.reporting.assembly import make_cells
 from bench.reporting.minima import barrier_table, sharpness_table
 from bench.reporting.records import read_experiment
+from bench.training.job import Job
 from bench.training.minima import final_trials, pairs
 from bench.training.sharpness import barrier, sharpness, subject
 from bench.training.trial import run_trial
@@ -42,7 +43,7 @@ def test_an_experiment_is_measured_once_and_reported(tmp_path, capsys):
     for arm, seed in wanted[:3]:
         bits = "1/1" if arm == "A" else "1/2"
         config = make_config(seed=seed, epochs=1, bits=bits)
-        assert run_trial(config, IDS[arm, seed], {}, store, tmp_path) == "done"
+        assert run_trial(Job(config, IDS[arm, seed], {}, store, tmp_path)) == "done"
     store.write_index("one", TEXT, [line(*place) for place in wanted])
     places = ["--results", str(tmp_path), "--data", str(tmp_path)]
     numbers = ["--images", "32", "--draws", "2", "--size", "0.1", "0.5", "--points", "3"]

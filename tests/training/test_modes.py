@@ -23,6 +23,7 @@ from bench.quantizers.functional import pass_inside
 from bench.records.store import Store
 from bench.training import execution
 from bench.training.capture import Recording
+from bench.training.job import Job
 from bench.training.loop import Run
 from bench.training.resume import resume
 from bench.training.trial import run_trial
@@ -412,7 +413,7 @@ def test_the_fallback_is_recorded_and_said_once(monkeypatch, tmp_path, capsys, c
     store, told = Store(tmp_path), []
     session = Session({}, {}, {}, store, Progress({"a": "A", "b": "B"}, {}, {}), Stop())
     for id in ("a" * 16, "b" * 16):
-        assert run_trial(trial, id, {}, store, tmp_path, on_epoch=told.append) == "done"
+        assert run_trial(Job(trial, id, {}, store, tmp_path, on_epoch=told.append)) == "done"
         how = store.read_trial(id)["execution"]
         assert how["mode"] == "eager" and "compiler" in how["fallback"]
     notes = [line for line in told if "note" in line]
@@ -453,9 +454,9 @@ def test_a_capture_that_fails_falls_back_before_the_first_step(monkeypatch, tmp_
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
 
     trial, store, told = config(epochs=1), Store(tmp_path), []
-    assert run_trial(trial, "a" * 16, {}, store, tmp_path) == "done"  # emulated
+    assert run_trial(Job(trial, "a" * 16, {}, store, tmp_path)) == "done"  # emulated
     monkeypatch.setattr(Recording, "_call", fails)
-    assert run_trial(trial, "b" * 16, {}, store, tmp_path, on_epoch=told.append) == "done"
+    assert run_trial(Job(trial, "b" * 16, {}, store, tmp_path, on_epoch=told.append)) == "done"
     how = store.read_trial("b" * 16)["execution"]
     assert (
         how["mode"] == "eager" and "not permitted" in how["fallback"] and "not permitted" in told[0]["note"]
@@ -471,7 +472,7 @@ def test_emulated_bf16_warns_with_an_estimate(native, monkeypatch, tmp_path, cap
     monkeypatch.setattr(execution, "instruction_sets", lambda: sets)
     told, store = [], Store(tmp_path)
     trial = config(epochs=1, precision="bf16", optimizer="sgd")
-    assert run_trial(trial, ID, {}, store, tmp_path, on_epoch=told.append) == "done"
+    assert run_trial(Job(trial, ID, {}, store, tmp_path, on_epoch=told.append)) == "done"
     notes = [line["note"] for line in told if "note" in line]
     assert len(notes) == (0 if native else 1) and ("emulates" in caplog.text) is (not native)
     if notes:

@@ -9,6 +9,7 @@ from bench import datasets
 from bench.costs import measure
 from bench.records.store import Store
 from bench.training import trial
+from bench.training.job import Job
 from tests.configs import make_config
 
 ID = "0" * 16
@@ -41,7 +42,7 @@ def test_trial_and_measurement_train_the_same_network(case, tmp_path, monkeypatc
         return "stopped"
 
     monkeypatch.setattr(trial, "train", three_steps)
-    trial.run_trial(config, ID, {}, Store(tmp_path), tmp_path)
+    trial.run_trial(Job(config, ID, {}, Store(tmp_path), tmp_path))
     measured = measure.make_run(config, datasets.load(config.dataset, tmp_path), "cpu")
     for step in range(3):
         measure.step_at(measured, step)()

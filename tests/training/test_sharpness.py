@@ -16,6 +16,7 @@ from bench.errors import InputError
 from bench.records.store import Store
 from bench.training import sharpness
 from bench.training.evaluate import reestimate_batch_norm
+from bench.training.job import Job
 from bench.training.sharpness import barrier, filter_noise, path_losses, rise_under_noise, subject, untrained
 from bench.training.trial import run_trial
 from tests.configs import make_config
@@ -74,7 +75,7 @@ def store(tmp_path_factory):
         (OTHER, {"seed": 2}),
         (XNOR, {"quantizer": "xnor", "epochs": 1}),
     ):
-        assert run_trial(make_config(**fields), id, {}, store, folder) == "done"
+        assert run_trial(Job(make_config(**fields), id, {}, store, folder)) == "done"
     return store
 
 
@@ -117,7 +118,7 @@ def test_a_path_ends_at_both_trials_and_leaves_them_alone(store, tmp_path):
 
 
 def test_no_line_joins_networks_of_other_shapes(store, tmp_path):
-    run_trial(make_config(width=0.25, epochs=1), "4" * 16, {}, store, tmp_path)
+    run_trial(Job(make_config(width=0.25, epochs=1), "4" * 16, {}, store, tmp_path))
     one, other = (subject(store, id, tmp_path, 64) for id in (ONE, "4" * 16))
     with pytest.raises(InputError, match="no line joins the weights"):
         path_losses(one, other, 3)

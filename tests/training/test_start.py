@@ -19,6 +19,7 @@ from bench.networks.adoption import renamed
 from bench.randomness import Clock
 from bench.records.store import Store
 from bench.training import checkpoint, start, trial
+from bench.training.job import Job
 from tests.training.test_trial import ID, TEACHER, make_config, progressive
 
 UNMOVED = {"learning_rate": 1e-30, "epochs": 1}  # a step too small to move a float32 weight
@@ -35,7 +36,7 @@ def trained(**fields) -> dict[str, torch.Tensor]:
 
 def run(config, folder, needs=None):
     store = Store(folder / "runs")
-    assert trial.run_trial(config, ID, needs or {}, store, folder) == "done"
+    assert trial.run_trial(Job(config, ID, needs or {}, store, folder)) == "done"
     return checkpoint.load(store.folder(ID) / "weights.pt", "cpu")["network"]
 
 
@@ -70,7 +71,7 @@ def test_learned_scales_begin_as_a_measure_of_the_given_weights(tmp_path):
 
 def test_training_begins_with_the_weights_of_a_trial_which_a_run_waits_for(tmp_path):
     store = Store(tmp_path / "runs")
-    trial.run_trial(make_config(**FULL), TEACHER, {}, store, tmp_path)
+    trial.run_trial(Job(make_config(**FULL), TEACHER, {}, store, tmp_path))
     config = make_config(start=f"trial:{TEACHER}", **UNMOVED)
 
     class Wanted:

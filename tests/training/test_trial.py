@@ -14,6 +14,7 @@ from bench.experiments.config import TrialConfig
 from bench.experiments.roles import needed_roles
 from bench.records.store import Store
 from bench.training import checkpoint
+from bench.training.job import Job
 from bench.training.trial import comparable, run_trial
 from tests.configs import make_config
 
@@ -53,14 +54,14 @@ def with_needs(config: TrialConfig, store: Store, data_dir) -> dict[str, str]:
     for role in needed_roles(config.strategy):
         name = needs[role] = {"teacher": TEACHER, "start": START}[role]
         if store.summary(name) is None:
-            run_trial(TrialConfig.model_validate(config.strategy[role]), name, {}, store, data_dir)
+            run_trial(Job(TrialConfig.model_validate(config.strategy[role]), name, {}, store, data_dir))
     return needs
 
 
 def test_a_trial_leaves_a_complete_record(tmp_path):
     store, seen = Store(tmp_path), []
     config = make_config(strategy=progressive("sum"), holdout=20)
-    assert run_trial(config, ID, {}, store, tmp_path, on_epoch=seen.append) == "done"
+    assert run_trial(Job(config, ID, {}, store, tmp_path, on_epoch=seen.append)) == "done"
     lines, summary, trial = store.epochs(ID), store.summary(ID), store.read_trial(ID)
     assert seen == lines and [line["epoch"] for line in lines] == [1, 2]
     first, last = lines
@@ -85,8 +86,8 @@ def test_a_trial_leaves_a_complete_record(tmp_path):
 def test_evaluate_every_leaves_the_weights_and_the_last_epoch_as_they_are(tmp_path):
     every, third = Store(tmp_path / "every"), Store(tmp_path / "third")
     fields = {"strategy": progressive("sum"), "holdout": 20, "epochs": 5}
-    run_trial(make_config(**fields), ID, {}, every, tmp_path)
-    run_trial(make_config(**fields, evaluate_every=3), ID, {}, third, tmp_path)
+    run_trial(Job(make_config(**fields), ID, {}, every, tmp_path))
+    run_trial(Job(make_config(**fields, evaluate_every=3), ID, {}, third, tmp_path))
     assert equal_weights(weights(every), weights(third))
     measured = {"val_acc", "test_acc", "test_acc_expanded", "test_correct", "test_seen"}
     for whole, sparse in zip(record(every)[0], record(third)[0], strict=True):
@@ -101,13 +102,13 @@ def test_evaluate_every_leaves_the_weights_and_the_last_epoch_as_they_are(tmp_pa
 def test_evaluate_test_false_reads_no_test_image_and_judges_the_deployed_network(tmp_path, monkeypatch):
     fields = {"strategy": progressive("sum"), "holdout": 20}
     both, blind = Store(tmp_path / "both"), Store(tmp_path / "blind")
-    run_trial(make_config(**fields), ID, {}, both, tmp_path)
+    run_trial(Job(make_config(**fields), ID, {}, both, tmp_path))
 
     def refuse(*_arguments):
         raise AssertionError("a test image was read")
 
     monkeypatch.setattr("bench.datasets.device_batches.DeviceData.test_batches", refuse)
-    assert run_trial(make_config(**fields, evaluate_test=False), ID, {}, blind, tmp_path) == "done"
+    assert run_trial(Job(make_config(**fields, evaluate_test=False), ID, {}, blind, tmp_path)) == "done"
     assert equal_weights(weights(both), weights(blind))
     lines, summary = blind.epochs(ID), blind.summary(ID)
     assert all(line[key] is None for line in lines for key in line if key.startswith("test_"))
@@ -155,12 +156,14 @@ def test_stopped_anywhere_and_resumed_a_trial_ends_the_same(case, tmp_path):
     whole, pieces = Store(tmp_path / "whole"), Store(tmp_path / "pieces")
     for store in (whole, pieces):
         needs = with_needs(config, store, tmp_path)
-    assert run_trial(config, ID, needs, whole, tmp_path) == "done"
+    assert run_trial(Job(config, ID, needs, whole, tmp_path)) == "done"
     sessions = 0
     while True:
         steps = itertools.count(1)
         sessions += 1
-        outcome = run_trial(config, ID, needs, pieces, tmp_path, stop=lambda steps=steps: next(steps) == 2)
+        outcome = run_trial(
+            Job(config, ID, needs, pieces, tmp_path, stop=lambda steps=steps: next(steps) == 2)
+        )
         if outcome == "done":
             break
     assert sessions >= 3
@@ -173,11 +176,11 @@ def test_stopped_anywhere_and_resumed_a_trial_ends_the_same(case, tmp_path):
 def test_lines_without_a_checkpoint_are_kept_and_trained_again_alike(tmp_path):
     store = Store(tmp_path)
     config = make_config()
-    run_trial(config, ID, {}, store, tmp_path)
+    run_trial(Job(config, ID, {}, store, tmp_path))
     expected = record(store)
     (store.folder(ID) / "summary.json").unlink()
     store.write_epochs(ID, store.epochs(ID)[:1])
-    assert run_trial(config, ID, {}, store, tmp_path) == "done"
+    assert run_trial(Job(config, ID, {}, store, tmp_path)) == "done"
     assert record(store) == expected
 
 
@@ -186,27 +189,27 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
     config = make_config()
     for at in (2, 4):
         steps = itertools.count(1)
-        run_trial(config, ID, {}, store, tmp_path, stop=lambda steps=steps, at=at: next(steps) == at)
+        run_trial(Job(config, ID, {}, store, tmp_path, stop=lambda steps=steps, at=at: next(steps) == at))
     path = store.checkpoint(ID)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert checkpoint.load(path, "cpu")["step"] == 2
-    assert run_trial(config, ID, {}, store, tmp_path) == "done"
+    assert run_trial(Job(config, ID, {}, store, tmp_path)) == "done"
     undisturbed = Store(tmp_path / "undisturbed")
-    run_trial(config, ID, {}, undisturbed, tmp_path)
+    run_trial(Job(config, ID, {}, undisturbed, tmp_path))
     assert record(store) == record(undisturbed) and equal_weights(weights(store), weights(undisturbed))
 
 
 def test_a_factor_of_zero_from_the_start_has_the_records_of_plain(tmp_path):
     none = {"kind": "step", "at": [0.0], "values": [0.0]}
     plain, faded = Store(tmp_path / "plain"), {}
-    run_trial(make_config(), ID, {}, plain, tmp_path)
+    run_trial(Job(make_config(), ID, {}, plain, tmp_path))
     strategies = [
         progressive(merge, factor=none) for merge in ("sum", "difference", "concat", "preactivation")
     ]
     strategies.append({"kind": "anneal", "factor": none})
     for index, strategy in enumerate(strategies):
         faded = Store(tmp_path / str(index))
-        run_trial(make_config(strategy=strategy), ID, {}, faded, tmp_path)
+        run_trial(Job(make_config(strategy=strategy), ID, {}, faded, tmp_path))
         assert record(faded) == record(plain), strategy
         assert equal_weights(weights(faded), weights(plain)), strategy
 
@@ -216,7 +219,7 @@ def test_two_arms_of_one_seed_share_initial_weights_and_batches(tmp_path):
     store = Store(tmp_path)
     for trial_id, strategy in (("1" * 16, {"kind": "plain"}), ("2" * 16, progressive("concat"))):
         config = make_config(strategy=strategy, learning_rate=1e-30, epochs=1)
-        run_trial(config, trial_id, {}, store, tmp_path, stop=lambda: False)
+        run_trial(Job(config, trial_id, {}, store, tmp_path, stop=lambda: False))
     one, other = weights(store, "1" * 16), weights(store, "2" * 16)
     assert one.keys() == other.keys()
     kernels = [name for name in one if one[name].dim() > 1]  # a batch norm's shift starts at 0 and does move
@@ -226,7 +229,7 @@ def test_two_arms_of_one_seed_share_initial_weights_and_batches(tmp_path):
 def test_divergence_is_a_result(tmp_path):
     store = Store(tmp_path)
     config = make_config(quantizer="full_precision", bits="32/32", learning_rate=1e30)
-    assert run_trial(config, ID, {}, store, tmp_path) == "diverged"
+    assert run_trial(Job(config, ID, {}, store, tmp_path)) == "diverged"
     summary = store.summary(ID)
     assert summary["status"] == "diverged" and "not finite" in summary["reason"]
     assert summary["final_test_acc"] is None
@@ -235,14 +238,14 @@ def test_divergence_is_a_result(tmp_path):
 
 def test_a_network_at_chance_is_flagged(tmp_path):
     store = Store(tmp_path)
-    run_trial(make_config(learning_rate=1e-30, epochs=1), ID, {}, store, tmp_path)
+    run_trial(Job(make_config(learning_rate=1e-30, epochs=1), ID, {}, store, tmp_path))
     assert store.summary(ID)["flags"] == ["at_chance"]
 
 
 def test_an_upper_bound_that_keeps_its_branch_reports_the_expanded_network(tmp_path):
     store = Store(tmp_path)
     strategy = progressive("sum", factor={"kind": "constant", "keep": True})
-    run_trial(make_config(strategy=strategy), ID, {}, store, tmp_path)
+    run_trial(Job(make_config(strategy=strategy), ID, {}, store, tmp_path))
     summary, last = store.summary(ID), store.epochs(ID)[-1]
     assert summary["final_test_acc"] is None and summary["best_test_acc"] is None
     assert summary["final_test_acc_expanded"] == last["test_acc_expanded"] is not None
@@ -252,13 +255,13 @@ def test_other_hardware_is_refused_unless_accepted(tmp_path):
     store = Store(tmp_path)
     config = make_config()
     steps = itertools.count(1)
-    assert run_trial(config, ID, {}, store, tmp_path, stop=lambda: next(steps) == 3) == "stopped"
+    assert run_trial(Job(config, ID, {}, store, tmp_path, stop=lambda: next(steps) == 3)) == "stopped"
     trial = store.read_trial(ID)
     trial["execution"]["device"] = "another processor"
     store.write_trial(ID, trial)
     with pytest.raises(InputError, match=r"another processor.*--fresh.*--accept-other-hardware"):
-        run_trial(config, ID, {}, store, tmp_path)
-    assert run_trial(config, ID, {}, store, tmp_path, accept_other_hardware=True) == "done"
+        run_trial(Job(config, ID, {}, store, tmp_path))
+    assert run_trial(Job(config, ID, {}, store, tmp_path, accept_other_hardware=True)) == "done"
     resumes = (store.folder(ID) / "resumes.jsonl").read_text()
     assert "another processor" in resumes
 
@@ -269,7 +272,7 @@ def test_missing_weights_of_a_teacher_are_named(tmp_path):
     needs = with_needs(config, store, tmp_path)
     (store.folder(TEACHER) / "weights.pt").unlink()
     with pytest.raises(InputError, match=f"teacher {TEACHER}"):
-        run_trial(config, ID, needs, store, tmp_path)
+        run_trial(Job(config, ID, needs, store, tmp_path))
 
 
 def test_training_flops_count_branch_steps_and_teachers(tmp_path):
@@ -278,7 +281,7 @@ def test_training_flops_count_branch_steps_and_teachers(tmp_path):
     for index, strategy in enumerate(({"kind": "plain"}, progressive("sum"), apprentice("B"))):
         trial_id = f"{index:016x}"
         config = make_config(strategy=strategy)
-        run_trial(config, trial_id, with_needs(config, store, tmp_path), store, tmp_path)
+        run_trial(Job(config, trial_id, with_needs(config, store, tmp_path), store, tmp_path))
         flops[strategy["kind"]] = store.summary(trial_id)["train_flops"]
     conv0, classifier = 3 * 6 * 25 * 36**2, 64 * 10
     expanded = (

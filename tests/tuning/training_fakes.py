@@ -17,8 +17,9 @@ def accuracy(config, epoch: int) -> float:
     return 80.0 - 5.0 * distance**2 - until - 20.0 / epoch - config.seed % 10 / 100
 
 
-def train(config, trial_id, needs, store, data_dir, device, *, stop, on_epoch=None, **options):
+def train(job):
     """Record epochs behind those already recorded. ``pause`` in the data folder slows it down."""
+    config, trial_id, needs, store, data_dir = job.config, job.trial_id, job.needs, job.store, job.data_dir
     with open(data_dir / "calls.txt", "a") as file:
         file.write(f"{trial_id} {len(store.epochs(trial_id))}\n")
     for role, needed in needs.items():
@@ -40,9 +41,9 @@ def train(config, trial_id, needs, store, data_dir, device, *, stop, on_epoch=No
         if (data_dir / "kill").exists() and len(os.listdir(store.root / "trials")) > 7:
             os.kill(os.getppid(), signal.SIGKILL)  # the launcher, in the middle of the search
             time.sleep(5.0)
-        if on_epoch:
-            on_epoch(line)
-        if len(lines) < config.epochs and stop():
+        if job.on_epoch:
+            job.on_epoch(line)
+        if len(lines) < config.epochs and job.stop():
             return "stopped"
     store.write_summary(
         trial_id,
