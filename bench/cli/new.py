@@ -104,10 +104,7 @@ def file_text(
     width: float | None = None,
     epochs: int | None = None,
 ) -> str:
-    """Return the text of a starting file.
-
-    Raises ``InputError`` for an unknown data set, network or quantizer.
-    """
+    """Return a starting file's text; raises ``InputError`` for an unknown data set, network or quantizer."""
     tables = {}
     for group, name in (("datasets", dataset), ("networks", network), ("quantizers", quantizer)):
         tables[group] = as_table(group, name)

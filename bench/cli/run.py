@@ -73,10 +73,7 @@ def run_command(args: argparse.Namespace) -> int:
 
 
 def run(selection: Selection, options: RunOptions, report: str) -> int:
-    """Run the selected trials from this process and say how they ended; return the exit status.
-
-    ``report`` is the command that shows the results; it is printed last.
-    """
+    """Run the selected trials from here, say how they ended and, last, ``report``; return the exit status."""
     experiment = selection.load(options.data_dir)
     options.check()
     devices = _devices(experiment, options)

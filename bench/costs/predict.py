@@ -165,10 +165,7 @@ def steps_per_epoch(config: TrialConfig, train_count: int) -> int:
 
 
 def measured_mode(config: TrialConfig, total_steps: int, device: str) -> str:
-    """Return the mode in which trials like this are measured: their own, but "eager" for compiled trials.
-
-    Compiling would take longer than a measurement may. The eager time is an upper bound of the compiled time.
-    """
+    """Return the mode that is measured: the trial's own, but "eager" for compiled: an upper bound."""
     if not device.startswith("cuda"):
         return "eager"
     from bench.training import execution
@@ -178,10 +175,7 @@ def measured_mode(config: TrialConfig, total_steps: int, device: str) -> str:
 
 
 def known_seconds(configs: Mapping[str, TrialConfig], device: str, data_dir: Path) -> dict[str, float]:
-    """Return the predicted seconds, by id, of the trials whose kind was measured on ``device`` before.
-
-    Nothing is measured here.
-    """
+    """Return the predicted seconds, by id, of the trials whose kind was measured on ``device`` before."""
     if device != "cpu" and not device.startswith("cuda"):  # a device of a cluster
         return {}
     kept, found = KeptCosts(device), {}

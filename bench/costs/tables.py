@@ -39,10 +39,7 @@ def _name(config: TrialConfig) -> str:
 
 @dataclass
 class _Estimates:
-    """Seconds of every trial, by its id and by its name in the table; bytes by its name.
-
-    ``bound``: some trials will be compiled but were measured eager, so their seconds are an upper bound.
-    """
+    """Seconds by trial and by name, bytes by name; ``bound``: some of the seconds are an upper bound."""
 
     by_id: dict[str, float] = field(default_factory=dict)
     by_name: dict[str, list[float]] = field(default_factory=dict)

@@ -119,10 +119,7 @@ class ChosenImages(Batches):
         self._order: tuple[int, Tensor] | None = None
 
     def indices(self, step: int) -> Tensor:
-        """Return the indices of this worker's images in the batch of ``step``, among the training images.
-
-        They are int64 (batch_size / world_size,) on the device.
-        """
+        """Return this worker's images in the batch of ``step``: int64 (batch_size / world_size,)."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
             key = key_of(self._seed, "order", epoch)
@@ -131,10 +128,7 @@ class ChosenImages(Batches):
         return batch if self._worker == ALONE else batch[self._samples]
 
     def _estimated(self, count: int, batch_size: int) -> Iterator[Tensor]:
-        """Yield this worker's indices of ``count`` batches, in a random order that the seed determines.
-
-        The order begins again at its end.
-        """
+        """Yield this worker's indices of ``count`` batches, in a random order of the seed, over and over."""
         order = permutation(self.train_count, key_of(self._seed, "estimation"), self.device)
         places = rows(batch_size, self._worker).to(self.device)
         for batch in range(count):

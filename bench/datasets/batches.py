@@ -45,7 +45,4 @@ class Batches(Protocol):
         """Iterate over the held-out training images, un-augmented; nothing where ``holdout`` is 0."""
 
     def estimation_batches(self, count: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Iterate over ``count`` batches of un-augmented training images in a random order fixed by the seed.
-
-        The order begins again at its end.
-        """
+        """Iterate over ``count`` un-augmented training batches in an order of the seed, over and over."""

@@ -71,10 +71,7 @@ class DeviceData(ChosenImages):
         return (self.indices(step),)
 
     def prepare(self, indices: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """Gather, augment and normalise a training batch; ``step`` is a 0-d int64 tensor.
-
-        ``torch.compile`` can compile this method.
-        """
+        """Gather, augment and normalise a training batch; ``step`` is 0-d int64. This can be compiled."""
         images, labels = (part.index_select(0, indices) for part in self._train)
         key = combine(self._augmentation_key, step)
         if self._augmentation == "svhn":

@@ -282,10 +282,7 @@ def _members(path: Path, start: int = 0, length: int | None = None) -> Iterator[
 
 
 def _solution(path: Path) -> dict[int, str]:
-    """Return the synset of each validation image by its number, from Kaggle's table.
-
-    The columns of the table are ``ImageId,PredictionString``.
-    """
+    """Return each validation image's synset by its number, from Kaggle's ``ImageId,PredictionString``."""
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             rows = list(csv.reader(stream))
@@ -301,10 +298,7 @@ def _solution(path: Path) -> dict[int, str]:
 
 
 def _devkit(path: Path, md5: str) -> dict[int, str]:
-    """Return the synset of each validation image by its number, from the devkit.
-
-    The devkit is read only after its MD5 matched.
-    """
+    """Return the synset of each validation image by its number, from the devkit once its MD5 matched."""
     import scipy.io
 
     try:

@@ -108,10 +108,7 @@ def _complete(target: Path) -> Iterator[Path]:
 
 
 def _split_files(folder: Path) -> dict[str, list[Path]]:
-    """Return the Parquet files of the training and of the test images.
-
-    The name of a file tells its part: ``train-00000-of-00001.parquet``.
-    """
+    """Return the Parquet files of training and of test images by their names (``train-00000-...``)."""
     if not folder.is_dir():
         raise InputError(
             f"{clean(folder)}: there is no such folder; expected one of Parquet files, or torchvision:CLASS"

@@ -26,10 +26,7 @@ class Arrays:
 
 
 class Images(Protocol):
-    """Images read one by one, from several threads at once.
-
-    ``index`` (N,) has the type ``bench.datasets.photographs.images.RECORD``.
-    """
+    """Images read one by one, from several threads; ``index`` (N,) has the type ``images.RECORD``."""
 
     index: np.ndarray
 

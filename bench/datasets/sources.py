@@ -86,10 +86,7 @@ class Source:
         raise NotImplementedError
 
     def remarks(self, options: Mapping[str, Any], data_dir: Path, thorough: bool = False) -> list[str]:
-        """Return remarks on the files that are not read (other suffixes, dangling links, ...).
-
-        With ``thorough`` the images are opened, too; otherwise the answer is quick.
-        """
+        """Return remarks on files that are not read; ``thorough`` opens the images, which takes long."""
         return []
 
     def begun(self, options: Mapping[str, Any], data_dir: Path) -> bool:

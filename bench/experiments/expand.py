@@ -178,10 +178,7 @@ def resolve_arms(file: ExperimentFile, library: Library, problems: Problems) -> 
 
 
 def _report(resolution: Resolution, arm: PlannedArm, problems: Problems) -> list[str]:
-    """Report the error of a resolution, each line under the table that its field came from.
-
-    Returns the lines about fields that stand nowhere.
-    """
+    """Report the error of a resolution under the tables of its fields; return the lines about no table."""
     missing, origin = [], resolution.stacked.origin
     for line in str(resolution.error).splitlines():
         key = tuple(re.split(r"[:\[]", line, maxsplit=1)[0].split("."))

@@ -49,10 +49,7 @@ class Library:
         return config.model_copy(update={"start": sealed})
 
     def steps_per_epoch(self, config: TrialConfig) -> int | None:
-        """Return the training steps of an epoch, None where the number of images is not known.
-
-        Raises ``InputError`` where the data set is too small for the recipe.
-        """
+        """Return the training steps of an epoch, None if not known; ``InputError`` for too few images."""
         total = self._facts(config)[1]
         if total is None:
             return None

@@ -150,10 +150,7 @@ def _default_recipe(dataset: Any) -> str | None:
 
 
 def sealed(config: TrialConfig) -> TrialConfig:
-    """Return ``config`` with the checksum of the code that its network is.
-
-    Raises where this code, or that of a part of another package, is not allowed on the command line.
-    """
+    """Return ``config`` with the checksum of its network's code; raises where code is not allowed."""
     for name, group in CHOICES.items():
         _check_allowed(group, getattr(config, name), name)
     network = permission.sealed(config.network)
@@ -188,10 +185,7 @@ def check_steps(config: TrialConfig, library: Library) -> None:
 
 
 def with_teachers(config: TrialConfig, library: Library) -> tuple[TrialConfig, dict[str, TrialConfig]]:
-    """Complete the further networks of the strategy.
-
-    Returns the configuration and, by role, the networks that are trials of their own.
-    """
+    """Complete the strategy's networks; return the configuration and, by role, those that are trials."""
     strategy, needs = dict(config.strategy), {}
     for role in roles(config.strategy):
         teacher = _teacher(config, strategy[role.name], f"strategy.{role.name}", library)

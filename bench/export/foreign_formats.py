@@ -40,10 +40,7 @@ _EXACT_RULES = (
 
 
 def write_onnx(path: Path, plain: fx.GraphModule) -> None:
-    """Write ``plain`` to ``path`` in standard operators, the low-precision weights as float32 numbers.
-
-    Raises ``InputError`` where onnx or onnxscript is not installed.
-    """
+    """Write ``plain`` in standard operators; raises ``InputError`` without onnx or onnxscript."""
     _needs("onnx", "onnxscript")
     _export_onnx(path, plain, plain.input_size, "onnx")  # type: ignore[arg-type]
 
@@ -104,10 +101,7 @@ def run_onnx(path: Path) -> Runner:
 
 
 def run_qonnx(path: Path) -> Runner:
-    """Return the network in a QONNX file as a function of images; qonnx' own executor computes.
-
-    Raises ``InputError`` as ``run_onnx`` does.
-    """
+    """Return a QONNX file's network as a function of images, run by qonnx; raises as ``run_onnx``."""
     _needs("onnx", "qonnx")
     import onnx
     from google.protobuf.message import DecodeError

@@ -42,10 +42,7 @@ class Planned:
 
 
 def plan(trials: Iterable[Trial], store: Store) -> list[Planned]:
-    """Return what a run would do with each trial, in the order given.
-
-    Raises ``InputError`` for a trial without an id: its data is absent.
-    """
+    """Return what a run would do with each trial, in order; ``InputError`` where its data is absent."""
     planned = []
     for trial in trials:
         if trial.id is None:

@@ -54,10 +54,7 @@ class Pool:
         self._memory_kills = _out_of_memory_kills()
 
     def run(self) -> None:
-        """Run the trials until none is left to start or a stop was asked for.
-
-        A second Ctrl-C kills the processes; each trial then goes on from its last checkpoint at the next run.
-        """
+        """Run the trials until none can start or a stop was asked for; a second Ctrl-C kills them."""
         session = self.session
         session.stop.hooks.append(self._ask_to_stop)
         try:
@@ -128,10 +125,7 @@ class Pool:
             self.session.died(id, self._cause_of_death(code), seconds)
 
     def _idle_process(self, device: str) -> TrialProcess | None:
-        """Return an idle process of ``device`` or a new one, None where no further process can be started.
-
-        Raises ``InputError`` where not even one process can be started.
-        """
+        """Return an idle or a new process of ``device``, None without; ``InputError`` for not even one."""
         for process in self.processes:
             if process.task is None and process.device == device:
                 return process

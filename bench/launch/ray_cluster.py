@@ -47,10 +47,7 @@ def unavailable(address: str | None = None) -> str:
 
 @contextlib.contextmanager
 def cluster(address: str | None, devices: Sequence[str]) -> Iterator[dict[str, float]]:
-    """Start Ray on this machine, or join the cluster at ``address``; yield its resources ("CPU", "GPU", ...).
-
-    Raises ``InputError`` where Ray cannot be started or the cluster cannot be reached.
-    """
+    """Start Ray here, or join a cluster, and yield its resources; ``InputError`` where that fails."""
     import ray
 
     place = None if address else short_place()

@@ -51,10 +51,7 @@ def _compare(where: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> lis
 
 
 def differences(then: Store, now: Store, id: str) -> list[Difference]:
-    """Return the differences between the records of trial ``id`` in two stores.
-
-    Clocks, memory and provenance are not compared.
-    """
+    """Return the differences between two records of ``id``, but for clocks, memory and provenance."""
     found = _compare("trial.json", *(_completed(store.read_trial(id) or {}) for store in (then, now)))
     before, after = then.epochs(id), now.epochs(id)
     for a, b in zip(before, after, strict=False):
@@ -185,10 +182,7 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _reason_for_another_id(config: TrialConfig, id: str, record: Mapping[str, Any], checksum: str) -> str:
-    """Return why a recorded configuration has another identity today.
-
-    The data has changed, or the revision of an entry was raised.
-    """
+    """Return why a configuration has another identity today: the data, or an entry's revision."""
     data = _table(record, "provenance").get("data")
     if data is not None and data != checksum:
         return f"the data set '{config.dataset['kind']}' has changed: checksum {data} then, {checksum} now"
@@ -221,10 +215,7 @@ def _revised(document: dict[str, Any], where: str = "") -> Iterator[tuple[str, d
 def _run_again(
     store: Store, again: Store, trial: Trial, data_dir: Path, devices: list[str], function: str
 ) -> Stop:
-    """Train a trial in the store ``again``.
-
-    A teacher or start is taken from ``store`` where its weights are there; otherwise it is trained, too.
-    """
+    """Train a trial in the store ``again``, with teacher and start from ``store`` where they are there."""
     trials: list[Trial] = []
     for needed in filter(None, dict.fromkeys(trial.needs.values())):  # a trial may be teacher and start
         if (store.folder(needed) / "weights.pt").exists() and store.status(needed) == "done":

@@ -24,10 +24,7 @@ CONTEXT: Any = multiprocessing.get_context("spawn")
 
 
 class Child:
-    """A process that runs ``target(pipe, *arguments)``, and this end of its pipe.
-
-    Raises ``InputError`` where the system starts no further process.
-    """
+    """A process that runs ``target(pipe, *arguments)``; ``InputError`` where none can be started."""
 
     def __init__(self, target: Callable[..., None], *arguments: Any, name: str) -> None:
         self.pipe, far = CONTEXT.Pipe()

@@ -21,10 +21,7 @@ _OWNER = ".owner"
 
 @contextlib.contextmanager
 def temporary_folder(purpose: str, place: Path | None = None) -> Iterator[Path]:
-    """Make the folder ``bench-<purpose>-...`` in ``place`` (None: the system's), and remove it in the end.
-
-    Folders that killed processes of this user left in ``place`` are removed first.
-    """
+    """Make the folder ``bench-<purpose>-...`` for the block; leftovers of killed processes go first."""
     place = place or Path(tempfile.gettempdir())
     remove_abandoned(place)
     folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{purpose}-", dir=place))

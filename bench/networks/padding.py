@@ -18,10 +18,7 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 class SameMaxPool2d(nn.Module):
-    """Max-pooling with padding "SAME": (B, C, H, W) -> (B, C, ceil(H / stride), ceil(W / stride)).
-
-    The padding is -infinity, so it is never the largest element.
-    """
+    """Max-pooling with padding "SAME" by -infinity: (B, C, H, W) -> (B, C, ceil(H / s), ceil(W / s))."""
 
     def __init__(self, kernel: int, stride: int) -> None:
         super().__init__()

@@ -73,10 +73,7 @@ ENTRIES = [
 
 
 class PaddedShortcut(nn.Module):
-    """Option A of 1512.03385: every second pixel, and zeros for the new channels.
-
-    Without new channels and with stride 1 the shortcut is the identity.
-    """
+    """Option A of 1512.03385: every second pixel, zeros for new channels; without them the identity."""
 
     def __init__(self, new_channels: int, stride: int) -> None:
         super().__init__()

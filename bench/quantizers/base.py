@@ -65,17 +65,11 @@ class Quantizer(nn.Module):
         return w
 
     def stored_scales(self, w: Tensor) -> int:
-        """Return how many float32 scales the deployed network stores for ``w``.
-
-        By default the learned parameters.
-        """
+        """Return how many float32 scales the deployed network stores for ``w``: the learned parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def bound(self, x: Tensor) -> Tensor:
-        """Return the bounding map of activations alone; any shape.
-
-        It is what ``activation`` does at 32 bits.
-        """
+        """Return the bounding map of activations alone, which ``activation`` is at 32 bits; any shape."""
         return x
 
     def activation(self, x: Tensor) -> Tensor:
@@ -83,10 +77,7 @@ class Quantizer(nn.Module):
         return self.bound(x)
 
     def gradient(self, y: Tensor) -> Tensor:
-        """Return ``y``; where ``g_bits`` < 32, its gradient is quantized.
-
-        Applied to a convolution's output.
-        """
+        """Return a convolution's output ``y``, whose gradient is quantized where ``g_bits`` < 32."""
         return y
 
     def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor | None:

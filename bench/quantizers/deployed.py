@@ -51,10 +51,7 @@ def look_up(codes: Tensor, values: Tensor) -> Tensor:
 
 
 def codes_of(weight: Tensor, values: Tensor) -> Tensor:
-    """Return the uint8 codes of ``weight``, whose elements are exactly in ``values`` (levels, ...).
-
-    Raises ``ValueError`` where an element is none of the values.
-    """
+    """Return the uint8 codes of ``weight`` in ``values`` (levels, ...); ``ValueError`` for others."""
     codes = torch.full_like(weight, values.shape[0], dtype=torch.int16)
     for code, row in enumerate(values):
         codes = torch.where(weight == row, code, codes)

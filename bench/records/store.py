@@ -251,10 +251,7 @@ class Store(Experiments):
             os.close(fd)
 
     def inspect(self, id: str, *, mine: bool = False) -> State:
-        """Return where a trial stands and why. Everything is read, so that no damage stays hidden.
-
-        ``mine`` says that the caller holds the lock, so that it does not see itself as running.
-        """
+        """Return where a trial stands and why, from all its files; ``mine``: the caller has its lock."""
         folder = self.folder(id)
         owner = None if mine else self.holder(id)
         try:

@@ -124,10 +124,7 @@ def shipped() -> Path:
 
 
 def find_table(name: str, folders: Iterable[Path]) -> Path:
-    """Return the file of the table ``name``: in the first of ``folders`` that has it, else the shipped one.
-
-    Raises ``InputError`` naming the tables there are.
-    """
+    """Return the file of the table ``name`` in the first folder that has it, else the shipped one."""
     places = [*folders, shipped()]
     known = {path.stem for place in places if place.is_dir() for path in place.glob("*.csv")}
     if name not in known:  # also keeps names with slashes from leaving the folders
@@ -139,10 +136,7 @@ def find_table(name: str, folders: Iterable[Path]) -> Path:
 
 
 def load_table(path: Path, names: Names | None = None) -> list[Row]:
-    """Read a table of published numbers.
-
-    Raises ``InputError`` naming the file, and the line and column of each of the first few problems.
-    """
+    """Read a published table; ``InputError`` names file, line and column of the first few problems."""
     lines = _lines(path)
     if not lines:
         raise InputError(f"{path}: empty; expected a header with {', '.join(NEEDED)}")
@@ -267,10 +261,7 @@ _GROUPS: dict[str, type[BaseModel]] = {
 
 
 def load_names(folders: Iterable[Path] = ()) -> Names:
-    """Read ``names.toml`` of ``folders``, where they have one, and of the shipped folder, in this order.
-
-    Raises ``InputError`` naming the file and the key.
-    """
+    """Read ``names.toml`` of ``folders`` and the shipped one; ``InputError`` names file and key."""
     names = Names()
     for path in [folder / "names.toml" for folder in [*folders, shipped()]]:
         for key, value in (parse_toml(read_text(path), path) if path.is_file() else {}).items():

@@ -55,10 +55,7 @@ class Report:
 
 
 def cells_of(records: Records) -> list[Cell]:
-    """Return the cells of an experiment beside its published values.
-
-    Raises ``InputError`` for a bad or unknown published table.
-    """
+    """Return an experiment's cells beside its published values; ``InputError`` for a bad table."""
     folders = [records.folder / "published"] if records.folder is not None else []
     folders.append(Path("paper_tables") / "published")  # of the working copy
     names = load_names(folders)

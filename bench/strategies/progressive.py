@@ -107,10 +107,7 @@ class Progressive(Faded):
         return max(super().factor(step), *self.layer_factors(step).values(), 0.0)
 
     def prepare(self, network: Network, build: Build, weights: Weights) -> None:
-        """Give the layers in ``layer_factors`` their factors.
-
-        Raises ``InputError`` for a layer without a branch.
-        """
+        """Give ``layer_factors`` their factors; ``InputError`` for a layer without a branch."""
         if self.options["layer_factors"] is None:
             return
         branches = {name: m for name, m in low_precision_modules(network) if m.branch is not None}

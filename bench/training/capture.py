@@ -35,10 +35,7 @@ class Written:
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """Undo every step since the copies were made.
-
-        Moments that did not exist then become zeros; a first step gives the same result with zeros.
-        """
+        """Undo every step since the copies were made; moments that did not exist become zeros."""
         known = {id(tensor) for tensor, _ in self.copies}
         for tensor in _moments(self.optimizer):
             if id(tensor) not in known:
@@ -75,10 +72,7 @@ class Recording:
         self.replay()
 
     def record(self, inputs: tuple[Tensor, ...], stage: Hashable) -> None:
-        """Record the step in ``stage``, which the caller has set up; weights and moments stay as they were.
-
-        Raises ``RuntimeError``, as CUDA does, where something in the step cannot be recorded.
-        """
+        """Record the step in ``stage``, leaving no trace; ``RuntimeError`` where something cannot be."""
         self.forget()  # frees the memory of the stage that is over
         self.inputs = tuple(tensor.clone() for tensor in inputs)
         before = self.written()

@@ -181,10 +181,7 @@ def facts_of(path: Path) -> dict[str, Any]:
 
 
 def runner(format: str, path: Path) -> foreign.Runner:
-    """Return the network in a file as a function of images, run by the program that the format is for.
-
-    The format "integers" is a file of ``bench.load`` whose low-precision layers run on integers.
-    """
+    """Return the network in a file as a function of images, by its program or on "integers"."""
     readers: dict[str, Callable[[Path], foreign.Runner]] = {
         "onnx": foreign.run_onnx,
         "qonnx": foreign.run_qonnx,

@@ -224,10 +224,7 @@ def averaged(forward: Callable[..., Any], modules: Iterable[nn.Module], team: Te
 
 
 def keeping_gradients(forward: Callable[..., Any]) -> contextlib.AbstractContextManager[Any]:
-    """Return a context in which a backward pass adds to the gradients without averaging over the workers.
-
-    The next backward pass outside the context averages them.
-    """
+    """Return a context in which gradients add up without averaging, until a pass outside of it."""
     return forward.no_sync() if isinstance(forward, DistributedDataParallel) else contextlib.nullcontext()
 
 

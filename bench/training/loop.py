@@ -51,10 +51,7 @@ def train(
     save: Callable[[Run], None],
     record: Callable[[dict[str, Any]], None],
 ) -> str:
-    """Train ``run`` from its present step on.
-
-    Returns "done", "diverged", or "stopped" (a checkpoint is saved and the trial can be resumed).
-    """
+    """Train ``run`` from its present step; return "done", "diverged" or "stopped" (resumable)."""
     last_save, save_cost = time.monotonic(), 0.0
     while run.step < run.total_steps:
         run.train_step()
@@ -268,10 +265,7 @@ class Run:
         return line
 
     def _diagnose_layers(self, line: dict[str, Any], factor: float) -> None:
-        """Fill in ``branch_ratio`` of ``line``, and add the epoch's row of diagnostics.
-
-        Both are measured on the first batch of the images that the epoch evaluates.
-        """
+        """Fill in ``branch_ratio`` and the row of diagnostics, from the first batch that is evaluated."""
         if not self.team.first:  # the first worker's first batch is the first batch of the set
             return
         data = self.data
@@ -382,10 +376,7 @@ class Run:
         return self.config.batch_size * per_image
 
     def train_flops(self, steps: int) -> float:
-        """Return the floating-point operations of the first ``steps`` steps.
-
-        The training of a teacher that is a trial of its own counts in that trial, not here.
-        """
+        """Return the operations of the first ``steps`` steps, without those of a teacher's own trial."""
         on = sum(1 for step in range(steps) if self.strategy.factor(step) > 0.0)
         return on * self.step_flops(True) + (steps - on) * self.step_flops(False)
 

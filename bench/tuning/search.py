@@ -143,10 +143,7 @@ class Search:
         return self.experiment.tuning
 
     def _stale(self, line: dict[str, Any]) -> bool:
-        """Return whether an index line is of a final trial of this search, with values that were chosen once.
-
-        Such a line makes way for the values chosen now, or for none while the search goes on.
-        """
+        """Return whether an index line is of a final trial with values that this search chose before."""
         if line.get("arm") is None or line.get("profile") != self.experiment.profile:
             return False
         wanted = self._untuned.get(_arm_and_point(line))

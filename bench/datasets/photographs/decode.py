@@ -91,10 +91,7 @@ def size(data: bytes) -> tuple[int, int]:
 
 
 def rgb(data: bytes, short_side: int | None = None) -> Image:
-    """Return the decoded image in RGB, its short side reduced to ``short_side`` (bicubic, antialiased).
-
-    Raises ``BadImage``.
-    """
+    """Return the decoded image in RGB, its short side reduced (bicubic); raises ``BadImage``."""
     import PIL.Image
 
     image = opened(data)

@@ -92,10 +92,7 @@ class Listing:
         return total.hexdigest()
 
     def content(self) -> str:
-        """Return the digest of classes, labels and every image.
-
-        Raises ``InputError`` for an unreadable file.
-        """
+        """Return the digest of classes, labels and images; ``InputError`` for an unreadable file."""
 
         def digests(part: str) -> Iterator[tuple[int, bytes]]:
             for item in self.parts[part]:
@@ -135,10 +132,7 @@ def image_files(folder: Path, left_out: list[LeftOut] | None = None) -> list[str
 
 
 def of_classes(folder: Path, classes: Sequence[str], left_out: list[LeftOut]) -> list[Item]:
-    """Return the images of ``folder/CLASS`` and the folders below; what is not read is added to ``left_out``.
-
-    Raises ``InputError`` naming the classes without an image.
-    """
+    """Return the images below ``folder/CLASS`` and note the rest; ``InputError`` for empty classes."""
     for entry in _entries(folder):
         if not entry.is_dir():
             dangling = entry.is_symlink() and not os.path.exists(entry.path)
@@ -165,10 +159,7 @@ def of_classes(folder: Path, classes: Sequence[str], left_out: list[LeftOut]) ->
 
 
 def of_tree(root: Path) -> Listing:
-    """Return the images of ``root/train/CLASS`` and ``root/val/CLASS`` (or ``test``).
-
-    Raises ``InputError``.
-    """
+    """Return the images of ``root/train/CLASS`` and ``root/val/CLASS``; raises ``InputError``."""
     problem = form_problem(root)
     tests = test_folder(root)
     if problem or tests is None:

@@ -167,10 +167,7 @@ def _form(form: str, short_side: int | None) -> str:
 
 
 def _begun(folder: Path, plan: dict[str, Any]) -> bool:
-    """Return whether ``folder`` was begun with this plan.
-
-    Raises ``InputError`` where it was begun otherwise.
-    """
+    """Return whether ``folder`` was begun with this plan; ``InputError`` where it was begun otherwise."""
     try:
         known = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -201,10 +198,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 class _Note(NamedTuple):
-    """The facts of a finished shard, kept in ``train-00000.note`` while the other shards are written.
-
-    The file holds a line of JSON and then the bytes of the arrays.
-    """
+    """The facts of a finished shard in ``train-00000.note`` until all are written: JSON, then arrays."""
 
     begin: int  # position of the shard's first image in the listing
     next: int  # position of the first image behind it
@@ -390,10 +384,7 @@ def _half_written(path: Path) -> bool:
 
 
 def ask(text: str, yes: bool) -> bool:
-    """Print ``text`` and ask whether to go on; ``yes`` answers in advance.
-
-    Raises ``InputError`` where there is no terminal to ask on.
-    """
+    """Print ``text`` and ask whether to go on, unless ``yes``; ``InputError`` without a terminal."""
     print(inert(text), flush=True)
     if yes:
         return True

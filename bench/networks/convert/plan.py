@@ -87,10 +87,7 @@ class Plan:
 
 
 def make_plan(traced: Traced, kind: str, choices: Choices, probe: Quantizer) -> Plan:
-    """Return the plan for a traced network; ``kind`` of the quantizer and ``probe``, one of that kind.
-
-    Raises ``InputError`` for layers whose quantized input would be a constant.
-    """
+    """Return the plan for a traced network; ``InputError`` for layers whose quantized input is constant."""
     plan = Plan(traced)
     for node in traced.graph.nodes:
         role = role_of(traced, node)

@@ -52,10 +52,7 @@ _STYLE: dict[str, Any] = {
 
 
 class Drawn(Figure):
-    """A figure that is drawn without pyplot: no window, nothing to close, a user's backend is left alone.
-
-    A notebook shows it as it is saved.
-    """
+    """A figure that is drawn without pyplot: no window, nothing to close; a notebook shows it."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
