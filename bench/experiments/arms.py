@@ -15,19 +15,7 @@ from bench.experiments.toml_files import SETTABLE, Problems, check_fields
 from bench.text import clean
 
 # The columns of tables of published numbers that ``published`` can name.
-PUBLISHED_KEYS = (
-    "table",
-    "dataset",
-    "network",
-    "width",
-    "method",
-    "w_bits",
-    "a_bits",
-    "g_bits",
-    "metric",
-    "kind",
-    "source",
-)
+PUBLISHED_KEYS = tuple("table dataset network width method w_bits a_bits g_bits metric kind source".split())
 
 
 class ArmTable(BaseModel):

@@ -38,22 +38,11 @@ from bench.records.files import (
 from bench.records.locks import HEARTBEAT, SETTLE, SILENCE, Lock, Owner, acquire, sync_folder
 from bench.text import command
 
-SUMMARY_KEYS = (
-    "schema",
-    "status",
-    "reason",
-    "final_test_acc",
-    "final_test_acc_top5",
-    "final_val_acc",
-    "selected_test_acc",
-    "selected_epoch",
-    "best_test_acc",
-    "best_epoch",
-    "wall_seconds",
-    "peak_memory_bytes",
-    "model_bits",
-    "bit_operations",
-    "train_flops",
+SUMMARY_KEYS = tuple(
+    """
+    schema status reason final_test_acc final_test_acc_top5 final_val_acc selected_test_acc selected_epoch
+    best_test_acc best_epoch wall_seconds peak_memory_bytes model_bits bit_operations train_flops
+    """.split()
 )
 
 

@@ -71,23 +71,11 @@ def deployment_table(records: Records, cells: Sequence[Cell]) -> Table | None:
     return Table("deployment", title, columns, data, _NOTES, cells=[cell for cell, _, _ in entries])
 
 
-_KEYS = (
-    "format",
-    "file",
-    "sha256",
-    "file_bytes",
-    "tensor_bytes",
-    "accuracy",
-    "correct",
-    "seen",
-    "equal_logits",
-    "other_predictions",
-    "moved",
-    "wrong",
-    "difference",
-    "latency_ms",
-    "latency_spread_ms",
-    "processor",
+_KEYS = tuple(
+    """
+    format file sha256 file_bytes tensor_bytes accuracy correct seen equal_logits other_predictions moved
+    wrong difference latency_ms latency_spread_ms processor
+    """.split()
 )
 
 

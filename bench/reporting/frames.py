@@ -18,20 +18,7 @@ from bench.reporting.trial_rows import EPOCH_COLUMNS, TRIAL_COLUMNS
 
 _NESTED = ("config", "grid", "versions", "flags", "warnings")
 _FLAGS = ("kept", "dirty", "other_hardware")
-_TEXTS = (
-    "arm",
-    "baseline",
-    "baseline_id",
-    "role",
-    "profile",
-    "id",
-    "status",
-    "reason",
-    "data",
-    "commit",
-    "device",
-    "results",
-)
+_TEXTS = tuple("arm baseline baseline_id role profile id status reason data commit device results".split())
 _PLAIN = [name for name in TRIAL_COLUMNS if name not in _NESTED]
 
 

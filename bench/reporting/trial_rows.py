@@ -12,58 +12,18 @@ from bench.experiments.config import FIELDS, check_field, parse_bits
 from bench.records.files import StoreError
 from bench.records.store import Store
 
-TRIAL_COLUMNS = (
-    "arm",
-    "baseline",
-    "baseline_id",
-    "role",
-    "profile",
-    "seed",
-    "grid",
-    "id",
-    "status",
-    "reason",
-    "flags",
-    "warnings",
-    "config",
-    "accuracy",
-    "expanded",
-    "kept",
-    "top5",
-    "selected",
-    "best",
-    "correct",
-    "seen",
-    "epochs_done",
-    "step",
-    "wall_seconds",
-    "peak_memory_bytes",
-    "model_bits",
-    "bit_operations",
-    "train_flops",
-    "data",
-    "commit",
-    "dirty",
-    "versions",
-    "device",
-    "other_hardware",
-    "results",
+TRIAL_COLUMNS = tuple(
+    """
+    arm baseline baseline_id role profile seed grid id status reason flags warnings config accuracy expanded
+    kept top5 selected best correct seen epochs_done step wall_seconds peak_memory_bytes model_bits
+    bit_operations train_flops data commit dirty versions device other_hardware results
+    """.split()
 )
-EPOCH_COLUMNS = (
-    "epoch",
-    "step",
-    "train_loss",
-    "train_acc",
-    "val_acc",
-    "test_acc",
-    "test_acc_expanded",
-    "test_acc_top5",
-    "factor",
-    "lr",
-    "seconds",
-    "images_per_second",
-    "sign_flip_rate",
-    "branch_ratio",
+EPOCH_COLUMNS = tuple(
+    """
+    epoch step train_loss train_acc val_acc test_acc test_acc_expanded test_acc_top5 factor lr seconds
+    images_per_second sign_flip_rate branch_ratio
+    """.split()
 )
 _ACCURACIES = ("accuracy", "expanded", "top5", "selected", "best")
 _NUMBERS = ("wall_seconds", "peak_memory_bytes", "model_bits", "bit_operations", "train_flops")
