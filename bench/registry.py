@@ -111,7 +111,7 @@ class OptionDeclaration(BaseModel):
     max: Annotated[float | None, Field(description="the greatest number")] = None
     above: Annotated[float | None, Field(description="every number is greater")] = None
     below: Annotated[float | None, Field(description="every number is smaller")] = None
-    nullable: Annotated[bool, Field(description="null is a value")] = False
+    nullable: Annotated[bool, Field(description="null is a value, as where it is the default")] = False
     only_with: Annotated[
         dict[str, list[Any]],
         Field(description="the option can leave its default only beside these values of other options"),

@@ -147,9 +147,14 @@ _TYPES: dict[str, tuple[Any, str]] = {
 }
 
 
+def takes_null(spec: Mapping[str, Any]) -> bool:
+    """Return whether null is a value of an option: because it is the default, or by declaration."""
+    return bool(spec.get("nullable")) or spec.get("default", "") is None
+
+
 def _checked(value: Any, spec: Mapping[str, Any], where: str) -> Any:
     """Check one option against its declaration and return it in its canonical type."""
-    if value is None and spec.get("nullable"):
+    if value is None and takes_null(spec):
         return None
     if "choices" in spec:
         for choice in spec["choices"]:

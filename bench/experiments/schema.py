@@ -15,7 +15,7 @@ from bench.experiments.arms import ArmTable
 from bench.experiments.claims import ClaimTable
 from bench.experiments.config import TrialConfig
 from bench.experiments.file import FileTable, ProfileTable
-from bench.experiments.options import CHOICES
+from bench.experiments.options import CHOICES, takes_null
 from bench.experiments.tuning_table import TuningTable
 
 Schema = dict[str, Any]
@@ -137,7 +137,7 @@ def _option(spec: Any) -> Schema:
         schema |= {word: spec[bound] for bound, word in _BOUNDS.items() if bound in spec}
         if item:
             schema = {"type": "array", "minItems": 1, "items": schema}
-    if spec.get("nullable"):
+    if takes_null(spec):
         schema = {"anyOf": [schema, {"type": "null"}]}
     described = {"description": spec["help"]} if "help" in spec else {}
     return schema | described | ({"default": spec["default"]} if "default" in spec else {})

@@ -34,7 +34,6 @@ ENTRIES = [
             "quantized": {
                 "type": "names",
                 "default": None,
-                "nullable": True,
                 "help": "layers with quantized weights; null: conv1 to conv4, fc1, fc2; the release runs "
                 "conv1, conv3, conv4",
             },

@@ -28,7 +28,6 @@ ENTRIES = [
             "source": {
                 "type": "str",
                 "default": None,
-                "nullable": True,
                 "shown": False,
                 "help": "the checksum of its code, set when an experiment is expanded: edited code is "
                 "another trial",
@@ -36,7 +35,6 @@ ENTRIES = [
             "input_size": {
                 "type": "int",
                 "default": None,
-                "nullable": True,
                 "min": 1,
                 "max": 1024,
                 "help": "pixels, height and width; null: the attribute input_size of the network",

@@ -23,7 +23,6 @@ OPTIONS = {
     "eta": {
         "type": "float",
         "default": None,
-        "nullable": True,
         "min": 0.0,
         "below": 1.0,
         "help": "threshold as a part of max |w|; by default 0 for binary, 0.05 for ternary",

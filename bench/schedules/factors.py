@@ -65,21 +65,8 @@ FACTORS = [
         "factory": "step_factor",
         "help": "1, then values[i] from at[i] on",
         "options": {
-            "at": {
-                "type": "floats",
-                "default": None,
-                "nullable": True,
-                "min": 0,
-                "below": 1,
-                "help": "fractions of all steps",
-            },
-            "at_epochs": {
-                "type": "floats",
-                "default": None,
-                "nullable": True,
-                "min": 0,
-                "help": "the same in epochs",
-            },
+            "at": {"type": "floats", "default": None, "min": 0, "below": 1, "help": "fractions of all steps"},
+            "at_epochs": {"type": "floats", "default": None, "min": 0, "help": "the same in epochs"},
             "values": {
                 "type": "floats",
                 "min": 0,

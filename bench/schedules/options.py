@@ -2,21 +2,8 @@
 
 OPTIONS = {
     # of factors
-    "until": {
-        "type": "float",
-        "default": None,
-        "nullable": True,
-        "above": 0,
-        "below": 1,
-        "help": "fraction of all steps",
-    },
-    "until_epochs": {
-        "type": "float",
-        "default": None,
-        "nullable": True,
-        "above": 0,
-        "help": "the same in epochs",
-    },
+    "until": {"type": "float", "default": None, "above": 0, "below": 1, "help": "fraction of all steps"},
+    "until_epochs": {"type": "float", "default": None, "above": 0, "help": "the same in epochs"},
     "keep": {"type": "bool", "default": False, "help": "an upper bound: the factor need not reach 0"},
     # of learning rates
     "initial": {"type": "float", "above": 0, "help": "the highest learning rate"},

@@ -42,7 +42,6 @@ ENTRIES = [
             "layers": {
                 "type": "names",
                 "default": None,
-                "nullable": True,
                 "help": "layers whose input the module reads; null: one a block, and the classifier",
             },
             "weight": {"type": "float", "default": 1.0, "above": 0, "help": "w of the module's own loss"},

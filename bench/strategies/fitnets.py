@@ -48,13 +48,11 @@ ENTRIES = [
             "hint": {
                 "type": "str",
                 "default": None,
-                "nullable": True,
                 "help": "the teacher's layer that reads the hint; null: that of the middle block",
             },
             "guided": {
                 "type": "str",
                 "default": None,
-                "nullable": True,
                 "help": "the network's layer that reads what is guided; null: that of the middle block",
             },
             "temperature": {"type": "float", "default": 3.0, "above": 0, "help": "of both softmaxes"},

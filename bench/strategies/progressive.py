@@ -37,7 +37,6 @@ ENTRIES = [
             "kernel": {
                 "type": "int",
                 "default": None,
-                "nullable": True,
                 "min": 1,
                 "help": "size of the branch's kernel; null: that of the main path",
             },
@@ -64,14 +63,12 @@ ENTRIES = [
             "layer_factors": {
                 "type": "factors",
                 "default": None,
-                "nullable": True,
                 "help": "factors of single layers, by the layer's name; `factor` is that of every other "
                 "layer",
             },
             "layers": {
                 "type": "names",
                 "default": None,
-                "nullable": True,
                 "help": "the layers that get a branch; null: every low-precision convolution",
             },
             "statistics": {

@@ -47,7 +47,6 @@ ENTRIES = [
             "shared": {
                 "type": "names",
                 "default": None,
-                "nullable": True,
                 "help": "modules whose weights both networks share; null: the first convolution",
             },
         },

@@ -56,7 +56,6 @@ ENTRIES = [
             "stages": {
                 "type": "names",
                 "default": None,
-                "nullable": True,
                 "help": 'bit widths "W/A" of the stages before the trial\'s own, in order; null: none',
             },
             "until": {
@@ -85,7 +84,6 @@ ENTRIES = [
             "layers": {
                 "type": "names",
                 "default": None,
-                "nullable": True,
                 "only_with": {"guided": [True]},
                 "help": "layers whose input is compared; null: the classifier and the last block before it",
             },
