@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib
-import importlib.util
 import json
 import math
 import os
@@ -20,11 +18,9 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from bench.costs.at_once import at_once
 from bench.costs.measure import make_run, step_at, synthetic
@@ -47,31 +43,8 @@ ROUNDS = 7
 MODES = ("eager", "compiled", "captured", "packed")
 PACK = 8  # trials at once on a GPU; on a CPU one trial a core
 Further = tuple[dict[str, Any], Callable[[], object], int]  # (fields of the row, the action, its images)
-
-
-def _peers() -> ModuleType | None:
-    """Return the module with other libraries' networks; None in an installed package, which lacks it."""
-    found = importlib.util.find_spec("bench.speed.peers")
-    return None if found is None else importlib.import_module("bench.speed.peers")
-
-
-def _peer_step(
-    peers: ModuleType, layer: Any, run: Run, width: float, device: str, mode: str
-) -> Callable[[], None]:
-    """Return a training step of a peer's network on the batches of ``run``."""
-    network = peers.svhn_convnet(layer, width).to(device).to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
-    forward = torch.compile(network) if mode != "eager" else network
-
-    def action() -> None:
-        images, labels = run.data.train_batch(0)
-        with run._autocast():
-            loss = F.cross_entropy(forward(images), labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-
-    return action
+# What is timed beside each network, from (the unit's run, network, width, mode): see docs/tools/peers.py.
+EXTRAS: list[Callable[[Run, str, float, str], list[Further]]] = []
 
 
 def measure(
@@ -84,7 +57,7 @@ def measure(
     rates: dict[str, float],
     cases: Sequence[Case] = CASES,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one network: the step of every case and of peers, the data alone, evaluation alone.
+    """Yield the rows of one network: the step of every case, the data alone, evaluation alone.
 
     Other modes and precisions than eager fp32 also get the eager step of DoReFa 1/1 in fp32, measured in the
     same rounds, so that modes can be compared.
@@ -154,20 +127,8 @@ def _further(
     if (mode, dtype) != ("eager", "fp32"):
         reference = make_run(PLAIN.config(network, width, "fp32"), arrays, device, "eager")
         further.append(({"kind": "eager fp32"}, step_at(reference, 0), BATCH))
-    peers = _peers() if network == "svhn_convnet" else None
-    if peers is None:
-        return further
-    for name, layer in peers.installed().items():
-        about: dict[str, Any] = {"kind": "peer", "peer": name, "what": peers.WHAT[name]}
-        about |= {"quantizer": name, "bits": "1/1"}
-        try:
-            action = _peer_step(peers, layer, unit_run, width, device, mode)
-            about["first_step_seconds"] = timed(action, device)
-        except Exception as error:  # the compiler refuses the library, or the library refuses this torch
-            reason = type(error).__name__
-            print(f"bench speed: {name} in mode {mode} cannot be measured ({reason})", file=sys.stderr)
-            continue
-        further.append((about, action, BATCH))
+    for extra in EXTRAS:
+        further += extra(unit_run, network, width, mode)
     return further
 
 

@@ -19,8 +19,8 @@ from bench.costs.predict import Calibration, KeptCosts, makespan, trial_seconds
 from bench.experiments.config import TrialConfig
 from bench.integer.build import library
 from bench.networks import costs
-from bench.speed import cases, floor, inference, measure, peers, timing
-from docs.tools import speed_page
+from bench.speed import cases, floor, inference, measure, timing
+from docs.tools import peers, speed_page
 from tests.configs import make_config
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +72,7 @@ class TestRows:
         monkeypatch.setattr(
             peers, "installed", lambda: {"plain": plain_layer, "broken": lambda *shape: 1 / 0}
         )
+        monkeypatch.setattr(measure, "EXTRAS", [peers.further])
         monkeypatch.setattr(peers, "WHAT", {"plain": "nothing quantized", "broken": ""})
         file = tmp_path / "speed.json"
         assert (

@@ -1,16 +1,26 @@
-"""The 1-bit layers of other libraries in the SVHN network, for ``bench speed`` alone.
+"""``python -m docs.tools.peers``: ``bench speed`` with other libraries' 1-bit layers in the SVHN network.
 
 The libraries are Brevitas (github.com/Xilinx/brevitas) and BITorch (github.com/hpi-xnor/bitorch); the extra
-``peers`` installs them. Each library builds ``bench.networks.convnets.svhn_convnet`` with its own
-layers in place of DoReFa 1/1. These are the nearest equivalents, not equal maths.
+``peers`` installs them. Their steps are timed in the same rounds as ours. Each library builds
+``bench.networks.convnets.svhn_convnet`` with its own layers in place of DoReFa 1/1. These are the nearest
+equivalents, not equal maths.
 """
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
+from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import nn
+
+from bench.cli.main import main
+from bench.speed import measure
+from bench.speed.timing import timed
+from bench.training.loop import Run
 
 # (channels, kernel, padding, pool, dropout) of conv1 .. conv6 at width 1
 _CONVS = (
@@ -91,3 +101,42 @@ def svhn_convnet(layer: Layer, width: float, classes: int = 10) -> nn.Sequential
         modules += [nn.MaxPool2d(pool)] if pool else []
         before = after
     return nn.Sequential(*modules, nn.Hardtanh(0.0, 1.0), nn.Flatten(), nn.Linear(before, classes))
+
+
+def step(layer: Layer, run: Run, width: float, mode: str) -> Callable[[], None]:
+    """Return a training step of a peer's network on the batches of ``run``."""
+    network = svhn_convnet(layer, width).to(run.device).to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
+    forward = torch.compile(network) if mode != "eager" else network
+
+    def action() -> None:
+        images, labels = run.data.train_batch(0)
+        with run._autocast():
+            loss = F.cross_entropy(forward(images), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return action
+
+
+def further(run: Run, network: str, width: float, mode: str) -> list[measure.Further]:
+    """Return the peers' steps beside the SVHN network, whose ``run`` gives the batches."""
+    found: list[measure.Further] = []
+    for name, layer in installed().items() if network == "svhn_convnet" else ():
+        about: dict[str, Any] = {"kind": "peer", "peer": name, "what": WHAT[name]}
+        about |= {"quantizer": name, "bits": "1/1"}
+        try:
+            action = step(layer, run, width, mode)
+            about["first_step_seconds"] = timed(action, str(run.device))
+        except Exception as error:  # the compiler refuses the library, or the library refuses this torch
+            reason = type(error).__name__
+            print(f"bench speed: {name} in mode {mode} cannot be measured ({reason})", file=sys.stderr)
+            continue
+        found.append((about, action, measure.BATCH))
+    return found
+
+
+if __name__ == "__main__":
+    measure.EXTRAS.append(further)
+    raise SystemExit(main(["speed", *sys.argv[1:]]))
