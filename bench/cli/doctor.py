@@ -11,7 +11,7 @@ from typing import Any
 from bench.cli import FAILED, OK
 from bench.doctor import machine
 from bench.launch.progress import say
-from bench.machine.devices import cpu_name, find_devices
+from bench.machine.devices import device_name, find_devices
 from bench.machine.folders import resolve_data_dir
 from bench.records.files import write_atomic
 from bench.text import inert
@@ -36,7 +36,7 @@ def doctor_command(args: argparse.Namespace) -> int:
     if not args.facts:
         checks, rows = _run_checks(device)
     if args.json is not None:
-        _write_json(args.json, device, found, remarks, checks, rows)
+        _write_json(args.json, device, rows=rows, machine=found, remarks=remarks, checks=checks)
         say(inert(f"written: {args.json}"))
     return FAILED if any(check["status"] == "failed" for check in checks) else OK
 
@@ -57,7 +57,7 @@ def _run_checks(device: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     say(
         f"\nA training step in every mode on {device}, batches of 128 images; the ratio is to full precision:"
     )
-    name = _device_name(device)
+    name = device_name(device)
     rows: list[dict[str, Any]] = []
     try:
         for row in checks.throughput(device):
@@ -72,35 +72,11 @@ def _run_checks(device: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     return found, rows
 
 
-def _device_name(device: str) -> str:
-    if not device.startswith("cuda"):
-        return cpu_name()
-    import torch
-
-    return torch.cuda.get_device_name(device)
-
-
-def _write_json(
-    path: Path,
-    device: str,
-    machine: dict[str, Any],
-    remarks: list[str],
-    checks: list[dict[str, Any]],
-    rows: list[dict[str, Any]],
-) -> None:
+def _write_json(path: Path, device: str, **found: Any) -> None:
     """Write what was found, in the schema of ``bench speed --json`` with further keys."""
     from bench.training.provenance import provenance
 
     source = provenance(None)
-    document = {
-        "schema": SCHEMA,
-        "device": _device_name(device),
-        "versions": source["versions"],
-        "rows": rows,
-        "machine": machine,
-        "remarks": remarks,
-        "checks": checks,
-        "commit": source["commit"],
-        "dirty": source["dirty"],
-    }
+    document = {"schema": SCHEMA, "device": device_name(device), "versions": source["versions"], **found}
+    document |= {"commit": source["commit"], "dirty": source["dirty"]}
     write_atomic(path, (json.dumps(document, indent=1) + "\n").encode())

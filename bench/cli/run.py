@@ -7,6 +7,7 @@ import contextlib
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from bench.cli import OK, WRONG_INPUT
@@ -46,22 +47,9 @@ from bench.tuning.search import ROLE, Search, Unfolded, progress_text, unfold
 def run_command(args: argparse.Namespace) -> int:
     """Train what is not trained yet; return the exit status. Under ``torchrun`` every process calls this."""
     selection = Selection.of(args)
-    options = RunOptions(
-        results=args.results.absolute(),
-        data_dir=resolve_data_dir(args.data),
-        device=args.device,
-        gpus_per_trial=args.gpus_per_trial,
-        cpus_per_trial=args.cpus_per_trial,
-        workers_per_trial=args.workers_per_trial,
-        address=args.address,
-        no_ray=args.no_ray,
-        jobs=args.jobs,
-        max_minutes=args.max_minutes,
-        fresh=args.fresh,
-        accept_other_hardware=args.accept_other_hardware,
-        log=args.log,
-        function=args.train,
-    )
+    given = {field.name: getattr(args, field.name) for field in fields(RunOptions) if field.name in args}
+    places = {"results": args.results.absolute(), "data_dir": resolve_data_dir(args.data)}
+    options = RunOptions(**given | places, function=args.train)
     report = command("report", *selection.words(), "--results", args.results)
     started = torchrun_workers()
     if not started:

@@ -20,7 +20,7 @@ import bench
 from bench.errors import InputError
 from bench.experiments import catalog
 from bench.experiments.config import TrialConfig
-from bench.machine.devices import cpu_name
+from bench.machine.devices import device_name
 from bench.machine.folders import cache_folder
 from bench.records.files import write_atomic
 from bench.schedules import factor_value
@@ -104,12 +104,9 @@ class KeptCosts:
     """Measurements kept in a file, by device, release and kind of trial."""
 
     def __init__(self, device: str) -> None:
-        name = cpu_name()
-        if device.startswith("cuda"):
-            import torch
-
-            name = torch.cuda.get_device_name(device)
-        self.where = f"{name} | torch {importlib.metadata.version('torch')} | bench {bench.__version__}"
+        self.where = (
+            f"{device_name(device)} | torch {importlib.metadata.version('torch')} | bench {bench.__version__}"
+        )
         self.path: Path = cache_folder() / "calibration.json"
         self.kept = self._read()
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from bench.datasets import checksums, svhn_subset
 from bench.datasets.sources import CHUNK, Arrays, Facts, Source
 from bench.errors import InputError, readable
+from bench.machine.devices import memory_bytes
 from bench.machine.folders import acceptable, inside
 from bench.text import clean, command
 
@@ -178,7 +179,7 @@ def _headers(path: Path, archive: zipfile.ZipFile) -> dict[str, _Header]:
     headers = {key: _header(path, archive, key) for key in keys}
     total = sum(header.bytes for header in headers.values())
     packed = os.fstat(archive.fp.fileno()).st_size  # type: ignore[union-attr]
-    if total > min(MAX_BYTES, _memory()):
+    if total > min(MAX_BYTES, memory_bytes() or MAX_BYTES):
         raise InputError(
             f"{path}: it unpacks to {total:,} bytes, more than this machine's memory or the limit"
         )
@@ -254,14 +255,6 @@ _BROKEN = (zipfile.BadZipFile, zlib.error, OSError, NotImplementedError, Runtime
 def _short_shape(shape: tuple[int, ...]) -> str:
     text = str(shape[:6])
     return text if len(shape) <= 6 and len(text) < 80 else text[:80] + "..."
-
-
-def _memory() -> int:
-    """Return the machine's memory in bytes, or the fixed limit where the system does not report it."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return MAX_BYTES
 
 
 def _read(path: Path, archive: zipfile.ZipFile, key: str, header: _Header) -> np.ndarray:

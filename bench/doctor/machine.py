@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
 import platform
 import shutil
 import sys
@@ -12,21 +10,12 @@ from typing import Any
 
 from bench import registry
 from bench.experiments import catalog
-from bench.machine.devices import cpu_count, cpu_name
+from bench.machine.devices import cpu_count, cpu_name, memory_bytes
 from bench.machine.folders import cache_folder
 from bench.text import plural
+from bench.training.provenance import version_of
 
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "ray",
-    "numpy",
-    "pandas",
-    "pyarrow",
-    "matplotlib",
-    "scikit-learn",
-    "pydantic",
-)
+PACKAGES = tuple("torch torchvision ray numpy pandas pyarrow matplotlib scikit-learn pydantic".split())
 EXTRAS = ("timm", "optuna", "onnx", "onnxruntime", "qonnx", "brevitas")
 COMPILERS = ("g++", "clang++", "nvcc")
 LOW_ROOM = 5e9  # bytes: checkpoints and compiled code need a few gigabytes
@@ -52,17 +41,17 @@ def facts(results: Path, data_dir: Path) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "system": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "extras": {name: _version(name) for name in EXTRAS},
+        "packages": {name: version_of(name) for name in PACKAGES},
+        "extras": {name: version_of(name) for name in EXTRAS},
         "cpu": cpu_name(),
         "cores": cpu_count(),
         "instruction_sets": instruction_sets(),
-        "memory_bytes": _memory(),
+        "memory_bytes": memory_bytes(),
         "gpus": gpus,
         "cuda": torch.version.cuda,
         "compilers": {name: shutil.which(name) is not None for name in COMPILERS},
         "compiles": has_compiler(),
-        "triton": _version("triton"),
+        "triton": version_of("triton"),
         "room_bytes": {
             name: _room(folder)
             for name, folder in (("results", results), ("data", data_dir), ("cache", cache_folder()))
@@ -127,20 +116,6 @@ def remarks(found: dict[str, Any]) -> list[str]:
     if sys.platform not in ("linux", "darwin"):
         said.append(f"{platform.system()} is not tested.")
     return said
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def _room(folder: Path) -> int | None:

@@ -52,6 +52,23 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def device_name(device: str) -> str:
+    """Return the model name of the GPU or of the processor that ``device`` is."""
+    if not device.startswith("cuda"):
+        return cpu_name()
+    import torch
+
+    return torch.cuda.get_device_name(device)
+
+
+def memory_bytes() -> int | None:
+    """Return the machine's memory, None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
 def cpu_count() -> int:
     """Return the number of cores this process may use."""
     try:

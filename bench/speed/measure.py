@@ -25,7 +25,7 @@ import torch
 from bench.costs.at_once import at_once
 from bench.costs.measure import make_run, step_at, synthetic
 from bench.datasets import Arrays
-from bench.machine.devices import cpu_count
+from bench.machine.devices import cpu_count, cpu_name, device_name
 from bench.machine.folders import resolve_data_dir
 from bench.records.files import write_atomic
 from bench.speed import images as photographs
@@ -221,7 +221,7 @@ def main(args: argparse.Namespace) -> int:
     execution.quiet_profiler()
     for device in devices:
         kind = device.partition(":")[0]
-        name = torch.cuda.get_device_name(device) if kind == "cuda" else execution.cpu_name()
+        name = device_name(device)
         execution.apply(execution.decide(UNIT.config("resnet20", 1.0, "fp32"), 0, device))
         rates[name] = {dtype: roofline(device, dtype) for dtype in dtypes(device)}
         for dtype, rate in rates[name].items():
@@ -273,7 +273,7 @@ def _on_the_cpu(
     torch.set_num_threads(1)
     rows, load = [], [_load_average()]
     for row in found:
-        rows.append({"device": execution.cpu_name(), **row})
+        rows.append({"device": cpu_name(), **row})
         print(line(rows[-1]), flush=True)
     _write(args.json, rows, {"load_average": [*load, _load_average()]})
     return 0

@@ -18,7 +18,7 @@ import torch
 
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
-from bench.machine.devices import THREADS_PER_TRIAL, cpu_name
+from bench.machine.devices import THREADS_PER_TRIAL, device_name
 from bench.machine.folders import cache_folder
 
 # Compiling a step takes about a minute on a slow core. From this number of steps on, compiled steps save much
@@ -65,7 +65,7 @@ def decide(
     mode = _wanted_mode(config, total_steps, kind, workers)
     fallback = NO_COMPILER if mode != "eager" and not has_compiler() else None
     execution: dict[str, Any] = {
-        "device": torch.cuda.get_device_name(device) if kind == "cuda" else cpu_name(),
+        "device": device_name(device),
         "kind": kind,
         "instruction_sets": instruction_sets() if kind == "cpu" else [],
         "mode": mode if fallback is None else "eager",

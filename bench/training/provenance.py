@@ -32,7 +32,8 @@ def code_revision() -> tuple[str | None, bool | None]:
     return os.environ.get("BENCH_COMMIT"), None
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Return the version of an installed package, None where it is not there."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -42,7 +43,7 @@ def _version(package: str) -> str | None:
 def provenance(data_checksum: str | None) -> dict[str, Any]:
     """Return the ``provenance`` of a record: commit, dirty flag, versions, data checksum."""
     commit, dirty = code_revision()
-    versions = {package: _version(package) for package in _PACKAGES}
+    versions = {package: version_of(package) for package in _PACKAGES}
     return {
         "commit": commit,
         "dirty": dirty,

@@ -188,7 +188,7 @@ def test_npz_refuses_a_decompression_bomb(tmp_path):
 
 def test_npz_refuses_more_than_the_memory(tmp_path, monkeypatch):
     save(tmp_path, **good())
-    monkeypatch.setattr("bench.datasets.npz._memory", lambda: 1000)
+    monkeypatch.setattr("bench.datasets.npz.memory_bytes", lambda: 1000)
     assert "more than this machine's memory" in refusal(NPZ, tmp_path)
 
 

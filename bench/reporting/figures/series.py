@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -33,6 +34,11 @@ class Look:
     color: str
     marker: str
     line: str = ""
+
+    @property
+    def marks(self) -> dict[str, Any]:
+        """The look of a line whose points are all marked, as matplotlib takes it."""
+        return {"color": self.color, "marker": self.marker or "o", "ls": self.line or "-"}
 
 
 def root_of(cell: Cell) -> Cell:

@@ -9,7 +9,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.reporting.figures.series import Look, numbered_looks
+from bench.reporting.figures.series import numbered_looks
 from bench.reporting.figures.style import PAGE, handle, legend, new_figure, plain_log, style
 from bench.reporting.tuned import WITHIN, Searched
 
@@ -30,7 +30,7 @@ def tuning_figure(searches: Sequence[Searched], title: str = "") -> Figure | Non
         left, right = figure.subplots(1, 2, sharey=True)
         handles = []
         for number, (search, how) in enumerate(zip(shown, numbered_looks(len(shown)), strict=True)):
-            look = _marks(how)
+            look = how.marks
             handles.append(handle(search.label, **look, ms=3))
             _draw_rates(left, search, look, number)
             best = search.expected_best()
@@ -49,10 +49,6 @@ def tuning_figure(searches: Sequence[Searched], title: str = "") -> Figure | Non
         handles.append(handle(f"rates within {WITHIN:g} point", lw=2.5, alpha=0.6))
         legend(figure, handles, labels)
     return figure
-
-
-def _marks(how: Look) -> dict[str, Any]:
-    return {"color": how.color, "marker": how.marker or "o", "ls": how.line or "-"}
 
 
 def _draw_rates(axis: Axes, search: Searched, look: dict[str, Any], number: int) -> None:

@@ -107,16 +107,12 @@ def _set_up_axes(axes: Any, count: int, widths: Sequence[float]) -> None:
 
 
 def _handles(labels: Sequence[str], look: Mapping[str, Look], published: bool, missing: bool) -> list[Line2D]:
-    handles = [handle(label, **_look(look[label]), ms=3.5) for label in labels]
+    handles = [handle(label, **look[label].marks, ms=3.5) for label in labels]
     handles.append(handle("ours, 95 % interval", marker="o", ms=3.5))
     dots: dict[str, Any] = {"ls": (0, (1, 1)), "lw": 0.8}
     handles += [handle("published", marker="o", ms=3.5, mfc="white", **dots)] * published
     handles += [handle("no finished run", marker="x", ms=4, ls="")] * missing
     return handles
-
-
-def _look(how: Look) -> dict[str, Any]:
-    return {"color": how.color, "marker": how.marker or "o", "ls": how.line or "-"}
 
 
 def _first_order(group: Sequence[Cell]) -> int:
@@ -144,7 +140,7 @@ def _draw_widths(axis: Axes, own: Sequence[Cell], how: Look) -> bool:
     x = [cell.facts.width or 0.0 for cell in known]
     y = [cell.numbers.accuracy.mean or 0.0 for cell in known]
     half = [cell.numbers.accuracy.half or 0.0 for cell in known]
-    axis.errorbar(x, y, half, **_look(how), ms=3.5, lw=1.1, **ERROR_BARS)
+    axis.errorbar(x, y, half, **how.marks, ms=3.5, lw=1.1, **ERROR_BARS)
     targets = [
         (cell.facts.width, c.match.row.accuracy)
         for cell in own
@@ -153,7 +149,7 @@ def _draw_widths(axis: Axes, own: Sequence[Cell], how: Look) -> bool:
     ]
     if targets:
         hollow: dict[str, Any] = {"mfc": "white", "mew": 0.9, "lw": 0.8, "zorder": 1.5}
-        dots = {**_look(how), "ls": (0, (1, 1))}
+        dots = {**how.marks, "ls": (0, (1, 1))}
         axis.plot([x for x, _ in targets], [y for _, y in targets], ms=3.5, **dots, **hollow)
     return bool(targets)
 
