@@ -1,16 +1,16 @@
 /* Convolutions of small integers by AND and population count.
  *
- * An activation is zero + sum_i x_factor[i] bit_i, a weight lowest + sum_j w_factor[j] bit_j. The sum of their
- * products is made of the counts of the bits that both have, of a pixel's own bits, and of the weights' sums.
- * Pixels outside the image count 0. Every sum is an exact int32; it is multiplied by its scale in double and
- * rounded once to float.
+ * An activation is zero + sum_i x_factor[i] bit_i, a weight lowest + sum_j w_factor[j] bit_j. The sum of
+ * their products is made of the counts of the bits that both have, of a pixel's own bits, and of the weights'
+ * sums. Pixels outside the image count 0. Every sum is an exact int32; it is multiplied by its scale in
+ * double and rounded once to float.
  *
  * A term is a part of the kernel with a scale of its own: kernel positions [first, end) and bit planes
  * [first, end) of the weights. Most layers have one term. A layer's result is the sum of its terms in double.
  *
- * Tensors are channels last. The channels of a group fill words of 64 bits, the outputs of a group blocks of 64;
- * what is left over is 0. The file is compiled once for each instruction set: the flags choose the two functions
- * `count` and `reached`, and nothing else.
+ * Tensors are channels last. The channels of a group fill words of 64 bits, the outputs of a group blocks of
+ * 64; what is left over is 0. The file is compiled once for each instruction set: the flags choose the two
+ * functions `count` and `reached`, and nothing else.
  */
 #include <stdint.h>
 #include <string.h>
@@ -34,16 +34,17 @@ typedef struct {
     const int32_t *spans;       /* (terms, 4): first and end position, first and end plane */
     const int32_t *lowest;      /* (terms) */
     const double *scales;       /* (terms, groups, blocks, 64) */
-    const int32_t *weight_sums; /* (groups, blocks, terms, positions + 1, 64): of a position; of all the term's */
+    const int32_t *weight_sums; /* (groups, blocks, terms, positions + 1, 64): of a position; of the term's */
     const uint64_t *weights;    /* (groups, blocks, w_planes, positions, words, 64) */
 } Layer;
 
-/* count: counts[o] = the bits that x and w[o] both have, over all taps and words; x[t]: words, w[t]: words x 64.
- * reached: bit i is y[i] >= t[i].
+/* count: counts[o] = the bits that x and w[o] both have, over all taps and words; x[t]: words, w[t]: words x
+ * 64. reached: bit i is y[i] >= t[i].
  */
 #if defined(__AVX512VPOPCNTDQ__)
 
-static inline void count(long taps, const uint64_t *const *x, const uint64_t *const *w, long words, int32_t *counts)
+static inline void count(long taps, const uint64_t *const *x, const uint64_t *const *w, long words,
+                         int32_t *counts)
 {
     __m512i sums[8];
     for (int j = 0; j < 8; j++)
@@ -73,9 +74,10 @@ static inline uint64_t reached(const float *y, const float *t)
 
 #elif defined(__AVX2__)
 
-/* The bits of each byte by a table of half bytes (Mula, Kurz and Lemire, arXiv 1611.07612); bytes are added up
- * for at most 31 words, since 31 x 8 fits a byte. */
-static inline void count(long taps, const uint64_t *const *x, const uint64_t *const *w, long words, int32_t *counts)
+/* The bits of each byte by a table of half bytes (Mula, Kurz and Lemire, arXiv 1611.07612); bytes are added
+ * up for at most 31 words, since 31 x 8 fits a byte. */
+static inline void count(long taps, const uint64_t *const *x, const uint64_t *const *w, long words,
+                         int32_t *counts)
 {
     const __m256i table = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,
                                            0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
@@ -88,7 +90,8 @@ static inline void count(long taps, const uint64_t *const *x, const uint64_t *co
                 __m256i bits = _mm256_set1_epi64x((long long)x[t][k]);
                 const uint64_t *other = w[t] + BLOCK * k + part;
                 for (int j = 0; j < 4; j++) {
-                    __m256i both = _mm256_and_si256(bits, _mm256_loadu_si256((const __m256i *)(other + 4 * j)));
+                    __m256i weights = _mm256_loadu_si256((const __m256i *)(other + 4 * j));
+                    __m256i both = _mm256_and_si256(bits, weights);
                     __m256i high = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
                     __m256i found = _mm256_add_epi8(_mm256_shuffle_epi8(table, _mm256_and_si256(both, low)),
                                                     _mm256_shuffle_epi8(table, high));
@@ -134,7 +137,8 @@ static inline void add_bytes(uint64_t *bytes, int32_t *counts)
     }
 }
 
-static inline void count(long taps, const uint64_t *const *x, const uint64_t *const *w, long words, int32_t *counts)
+static inline void count(long taps, const uint64_t *const *x, const uint64_t *const *w, long words,
+                         int32_t *counts)
 {
     uint64_t bytes[BLOCK] = {0};
     int pending = 0;
@@ -186,12 +190,12 @@ int has(int set)
 /* The bits of activations: y (pixels, groups, channels) float -> bits (pixels, groups, planes, words).
  *
  * thresholds (steps, groups, 64 words) rise. Where direction x y reaches threshold m, the bits in toggles[m]
- * change, from all 0. directions (groups, 64 words), null where all are 1. sums (pixels, groups): of x_factor[i]
- * bit_i over the channels; null where no term has a lowest weight.
+ * change, from all 0. directions (groups, 64 words), null where all are 1. sums (pixels, groups): of
+ * x_factor[i] bit_i over the channels; null where no term has a lowest weight.
  */
-void pack(const float *y, int64_t pixels, int64_t groups, int64_t channels, int64_t planes, const float *thresholds,
-          int64_t steps, const uint8_t *toggles, const float *directions, const int32_t *x_factors, uint64_t *bits,
-          int32_t *sums)
+void pack(const float *y, int64_t pixels, int64_t groups, int64_t channels, int64_t planes,
+          const float *thresholds, int64_t steps, const uint8_t *toggles, const float *directions,
+          const int32_t *x_factors, uint64_t *bits, int32_t *sums)
 {
     const int64_t words = (channels + BLOCK - 1) / BLOCK, row = groups * words * BLOCK;
     float part[BLOCK];
@@ -229,9 +233,9 @@ void pack(const float *y, int64_t pixels, int64_t groups, int64_t channels, int6
 }
 
 /* The exact sums of one term for the 64 outputs of a block: taps [from, to) of those inside the image. */
-static inline void add_term(const Layer *layer, int64_t term, int64_t unit, long from, long to, const int64_t *taps,
-                            const uint64_t *const *pixels, const int32_t *const *pixel_sums, int64_t group,
-                            int32_t *total)
+static inline void add_term(const Layer *layer, int64_t term, int64_t unit, long from, long to,
+                            const int64_t *taps, const uint64_t *const *pixels,
+                            const int32_t *const *pixel_sums, int64_t group, int32_t *total)
 {
     const int64_t positions = layer->kernel_height * layer->kernel_width, size = layer->words * BLOCK;
     const int32_t *span = layer->spans + 4 * term;
@@ -272,7 +276,8 @@ static inline void add_term(const Layer *layer, int64_t term, int64_t unit, long
 
 /* Rows [first, end) of the result, counted over all images: out (images, result_height, result_width, groups,
  * outputs) float. */
-void convolve(const Layer *layer, const uint64_t *bits, const int32_t *sums, float *out, int64_t first, int64_t end)
+void convolve(const Layer *layer, const uint64_t *bits, const int32_t *sums, float *out, int64_t first,
+              int64_t end)
 {
     const int64_t pixel = layer->groups * layer->x_planes * layer->words;
     const int64_t padded = layer->groups * layer->blocks * BLOCK;
@@ -315,7 +320,8 @@ void convolve(const Layer *layer, const uint64_t *bits, const int32_t *sums, flo
                         for (int o = 0; o < BLOCK; o++)
                             value[o] += scales[o] * (double)total[o];
                     }
-                    float *to = out + ((row * layer->result_width + column) * layer->groups + group) * layer->outputs;
+                    int64_t at = (row * layer->result_width + column) * layer->groups + group;
+                    float *to = out + at * layer->outputs;
                     for (int64_t o = 0; o < here; o++)
                         to[block * BLOCK + o] = (float)value[o];
                 }
