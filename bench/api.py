@@ -21,8 +21,8 @@ from bench.errors import InputError, nearest
 from bench.experiments.expand import load_experiment as _load_experiment
 from bench.experiments.shipped import locate
 from bench.experiments.trials import Experiment
-from bench.foreign import from_command_line, granted
 from bench.machine.folders import resolve_data_dir
+from bench.machine.foreign import from_command_line, granted
 from bench.records.files import write_atomic
 from bench.reporting.frames import epoch_frame, to_parquet, trial_frame
 from bench.reporting.records import experiments_in, read_experiment

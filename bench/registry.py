@@ -39,8 +39,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bench import foreign
 from bench.errors import InputError, nearest
+from bench.machine import foreign
 
 PACKAGE = Path(__file__).parent
 

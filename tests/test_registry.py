@@ -14,7 +14,7 @@ from bench.cli.main import main
 from bench.errors import InputError
 from bench.experiments.expand import load_experiment
 from bench.experiments.identity import identity_document
-from bench.foreign import Grant, granted
+from bench.machine.foreign import Grant, granted
 
 GOOD = {"name": "a", "factory": "A", "help": "a part"}
 

@@ -15,7 +15,7 @@ from importlib import import_module
 from bench.cli import OK, STOPPED, WRONG_INPUT
 from bench.cli.parser import make_parser, parse
 from bench.errors import InputError
-from bench.foreign import from_command_line, granted
+from bench.machine.foreign import from_command_line, granted
 from bench.text import inert
 
 # The commands whose function is not ``bench.cli.NAME:NAME_command``.

@@ -12,7 +12,7 @@ import torch
 
 from bench.costs.measure import make_run, step_at, synthetic
 from bench.experiments.config import TrialConfig
-from bench.foreign import Grant, adopt, current
+from bench.machine.foreign import Grant, adopt, current
 from bench.machine.processes import Child
 from bench.training import execution
 

@@ -8,9 +8,10 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bench import foreign, registry, schedules
+from bench import registry, schedules
 from bench.errors import InputError, nearest, shown
 from bench.experiments import permission
+from bench.machine import foreign
 
 NAMED = ("npz:", "imagefolder:")  # data sets of the user's own, KIND:NAME
 # the fields that are a choice from the registry -> its group

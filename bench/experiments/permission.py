@@ -1,7 +1,7 @@
 """Networks of the user's own: ``network = "python:module.factory"``, a function of a module. No torch.
 
 A file can ask for such a network; only ``--allow-code module`` on the command line grants it
-(``bench.foreign``). Until then nothing is imported, and reading records never does.
+(``bench.machine.foreign``). Until then nothing is imported, and reading records never does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bench.errors import InputError
-from bench.foreign import current, find_module, is_allowed, is_module
+from bench.machine.foreign import current, find_module, is_allowed, is_module
 
 PREFIX = "python:"
 

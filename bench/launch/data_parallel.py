@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
-from bench.foreign import Grant, current, granted
 from bench.launch.execute import TRAIN, execute
 from bench.launch.session import Session
+from bench.machine.foreign import Grant, current, granted
 from bench.machine.processes import Child, portable, wait
 from bench.machine.temporary import temporary_folder
 from bench.training.job import Job, function_called

@@ -21,9 +21,9 @@ from typing import Any
 
 from bench.errors import InputError, NetworkError
 from bench.experiments.config import TrialConfig
-from bench.foreign import Grant, current, granted
 from bench.launch.gpu_sharing import layout
 from bench.machine.devices import THREADS_PER_TRIAL
+from bench.machine.foreign import Grant, current, granted
 from bench.records.files import FULL, Damaged, Newer, StoreError, explain
 from bench.records.locks import Busy
 from bench.records.store import Store

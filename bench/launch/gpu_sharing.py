@@ -22,8 +22,8 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from bench.foreign import Grant, adopt, current
 from bench.machine import processes
+from bench.machine.foreign import Grant, adopt, current
 from bench.machine.temporary import temporary_folder
 
 # The part of the free memory that trials get: allocators round up, and others use the device, too.

@@ -14,8 +14,8 @@ from typing import Any
 
 import bench
 from bench.errors import InputError
-from bench.foreign import source_places
 from bench.launch.progress import say
+from bench.machine.foreign import source_places
 from bench.machine.temporary import temporary_folder
 
 _QUIET = {

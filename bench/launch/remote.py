@@ -21,9 +21,9 @@ from typing import Any
 from bench.errors import InputError
 from bench.experiments.catalog import require
 from bench.experiments.config import TrialConfig
-from bench.foreign import granted
 from bench.launch.execute import Outcome, Task, execute, outcome_without_training
 from bench.machine.folders import resolve_data_dir
+from bench.machine.foreign import granted
 from bench.machine.temporary import temporary_folder
 from bench.records.files import StoreError, write_atomic
 from bench.records.locks import Busy

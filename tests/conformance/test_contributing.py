@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench import registry
-from bench.foreign import Grant, granted
+from bench.machine.foreign import Grant, granted
 from tests.conformance import checks, tables
 
 PAGE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")

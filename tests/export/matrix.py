@@ -34,7 +34,7 @@ from bench.export.files import write_file
 from bench.export.modules import Activation, InferenceConv2d, InferenceLinear
 from bench.export.plain import inference_layers, plain_network
 from bench.export.pt2 import write_pt2
-from bench.foreign import Grant, granted
+from bench.machine.foreign import Grant, granted
 from bench.networks import Network, build
 from bench.randomness import Clock
 from tests.export.networks_for_export import (

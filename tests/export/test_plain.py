@@ -14,8 +14,8 @@ from bench.errors import InputError
 from bench.export.files import latent_of, read_file, write_file
 from bench.export.modules import Activation, Thresholds
 from bench.export.plain import latent_weights, plain_network
-from bench.foreign import Grant, granted
 from bench.layers.low_precision import strip
+from bench.machine.foreign import Grant, granted
 from bench.networks import costs
 from bench.quantizers.deployed import ActivationMap
 from tests.configs import make_config

@@ -18,8 +18,8 @@ from bench import datasets
 from bench.experiments import permission
 from bench.export.files import read_file, write_file
 from bench.export.plain import inference_layers, plain_network
-from bench.foreign import Grant, granted
 from bench.integer.convert import integer_network, layer_runs, layers_text
+from bench.machine.foreign import Grant, granted
 from bench.networks import build
 from bench.randomness import Clock
 from bench.training import setup

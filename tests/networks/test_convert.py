@@ -17,12 +17,12 @@ from bench.errors import InputError
 from bench.experiments import permission
 from bench.experiments.config import TrialConfig
 from bench.experiments.identity import identity_document
-from bench.foreign import Grant, current, granted
 from bench.launch.execute import Task, execute
 from bench.layers.branch import Branch
 from bench.layers.diagnostics import layer_diagnostics
 from bench.layers.dropout import Dropout
 from bench.layers.low_precision import LowPrecisionLayer, strip
+from bench.machine.foreign import Grant, current, granted
 from bench.networks import Builder, build, costs, describe_layers, initialize
 from bench.networks.convert.layers import Bound, ConvertedConv2d
 from bench.networks.convert.plan import Choices
