@@ -101,7 +101,7 @@ class OptionDeclaration(BaseModel):
         Literal["float", "int", "bool", "str", "names", "floats", "factor", "factors", "teacher"],
         Field(
             description="'names' and 'floats' are lists, 'factors' is a table of layers, "
-            "'teacher' is the configuration of a further network"
+            "'teacher' is the configuration of a further network; where none is given, that of the default"
         ),
     ]
     help: Annotated[str, Field(min_length=1, description="one line")]
@@ -207,7 +207,7 @@ def _validated(group: str, given: Any, number: int, path: Path, module: str, pac
     where = f"{path}: {GROUPS[group].literal}: {name if isinstance(name, str) else f'entry {number}'}"
     if not isinstance(given, dict):
         raise InputError(f"{where}: expected a table, not {type(given).__name__}")
-    given = {**given, "options": _with_shared(given.get("options", {}), group, path)}
+    given = {**given, "options": _with_types(_with_shared(given.get("options", {}), group, path))}
     facts = {key: value for key, value in given.items() if key not in EntryDeclaration.model_fields}
     problems = [
         f"{where}: {key}: no entry of {group} has this "
@@ -240,6 +240,17 @@ def _with_shared(options: Any, group: str, path: Path) -> Any:
     if missing:
         raise InputError(f"{path}: options.{missing[0]}: no shared option has this name")
     return {name: shared[name] if given == "shared" else given for name, given in options.items()}
+
+
+def _with_types(options: Any) -> Any:
+    """Return the options; one without a type has that of its default (a number, a bool or text)."""
+    if not isinstance(options, dict):
+        return options
+    typed = {}
+    for name, given in options.items():
+        kind = type(given.get("default")).__name__ if isinstance(given, dict) else ""
+        typed[name] = {"type": kind, **given} if kind in ("float", "int", "bool", "str") else given
+    return typed
 
 
 def _mistakes(error: ValidationError) -> Iterator[str]:

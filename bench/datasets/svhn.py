@@ -33,11 +33,7 @@ ENTRIES = [
         "help": "SVHN: 73,257 (with extra 604,388) + 26,032 house-number digits of 32x32",
         "title": "Reading Digits in Natural Images with Unsupervised Feature Learning (Netzer et al., 2011)",
         "options": {
-            "extra": {
-                "type": "bool",
-                "default": False,
-                "help": "train on train + extra, 604,388 digits, as the paper",
-            }
+            "extra": {"default": False, "help": "train on train + extra, 604,388 digits, as the paper"}
         },
         "num_classes": 10,
         "image_size": 32,

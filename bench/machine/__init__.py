@@ -1,1 +1,1 @@
-"""What the machine offers to a run: devices, processes, folders, and the code of others that it may import."""
+"""What the machine offers to a run: devices, processes, folders, and the code of others that may run."""

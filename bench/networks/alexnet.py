@@ -16,9 +16,7 @@ from bench.errors import InputError, nearest
 from bench.networks.builder import Builder, Network
 from bench.networks.padding import SameMaxPool2d
 
-OPTIONS = {
-    "input_size": {"type": "int", "default": 224, "min": 44, "max": 1024, "help": "pixels; fc1 follows"}
-}
+OPTIONS = {"input_size": {"default": 224, "min": 44, "max": 1024, "help": "pixels; fc1 follows"}}
 ENTRIES = [
     {
         "name": "alexnet_syq",
@@ -60,15 +58,7 @@ ENTRIES = [
         "arxiv": "1603.05279",
         "input_size": 224,
         "macs": 1_135_256_096,
-        "options": {
-            "input_size": {
-                "type": "int",
-                "default": 224,
-                "min": 63,
-                "max": 1024,
-                "help": "pixels; fc1 follows",
-            }
-        },
+        "options": {"input_size": {"default": 224, "min": 63, "max": 1024, "help": "pixels; fc1 follows"}},
     },
 ]
 

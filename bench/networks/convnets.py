@@ -25,18 +25,11 @@ ENTRIES = [
         "macs": 41_735_424,
         "options": {
             "activation": {
-                "type": "str",
                 "choices": ["clip", "abs"],
                 "default": "clip",
                 "help": "the quantizer's bounding map alone, or min(1, |x|) before it (released)",
             },
-            "dropout": {
-                "type": "float",
-                "default": 0.5,
-                "min": 0,
-                "below": 1,
-                "help": "of the activations that conv6 reads",
-            },
+            "dropout": {"default": 0.5, "min": 0, "below": 1, "help": "of the activations that conv6 reads"},
         },
     },
     {

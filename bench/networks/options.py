@@ -1,27 +1,19 @@
 """Options that several networks share: those of transformed networks."""
 
 OPTIONS = {
-    "input_size": {"type": "int", "default": 224, "min": 8, "max": 1024, "help": "pixels, height and width"},
+    "input_size": {"default": 224, "min": 8, "max": 1024, "help": "pixels, height and width"},
     "first": {
-        "type": "str",
         "choices": ["full", "low"],
         "default": "full",
         "help": "precision of the first convolution (low: of its weights)",
     },
-    "last": {
-        "type": "str",
-        "choices": ["full", "low"],
-        "default": "full",
-        "help": "precision of the last layer",
-    },
+    "last": {"choices": ["full", "low"], "default": "full", "help": "precision of the last layer"},
     "depthwise": {
-        "type": "str",
         "choices": ["full", "low"],
         "default": "full",
         "help": "precision of depthwise convolutions",
     },
     "projection": {
-        "type": "str",
         "choices": ["full", "low"],
         "default": "full",
         "help": "precision of shortcuts' 1x1 convolutions",

@@ -16,13 +16,11 @@ from bench.networks.builder import Builder, Network
 
 OPTIONS = {
     "shortcut": {
-        "type": "str",
         "choices": ["A", "B"],
         "default": "A",
         "help": "where channels grow: zeros for the new ones, or a full-precision 1x1 convolution",
     },
     "block": {
-        "type": "str",
         "choices": ["pre", "post"],
         "default": "pre",
         "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, activation",

@@ -17,26 +17,23 @@ from bench.networks.resnet import Block, PostBlock, PreBlock, ResidualNetwork
 
 OPTIONS = {
     "shortcut": {
-        "type": "str",
         "choices": ["A", "B", "D"],
         "default": "B",
         "help": "where the shape changes: zeros, a full-precision 1x1 convolution, or the same behind "
         "pooling",
     },
     "block": {
-        "type": "str",
         "choices": ["pre", "post", "react"],
         "default": "pre",
         "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, activation; "
         "react: post with a shortcut around each convolution that carries the bounded sum (ReActNet's)",
     },
     "shortcut_per": {
-        "type": "str",
         "choices": ["block", "convolution"],
         "default": "block",
         "help": "one around two convolutions, or one around each (Bi-Real Net, 1808.00278)",
     },
-    "input_size": {"type": "int", "default": 224, "min": 32, "max": 1024, "help": "pixels, height and width"},
+    "input_size": {"default": 224, "min": 32, "max": 1024, "help": "pixels, height and width"},
 }
 ENTRIES = [
     {
@@ -80,7 +77,6 @@ ENTRIES = [
         "options": {
             "shortcut": "shared",
             "block": {
-                "type": "str",
                 "choices": ["pre", "post"],
                 "default": "pre",
                 "help": "pre: BN, activation, convolution (DoReFa-Net's); post: convolution, BN, sum, "

@@ -20,7 +20,6 @@ ENTRIES = [
         "arxiv": "1511.00363",
         "options": {
             "stochastic": {
-                "type": "bool",
                 "default": False,
                 "help": "in training, a weight is +1 with probability clip((w + 1) / 2, 0, 1)",
             }

@@ -19,7 +19,6 @@ ENTRIES = [
         "arxiv": "1602.02830",
         "options": {
             "stochastic": {
-                "type": "bool",
                 "default": False,
                 "help": "in training, an activation is +1 with probability clip((x + 1) / 2, 0, 1)",
             }

@@ -18,7 +18,6 @@ ENTRIES = [
         "title": "CLIP-Q: Deep Network Compression Learning by In-Parallel Pruning-Quantization (CVPR 2018)",
         "options": {
             "clip": {
-                "type": "float",
                 "default": 0.5,
                 "min": 0.0,
                 "below": 1.0,

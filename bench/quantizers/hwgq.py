@@ -20,7 +20,6 @@ ENTRIES = [
         "arxiv": "1702.00953",
         "options": {
             "uniform": {
-                "type": "bool",
                 "default": True,
                 "help": "equally spaced levels; false: the levels of Lloyd's algorithm, without that "
                 "constraint",

@@ -22,7 +22,6 @@ ENTRIES = [
         "arxiv": "1807.10029",
         "options": {
             "moving": {
-                "type": "float",
                 "default": 0.9,
                 "min": 0.0,
                 "below": 1.0,

@@ -24,7 +24,6 @@ ENTRIES = [
         "arxiv": "1902.08153",
         "options": {
             "activation_mean": {
-                "type": "float",
                 "default": 0.4,
                 "above": 0.0,
                 "help": "mean of the rectified activations that their step size starts from",

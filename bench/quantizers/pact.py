@@ -22,13 +22,11 @@ ENTRIES = [
         "arxiv": "1805.06085",
         "options": {
             "alpha": {
-                "type": "float",
                 "default": 8.0,
                 "above": 0.0,
                 "help": "what the learned clipping level starts at; batch-normalised inputs seldom exceed 3",
             },
             "decay": {
-                "type": "float",
                 "default": 0.0002,
                 "min": 0.0,
                 "help": "coefficient d of the penalty d alpha^2 / 2 on each clipping level",

@@ -18,9 +18,7 @@ ENTRIES = [
         "help": "Bi-Real's weights; RSign behind RPReLU, whose shifts and slope are learned for each channel",
         "title": "ReActNet: Towards Precise Binary Neural Network with Generalized Activation Functions",
         "arxiv": "2003.03488",
-        "options": {
-            "slope": {"type": "float", "default": 0.25, "help": "what the learned slopes of RPReLU start at"}
-        },
+        "options": {"slope": {"default": 0.25, "help": "what the learned slopes of RPReLU start at"}},
         "w_bits": [1],
         "a_bits": [1],
         "g_bits": [32],

@@ -14,7 +14,6 @@ from bench.quantizers.shared import UnitActivations
 
 OPTIONS = {
     "granularity": {
-        "type": "str",
         "default": "pixel",
         "choices": ["pixel", "row", "layer"],
         "help": "what shares a scale: a position of the kernel, a row of it, the layer (linear layers: "
@@ -28,13 +27,11 @@ OPTIONS = {
         "help": "threshold as a part of max |w|; by default 0 for binary, 0.05 for ternary",
     },
     "scale": {
-        "type": "float",
         "default": 1.0,
         "above": 0.0,
         "help": "what the learned scales start at (released: 1.0 ImageNet; 0.2 and 0.1 SVHN)",
     },
     "scale_from_weights": {
-        "type": "bool",
         "default": False,
         "help": "the scales start at mean |w| of their group instead, in the weights that training starts "
         "from",
@@ -82,13 +79,7 @@ ENTRIES = [
         "arxiv": "1807.00301",
         "options": {
             "granularity": "shared",
-            "eta": {
-                "type": "float",
-                "default": 0.05,
-                "min": 0.0,
-                "below": 1.0,
-                "help": "threshold as a part of max |w|",
-            },
+            "eta": {"default": 0.05, "min": 0.0, "below": 1.0, "help": "threshold as a part of max |w|"},
             "scale": "shared",
             "scale_from_weights": "shared",
         },

@@ -20,12 +20,11 @@ ENTRIES = [
         "title": "How to Train a Compact Binary Neural Network with High Accuracy? (AAAI 2017)",
         "options": {
             "bipolar": {
-                "type": "float",
                 "default": 5e-7,
                 "min": 0.0,
                 "help": "coefficient d of the penalty d sum(1 - w^2) on the stored weights",
             },
-            "slope": {"type": "float", "default": 0.25, "help": "what the learned slopes of PReLU start at"},
+            "slope": {"default": 0.25, "help": "what the learned slopes of PReLU start at"},
         },
         "w_bits": [1],
         "a_bits": [1, 2, 3, 4],

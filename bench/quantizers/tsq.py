@@ -21,7 +21,6 @@ ENTRIES = [
         "title": "Two-Step Quantization for Low-bit Neural Networks (CVPR 2018)",
         "options": {
             "sparsity": {
-                "type": "float",
                 "default": 0.75,
                 "min": 0.5,
                 "below": 1.0,

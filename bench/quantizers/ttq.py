@@ -21,18 +21,12 @@ ENTRIES = [
         "arxiv": "1612.01064",
         "options": {
             "threshold": {
-                "type": "float",
                 "default": 0.05,
                 "min": 0.0,
                 "below": 1.0,
                 "help": "threshold as a part of max |w|",
             },
-            "scale": {
-                "type": "float",
-                "default": 1.0,
-                "above": 0.0,
-                "help": "what the learned scales start at",
-            },
+            "scale": {"default": 1.0, "above": 0.0, "help": "what the learned scales start at"},
         },
         "w_bits": [2],
         "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],

@@ -18,12 +18,7 @@ ENTRIES = [
         "title": "Ternary Weight Networks",
         "arxiv": "1605.04711",
         "options": {
-            "threshold": {
-                "type": "float",
-                "default": 0.7,
-                "above": 0.0,
-                "help": "threshold as a multiple of mean |w|",
-            }
+            "threshold": {"default": 0.7, "above": 0.0, "help": "threshold as a multiple of mean |w|"}
         },
         "w_bits": [2],
         "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],

@@ -20,7 +20,6 @@ ENTRIES = [
         "title": "Weighted-Entropy-Based Quantization for Deep Neural Networks (CVPR 2017)",
         "options": {
             "sweeps": {
-                "type": "int",
                 "default": 4,
                 "min": 0,
                 "max": 100,

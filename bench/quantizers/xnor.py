@@ -23,7 +23,6 @@ ENTRIES = [
         "arxiv": "1603.05279",
         "options": {
             "input_scale": {
-                "type": "bool",
                 "default": True,
                 "help": "multiply each convolution's output by K, the box-filtered magnitude of its input",
             }

@@ -49,14 +49,8 @@ FACTORS = [
         "arxiv": "1905.11781",
         "options": {
             "every_epochs": {"type": "float", "above": 0, "help": "epochs between two steps down"},
-            "decay": {
-                "type": "float",
-                "default": 0.5,
-                "min": 0,
-                "below": 1,
-                "help": "what each step down multiplies by",
-            },
-            "cutoff": {"type": "float", "default": 0.001, "min": 0, "max": 1, "help": "smaller values are 0"},
+            "decay": {"default": 0.5, "min": 0, "below": 1, "help": "what each step down multiplies by"},
+            "cutoff": {"default": 0.001, "min": 0, "max": 1, "help": "smaller values are 0"},
             "keep": "shared",
         },
     },

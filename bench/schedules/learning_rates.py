@@ -41,7 +41,7 @@ LEARNING_RATES = [
         "options": {
             "initial": "shared",
             "final": "shared",
-            "power": {"type": "float", "default": 2.0, "above": 0, "help": "the exponent"},
+            "power": {"default": 2.0, "above": 0, "help": "the exponent"},
             "warmup_epochs": "shared",
         },
     },

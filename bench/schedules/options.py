@@ -4,12 +4,11 @@ OPTIONS = {
     # of factors
     "until": {"type": "float", "default": None, "above": 0, "below": 1, "help": "fraction of all steps"},
     "until_epochs": {"type": "float", "default": None, "above": 0, "help": "the same in epochs"},
-    "keep": {"type": "bool", "default": False, "help": "an upper bound: the factor need not reach 0"},
+    "keep": {"default": False, "help": "an upper bound: the factor need not reach 0"},
     # of learning rates
     "initial": {"type": "float", "above": 0, "help": "the highest learning rate"},
-    "final": {"type": "float", "default": 0.0, "min": 0, "help": "what it falls to"},
+    "final": {"default": 0.0, "min": 0, "help": "what it falls to"},
     "warmup_epochs": {
-        "type": "float",
         "default": 0.0,
         "min": 0,
         "help": "linear rise to the first value over the first epochs",

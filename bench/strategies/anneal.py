@@ -24,7 +24,6 @@ ENTRIES = [
         "help": "a control: the factor blends full into low precision, without a branch",
         "options": {
             "what": {
-                "type": "str",
                 "choices": ["both", "weights", "activations", "signs"],
                 "default": "both",
                 "help": "what is blended; signs: the weights, from a clipped line to the sign",

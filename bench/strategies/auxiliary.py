@@ -44,7 +44,7 @@ ENTRIES = [
                 "default": None,
                 "help": "layers whose input the module reads; null: one a block, and the classifier",
             },
-            "weight": {"type": "float", "default": 1.0, "above": 0, "help": "w of the module's own loss"},
+            "weight": {"default": 1.0, "above": 0, "help": "w of the module's own loss"},
         },
     }
 ]

@@ -30,13 +30,11 @@ ENTRIES = [
         "options": {
             "teacher": "shared",
             "temperature": {
-                "type": "float",
                 "default": 4.0,
                 "above": 0,
                 "help": "T of both softmaxes in the term of the teacher",
             },
             "weight": {
-                "type": "float",
                 "default": 0.9,
                 "min": 0,
                 "max": 1,

@@ -39,7 +39,6 @@ ENTRIES = [
         "options": {
             "teacher": "shared",
             "until": {
-                "type": "float",
                 "default": 0.25,
                 "above": 0,
                 "below": 1,
@@ -55,14 +54,9 @@ ENTRIES = [
                 "default": None,
                 "help": "the network's layer that reads what is guided; null: that of the middle block",
             },
-            "temperature": {"type": "float", "default": 3.0, "above": 0, "help": "of both softmaxes"},
-            "first_lambda": {
-                "type": "float",
-                "default": 4.0,
-                "min": 0,
-                "help": "lambda where distillation begins",
-            },
-            "last_lambda": {"type": "float", "default": 1.0, "min": 0, "help": "lambda at the end"},
+            "temperature": {"default": 3.0, "above": 0, "help": "of both softmaxes"},
+            "first_lambda": {"default": 4.0, "min": 0, "help": "lambda where distillation begins"},
+            "last_lambda": {"default": 1.0, "min": 0, "help": "lambda at the end"},
         },
     }
 ]

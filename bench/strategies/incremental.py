@@ -44,14 +44,12 @@ ENTRIES = [
                 "help": "shares of the weights that are frozen, one after the other; the last is 1",
             },
             "begin": {
-                "type": "float",
                 "default": 0.25,
                 "min": 0,
                 "below": 1,
                 "help": "share of all steps before the first portion is frozen",
             },
             "until": {
-                "type": "float",
                 "default": 0.75,
                 "above": 0,
                 "below": 1,

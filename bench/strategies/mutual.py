@@ -30,13 +30,7 @@ ENTRIES = [
         "title": "Deep Mutual Learning",
         "arxiv": "1706.00384",
         "options": {
-            "peers": {
-                "type": "int",
-                "default": 1,
-                "min": 1,
-                "max": 16,
-                "help": "networks beside the trial's own",
-            },
+            "peers": {"default": 1, "min": 1, "max": 16, "help": "networks beside the trial's own"},
             "peer": {
                 "type": "teacher",
                 "default": {},
@@ -46,7 +40,6 @@ ENTRIES = [
                 "help": "the fields in which a peer differs from the arm's own network in full precision",
             },
             "weight": {
-                "type": "float",
                 "default": 1.0,
                 "min": 0,
                 "help": "w of the mean divergence from the answers of the others",

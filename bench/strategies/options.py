@@ -2,7 +2,6 @@
 
 OPTIONS = {
     "bn_reestimate": {
-        "type": "int",
         "default": 0,
         "min": 0,
         "max": 100000,

@@ -41,7 +41,6 @@ ENTRIES = [
                 "help": "size of the branch's kernel; null: that of the main path",
             },
             "width_ratio": {
-                "type": "float",
                 "default": 1.0,
                 "above": 0,
                 "max": 4,
@@ -49,13 +48,11 @@ ENTRIES = [
                 "help": "channels of the branch over those of the main path (concat only)",
             },
             "batch_norm": {
-                "type": "bool",
                 "default": True,
                 "only_with": {"merge": ["sum", "difference", "concat"]},
                 "help": "the branch has its own batch norm (preactivation: never)",
             },
             "relu": {
-                "type": "bool",
                 "default": False,
                 "only_with": {"merge": ["sum", "difference", "concat"]},
                 "help": "a ReLU behind the branch's batch norm (a comment of the released SVHN file)",
@@ -72,7 +69,6 @@ ENTRIES = [
                 "help": "the layers that get a branch; null: every low-precision convolution",
             },
             "statistics": {
-                "type": "str",
                 "choices": ["main", "joint"],
                 "default": "main",
                 "only_with": {"merge": ["concat"]},

@@ -42,8 +42,8 @@ ENTRIES = [
                 "cost": {"joint": 1.0},
                 "help": "fields in which the booster differs from the arm's network in full precision",
             },
-            "weight": {"type": "float", "default": 1.0, "min": 0, "help": "lambda of the distance"},
-            "block": {"type": "bool", "default": True, "help": "keep the distance from changing the booster"},
+            "weight": {"default": 1.0, "min": 0, "help": "lambda of the distance"},
+            "block": {"default": True, "help": "keep the distance from changing the booster"},
             "shared": {
                 "type": "names",
                 "default": None,

@@ -59,13 +59,12 @@ ENTRIES = [
                 "help": 'bit widths "W/A" of the stages before the trial\'s own, in order; null: none',
             },
             "until": {
-                "type": "float",
                 "default": 0.5,
                 "above": 0,
                 "below": 1,
                 "help": "share of all steps that the stages take together",
             },
-            "guided": {"type": "bool", "default": False, "help": "train a full-precision twin as well"},
+            "guided": {"default": False, "help": "train a full-precision twin as well"},
             "twin": {
                 "type": "teacher",
                 "default": {},
@@ -75,7 +74,6 @@ ENTRIES = [
                 "help": "the fields in which the twin differs from the arm's own network in full precision",
             },
             "guidance": {
-                "type": "float",
                 "default": 1.0,
                 "min": 0,
                 "only_with": {"guided": [True]},

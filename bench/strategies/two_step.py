@@ -55,26 +55,19 @@ ENTRIES = [
         "title": "Two-Step Quantization for Low-bit Neural Networks (CVPR 2018)",
         "options": {
             "until": {
-                "type": "float",
                 "default": 0.5,
                 "above": 0,
                 "below": 1,
                 "help": "share of all steps before the weights are fitted",
             },
-            "frozen": {
-                "type": "bool",
-                "default": True,
-                "help": "fitted weights stay; false: training goes on from them",
-            },
+            "frozen": {"default": True, "help": "fitted weights stay; false: training goes on from them"},
             "images": {
-                "type": "int",
                 "default": 1024,
                 "min": 1,
                 "max": 1000000,
                 "help": "training images that the fit sees, all of them where there are fewer",
             },
             "rows": {
-                "type": "int",
                 "default": 8192,
                 "min": 1,
                 "max": 10000000,
