@@ -53,7 +53,13 @@ def _option_texts(option: str, value: Any, spec: Mapping[str, Any]) -> list[str]
 
 
 def plain(value: Any) -> str:
-    """Return a single value as tables show it: yes or no, a number without idle digits, text as it is."""
+    """Return a single value as tables show it: yes or no, a number without idle digits, text as it is.
+
+    A choice with options is its kind with them: ``linear (until 0.5)``.
+    """
+    if isinstance(value, Mapping) and "kind" in value:
+        options = ", ".join(f"{key} {plain(option)}" for key, option in value.items() if key != "kind")
+        return f"{value['kind']} ({options})" if options else str(value["kind"])
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)

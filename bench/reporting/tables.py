@@ -14,7 +14,7 @@ from bench.reporting.claims import Judged, PairKey, verdict_of
 from bench.reporting.formats import csv_cell
 from bench.reporting.records import Records
 from bench.reporting.table import NONE, Column, Table
-from bench.reporting.tuned import searches, standing
+from bench.reporting.tuned import searches, standing, trials_of
 from bench.text import fixed, plural, signed
 
 PUBLISHED_IN_CELL = 3  # published values in the accuracy table itself; the table of published values has all
@@ -174,9 +174,10 @@ def accuracy_table(records: Records, cells: Sequence[Cell], known: Mapping[PairK
 
 def _tuning_notes(records: Records) -> list[str]:
     """Return what readers must know of the tuning trials, and which rows are still to come."""
+    chose = {id for line in records.searches for id in map(str, trials_of(line).values())}
     notes = [
-        f"{plural(records.tuning, 'trial')} that chose the configurations never saw the test images "
-        "and stand in no table; tuning.jsonl beside the records says what was chosen from what."
+        f"{plural(len(chose) or records.tuning, 'trial')} that chose the configurations never saw the test "
+        "images and stand in no table; tuning.jsonl beside the records says what was chosen from what."
     ]
     found = searches(records.searches)
     waiting = [search for search in found if search.chosen is None]

@@ -169,7 +169,7 @@ def as_recorded(
         read: Returns what is recorded of a trial.
         holdout: Returns the number of training images that a trial was measured on, where it is recorded.
     """
-    ids = [id for id in _trials(line).values() if isinstance(id, str)]
+    ids = [id for id in trials_of(line).values() if isinstance(id, str)]
     known = {"holdout": next((n for id in ids if (n := holdout(id)) is not None), None)}
     if line.get("accuracies") or not ids:
         return {**line, **known, "ended": len(ids)}
@@ -189,7 +189,8 @@ def as_recorded(
     }
 
 
-def _trials(line: Mapping[str, Any]) -> Mapping[str, Any]:
+def trials_of(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the trials of a line of ``tuning.jsonl``, by tuning seed."""
     trials = line.get("trials")
     return trials if isinstance(trials, Mapping) else {}
 
@@ -216,7 +217,7 @@ def _tried(line: Mapping[str, Any]) -> Tried:
         line.get("chosen") is True,
         _number(line.get("operations")),
         _number(line.get("seconds")) or 0.0,
-        len(_trials(line)) or len(known),
+        len(trials_of(line)) or len(known),
         ended if isinstance(ended, int) else len(known),
     )
 

@@ -392,3 +392,21 @@ def test_records_of_another_experiment_are_shared(bench, tmp_path):
     assert main([*words, "--no-ray", "--jobs", "1"], train=TRAIN) == 0
     assert len(bench.calls()) == before
     assert json.loads((bench.results / "copied" / "tuning.jsonl").read_text().splitlines()[0])["trials"]
+
+
+def test_whole_schedules_are_tuned_and_reported_as_such(bench, capsys):
+    """A choice of tables is recognised in the records, where each option stands by itself."""
+    change(bench, '"learning_rate.initial" = { log = [1e-3, 16e-3] }', "learning_rate = [1e-3, 4e-3]")
+    kinds = '[{ kind = "cosine", until = 0.5 }, { kind = "linear", until = 0.5 }]'
+    change(bench, '"strategy.factor.until" = [0.25, 0.5]', f'"strategy.factor" = {kinds}')
+    assert bench.run("--set", "tuning.space.learning_rate=[1e-3]") == 0
+    assert bench.run() == 0
+    finals = [line for line in bench.store.index("tuned") if line["arm"] is not None]
+    assert len(finals) == 4  # those of the first search made way
+    assert main(["report", str(bench.file), "--results", str(bench.results), "--format", "md"]) == 0
+    (table,) = (bench.results / "report" / "tuned").glob("accuracy.md")
+    text = table.read_text()
+    tried = sum(len(line["trials"]) for line in bench.tuned())
+    assert "learning\\_rate 0.004, strategy.factor linear (until 0.5)" in text
+    assert f"{tried} trials that chose the configurations" in text
+    assert "differs from its baseline" not in text and "not tuned" not in text
