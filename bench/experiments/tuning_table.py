@@ -240,7 +240,11 @@ def _list(path: AxisPath, values: list[Any], key: str, problems: Problems) -> Di
     if not values:
         problems.add(key, "the list is empty")
         return None
-    texts = [json.dumps(value, sort_keys=True, default=str) for value in values]
+    try:
+        texts = [json.dumps(value, sort_keys=True, allow_nan=False) for value in values]
+    except (TypeError, ValueError):  # a date; NaN or infinity
+        problems.add(key, "expected text, finite numbers, true or false, lists or tables of them")
+        return None
     if len(set(texts)) < len(texts):
         problems.add(key, "the list holds a value twice")
         return None

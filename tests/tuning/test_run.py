@@ -186,6 +186,8 @@ class TestSearch:
             ('quantizer = ["dorefa"]', "'quantizer' is no hyper-parameter"),
             ('"strategy.teacher.epochs" = [1, 2]', "'epochs' of a further network is no hyper-parameter"),
             ("learning_rate = [0.1]", "learning_rate.initial: 'learning_rate', which is tuned too, replaces"),
+            ('"strategy.factor.until" = [0.5, nan]', "until: expected text, finite numbers, true or false"),
+            ('"strategy.factor.until" = [1979-05-27]', "until: expected text, finite numbers, true or false"),
             ("weight_decay = [0, 0.0]", "at learning_rate.initial = 0.004, weight_decay = 0.0"),
         ],
     )
