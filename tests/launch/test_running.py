@@ -66,7 +66,7 @@ class Bench:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])},
+            env={**os.environ, "PYTHONPATH": str(HERE.parents[1])},
             start_new_session=True,
         )
 
