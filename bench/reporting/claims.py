@@ -88,11 +88,17 @@ def _facts(entry: Judged) -> tuple[str, str, str, str, str]:
 
 
 def verdicts(judged: Iterable[Judged]) -> dict[PairKey, str]:
-    """Return the verdict of each pair of cells, by their identities; a pair's first declaration counts."""
+    """Return the verdict of each pair of cells, by their identities.
+
+    Of several declarations of a pair the first one that could be tested counts: at equal operations and at
+    equal epochs, say, where one of the two is not so.
+    """
     found: dict[PairKey, str] = {}
     for entry in judged:
         if entry.cell is not None and entry.pairing is not None:
-            found.setdefault((entry.cell.identity, entry.pairing.against.identity), entry.verdict)
+            pair = entry.cell.identity, entry.pairing.against.identity
+            if pair not in found or found[pair].startswith("no claim") > entry.verdict.startswith("no claim"):
+                found[pair] = entry.verdict
     return found
 
 

@@ -161,6 +161,22 @@ def test_a_claim_covers_the_grid_points_that_it_names(tmp_path):
     assert [entry.cell.facts.width for entry in judge(records.claims, cells)] == [0.5]
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_two_claims_on_a_pair_the_tables_show_the_one_that_could_be_tested(tmp_path, turned):
+    results = Results(tmp_path)
+    both = [CLAIM, CLAIM.replace("equal epochs", "equal operations")]
+    results.experiment("one", ARMS + "".join(both[::-1] if turned else both))
+    for seed, gain in enumerate(3 * GAINS[:4]):
+        common = {"seed": seed, "seen": 10_000}
+        results.trial("one", "Plain", [10.0, 50.0 + seed], summary={"train_flops": 1e9}, **common)
+        dear = {"baseline": "Plain", "summary": {"train_flops": 2e9}}
+        results.trial("one", "Sum", [10.0, 50.0 + seed + gain], **dear, **PROGRESSIVE, **common)
+    tables = _tables(results.write())
+    verdicts = {row["at"]: row["verdict"] for row in _rows(tables["claims"])}
+    assert verdicts["equal epochs"] == "better" and verdicts["equal operations"].startswith("no claim: 2.00")
+    assert _rows(tables["gains"])[0]["claim"] == _rows(tables["accuracy"])[1]["claim"] == "better"
+
+
 @pytest.mark.parametrize("bits", ["1/1", "1/1/32"])
 def test_a_claim_at_one_of_several_bit_widths(tmp_path, bits):
     results = Results(tmp_path)
