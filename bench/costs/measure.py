@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import json
 import os
 import statistics
 import subprocess
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 
 from bench import datasets
-from bench.costs.predict import Calibration, KeptCosts, measured_mode, steps_per_epoch
+from bench.costs.predict import Calibration, KeptCosts, cost_kind, measured_mode, steps_per_epoch
 from bench.experiments import catalog
 from bench.experiments.config import TrialConfig
 from bench.layers.diagnostics import layer_diagnostics
@@ -173,17 +174,20 @@ class Meter:
     def __init__(self, device: str, data_dir: Path) -> None:
         self.device, self.data_dir, self.kept = device, data_dir, KeptCosts(device)
         self.busy = 1.0  # clock seconds over processor seconds: the largest ratio seen while measuring
+        self._measured: dict[str, Calibration] = {}  # by this object, by kind: on a busy machine, too
 
     def of(self, config: TrialConfig, total_steps: int) -> Calibration:
         """Return the cost of trials like ``config``."""
         mode = measured_mode(config, total_steps, self.device)
-        known = self.kept.find(config, mode)
+        kind = json.dumps([cost_kind(config), mode], sort_keys=True)
+        known = self.kept.find(config, mode) or self._measured.get(kind)
         if known is not None:
             return known
         found, quiet = self._measure_watched(
             lambda: calibrate(config, lambda: datasets.load(config.dataset, self.data_dir), self.device, mode)
         )
         gc.collect()
+        self._measured[kind] = found
         if quiet:
             self.kept.remember(config, mode, found)
         return found

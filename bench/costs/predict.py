@@ -94,10 +94,21 @@ def makespan(seconds: Mapping[str, float], needs: Mapping[str, list[str]], jobs:
 
 
 def cost_kind(config: TrialConfig) -> dict[str, Any]:
-    """Return the fields that determine the cost of a step: all but seed, budget and learning rate."""
-    return config.model_copy(update={"seed": 0}).model_dump(
+    """Return the fields that determine the cost of a step.
+
+    Seed, budget, learning rate and initialization are left out. Of the factor only its zeros at the first and
+    at the last step count: they say whether a step with the branch and one without it can be measured.
+    """
+    kind = config.model_copy(update={"seed": 0}).model_dump(
         mode="json", exclude={"epochs", "learning_rate", "initialization", "evaluate_every"}
     )
+    factor = config.strategy.get("factor")
+    if factor is not None:
+        steps = 100  # of an epoch: any number, because lengths are shares of the training or epochs
+        last = config.epochs * steps - 1
+        zeros = [factor_value(factor, step, last + 1, steps) == 0.0 for step in (0, last)]
+        kind["strategy"] = {**kind["strategy"], "factor": zeros}
+    return kind
 
 
 class KeptCosts:

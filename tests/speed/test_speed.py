@@ -262,6 +262,30 @@ class TestEstimate:
         assert meter.number("start", lambda: measure(1.1)) == 1.1
         assert meter.number("start", lambda: pytest.fail("measured again")) == 1.1
 
+    def test_the_length_and_the_kind_of_a_factor_do_not_change_the_cost_of_a_step(self):
+        def kind(**factor):
+            return predict.cost_kind(config(strategy={**progressive(), "factor": factor}))
+
+        ending = kind(kind="cosine", until=0.5)
+        assert kind(kind="linear", until=0.9) == kind(kind="cosine", until_epochs=1) == ending
+        endless = kind(kind="constant", keep=True)  # no step without the branch can be measured
+        assert endless != ending and predict.cost_kind(config()) not in (ending, endless)
+
+    def test_a_kind_is_measured_once_on_a_busy_machine_too(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(predict, "cache_folder", lambda: tmp_path)
+        monkeypatch.setattr(costs_measure, "BUSY", 0.0)  # every machine is busy
+        calls = []
+
+        def calibrate(measured, *_):
+            calls.append(measured.width)
+            return Calibration(len(calls), 1.0, 1.0, 1.0, 1.0, 1)
+
+        monkeypatch.setattr(costs_measure, "calibrate", calibrate)
+        meter = costs_measure.Meter("cpu", tmp_path)
+        costs = [meter.of(config(seed=seed, width=width), 8) for seed in (1, 2) for width in (1.0, 2.0)]
+        assert calls == [1.0, 2.0] and [cost.setup for cost in costs] == [1, 2, 1, 2]
+        assert KeptCosts("cpu").find(config(), "eager") is None
+
     def test_calibrating_adds_up_to_what_a_trial_does(self, tmp_path):
         small = config(width=0.05, batch_size=32, strategy=progressive())
         measured = costs_measure.calibrate(small, lambda: costs_measure.synthetic(64, 8), "cpu")
