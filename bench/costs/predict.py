@@ -173,7 +173,10 @@ def steps_per_epoch(config: TrialConfig, train_count: int) -> int:
 
 
 def measured_mode(config: TrialConfig, total_steps: int, device: str) -> str:
-    """Return the mode that is measured: the trial's own, but "eager" for compiled: an upper bound."""
+    """Return the mode in which trials like this are measured: their own, but "eager" for compiled trials.
+
+    The eager time is an upper bound of the compiled time, and compiling takes longer than a measurement may.
+    """
     if not device.startswith("cuda"):
         return "eager"
     from bench.training import execution
