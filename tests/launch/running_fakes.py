@@ -10,6 +10,7 @@ import resource
 import signal
 import sys
 import time
+from pathlib import Path
 
 from tests.waiting import HANG, wait_until
 
@@ -86,7 +87,9 @@ def misbehave(behaviour: str, once, stop) -> None:
     if behaviour == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if behaviour == "memory":
-        resource.setrlimit(resource.RLIMIT_AS, (2 << 30, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        limit = used + (2 << 30), resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, limit)
         bytearray(8 << 30)
     if behaviour == "hang":  # until it is asked to stop
         wait_until(stop, "nobody asks the trial to stop")

@@ -13,6 +13,7 @@ from unittest import mock
 from bench.launch import data_parallel
 from bench.machine import processes
 from bench.training.job import Job
+from tests import forking
 from tests.robustness import disturbance
 
 FAULT = "fault.json"  # in the results folder: {"worker": rank, "fault": {...}, "every_steps": n}
@@ -32,7 +33,7 @@ def _entry(rank: int, size: int, folder: str, function: str, arguments: tuple[An
 
 def together(function: str, *arguments: Any, size: int = 2) -> list[Any]:
     """Return what ``function(team, *arguments)`` returns in each of ``size`` workers: plain values."""
-    context = disturbance._server()
+    context = forking.context()
     with tempfile.TemporaryDirectory() as folder:
         ends = [context.Pipe(duplex=False) for _ in range(size)]
         processes = [
@@ -62,5 +63,5 @@ def train(job: Job, team: Any) -> str:
 
 def train_together(job: Job) -> str:
     """Train by two workers: the training function that the tests give to ``bench.launch.execute.execute``."""
-    with mock.patch.object(processes, "CONTEXT", disturbance._server()):
+    with mock.patch.object(processes, "CONTEXT", forking.Forking()):
         return data_parallel.run_trial(job, f"{__name__}:train")

@@ -9,9 +9,7 @@ puts it under the whole command.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -25,9 +23,8 @@ from bench.experiments.roles import needed_roles
 from bench.launch.execute import Outcome, Task, execute
 from bench.records.store import Store
 from bench.training.job import Job
-from tests import configs
+from tests import configs, forking
 
-ROOT = Path(__file__).parents[2]
 SETTINGS = "BENCH_TEST_SETTINGS"  # JSON: every_steps, mode, mark, fault, signal
 ID = "0123456789abcdef"
 NEEDED = {"teacher": "a" * 16, "start": "b" * 16}
@@ -263,16 +260,6 @@ def train(job: Job, **named: Any) -> str:
 # --- a trial in a process of its own ------------------------------------------------------------------------
 
 
-@functools.cache
-def _server() -> Any:
-    """Return the context that forks processes from one that imported the suite and computed nothing."""
-    places = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, places))  # the server knows no other way
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.robustness.disturbance_preload"])
-    return context
-
-
 def _child(task: Task, settings: Mapping[str, Any], stop_after: int | None, pipe: Any) -> None:
     os.environ[SETTINGS] = json.dumps(settings)
     calls = iter(range(10**9))
@@ -296,7 +283,7 @@ def run(
     ``stop_after`` steps it is asked to stop at a checkpoint; ``kill_after`` seconds it is killed from
     outside.
     """
-    context = _server()
+    context = forking.context()
     here, there = context.Pipe(duplex=False)
     task = Task(
         id,

@@ -106,7 +106,7 @@ class Simulation:
             self.ended(id)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0])
 def test_two_thousand_trials_with_teachers_and_rungs_fill_64_gpus(seed, tmp_path):
     simulation = Simulation(tmp_path, seed)
     for number in range(240):
