@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 WORKERS ?= 2
+unexport PYTHONDONTWRITEBYTECODE# compiled anew at every start, the suite and its tests cost half a minute of a core
 EXPORT_CELLS ?= 1200# of 10,800 exports that `make soak` tries; all of them take a day
 
 .DEFAULT_GOAL := help
@@ -33,14 +34,15 @@ reproduce: install
 	$(BIN)/python -m docs.tools.compare runs/report/digits paper_tables/digits
 
 test: install
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test_slow: install
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m slow
 
 soak: install
 	$(BIN)/python -m tests.robustness.soak
 	BENCH_NETWORK_CASES=1000 $(BIN)/python -m pytest -q -s tests/robustness/test_random_networks.py
+	BENCH_EXPORT_CASES=all $(BIN)/python -m pytest -q tests/export/test_every_quantizer.py
 	$(BIN)/python -m tests.export.matrix --cells $(EXPORT_CELLS) --results build/export_matrix.jsonl
 	$(BIN)/python -m tests.robustness.sweep
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.cli.main import main
 from bench.experiments.expand import load_experiment
 from bench.records.store import Store
 from bench.training.trial import comparable
@@ -85,13 +86,21 @@ def records(folder: Path) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory) -> tuple[Path, Path, str]:
-    """The tiny experiment, run once without Ray."""
+    """The tiny experiment, run once without Ray: who imports it is stopped."""
     folder = tmp_path_factory.mktemp("tiny")
     file = folder / "tiny.toml"
     file.write_text(TINY)
-    done = bench("run", file, "--no-ray", "--results", folder / "runs")
-    assert done.returncode == 0, done.stderr
+    (folder / "ray").mkdir()
+    (folder / "ray/__init__.py").write_text("raise SystemExit('ray was imported')")
+    path = f"{folder}{os.pathsep}{ROOT}"
+    done = bench("run", file, "--no-ray", "--results", folder / "runs", PYTHONPATH=path)
+    assert done.returncode == 0 and "ray was imported" not in done.stdout + done.stderr, done.stderr
     return folder, file, done.stdout
+
+
+def here(*arguments: str | Path) -> int:
+    """Run the command within this process, whose trials are forked."""
+    return main(list(map(str, arguments)))
 
 
 def test_every_trial_is_done_and_indexed(ran):
@@ -105,46 +114,26 @@ def test_every_trial_is_done_and_indexed(ran):
     assert "[8/8]" in out
 
 
-def test_the_second_run_trains_nothing(ran):
+def test_the_second_run_trains_nothing(ran, capsys):
     folder, file, _ = ran
     before = {path: path.stat().st_mtime_ns for path in (folder / "runs/trials").rglob("*") if path.is_file()}
-    again = bench("run", file, "--no-ray", "--results", folder / "runs")
-    assert again.returncode == 0 and "nothing to train" in again.stdout
+    assert here("run", file, "--no-ray", "--results", folder / "runs") == 0
+    assert "nothing to train" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
 def test_ray_writes_the_same_records(ran, tmp_path):
     pytest.importorskip("ray")
     folder, file, _ = ran
-    done = bench("run", file, "--results", tmp_path)
+    done = bench("run", file, "--results", tmp_path, "--seeds", "1")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert records(tmp_path) == records(folder / "runs")
-
-
-def test_without_ray_nothing_of_ray_is_imported(ran, tmp_path):
-    _, file, _ = ran
-    (tmp_path / "ray").mkdir()
-    (tmp_path / "ray/__init__.py").write_text("raise SystemExit('ray was imported')")
-    path = f"{tmp_path}{os.pathsep}{ROOT}"
-    done = bench(
-        "run",
-        file,
-        "--no-ray",
-        "--results",
-        tmp_path / "r",
-        "--only",
-        "Plain",
-        "--seeds",
-        "1",
-        PYTHONPATH=path,
-    )
-    assert done.returncode == 0 and "ray was imported" not in done.stdout + done.stderr
+    found, without = records(tmp_path), records(folder / "runs")
+    assert len(found) == 4 and found == {id: without[id] for id in found}
 
 
 def test_the_report_says_what_the_records_say(ran):
     folder, file, _ = ran
-    done = bench("report", file, "--results", folder / "runs")
-    assert done.returncode == 0, done.stderr
+    assert here("report", file, "--results", folder / "runs") == 0
     out = folder / "runs/report/tiny"
     with (out / "accuracy.csv").open() as handle:
         rows = {row["arm"]: row for row in csv.DictReader(handle)}
@@ -159,14 +148,14 @@ def test_the_report_says_what_the_records_say(ran):
         assert (out / name).stat().st_size > 0, name
 
 
-def test_verify_says_identical(ran):
+def test_verify_says_identical(ran, capsys):
     folder, file, _ = ran
     trial = load_experiment(file).trials[-1].id
-    done = bench("verify", trial, "--results", folder / "runs")
-    assert done.returncode == 0 and "identical" in done.stdout, done.stdout + done.stderr
+    assert here("verify", trial, "--results", folder / "runs") == 0
+    assert "identical" in capsys.readouterr().out
 
 
-def test_verify_of_a_trial_that_needs_one_other_twice(tmp_path):
+def test_verify_of_a_trial_that_needs_one_other_twice(tmp_path, capsys):
     file = tmp_path / "twice.toml"  # the teacher of scheme C is the network it starts from
     file.write_text(
         TINY[: TINY.index("[grid]")]
@@ -178,11 +167,11 @@ bits = "1/1"
 strategy = { kind = "apprentice", scheme = "C" }
 """
     )
-    assert bench("run", file, "--no-ray", "--results", tmp_path / "runs").returncode == 0
+    assert here("run", file, "--no-ray", "--results", tmp_path / "runs") == 0
     trial = next(t for t in load_experiment(file).trials if t.needs)
     assert len(trial.needs) == 2 and len(set(trial.needs.values())) == 1
-    done = bench("verify", str(trial.id), "--results", tmp_path / "runs")
-    assert done.returncode == 0 and "identical" in done.stdout, done.stderr
+    assert here("verify", trial.id, "--results", tmp_path / "runs") == 0
+    assert "identical" in capsys.readouterr().out
 
 
 def test_a_misspelt_key_ends_before_training(tmp_path):
@@ -191,19 +180,3 @@ def test_a_misspelt_key_ends_before_training(tmp_path):
     done = bench("run", file, "--no-ray", "--results", tmp_path / "runs")
     assert done.returncode == 2 and "batch_size" in done.stderr and "wrong.toml" in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize("file", sorted(ROOT.glob("experiments/*.toml")), ids=lambda path: path.stem)
-def test_shipped_experiments_and_their_quick_profiles_expand(file):
-    whole = load_experiment(file)
-    quick = load_experiment(file, profile="quick")
-    assert whole.title and len(quick.trials) <= len(whole.trials)
-    assert all(
-        trial.config.epochs <= other.config.epochs
-        for trial, other in zip(quick.trials, whole.trials, strict=False)
-    )
-    if file.stem == "svhn_figure":
-        wanted = load_experiment(file, seeds=1).index
-        # the figure's 48 cells, and SYQ in the form of the release's commented-out call beside them
-        assert len([line for line in wanted if "four levels" not in str(line.arm)]) == 48
-        assert len(wanted) == 64

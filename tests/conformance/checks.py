@@ -232,20 +232,29 @@ def check_deployed_activations(kind: str) -> None:
 
 
 def check_quantizer_compiled(kind: str) -> None:
-    """One graph without a break gives the eager values and gradients of weights and activations."""
+    """One graph without a break gives the eager values and gradients of weights and activations.
+
+    At the fewest and at the most bits; compiled together, since each compilation takes seconds.
+    """
     facts = registry.get("quantizers", kind).facts
-    for w_bits, a_bits in {
-        (facts["w_bits"][0], facts["a_bits"][0]),
-        (facts["w_bits"][-1], facts["a_bits"][-1]),
-    }:
-        quantizer = make_quantizer(kind, w_bits, a_bits, weight_shape=SHAPES[0]).eval()
-        for function, shape in ((quantizer.weight, SHAPES[0]), (quantizer.activation, (50,))):
-            x, g = values(shape), values(shape, seed=1)
-            eager = run(function, x, g)
-            torch._dynamo.reset()
-            compiled = run(torch.compile(function, backend="aot_eager", fullgraph=True), x, g)
-            for one, other in zip(eager, compiled, strict=True):
-                np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+    widths = sorted({(facts["w_bits"][i], facts["a_bits"][i]) for i in (0, -1)})
+    quantizers = [make_quantizer(kind, *bits, weight_shape=SHAPES[0]).eval() for bits in widths]
+    w, x = (torch.tensor(values(shape)).float() for shape in (SHAPES[0], (50,)))
+
+    def each(w: torch.Tensor, x: torch.Tensor) -> list[torch.Tensor]:
+        return [y for q in quantizers for y in (q.weight(w), q.activation(x))]
+
+    torch._dynamo.reset()
+    found = []
+    for function in (each, torch.compile(each, backend="aot_eager", fullgraph=True)):
+        inputs = [t.clone().requires_grad_() for t in (w, x)]
+        outputs = function(*inputs)
+        weights = [torch.tensor(values(y.shape, seed=1)).float() for y in outputs]
+        found.append(outputs)
+        for y, g, source in zip(outputs, weights, inputs * len(quantizers), strict=True):
+            found[-1] = [*found[-1], *torch.autograd.grad(y, [source], g, retain_graph=True)]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
 
 
 # --- schedules ---

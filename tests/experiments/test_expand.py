@@ -846,8 +846,19 @@ def test_shipped_experiments_expand_under_every_profile(path, tmp_path, monkeypa
     full = load_experiment(path, data_dir=tmp_path)
     quick = load_experiment(path, profile="quick", data_dir=tmp_path)
     assert 0 < len(quick.trials) <= len(full.trials) and full.title
+    pairs = zip(quick.trials, full.trials, strict=False)
+    assert all(trial.config.epochs <= other.config.epochs for trial, other in pairs)
     assert all(line.baseline_trial for line in full.index if line.baseline)
     assert time.process_time() - begin < 60
+
+
+def test_the_figure_has_its_cells(tmp_path, monkeypatch):
+    monkeypatch.undo()  # the real networks
+    (path,) = (path for path in EXPERIMENTS if path.stem == "svhn_figure")
+    wanted = load_experiment(path, data_dir=tmp_path, seeds=1).index
+    # the figure's 48 cells, and SYQ in the form of the release's commented-out call beside them
+    assert len([line for line in wanted if "four levels" not in str(line.arm)]) == 48
+    assert len(wanted) == 64
 
 
 def test_no_torch_is_loaded(tmp_path):

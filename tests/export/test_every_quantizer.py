@@ -1,11 +1,13 @@
 """ONNX, QONNX and pt2 of every registered quantizer: the trained network's predictions on all test digits.
 
-Each file is run by its own program; ``test_matrix.py`` lets fresh processes run them.
+Each file is run by its own program; ``test_matrix.py`` lets fresh processes run them. The formats take turns;
+with ``BENCH_EXPORT_CASES=all``, as in ``make soak``, every case is exported in each of them.
 """
 
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,12 @@ from tests.export.networks_for_export import QUANTIZERS, assert_near, trained, w
 
 pytestmark = pytest.mark.slow
 CASES = list(dict.fromkeys((quantizer, widths(quantizer)[i]) for quantizer in QUANTIZERS for i in (0, -1)))
+EVERY = 1 if os.environ.get("BENCH_EXPORT_CASES") == "all" else 3
+
+
+def in_turn(first: int):
+    """Let a test take every third case; a quantizer's fewest and most bits are in two different formats."""
+    return pytest.mark.parametrize("case", CASES[first % EVERY :: EVERY], ids="-".join)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +52,7 @@ def images():
     return torch.cat([batch for batch, _ in data.test_batches(602)])
 
 
-@pytest.mark.parametrize("case", CASES, ids="-".join)
+@in_turn(0)
 def test_onnx(case, networks, images, tmp_path):
     pytest.importorskip("onnxruntime", reason="needs progressive-bench[export]")
     pytest.importorskip("onnxscript", reason="needs progressive-bench[export]")
@@ -65,7 +73,7 @@ def weights_of(file: Path) -> dict[str, np.ndarray]:
     return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
 
 
-@pytest.mark.parametrize("case", CASES, ids="-".join)
+@in_turn(1)
 def test_qonnx_own_executor(case, networks, images, tmp_path):
     pytest.importorskip("qonnx", reason="needs progressive-bench[export]")
     network, plain = networks[case]
@@ -75,7 +83,7 @@ def test_qonnx_own_executor(case, networks, images, tmp_path):
     assert not (without and case[0] in evenly_spaced)
 
 
-@pytest.mark.parametrize("case", CASES, ids="-".join)
+@in_turn(2)
 def test_pt2_bit_for_bit(case, networks, images, tmp_path):
     network, plain = networks[case]
     write_pt2(tmp_path / "x.pt2", plain)

@@ -17,18 +17,10 @@ SLOW = [
     # twenty layers without a level between them: PyTorch's own logits are 0.8e-4 of their spread from float64
     Cell("torchvision_resnet18", "syq_released", "2/32", "joint", "fp32"),
     Cell("svhn_convnet_abs", "syq", "2/8", "difference", "fp32"),  # most quantizers refuse this network
-    Cell("svhn_convnet", "dorefa_released", "1/2", "joint", "fp32"),
-    Cell("svhn_convnet", "xnor", "1/1", "concat", "fp32"),
     Cell("svhn_convnet", "ttq", "2/2", "preactivation", "bf16"),
     Cell("bnn_convnet", "bnn", "1/1", "sum", "fp32"),
-    Cell("resnet20_post", "dorefa", "2/2", "sum", "fp32"),
-    Cell("resnet20", "lqnets", "1/1", "difference", "bf16"),
-    Cell("resnet18", "bireal", "1/1", "sum", "fp32"),
-    Cell("alexnet_xnor", "xnor", "1/1", "plain", "fp32"),
     Cell("mobilenet_v2", "reactnet", "1/1", "sum", "fp32"),
     Cell("timm_test_resnet", "lsq", "2/2", "concat", "bf16"),
-    Cell("vgg_small", "tsq", "2/2", "plain", "fp32"),
-    Cell("svhn_convnet", "clipq", "4/32", "sum", "fp32"),
 ]
 
 

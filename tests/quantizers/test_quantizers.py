@@ -380,9 +380,8 @@ def compare_compiled(cases, backend, tolerance):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "case",
-    [
+def test_compiled_equals_eager():
+    cases = [
         ("full_precision", 32, 32, {}),
         ("dorefa", 1, 1, {"g_bits": 4}),
         ("dorefa", 2, 3, {"g_bits": 2}),
@@ -396,10 +395,8 @@ def compare_compiled(cases, backend, tolerance):
         ("syq_four_levels", 2, 2, {}),
         ("syq", 2, 2, {}),
         ("ttq", 2, 2, {}),
-    ],
-)
-def test_compiled_equals_eager(case):
-    compare_compiled([case], "aot_eager", 1e-6)
+    ]
+    compare_compiled(cases, "aot_eager", 1e-6)
 
 
 BY_INDUCTOR = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -25,37 +24,40 @@ SLACK = 1.5  # pixels that the boxes of two texts may share: boxes are taller th
 
 def _texts(figure: Figure) -> list[tuple[str, Bbox]]:
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
-    found = []
-    for text in figure.findobj(Text):
-        shown = text.get_visible() and text.get_text().strip()
-        if shown and not _unused_tick(figure, text):
-            found.append((text.get_text(), text.get_window_extent(renderer)))
-    return found
+    unused = _unused_texts(figure)
+    shown = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    return [(t.get_text(), t.get_window_extent(renderer)) for t in shown if not unused.get(id(t), False)]
 
 
-def _unused_tick(figure: Figure, text: Text) -> bool:
-    """Return whether a text labels a tick that is not drawn: outside the limits, or its axis is off."""
+def _unused_texts(figure: Figure) -> dict[int, bool]:
+    """Return of the texts of axes, by ``id``, which are not drawn: outside the limits, or the axis is off."""
+    unused: dict[int, bool] = {}
     for axes in figure.findobj(lambda artist: hasattr(artist, "xaxis")):
         for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            drawn = axes.axison and axes.get_visible() and axis.get_visible()
             for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
-                if text in (tick.label1, tick.label2):
-                    low, high = sorted(axis.get_view_interval())
-                    inside = low - 1e-9 * abs(low) <= tick.get_loc() <= high + 1e-9 * abs(high)
-                    return not (axes.axison and axes.get_visible() and axis.get_visible() and inside)
-            if text is axis.get_offset_text() or text is axis.label:
-                return not axes.axison
-    return False
+                inside = low - 1e-9 * abs(low) <= tick.get_loc() <= high + 1e-9 * abs(high)
+                for label in (tick.label1, tick.label2):
+                    unused.setdefault(id(label), not (drawn and inside))
+            for text in (axis.get_offset_text(), axis.label):
+                unused.setdefault(id(text), not axes.axison)
+    return unused
+
+
+def _overlapping(texts: list[tuple[str, Bbox]]) -> list[str]:
+    """Return the pairs of texts whose boxes share more than ``SLACK`` in both directions."""
+    low, high = (np.array([getattr(box, name) for _, box in texts]).reshape(-1, 2) for name in ("min", "max"))
+    shared = np.minimum(high[:, None], high) - np.maximum(low[:, None], low)
+    pairs = np.argwhere(np.triu((shared > SLACK).all(2), 1))
+    return [f"{texts[i][0]!r} lies on {texts[j][0]!r}" for i, j in pairs]
 
 
 def faults(figure: Figure) -> list[str]:
     """Return what is wrong to the eye in a figure."""
     figure.canvas.draw()
     texts = _texts(figure)
-    found = []
-    for (one, a), (other, b) in itertools.combinations(texts, 2):
-        shared = Bbox.intersection(a, b)
-        if shared is not None and shared.width > SLACK and shared.height > SLACK:
-            found.append(f"{one!r} lies on {other!r}")
+    found = _overlapping(texts)
     page = figure.bbox
     for text, box in texts:
         if box.x0 < page.x0 - 1 or box.x1 > page.x1 + 1 or box.y0 < page.y0 - 1 or box.y1 > page.y1 + 1:

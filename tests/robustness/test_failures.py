@@ -299,7 +299,7 @@ class TestVerify:
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_gone_is_named_and_its_trial_goes_on(tmp_path):
+def test_a_worker_that_is_gone_is_named_and_its_trial_goes_on(tmp_path, capfd, monkeypatch):
     """In the whole command a worker kills itself inside a step; the others end, the exit status is 1."""
     file = tmp_path / "gone.toml"
     file.write_text(ARMS.replace("epochs = 1", "epochs = 2").partition('[[arms]]\nname = "explodes')[0])
@@ -315,25 +315,17 @@ def test_a_worker_that_is_gone_is_named_and_its_trial_goes_on(tmp_path):
         "cpu",
     ]
 
-    def command(fault: dict | None) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, str(ROOT / "tests" / "robustness" / "bench_with_faults.py"), *arguments],
-            env={
-                **os.environ,
-                "PYTHONPATH": str(ROOT),
-                SETTINGS: json.dumps({"every_steps": 3, "fault": fault}),
-            },
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    def command(fault: dict | None) -> int:
+        monkeypatch.setenv(SETTINGS, json.dumps({"every_steps": 3, "fault": fault}))
+        return main(arguments, train="tests.robustness.disturbance:train")
 
-    done = command({"at": "updated", "from": 7})
-    assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
+    assert command({"at": "updated", "from": 7}) == 1
+    said = capfd.readouterr()
+    assert "Traceback" not in said.out + said.err
     store = Store(tmp_path / "runs")
     ids = [trial.id for trial in load_experiment(file).trials]
     assert {store.inspect(id).reason for id in ids} == {f"its process died (signal {signal.SIGKILL.value})"}
-    assert command(None).returncode == 0
+    assert command(None) == 0
     for trial in load_experiment(file).trials:
         run(trial.config, tmp_path / "calm", id=trial.id)
         assert unlike(tmp_path / "calm", tmp_path / "runs", trial.id) == []

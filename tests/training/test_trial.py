@@ -128,22 +128,18 @@ CASES = {
     "concat, joint": {"strategy": progressive("concat", statistics="joint")},
     "preactivation": {"strategy": progressive("preactivation")},
     "batch norm re-estimated": {"strategy": progressive("sum", bn_reestimate=2), "eval_bn": 2},
-    "anneal": {"strategy": {"kind": "anneal", "factor": COSINE}},
     "gradient quantizer": {"bits": "1/2/4", "strategy": progressive("sum")},
     "stochastic bnn": {"quantizer": {"kind": "bnn", "stochastic": True}},
     "xnor": {"quantizer": "xnor", "strategy": progressive("sum")},
     "syq": {"quantizer": "syq", "bits": "2/2", "strategy": progressive("concat")},
     "ttq": {"quantizer": "ttq", "bits": "2/32"},
     "tensorflow epsilon": {"epsilon": 1e-5, "epsilon_mode": "tensorflow"},
-    "apprentice A": {"strategy": apprentice("A")},
-    "apprentice B": {"strategy": apprentice("B")},
-    "apprentice C": {"strategy": apprentice("C")},
     "residual": {"network": "resnet20", "strategy": progressive("concat"), "train_size": 48, "epochs": 2},
     "bf16": {"precision": "bf16", "strategy": progressive("sum")},
 }
 
 
-# Each of the first goes another way through the loop, and the conformance tests stop every strategy, too.
+# Each of the first goes another way through the loop; the conformance tests stop every strategy.
 QUICK = ["plain", "sgd", "sum", "concat", "batch norm re-estimated", "gradient quantizer", "bf16"]
 
 
