@@ -14,14 +14,15 @@ value is the module with the literal, for instance ``[project.entry-points."benc
 An entry is a dict with the keys
 
 ``name``      the name used in experiment files
-``factory``   the attribute of the module that ``load`` returns
+``like``      an entry above in the same list, whose keys count where they are left out here (optional)
+``factory``   the attribute of the module that ``load`` returns; the name where it is left out
 ``help``      one line
 ``title``, ``arxiv``   the paper (optional)
 ``revision``  a number (default 1), raised when a fix changes the entry's numbers; part of an identity when
               above 1
 ``options``   ``{option: declaration}``; the keys of a declaration are the fields of ``OptionDeclaration``. An
               option of the text ``"shared"`` is the one of that name in the literal ``OPTIONS`` of the same
-              module, else of the group's module ``options``.
+              module, else of the group's module ``options``. A list of names stands for shared options alone.
 and facts for those who know the group (``FACTS``).
 """
 
@@ -176,9 +177,18 @@ def read_entries(group: str, path: Path, module: str, package: str = "") -> list
     declared = _literal(path, GROUPS[group].literal, [])
     if not isinstance(declared, list):
         raise InputError(f"{path}: {GROUPS[group].literal}: expected a list of entries")
-    return [
-        _validated(group, given, number, path, module, package) for number, given in enumerate(declared, 1)
-    ]
+    found: list[Entry] = []
+    above: dict[str, dict[str, Any]] = {}
+    for number, given in enumerate(declared, 1):
+        whole = given
+        if isinstance(given, dict):
+            base = above.get(str(given.get("like")), {})
+            whole = {**base, "factory": given.get("name"), **given}
+            if base:
+                del whole["like"]
+            above[str(given.get("name"))] = whole
+        found.append(_validated(group, whole, number, path, module, package))
+    return found
 
 
 def _literal(path: Path, variable: str, absent: Any) -> Any:
@@ -210,7 +220,9 @@ def _validated(group: str, given: Any, number: int, path: Path, module: str, pac
     given = {**given, "options": _with_types(_with_shared(given.get("options", {}), group, path))}
     facts = {key: value for key, value in given.items() if key not in EntryDeclaration.model_fields}
     problems = [
-        f"{where}: {key}: no entry of {group} has this "
+        f"{where}: like: no entry above is called {given[key]!r}"
+        if key == "like"
+        else f"{where}: {key}: no entry of {group} has this "
         f"key.{nearest(key, [*EntryDeclaration.model_fields, *FACTS[group]])}"
         for key in facts
         if key not in FACTS[group]
@@ -230,6 +242,8 @@ def _validated(group: str, given: Any, number: int, path: Path, module: str, pac
 
 def _with_shared(options: Any, group: str, path: Path) -> Any:
     """Return the options with each ``"shared"`` replaced by the declaration that it refers to."""
+    if isinstance(options, list):
+        options = dict.fromkeys(options, "shared")
     if not isinstance(options, dict) or "shared" not in options.values():
         return options
     shared: dict[str, Any] = {}

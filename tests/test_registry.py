@@ -31,6 +31,12 @@ class TestReading:
         (entry,) = declare(tmp_path, GOOD, before="raise SystemExit")
         assert (entry.name, entry.factory, entry.revision) == ("a", "A", 1)
 
+    def test_an_entry_may_be_like_one_above_it_in_all_but_its_factory(self, tmp_path):
+        first = GOOD | {"w_bits": [1, 2], "title": "T"}
+        made = declare(tmp_path, first, {"name": "b", "like": "a", "help": "another", "w_bits": [1]})
+        assert [entry.factory for entry in made] == ["A", "b"] and made[1].title == "T"
+        assert made[1].help == "another" and made[1].facts == {"w_bits": [1]}
+
     def test_what_is_no_literal_is_refused(self, tmp_path):
         path = tmp_path / "part.py"
         path.write_text("ENTRIES = [__import__('os').getcwd()]\n", encoding="utf-8")
@@ -73,6 +79,8 @@ class TestReading:
             ),
             ({"options": {"kind": {"type": "str", "help": "x"}}}, "a: options.kind: an option cannot have"),
             ({"options": {"x": "shared"}}, "options.x: no shared option"),
+            ({"options": ["x"]}, "options.x: no shared option"),
+            ({"like": "b"}, "a: like: no entry above is called 'b'"),
         ],
     )  # fmt: skip
     def test_a_mistake_is_named_with_file_and_entry(self, tmp_path, change, words):

@@ -29,14 +29,10 @@ ENTRIES = [
     },
     {
         "name": "cifar100",
+        "like": "cifar10",
         "factory": "CIFAR100",
         "help": "CIFAR-100: 50,000 + 10,000 photographs of 32x32 in 100 classes",
-        "title": "Learning Multiple Layers of Features from Tiny Images (Krizhevsky, 2009)",
         "num_classes": 100,
-        "image_size": 32,
-        "train_count": 50_000,
-        "test_count": 10_000,
-        "default_recipe": "cifar_sgd",
     },
 ]
 

@@ -46,17 +46,8 @@ def digest(arrays: Arrays) -> str:
 class _Digits(Source):
     kind = "digits"
 
-    def paths(self, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
-        return []
-
-    def problem(self, options: Mapping[str, Any], data_dir: Path) -> str | None:
-        return None
-
     def checksum(self, options: Mapping[str, Any], data_dir: Path) -> str | None:
         return CHECKSUM
-
-    def fetch(self, options: Mapping[str, Any], data_dir: Path) -> None:
-        """Nothing to download."""
 
     def load(self, options: Mapping[str, Any], data_dir: Path) -> Arrays:
         import numpy as np

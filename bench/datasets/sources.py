@@ -69,7 +69,7 @@ class Source:
 
     def problem(self, options: Mapping[str, Any], data_dir: Path) -> str | None:
         """Return why the data cannot be loaded (absent files, wrong sizes), or None; quick."""
-        raise NotImplementedError
+        return None
 
     def require(self, options: Mapping[str, Any], data_dir: Path) -> None:
         """Raise ``InputError`` with what ``problem`` finds."""
@@ -103,11 +103,10 @@ class Source:
 
     def fetch(self, options: Mapping[str, Any], data_dir: Path) -> None:
         """Download the missing files; raises ``InputError`` where a download is not possible."""
-        raise NotImplementedError
 
     def paths(self, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
-        """Return the files of the data set, there or not."""
-        raise NotImplementedError
+        """Return the files of the data set, there or not: none of a data set that is computed."""
+        return []
 
 
 @dataclass(frozen=True)

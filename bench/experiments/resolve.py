@@ -10,7 +10,6 @@ from bench import registry, schedules
 from bench.errors import InputError, nearest, shown
 from bench.experiments import permission
 from bench.experiments.arms import PlannedArm
-from bench.experiments.axes import Assignment
 from bench.experiments.config import TrialConfig, make_config, short_bits
 from bench.experiments.file import ExperimentFile
 from bench.experiments.labels import label
@@ -97,7 +96,7 @@ def stack_fields(
         if (axis.weak and explicit(arm.fields, axis.path)) or not reaches(fields, axis.path):
             continue
         touched.add(id(axis))
-        if not _overruled(axis.path, above, fields):
+        if not any(item.path == axis.path[: len(item.path)] and reaches(fields, item.path) for item in above):
             set_at(axis.path, value, axis.where)
             applied.append(axis.path)
     for item in above:
@@ -106,11 +105,6 @@ def stack_fields(
             touched.add(id(item))
     order = [axis.path for axis in arm.axes]
     return Stacked(fields, origin, tuple(sorted(applied, key=order.index)), frozenset(touched))
-
-
-def _overruled(path: AxisPath, above: Sequence[Assignment], fields: Mapping[str, Any]) -> bool:
-    """Return whether an assignment that reaches the arm decides the value at ``path``."""
-    return any(item.path == path[: len(item.path)] and reaches(fields, item.path) for item in above)
 
 
 def _axis_order(path: AxisPath) -> tuple[int, bool, bool]:

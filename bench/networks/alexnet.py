@@ -20,7 +20,6 @@ OPTIONS = {"input_size": {"default": 224, "min": 44, "max": 1024, "help": "pixel
 ENTRIES = [
     {
         "name": "alexnet_syq",
-        "factory": "alexnet_syq",
         "help": "the released ImageNet script's AlexNet: 96C12/4-256C5-384C3-384C3-256C3-2x4096FC-FC, "
         "batch norm, groups",
         "title": "SYQ: Learning Symmetric Quantization for Efficient Deep Neural Networks",
@@ -39,7 +38,6 @@ ENTRIES = [
     },
     {
         "name": "alexnet_dorefa",
-        "factory": "alexnet_dorefa",
         "help": "DoReFa-Net's AlexNet as tensorpack has it: alexnet_syq, but what the classifier reads is "
         "not quantized",
         "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth "
@@ -51,7 +49,6 @@ ENTRIES = [
     },
     {
         "name": "alexnet_xnor",
-        "factory": "alexnet_xnor",
         "help": "XNOR-Net's AlexNet, blocks of BN, activation, convolution, pool: "
         "96C11/4-256C5-384C3-384C3-256C3-2x4096FC-FC",
         "title": "XNOR-Net: ImageNet Classification Using Binary Convolutional Neural Networks",

@@ -17,7 +17,6 @@ from bench.networks.builder import Builder, Network, is_bipolar
 ENTRIES = [
     {
         "name": "svhn_convnet",
-        "factory": "svhn_convnet",
         "help": "EXP-Net's SVHN network: 48C5-MP2-64C3-64C3-MP2-128C3-128C3-128C3-512C5-FC, input 40x40",
         "title": "Progressive Learning of Low-Precision Networks",
         "arxiv": "1905.11781",
@@ -34,7 +33,6 @@ ENTRIES = [
     },
     {
         "name": "vgg_small",
-        "factory": "vgg_small",
         "help": "VGG-Small of the low-bit CIFAR literature: 2x128C3-MP2-2x256C3-MP2-2x512C3-MP2-FC, input "
         "32x32",
         "title": "LQ-Nets: Learned Quantization for Highly Accurate and Compact Deep Neural Networks",
@@ -44,7 +42,6 @@ ENTRIES = [
     },
     {
         "name": "bnn_convnet",
-        "factory": "bnn_convnet",
         "help": "the ConvNet of BNN: 2x128C3-MP2-2x256C3-MP2-2x512C3-MP2-2x1024FC-FC, input 32x32; SVHN: "
         "width 0.5",
         "title": "Binarized Neural Networks: Training Neural Networks with Weights and Activations "

@@ -6,6 +6,7 @@ A quantizer stands at the input of each low-precision convolution. The residual 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,43 +30,30 @@ OPTIONS = {
 ENTRIES = [
     {
         "name": "resnet20",
-        "factory": "resnet20",
         "help": "ResNet-20 for CIFAR, input 32x32",
         "title": "Deep Residual Learning for Image Recognition",
         "arxiv": "1512.03385",
         "input_size": 32,
         "macs": 40_551_040,
-        "options": {"shortcut": "shared", "block": "shared"},
+        "options": ["shortcut", "block"],
     },
     {
         "name": "resnet32",
-        "factory": "resnet32",
+        "like": "resnet20",
         "help": "ResNet-32 for CIFAR, input 32x32",
-        "title": "Deep Residual Learning for Image Recognition",
-        "arxiv": "1512.03385",
-        "input_size": 32,
         "macs": 68_862_592,
-        "options": {"shortcut": "shared", "block": "shared"},
     },
     {
         "name": "resnet44",
-        "factory": "resnet44",
+        "like": "resnet20",
         "help": "ResNet-44 for CIFAR, input 32x32",
-        "title": "Deep Residual Learning for Image Recognition",
-        "arxiv": "1512.03385",
-        "input_size": 32,
         "macs": 97_174_144,
-        "options": {"shortcut": "shared", "block": "shared"},
     },
     {
         "name": "resnet56",
-        "factory": "resnet56",
+        "like": "resnet20",
         "help": "ResNet-56 for CIFAR, input 32x32",
-        "title": "Deep Residual Learning for Image Recognition",
-        "arxiv": "1512.03385",
-        "input_size": 32,
         "macs": 125_485_696,
-        "options": {"shortcut": "shared", "block": "shared"},
     },
 ]
 
@@ -196,7 +184,7 @@ class ResNet(ResidualNetwork):
 
     input_size = 32
 
-    def __init__(self, builder: Builder, num_classes: int, depth: int, *, shortcut: str, block: str) -> None:
+    def __init__(self, builder: Builder, num_classes: int, *, depth: int, shortcut: str, block: str) -> None:
         super().__init__()
         builder.merge_at_output = block == "pre"
         kind = PreBlock if block == "pre" else PostBlock
@@ -218,21 +206,4 @@ class ResNet(ResidualNetwork):
         self.linear = builder.classifier(before, num_classes, extra=extra, average=True)
 
 
-def resnet20(builder: Builder, num_classes: int, *, shortcut: str, block: str) -> Network:
-    """Return ResNet-20, 3 blocks a stage."""
-    return ResNet(builder, num_classes, 3, shortcut=shortcut, block=block)
-
-
-def resnet32(builder: Builder, num_classes: int, *, shortcut: str, block: str) -> Network:
-    """Return ResNet-32, 5 blocks a stage."""
-    return ResNet(builder, num_classes, 5, shortcut=shortcut, block=block)
-
-
-def resnet44(builder: Builder, num_classes: int, *, shortcut: str, block: str) -> Network:
-    """Return ResNet-44, 7 blocks a stage."""
-    return ResNet(builder, num_classes, 7, shortcut=shortcut, block=block)
-
-
-def resnet56(builder: Builder, num_classes: int, *, shortcut: str, block: str) -> Network:
-    """Return ResNet-56, 9 blocks a stage."""
-    return ResNet(builder, num_classes, 9, shortcut=shortcut, block=block)
+resnet20, resnet32, resnet44, resnet56 = (partial(ResNet, depth=depth) for depth in (3, 5, 7, 9))

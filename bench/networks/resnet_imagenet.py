@@ -7,12 +7,14 @@ First convolution, classifier and the projections of shortcuts are full precisio
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
 from bench.layers.activation_input import Pair
 from bench.layers.classifier import Meeting
-from bench.networks.builder import Builder, Network
+from bench.networks.builder import Builder
 from bench.networks.resnet import Block, PostBlock, PreBlock, ResidualNetwork
 
 OPTIONS = {
@@ -38,41 +40,23 @@ OPTIONS = {
 ENTRIES = [
     {
         "name": "resnet18",
-        "factory": "resnet18",
         "help": "ResNet-18 for ImageNet, two 3x3 convolutions a block",
         "title": "Deep Residual Learning for Image Recognition",
         "arxiv": "1512.03385",
         "input_size": 224,
         "macs": 1_814_073_344,
-        "options": {
-            "shortcut": "shared",
-            "block": "shared",
-            "shortcut_per": "shared",
-            "input_size": "shared",
-        },
+        "options": ["shortcut", "block", "shortcut_per", "input_size"],
     },
     {
         "name": "resnet34",
-        "factory": "resnet34",
+        "like": "resnet18",
         "help": "ResNet-34 for ImageNet, two 3x3 convolutions a block",
-        "title": "Deep Residual Learning for Image Recognition",
-        "arxiv": "1512.03385",
-        "input_size": 224,
         "macs": 3_663_761_408,
-        "options": {
-            "shortcut": "shared",
-            "block": "shared",
-            "shortcut_per": "shared",
-            "input_size": "shared",
-        },
     },
     {
         "name": "resnet50",
-        "factory": "resnet50",
+        "like": "resnet18",
         "help": "ResNet-50 for ImageNet, bottlenecks with the stride at the 3x3 convolution",
-        "title": "Deep Residual Learning for Image Recognition",
-        "arxiv": "1512.03385",
-        "input_size": 224,
         "macs": 4_089_184_256,
         "options": {
             "shortcut": "shared",
@@ -97,16 +81,8 @@ class RealBlock(Block):
     the next convolution, never into the shortcut.
     """
 
-    def __init__(
-        self,
-        builder: Builder,
-        name: str,
-        in_channels: int,
-        convs: Sequence[tuple[int, int, int]],
-        extra: int,
-        shortcut: str,
-    ) -> None:
-        super().__init__(builder, name, in_channels, convs, extra, shortcut)
+    def __init__(self, builder: Builder, *arguments: Any) -> None:
+        super().__init__(builder, *arguments)
         self.meeting = Meeting(builder.merge)
 
     def forward(self, stream: Tensor, side: Tensor | None) -> Pair:
@@ -135,8 +111,8 @@ class ImageNetResNet(ResidualNetwork):
         self,
         builder: Builder,
         num_classes: int,
-        depths: Sequence[int],
         *,
+        depths: Sequence[int],
         bottleneck: bool = False,
         shortcut: str,
         block: str,
@@ -171,20 +147,8 @@ class ImageNetResNet(ResidualNetwork):
         self.linear = builder.classifier(before, num_classes, extra=extra, average=True, reads=reads)
 
 
-def resnet18(builder: Builder, num_classes: int, **options) -> Network:
-    """Return ResNet-18, 2 blocks a stage."""
-    return ImageNetResNet(builder, num_classes, (2, 2, 2, 2), **options)
-
-
-def resnet34(builder: Builder, num_classes: int, **options) -> Network:
-    """Return ResNet-34: 3, 4, 6 and 3 blocks."""
-    return ImageNetResNet(builder, num_classes, (3, 4, 6, 3), **options)
-
-
-def resnet50(builder: Builder, num_classes: int, **options) -> Network:
-    """Return ResNet-50: 3, 4, 6 and 3 bottlenecks, the stride at their 3x3 convolution.
-
-    1512.03385 has the stride at the first 1x1 convolution, which gives 3.8 instead of 4.1 billion MACs. The
-    implementations behind the published accuracies have the stride at the 3x3 convolution.
-    """
-    return ImageNetResNet(builder, num_classes, (3, 4, 6, 3), bottleneck=True, **options)
+resnet18 = partial(ImageNetResNet, depths=(2, 2, 2, 2))
+resnet34 = partial(ImageNetResNet, depths=(3, 4, 6, 3))
+# 1512.03385 has the stride at the first 1x1 convolution, which gives 3.8 instead of 4.1 billion MACs. The
+# implementations behind the published accuracies have the stride at the 3x3 convolution.
+resnet50 = partial(ImageNetResNet, depths=(3, 4, 6, 3), bottleneck=True)

@@ -15,7 +15,6 @@ from bench.text import clean
 ENTRIES = [
     {
         "name": "timm",
-        "factory": "timm",
         "help": "any network of timm by its name there, transformed; needs the extra timm",
         "input_size": 224,
         "options": {

@@ -43,7 +43,9 @@ def make_quantizer(
         allowed = entry.facts[name]
         if bits not in allowed:
             raise InputError(f"{name}: {bits!r}, but quantizer '{kind}' takes {', '.join(map(str, allowed))}")
-    quantizer = registry.load("quantizers", kind)(w_bits, a_bits, g_bits, weight_shape, **keywords(chosen))
+    quantizer = registry.load("quantizers", kind)(w_bits, a_bits, g_bits, **keywords(chosen))
+    if weight_shape is not None:
+        quantizer.create_scales(weight_shape)
     if channels is not None:
         quantizer.create_input_parameters(channels)
     return quantizer

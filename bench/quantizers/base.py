@@ -18,9 +18,9 @@ _FIXED_DRAWS = Draws(Clock(0), "quantizer", "unnamed")
 class Quantizer(nn.Module):
     """The base class; a quantizer serves one weight tensor and the activations that meet it.
 
-    ``w_bits``, ``a_bits``, ``g_bits``: 1 to 8, or 32 for full precision. ``weight_shape``: shape of the
-    weight, (out, in, kh, kw) or (out, in). Quantizers with learned scales need it, or create their
-    parameters at the first call of ``weight`` (eager only, and before the optimizer is made). ``draws``:
+    ``w_bits``, ``a_bits``, ``g_bits``: 1 to 8, or 32 for full precision. Quantizers with learned scales
+    create them in ``create_scales``, else at the first call of ``weight`` (eager only, and before the
+    optimizer is made). ``draws``:
     the random numbers of stochastic maps, set by the layer; None: one fixed stream, the same each step.
     ``running``: names of the buffers, vectors, that training moves with the activations; workers average
     them. ``scales_input``: True where the convolution's output is to be multiplied by ``input_scale`` of
@@ -30,17 +30,13 @@ class Quantizer(nn.Module):
     scales_input = False
     running: tuple[str, ...] = ()
 
-    def __init__(
-        self, w_bits: int = 32, a_bits: int = 32, g_bits: int = 32, weight_shape: Sequence[int] | None = None
-    ) -> None:
+    def __init__(self, w_bits: int = 32, a_bits: int = 32, g_bits: int = 32) -> None:
         super().__init__()
         self.w_bits, self.a_bits, self.g_bits = w_bits, a_bits, g_bits
         self.draws: Draws | None = None
-        if weight_shape is not None:
-            self.create_scales(weight_shape)
 
     def create_scales(self, weight_shape: Sequence[int], device: Any = None) -> None:
-        """Create the learned scales for weights of this shape; there are none by default."""
+        """Create the learned scales for weights (out, in, kh, kw) or (out, in); there are none by default."""
 
     def create_input_parameters(self, channels: int, device: Any = None) -> None:
         """Create learned parameters of the activations for that many channels; none by default.

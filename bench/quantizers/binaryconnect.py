@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.quantizers.deployed import two_levels
 from bench.quantizers.functional import bipolar, compute_dtype, with_slope
-from bench.quantizers.shared import ClippedWeights, WeightsOnly
+from bench.quantizers.shared import SignWeights, WeightsOnly
 
 ENTRIES = [
     {
@@ -31,7 +30,7 @@ ENTRIES = [
 ]
 
 
-class BinaryConnect(ClippedWeights, WeightsOnly):
+class BinaryConnect(SignWeights, WeightsOnly):
     """BinaryConnect (arXiv 1511.00363).
 
     weight:      sign(w), sign(0) = +1 (eq. 1). With ``stochastic``, while training, +1 with the probability
@@ -57,7 +56,3 @@ class BinaryConnect(ClippedWeights, WeightsOnly):
             noise = self.stream.uniform_weights(w).to(compute_dtype(w)).mul(2.0).sub_(1.0)
             return with_slope(w, bipolar(noise.sub_(real)).neg_(), 1.0)
         return with_slope(w, bipolar(real), 1.0)
-
-    def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
-        """Return -1 and 1."""
-        return two_levels(w.new_ones(()), w)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.autograd import Function
 
-from bench.quantizers.deployed import two_levels
-from bench.quantizers.functional import bipolar, compute_dtype, pass_inside, sign_window
-from bench.quantizers.shared import ClippedWeights, SignActivations
+from bench.quantizers.functional import bipolar, compute_dtype, pass_inside
+from bench.quantizers.shared import SignActivations, SignWeights
 
 ENTRIES = [
     {
@@ -53,7 +52,7 @@ def stochastic_sign(x: Tensor, uniform: Tensor) -> Tensor:
     return _StochasticSign.apply(x, uniform)
 
 
-class BNN(ClippedWeights, SignActivations):
+class BNN(SignWeights, SignActivations):
     """Binarized Neural Networks (arXiv 1602.02830).
 
     weight:      sign(w), sign(0) = +1 (eq. 1); gradient 1[|w| <= 1] (eq. 4). ``after_step_`` clips the
@@ -69,15 +68,8 @@ class BNN(ClippedWeights, SignActivations):
         super().__init__(*args, **kwargs)
         self.stochastic = stochastic
 
-    def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
-        return sign_window(w)
-
     def sign(self, x: Tensor) -> Tensor:
         """Return sign(x), or the drawn sign in training with ``stochastic``; any shape (batch, ...)."""
         if self.stochastic and self.training:
             return stochastic_sign(x, self.stream.uniform(x))
         return super().sign(x)
-
-    def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
-        """Return -1 and +1."""
-        return two_levels(w.new_ones(()), w)

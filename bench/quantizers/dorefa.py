@@ -31,37 +31,24 @@ ENTRIES = [
     },
     {
         "name": "dorefa_released",
+        "like": "dorefa",
         "factory": "DoReFaReleased",
         "help": "dorefa as its TensorFlow code has it: at 1 bit a weight of exactly 0 stays 0",
-        "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth "
-        "Gradients",
-        "arxiv": "1606.06160",
-        "w_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
-        "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
-        "g_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
     },
     {
         "name": "dorefa_channelwise",
+        "like": "dorefa",
         "factory": "DoReFaChannelwise",
         "help": "dorefa with the 1-bit scale E per output channel; the curves labelled XNOR in EXP-Net's "
         "figure",
-        "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth "
-        "Gradients",
-        "arxiv": "1606.06160",
         "w_bits": [1, 32],
-        "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
-        "g_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
     },
     {
         "name": "dorefa_channelwise_released",
+        "like": "dorefa",
         "factory": "DoReFaChannelwiseReleased",
         "help": "dorefa_channelwise as EXP-Net's TensorFlow code has it: a weight of exactly 0 stays 0",
-        "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth "
-        "Gradients",
-        "arxiv": "1606.06160",
         "w_bits": [1, 32],
-        "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
-        "g_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
     },
 ]
 

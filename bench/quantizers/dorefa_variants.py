@@ -29,15 +29,11 @@ ENTRIES = [
     },
     {
         "name": "dorefa_bitorch",
+        "like": "dorefa_pytorch",
         "factory": "DoReFaBITorch",
         "help": "dorefa as BITorch has it: gradients pass unchanged, 1-bit weights have no scale and zero "
         "is -1",
-        "title": "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth "
-        "Gradients",
-        "arxiv": "1606.06160",
         "w_bits": [1, 2, 3, 4, 5, 6, 7, 8],
-        "a_bits": [1, 2, 3, 4, 5, 6, 7, 8],
-        "g_bits": [32],
     },
 ]
 

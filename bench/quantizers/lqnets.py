@@ -82,27 +82,17 @@ class LQNets(Rectified):
     weight_codes: Tensor
     input_codes: Tensor
 
-    def __init__(
-        self,
-        w_bits: int = 32,
-        a_bits: int = 32,
-        g_bits: int = 32,
-        weight_shape: Sequence[int] | None = None,
-        *,
-        moving: float = 0.9,
-    ) -> None:
-        super().__init__(w_bits, a_bits, g_bits)
+    def __init__(self, *args: Any, moving: float = 0.9, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.moving = moving
         self.register_buffer("weight_basis", None)
-        if w_bits < 32:
-            self.register_buffer("weight_codes", binary_codes(w_bits, -1.0), persistent=False)
-        if a_bits < 32:
+        if self.w_bits < 32:
+            self.register_buffer("weight_codes", binary_codes(self.w_bits, -1.0), persistent=False)
+        if self.a_bits < 32:
             self.running = ("input_basis",)
-            self.register_buffer("input_codes", binary_codes(a_bits, 0.0), persistent=False)
-            powers = 2.0 ** torch.arange(a_bits)
-            self.register_buffer("input_basis", 2.0 * QUARTILE / (2**a_bits - 1) * powers)
-        if weight_shape is not None:
-            self.create_scales(weight_shape)
+            self.register_buffer("input_codes", binary_codes(self.a_bits, 0.0), persistent=False)
+            powers = 2.0 ** torch.arange(self.a_bits)
+            self.register_buffer("input_basis", 2.0 * QUARTILE / (2**self.a_bits - 1) * powers)
 
     def create_scales(self, weight_shape: Sequence[int], device: Any = None) -> None:
         """Create the basis of each filter, (out, k), for weights of deviation 1."""

@@ -88,22 +88,13 @@ class LSQ(Rectified):
     are parameters of shape ().
     """
 
-    def __init__(
-        self,
-        w_bits: int = 32,
-        a_bits: int = 32,
-        g_bits: int = 32,
-        weight_shape: Sequence[int] | None = None,
-        *,
-        activation_mean: float = 0.4,
-    ) -> None:
-        super().__init__(w_bits, a_bits, g_bits)
+    def __init__(self, *args: Any, activation_mean: float = 0.4, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.weight_step: nn.Parameter | None = None
         self.input_step: nn.Parameter | None = None
-        if a_bits < 32:
-            self.input_step = nn.Parameter(torch.full((), 2.0 * activation_mean / math.sqrt(2**a_bits - 1)))
-        if weight_shape is not None:
-            self.create_scales(weight_shape)
+        if self.a_bits < 32:
+            step = 2.0 * activation_mean / math.sqrt(2**self.a_bits - 1)
+            self.input_step = nn.Parameter(torch.full((), step))
 
     def create_scales(self, weight_shape: Sequence[int], device: Any = None) -> None:
         """Create ``weight_step``, 1 until ``start_`` sets it."""

@@ -26,14 +26,11 @@ ENTRIES = [
     },
     {
         "name": "qnn_log",
+        "like": "qnn",
         "factory": "LogQNN",
         "help": "qnn with signed powers of two, 1 to 2^(1 - 2^(k-1)), instead of equal steps",
-        "title": "Quantized Neural Networks: Training Neural Networks with Low Precision Weights and "
-        "Activations",
-        "arxiv": "1609.07061",
         "w_bits": [1, 2, 3, 4, 5],
         "a_bits": [1, 2, 3, 4, 5, 32],
-        "g_bits": [32],
     },
 ]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bench.quantizers.base import Quantizer
-from bench.quantizers.deployed import ActivationMap
+from bench.quantizers.deployed import ActivationMap, two_levels
 from bench.quantizers.functional import clip, round_unit, sign_window
 
 
@@ -87,3 +87,14 @@ class ClippedWeights(Quantizer):
     @torch.no_grad()
     def after_step_(self, w: Tensor) -> None:
         w.clamp_(-1.0, 1.0)
+
+
+class SignWeights(ClippedWeights):
+    """Weights of +1 and -1: sign(w), sign(0) = +1, gradient 1[|w| <= 1]; stored weights are clipped."""
+
+    def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
+        return sign_window(w)
+
+    def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
+        """Return -1 and 1."""
+        return two_levels(w.new_ones(()), w)

@@ -45,38 +45,22 @@ ENTRIES = [
         "layer",
         "title": "SYQ: Learning Symmetric Quantization for Efficient Deep Neural Networks",
         "arxiv": "1807.00301",
-        "options": {
-            "granularity": "shared",
-            "eta": "shared",
-            "scale": "shared",
-            "scale_from_weights": "shared",
-        },
+        "options": ["granularity", "eta", "scale", "scale_from_weights"],
         "w_bits": [1, 2],
         "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
         "g_bits": [32],
     },
     {
         "name": "syq_released",
+        "like": "syq",
         "factory": "SYQReleased",
         "help": "syq as its released TensorFlow code has it: a weight of exactly 0 stays 0",
-        "title": "SYQ: Learning Symmetric Quantization for Efficient Deep Neural Networks",
-        "arxiv": "1807.00301",
-        "options": {
-            "granularity": "shared",
-            "eta": "shared",
-            "scale": "shared",
-            "scale_from_weights": "shared",
-        },
-        "w_bits": [1, 2],
-        "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
-        "g_bits": [32],
     },
     {
         "name": "syq_four_levels",
+        "like": "syq",
         "factory": "SYQFourLevels",
         "help": "EXP-Net's commented-out 2/x call: +-s above the threshold, +-1 without a scale below",
-        "title": "SYQ: Learning Symmetric Quantization for Efficient Deep Neural Networks",
-        "arxiv": "1807.00301",
         "options": {
             "granularity": "shared",
             "eta": {"default": 0.05, "min": 0.0, "below": 1.0, "help": "threshold as a part of max |w|"},
@@ -84,8 +68,6 @@ ENTRIES = [
             "scale_from_weights": "shared",
         },
         "w_bits": [2],
-        "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
-        "g_bits": [32],
     },
 ]
 
@@ -163,25 +145,20 @@ class SYQ(UnitActivations):
 
     def __init__(
         self,
-        w_bits: int = 1,
-        a_bits: int = 32,
-        g_bits: int = 32,
-        weight_shape: Sequence[int] | None = None,
-        *,
+        *args: Any,
         granularity: str = "pixel",
         eta: float | None = None,
         scale: float = 1.0,
         scale_from_weights: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(w_bits, a_bits, g_bits)
+        super().__init__(*args, **kwargs)
         self.granularity = granularity
         self.scale_from_weights = scale_from_weights
-        self.eta = (0.05 if w_bits == 2 else 0.0) if eta is None else eta
+        self.eta = (0.05 if self.w_bits == 2 else 0.0) if eta is None else eta
         self.initial_scale = scale
-        self.below = "zero" if w_bits == 2 else ("unscaled" if self.eta > 0 else "scaled")
+        self.below = "zero" if self.w_bits == 2 else ("unscaled" if self.eta > 0 else "scaled")
         self.scale: nn.Parameter | None = None
-        if weight_shape is not None:
-            self.create_scales(weight_shape)
 
     def create_scales(self, weight_shape: Sequence[int], device: Any = None) -> None:
         """Create ``scale`` for weights of this shape, at its initial value."""
@@ -252,13 +229,6 @@ class SYQFourLevels(SYQReleased):
              and +-1; sign(0) = 0. The gradients are those of ``symmetric_weight``.
     """
 
-    def __init__(
-        self,
-        w_bits: int = 2,
-        a_bits: int = 32,
-        g_bits: int = 32,
-        weight_shape: Sequence[int] | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(w_bits, a_bits, g_bits, weight_shape, **options)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.below = "unscaled"

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.quantizers.deployed import ActivationMap, two_levels
-from bench.quantizers.functional import bipolar, compute_dtype, inside, sign_window, with_slope
-from bench.quantizers.shared import ClippedWeights
+from bench.quantizers.deployed import ActivationMap
+from bench.quantizers.functional import bipolar, compute_dtype, inside, with_slope
+from bench.quantizers.shared import SignWeights
 
 ENTRIES = [
     {
@@ -53,7 +53,7 @@ def residual_signs(x: Tensor, count: int) -> Tensor:
     return total
 
 
-class Tang(ClippedWeights):
+class Tang(SignWeights):
     """Tang et al. 2017, "How to train a compact binary neural network with high accuracy?".
 
     weight:       sign(w) without a scale, sign(0) = +1, gradient 1[|w| <= 1]
@@ -84,13 +84,6 @@ class Tang(ClippedWeights):
     def create_input_parameters(self, channels: int, device: Any = None) -> None:
         """Create the slopes of PReLU, of shape (channels,)."""
         self.slope = nn.Parameter(torch.full((channels,), self.initial_slope, device=device))
-
-    def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
-        return sign_window(w)
-
-    def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
-        """Return -1 and 1."""
-        return two_levels(w.new_ones(()), w)
 
     def bound_map(self) -> ActivationMap:
         """Return PReLU."""

@@ -76,23 +76,12 @@ class TTQ(WeightsOnly):
     it. Statistic: max |w|.
     """
 
-    def __init__(
-        self,
-        w_bits: int = 2,
-        a_bits: int = 32,
-        g_bits: int = 32,
-        weight_shape: Sequence[int] | None = None,
-        *,
-        threshold: float = 0.05,
-        scale: float = 1.0,
-    ) -> None:
-        super().__init__(w_bits, a_bits, g_bits)
+    def __init__(self, *args: Any, threshold: float = 0.05, scale: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.threshold = threshold
         self.initial_scale = scale
         self.positive: nn.Parameter | None = None
         self.negative: nn.Parameter | None = None
-        if weight_shape is not None:
-            self.create_scales(weight_shape)
 
     def create_scales(self, weight_shape: Sequence[int], device: Any = None) -> None:
         """Create ``positive`` and ``negative``, at their initial value."""

@@ -14,7 +14,7 @@ import pandas as pd
 
 from bench.experiments.labels import plain
 from bench.reporting import statistics as st
-from bench.reporting.cells import Cell
+from bench.reporting.cells import Cell, searched_at
 from bench.reporting.grouping import canonical
 from bench.reporting.tables import interval_data
 from bench.reporting.tuned import Searched
@@ -131,7 +131,7 @@ def _places(cells: Sequence[Cell], searches: Sequence[Searched]) -> Iterator[_Pl
     for cell in sorted(cells, key=lambda cell: not cell.runs.config):
         if cell.arm is None:
             continue
-        search = next((s for s in searches if _same_point(s, cell)), None)
+        search = next((s for s in searches if searched_at(s, cell.runs)), None)
         taken.add(id(search))
         facts = _panel_facts(cell) if cell.runs.config else _facts_of_unknown(cell.runs.grid, facts_of)
         facts_of.setdefault(_panel_key(cell.runs.grid), facts)
@@ -162,12 +162,6 @@ def _in_order(searches: Sequence[Searched]) -> Callable[[_Place], int]:
     """Return a place's position in the experiment file as the searches tell it; equal where none does."""
     order = {id(search): position for position, search in enumerate(searches)}
     return lambda place: order.get(id(place.search), len(order))
-
-
-def _same_point(search: Searched, cell: Cell) -> bool:
-    profiles = {trial["profile"] for trial in cell.trials}
-    at = search.arm == cell.arm and canonical(search.grid) == canonical(cell.runs.grid)
-    return at and search.profile in profiles
 
 
 def _panel_key(grid: Mapping[str, Any]) -> str:

@@ -135,6 +135,11 @@ class Cell:
         return "" if self.facts.width is None else f"width {self.facts.width:g}"
 
     @property
+    def place(self) -> tuple[str, str, str, str]:
+        """Data set, network, width and bits in words."""
+        return self.facts.dataset, self.facts.network, self.width_text, self.bits_text
+
+    @property
     def kept(self) -> bool:
         """Whether the branch was never removed, so that the accuracy is an upper bound."""
         return any(trial["kept"] for trial in self.runs.done)
@@ -249,12 +254,17 @@ def _axis_text(value: Any) -> str:
 
 def _chosen_by(search: Searched, runs: Runs) -> bool:
     """Return whether these runs are those of the configuration that a search chose."""
-    at = search.arm == runs.arm and canonical(search.grid) == canonical(runs.grid)
-    if not at or search.chosen is None or search.profile not in {t["profile"] for t in runs.trials}:
+    if search.chosen is None or not searched_at(search, runs):
         return False
     if not runs.config:  # nothing is recorded yet: the index asks for the chosen configuration
         return True
     return has_values(runs.config, search.chosen.configuration)
+
+
+def searched_at(search: Searched, runs: Runs) -> bool:
+    """Return whether a search is that of the arm, the grid point and a profile of these runs."""
+    same_point = search.arm == runs.arm and canonical(search.grid) == canonical(runs.grid)
+    return same_point and search.profile in {trial["profile"] for trial in runs.trials}
 
 
 # -- numbers -------------------------------------------------------------------------------------------------

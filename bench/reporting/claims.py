@@ -72,19 +72,12 @@ def judge(
 
 def names(judged: Sequence[Judged]) -> list[str]:
     """Return what each claim compares, with the facts in which the claims of one report differ."""
-    facts = [_facts(entry) for entry in judged]
+    facts = [(entry.claim.at, *(entry.cell.place if entry.cell else [""] * 4)) for entry in judged]
     varying = [i for i in range(5) if len({fact[i] for fact in facts if fact[i]}) > 1]
     return [
         ", ".join(filter(None, [f"{entry.claim.arm} over {entry.claim.over}", *(fact[i] for i in varying)]))
         for entry, fact in zip(judged, facts, strict=True)
     ]
-
-
-def _facts(entry: Judged) -> tuple[str, str, str, str, str]:
-    if entry.cell is None:
-        return entry.claim.at, "", "", "", ""
-    facts = entry.cell.facts
-    return entry.claim.at, facts.dataset, facts.network, entry.cell.width_text, entry.cell.bits_text
 
 
 def verdicts(judged: Iterable[Judged]) -> dict[PairKey, str]:

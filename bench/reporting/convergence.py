@@ -53,7 +53,12 @@ def convergence(cell: Cell, epochs: Mapping[str, pd.DataFrame]) -> Convergence:
     recoveries: list[float | None] = []
     for trial in cell.trials:
         if trial["status"] in ("done", "diverged") and trial["id"] in epochs and threshold is not None:
-            curve = _curve(epochs[trial["id"]])
+            curve = _Curve(
+                _optional(epochs[trial["id"]]["test_acc"]),
+                _optional(epochs[trial["id"]]["test_acc_expanded"]),
+                _optional(epochs[trial["id"]]["factor"]),
+                [float(s) for s in epochs[trial["id"]]["seconds"].astype(float).fillna(0.0).cumsum()],
+            )
             whole = trial["status"] == "done"
             _add_times(times, curve, threshold, whole)
             known = [d for d in curve.deployed if d is not None]
@@ -81,15 +86,6 @@ class _Curve:
     expanded: list[float | None]
     factor: list[float | None]
     seconds: list[float]
-
-
-def _curve(lines: pd.DataFrame) -> _Curve:
-    return _Curve(
-        _optional(lines["test_acc"]),
-        _optional(lines["test_acc_expanded"]),
-        _optional(lines["factor"]),
-        [float(s) for s in lines["seconds"].astype(float).fillna(0.0).cumsum()],
-    )
 
 
 def _add_times(times: dict[str, list[float | None]], curve: _Curve, threshold: float, whole: bool) -> None:

@@ -55,9 +55,7 @@ def deployment_table(records: Records, cells: Sequence[Cell]) -> Table | None:
     ]
     data = [
         {
-            "experiment": records.name,
-            "arm": cell.arm,
-            **cell_data(cell),
+            **cell_data(records, cell),
             "seed": trial["seed"],
             "run": trial["id"],
             "model_bits": trial["model_bits"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from bench.reporting import statistics as st
 from bench.reporting.cells import Cell, Comparison
@@ -12,6 +11,12 @@ from bench.reporting.records import Records
 from bench.reporting.table import NONE, Column, Table
 from bench.reporting.tables import budget, cell_columns, cell_data, interval_data, kind_name, with_interval
 from bench.text import clean
+
+_OF_A_PUBLISHED_ROW = {  # further columns of the data, and the attributes of the row
+    **{name: name for name in ("reading_error", "table")},
+    **{f"published_{name}": name for name in ("network", "method")},
+    **{name: name for name in ("source", "source_location", "arxiv_id", "note")},
+}
 
 
 def published_table(records: Records, cells: Sequence[Cell]) -> Table:
@@ -36,11 +41,10 @@ def published_table(records: Records, cells: Sequence[Cell]) -> Table:
     data = []
     for (cell, c), interval in zip(entries, ours, strict=True):
         row = c.match.row if c else None
+        known = {column: getattr(row, name, None) for column, name in _OF_A_PUBLISHED_ROW.items()}
         data.append(
             {
-                "experiment": records.name,
-                "arm": cell.arm,
-                **cell_data(cell),
+                **cell_data(records, cell),
                 "n": interval.n,
                 **interval_data("ours", interval),
                 "published": row.accuracy if row else "not available",
@@ -48,14 +52,7 @@ def published_table(records: Records, cells: Sequence[Cell]) -> Table:
                 "kind": row.kind if row else None,
                 "verdict": c.verdict.word if c else None,
                 "reason": c.verdict.reason if c else None,
-                "reading_error": row.reading_error if row else None,
-                "table": row.table if row else None,
-                "published_network": row.network if row else None,
-                "published_method": row.method if row else None,
-                "source": row.source if row else None,
-                "source_location": row.source_location if row else None,
-                "arxiv_id": row.arxiv_id if row else None,
-                "note": row.note if row else None,
+                **known,
                 "remarks": "; ".join(c.match.remarks) if c else None,
             }
         )
@@ -110,8 +107,7 @@ def convergence_table(records: Records, rows: Sequence[Convergence]) -> Table | 
     ]
     data = []
     for row in rows:
-        entry: dict[str, Any] = {"experiment": records.name, "arm": row.cell.arm, **cell_data(row.cell)}
-        entry |= {"threshold": row.threshold, "n": row.epochs_deployed.n}
+        entry = {**cell_data(records, row.cell), "threshold": row.threshold, "n": row.epochs_deployed.n}
         for key, time in [*((name, getattr(row, name)) for name in TIMES), ("recovery_epochs", row.recovery)]:
             entry |= {key: time.median, f"{key}_reached": len(time.times)}
         data.append({**entry, **interval_data("mean_curve", row.mean_curve), **interval_data("dip", row.dip)})
@@ -135,6 +131,9 @@ def _time(time: st.TimeTo, budget: int | None) -> str:
     return f"{time.median:.0f}" + ("" if len(time.times) == time.n else f" ({reached})")
 
 
+_RECORDED = ("status", "reason", "epochs_done", "accuracy", "wall_seconds", "device", "commit")
+
+
 def runs_table(records: Records, cells: Sequence[Cell]) -> Table:
     """Return a row a trial, whatever became of it."""
     entries = [(cell, trial) for cell in cells for trial in cell.trials]
@@ -153,19 +152,10 @@ def runs_table(records: Records, cells: Sequence[Cell]) -> Table:
     ]
     data = [
         {
-            "experiment": records.name,
-            "arm": cell.arm,
-            "role": cell.runs.role,
-            **cell_data(cell),
+            **cell_data(records, cell, role=cell.runs.role),
             "seed": trial["seed"],
             "run": trial["id"],
-            "status": trial["status"],
-            "reason": trial["reason"],
-            "epochs_done": trial["epochs_done"],
-            "accuracy": trial["accuracy"],
-            "wall_seconds": trial["wall_seconds"],
-            "device": trial["device"],
-            "commit": trial["commit"],
+            **{key: trial[key] for key in _RECORDED},
             "uncommitted_changes": trial["dirty"],
             "versions": " ".join(f"{k}={v}" for k, v in sorted(trial["versions"].items())),
             "data": (trial["data"] or "").strip('"'),

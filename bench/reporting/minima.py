@@ -72,10 +72,7 @@ def sharpness_table(records: Records, cells: Sequence[Cell]) -> Table | None:
     ]
     data = [
         {
-            "experiment": records.name,
-            "arm": row.cell.arm,
-            "baseline": row.cell.runs.baseline,
-            **cell_data(row.cell),
+            **cell_data(records, row.cell, baseline=row.cell.runs.baseline),
             **{key: row.measured_with.get(key) for key in ("noise_on", "draws", "images")},
             "size": row.size,
             "n": len(row.rise),
@@ -119,9 +116,7 @@ def barrier_table(records: Records, cells: Sequence[Cell]) -> Table | None:
     ]
     data = [
         {
-            "experiment": records.name,
-            "arm": cell.arm,
-            **cell_data(cell),
+            **cell_data(records, cell),
             **{key: found[0]["with"].get(key) for key in ("images", "points")},
             "pairs": len(found),
             "loss_at_the_ends": end.mean,

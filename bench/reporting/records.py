@@ -105,16 +105,10 @@ def read_experiment(
     order = dict.fromkeys([*described.arms, *(row["arm"] for row in rows if row["arm"] is not None)])
     return Records(
         name=name,
-        title=described.title,
-        targets=described.targets,
-        arms=tuple(order),
-        published=described.published,
+        **{**vars(described), "arms": tuple(order), "notes": (*described.notes, *unreadable)},
         trials=pd.DataFrame(rows, columns=list(TRIAL_COLUMNS), dtype=object),
         epochs=pd.DataFrame(epochs, columns=["id", *EPOCH_COLUMNS]),
-        text=described.text,
         folder=folder,
-        notes=(*described.notes, *unreadable),
-        claims=described.claims,
         tuning=tuning,
         searches=_searches(store, name) if tuning else (),
         exports=tuple(exports),
@@ -126,16 +120,21 @@ def _epoch_row(id: Any, line: Line) -> dict[str, Any]:
     return {"id": id, **{key: line.get(key) for key in EPOCH_COLUMNS}}
 
 
+def recorded_config(store: Store, id: str) -> dict[str, Any] | None:
+    """Return the recorded configuration of a trial; None where none can be read."""
+    try:
+        config = (store.read_trial(id) or {}).get("config")
+    except StoreError:
+        return None
+    return config if isinstance(config, dict) else None
+
+
 def _searches(store: Store, name: str) -> tuple[Line, ...]:
     """Return the lines of ``tuning.jsonl`` with what the records of the tuning trials add to them."""
     results = Results(store)
 
     def holdout(id: str) -> int | None:
-        try:
-            config = (store.read_trial(id) or {}).get("config")
-        except StoreError:
-            return None
-        held = config.get("holdout") if isinstance(config, dict) else None
+        held = (recorded_config(store, id) or {}).get("holdout")
         return held if isinstance(held, int) else None
 
     return tuple(as_recorded(line, results, holdout) for line in store.tuning(name))

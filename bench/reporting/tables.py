@@ -100,9 +100,12 @@ def cell_columns(cells: Sequence[Cell]) -> list[Column]:
     ]
 
 
-def cell_data(cell: Cell) -> dict[str, Any]:
-    """Return the columns of a data frame that say which cell a row is about."""
+def cell_data(records: Records, cell: Cell, **further: Any) -> dict[str, Any]:
+    """Return the columns of a data frame that say which cell a row is about; ``further`` ones by the arm."""
     return {
+        "experiment": records.name,
+        "arm": cell.arm,
+        **further,
         "dataset": cell.facts.dataset,
         "network": cell.facts.network,
         "width": cell.facts.width,
@@ -200,11 +203,7 @@ def _accuracy_data(
         published = [f"{c.match.row.accuracy} {c.match.row.kind}" for c in cell.comparisons]
         rows.append(
             {
-                "experiment": records.name,
-                "arm": cell.arm,
-                "baseline": cell.runs.baseline,
-                "role": cell.runs.role,
-                **cell_data(cell),
+                **cell_data(records, cell, baseline=cell.runs.baseline, role=cell.runs.role),
                 "device": "; ".join(cell.devices),
                 "n": len(cell.runs.done),
                 "wanted": len(cell.trials),
@@ -257,10 +256,7 @@ def gains_table(records: Records, cells: Sequence[Cell], known: Mapping[PairKey,
     ]
     data = [
         {
-            "experiment": records.name,
-            "arm": cell.arm,
-            "baseline": cell.runs.baseline,
-            **cell_data(cell),
+            **cell_data(records, cell, baseline=cell.runs.baseline),
             **_pair_columns(pairing),
             "claim": verdict_of(cell, known),
         }
@@ -314,12 +310,7 @@ def claims_table(records: Records, judged: Sequence[Judged]) -> Table | None:
     ]
     data = [
         {
-            "experiment": records.name,
-            "arm": cell.arm,
-            "over": entry.claim.over,
-            "at": entry.claim.at,
-            "margin": entry.claim.margin,
-            **cell_data(cell),
+            **cell_data(records, cell, over=entry.claim.over, at=entry.claim.at, margin=entry.claim.margin),
             "operations_ratio": entry.operations,
             **_pair_columns(pairing),
             "p_holm": entry.p_holm,

@@ -14,13 +14,19 @@ def tuning_table(records: Records, searches: Sequence[Searched]) -> Table | None
     """Return a row for each arm and grid point that was tuned; None where nothing was."""
     if not searches:
         return None
+    best = [max((t.score for t in search.scored if t.score is not None), default=None) for search in searches]
+    widths = [search.width() for search in searches]
     columns = [
         Column("Arm", [search.label for search in searches]),
         Column("Tried", [f"{len(s.scored)} of {len(s.tried)}" for s in searches], "r"),
         Column("Chosen", [search.choice for search in searches]),
-        Column("Held out, %", [_best(search) for search in searches], "r"),
-        Column(f"Rates within {WITHIN:g} point", [_range(search) for search in searches], "r"),
-        Column("their ratio", [_ratio(search) for search in searches], "r"),
+        Column("Held out, %", [NONE if score is None else fixed(score) for score in best], "r"),
+        Column(
+            f"Rates within {WITHIN:g} point",
+            [f"{w[0]:.3g} to {w[1]:.3g}" if w else NONE for w in widths],
+            "r",
+        ),
+        Column("their ratio", [f"× {w[1] / w[0]:.3g}" if w else NONE for w in widths], "r"),
         Column("Expected best after 1, 2, 4, all", [_expected(search) for search in searches], "r"),
         Column("Training time", [duration(sum(t.seconds for t in s.tried)) for s in searches], "r"),
     ]
@@ -56,21 +62,6 @@ def tuning_table(records: Records, searches: Sequence[Searched]) -> Table | None
         "after k configurations: Dodge et al. 2019, 1909.03004." + told
     ]
     return Table("tuning", f"{records.title}: tuning", columns, data, notes)
-
-
-def _best(search: Searched) -> str:
-    scores = [tried.score for tried in search.scored if tried.score is not None]
-    return fixed(max(scores)) if scores else NONE
-
-
-def _range(search: Searched) -> str:
-    width = search.width()
-    return NONE if width is None else f"{width[0]:.3g} to {width[1]:.3g}"
-
-
-def _ratio(search: Searched) -> str:
-    width = search.width()
-    return NONE if width is None else f"× {width[1] / width[0]:.3g}"
 
 
 def _expected(search: Searched) -> str:

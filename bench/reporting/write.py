@@ -22,7 +22,7 @@ from bench.reporting.formats import FORMATS as TABLE_FORMATS
 from bench.reporting.formats import to_csv
 from bench.reporting.frames import epoch_frame, to_parquet, trial_frame
 from bench.reporting.merge import merge
-from bench.reporting.records import Records, experiments_in, read_experiment
+from bench.reporting.records import Records, experiments_in, read_experiment, recorded_config
 from bench.reporting.report import Report, cells_of, draw, make_report
 from bench.reporting.selection import Selection
 from bench.reporting.tuned import searches, standing
@@ -148,7 +148,7 @@ def _read_file(path: Path, selection: Selection, folders: Sequence[Path]) -> Rec
         recorded = store.index(name)
         if recorded:
             text = read_text(path) if path.is_file() else None
-            lines = selection.lines(recorded, partial(_recorded_config, store))
+            lines = selection.lines(recorded, partial(recorded_config, store))
             if lines:
                 parts.append(read_experiment(folder, name, text=text, folder=path.parent, lines=lines))
     if parts:
@@ -175,14 +175,6 @@ def _expanded(path: Path, selection: Selection, results: Path) -> Records:
         lines=[line.as_dict() for line in loaded.index],
         configs={trial.id: trial.config.dump() for trial in loaded.trials if trial.id},
     )
-
-
-def _recorded_config(store: Store, id: str) -> dict[str, object] | None:
-    try:
-        config = (store.read_trial(id) or {}).get("config")
-    except StoreError:
-        return None
-    return config if isinstance(config, dict) else None
 
 
 # -- files ---------------------------------------------------------------------------------------------------

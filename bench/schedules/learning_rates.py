@@ -26,13 +26,13 @@ LEARNING_RATES = [
         "help": "half a cosine from initial to final over all steps after the warm-up",
         "title": "SGDR: Stochastic Gradient Descent with Warm Restarts",
         "arxiv": "1608.03983",
-        "options": {"initial": "shared", "final": "shared", "warmup_epochs": "shared"},
+        "options": ["initial", "final", "warmup_epochs"],
     },
     {
         "name": "linear",
         "factory": "linear_rate",
         "help": "a straight line from initial to final over all steps after the warm-up",
-        "options": {"initial": "shared", "final": "shared", "warmup_epochs": "shared"},
+        "options": ["initial", "final", "warmup_epochs"],
     },
     {
         "name": "polynomial",

@@ -89,7 +89,7 @@ def _resume_from(run: Run, state: dict[str, Any] | None, epochs: int, store: Sto
     """Put ``run`` where the checkpoint ``state`` stands; return whether one fits the recorded ``epochs``."""
     if state is None:
         return False
-    if _ahead(state, (epochs + 1) * run.steps_per_epoch):
+    if isinstance(state.get("step"), int) and state["step"] >= ((epochs + 1) * run.steps_per_epoch):
         log.warning("lines of epochs before the checkpoint are gone; the trial begins anew")
         return False
     resume(run, state, store.checkpoint(trial_id))
@@ -129,11 +129,6 @@ def _resume_line(
         "pack": how["pack"],  # not a part of other hardware: no number depends on it
         "provenance": source,
     }
-
-
-def _ahead(state: Mapping[str, Any], step: int) -> bool:
-    """Return whether a checkpoint stands at ``step`` or later: lines before it could not be had again."""
-    return isinstance(state.get("step"), int) and state["step"] >= step
 
 
 def _recorded_data(recorded: Mapping[str, Any] | None, path: Path) -> str | None:

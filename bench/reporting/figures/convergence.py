@@ -93,7 +93,7 @@ def _draw_panel(
             shown.dashed |= bool(curve["test_acc_expanded"].notna().any())
             shown.band |= bool(curve["test_acc_low"].notna().any())
             _draw_curve(axes, curve, how)
-        for run in _diverged(cell, epochs):
+        for run in [epochs[t["id"]] for t in cell.trials if t["status"] == "diverged" and t["id"] in epochs]:
             shown.dotted = True
             tested = run.dropna(subset=["test_acc"])  # epochs between evaluations have no accuracy
             axes[0].plot(tested["epoch"], tested["test_acc"].astype(float), ":", color=how.color, lw=0.8)
@@ -143,10 +143,6 @@ def _curve(cell: Cell, epochs: Mapping[str, pd.DataFrame]) -> pd.DataFrame | Non
     texts = ("arm", "settings", "dataset", "network", "bits")
     numbers = [column for column in data.columns if column not in texts]
     return data.assign(**{column: pd.to_numeric(data[column], errors="coerce") for column in numbers})
-
-
-def _diverged(cell: Cell, epochs: Mapping[str, pd.DataFrame]) -> list[pd.DataFrame]:
-    return [epochs[t["id"]] for t in cell.trials if t["status"] == "diverged" and t["id"] in epochs]
 
 
 def _draw_curve(axes: Sequence[Axes], curve: pd.DataFrame, how: Look) -> None:

@@ -40,16 +40,7 @@ def claim_rows(judged: Sequence[Judged], place: str = "") -> list[Row]:
 def gain_rows(cells: Sequence[Cell]) -> list[Row]:
     """Return the gains of cells over their baselines; a label names the cell and the varying facts."""
     shown = [c for c in cells if c.pairing is not None and c.pairing.gain.interval.mean is not None]
-    facts = [
-        [
-            cell.facts.dataset,
-            cell.facts.network,
-            cell.width_text,
-            cell.bits_text,
-            f"{cell.facts.epochs} epochs",
-        ]
-        for cell in shown
-    ]
+    facts = [(*cell.place, f"{cell.facts.epochs} epochs") for cell in shown]
     varying = [i for i in range(5) if len({fact[i] for fact in facts}) > 1]
     rows = []
     for cell, fact in zip(shown, facts, strict=True):

@@ -147,10 +147,7 @@ def _title_parts(group: Sequence[Cell]) -> list[str]:
     cell = next((c for c in group if not full_precision(c)), group[0])
     root = root_of(cell)
     return [
-        cell.facts.dataset,
-        cell.facts.network,
-        cell.width_text,
-        cell.bits_text,
+        *cell.place,
         f"{root.facts.epochs} epochs" if root.facts.epochs else "",
         f"{root.facts.train_images} images" if root.facts.train_images else "",
     ]
