@@ -44,12 +44,8 @@ def status_command(args: argparse.Namespace) -> int:
         allowed = [word for module in args.allow_code for word in ("--allow-code", module)]
         data = ["--data", args.data] if args.data else []
         run = command("run", *selection.words(), "--results", args.results, *data, *allowed)
-        title, screen, data_list = (
-            experiment.title or experiment.name,
-            Screen.of(sys.stdout),
-            ["data", "list"],
-        )
-        print(status_text(title, lines, states, epochs, run, screen, command(*data_list, *data)))
+        title, data_list = experiment.title or experiment.name, command("data", "list", *data)
+        print(status_text(title, lines, states, epochs, run, Screen.of(sys.stdout), data_list))
         if standing is not None:
             print(f"\n{choices_text(standing)}")
         return OK

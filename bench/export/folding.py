@@ -64,8 +64,7 @@ def fold_(plain: fx.GraphModule) -> dict[str, list[str]]:
 
 def put_thresholds_(plain: fx.GraphModule, name: str, readers: list[str], made: Thresholds) -> None:
     """Put ``made`` in the place of the batch norm ``name``; ``readers`` then read its output as it is."""
-    parent, _, own = name.rpartition(".")
-    setattr(plain.get_submodule(parent), own, made)
+    plain.set_submodule(name, made)
     for reader in readers:
         plain.get_submodule(reader).activation = Activation(ActivationMap("identity"))
 

@@ -59,8 +59,7 @@ def write_qonnx(path: Path, plain: fx.GraphModule) -> list[str]:
             and module.map.quantizes
             and module.map.form not in ("table", "residual")
         ):
-            parent, _, own = name.rpartition(".")
-            setattr(marked.get_submodule(parent), own, _QonnxActivation(module))
+            marked.set_submodule(name, _QonnxActivation(module))
     without = []
     for name, layer in inference_layers(marked):
         if (levels := layer.levels) is None:
@@ -230,8 +229,7 @@ def _export_onnx(path: Path, module: nn.Module, size: int, form: str) -> None:
     module = copy.deepcopy(module)
     for name, pooling in list(module.named_modules()):
         if isinstance(pooling, nn.AdaptiveAvgPool2d) and pooling.output_size in (1, (1, 1)):
-            parent, _, own = name.rpartition(".")
-            setattr(module.get_submodule(parent), own, _Mean())
+            module.set_submodule(name, _Mean())
     with torch.no_grad(), quiet():
         program = torch.onnx.export(
             module,
@@ -253,9 +251,8 @@ def _export_onnx(path: Path, module: nn.Module, size: int, form: str) -> None:
     rewriter.rewrite(program.model, exact)
     optimizer.remove_unused_nodes(program.model)
     model = program.model_proto
-    for part in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
-        del part.metadata_props[:]
-    for part in (*model.graph.input, *model.graph.output):
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output):
         del part.metadata_props[:]
     write_atomic(path, sealed(form, model.SerializeToString()))
 

@@ -38,10 +38,10 @@ def plain_network(network: Network) -> fx.GraphModule:
     """
     stripped = strip(network).eval()
     for name, layer in low_precision_modules(stripped):
-        _set(stripped, name, _layer(layer, name))
+        stripped.set_submodule(name, _layer(layer, name))
     for name, module in list(stripped.named_modules()):
         if (made := _other(module, name)) is not None:
-            _set(stripped, name, made)
+            stripped.set_submodule(name, made)
     tracer = _Tracer()
     graph = tracer.trace(stripped)
     _remove_helpers(stripped, {node.target for node in graph.nodes})
@@ -148,11 +148,6 @@ def _remove_helpers(network: nn.Module, called: set[Any]) -> None:
         del layer.carried
         if f"{name}.bound" not in called:
             del layer.bound
-
-
-def _set(root: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, own = name.rpartition(".")
-    setattr(root.get_submodule(parent), own, module)
 
 
 def latent_weights(network: nn.Module) -> dict[str, Tensor]:

@@ -70,7 +70,8 @@ def run_pt2(path: Path) -> nn.Module:
     """
     data = opened(path, "pt2")
     try:
-        parts = _parts(data)
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            parts = {name: archive.read(name) for name in archive.namelist()}
         if (found := _executable(parts)) is not None:
             raise InputError(f"{path}: {found}: to read it could execute code, so it is not read")
         examined = io.BytesIO()  # exactly what was examined, whatever else the bytes of the file could mean
@@ -88,11 +89,6 @@ def run_pt2(path: Path) -> nn.Module:
         raise
     except Exception as error:  # whatever torch makes of an archive that holds no program
         raise InputError(f"{path}: torch.export cannot read it ({clean(error, 200)})") from None
-
-
-def _parts(data: bytes) -> dict[str, bytes]:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
 
 
 def _executable(parts: dict[str, bytes]) -> str | None:

@@ -107,13 +107,11 @@ def _watched(network: nn.Module, images: Tensor) -> tuple[list[tuple[Activation,
         assert isinstance(module, Activation)
         calls.append((module, inputs[0], output))
 
-    watched = [m for m in network.modules() if isinstance(m, Activation) and m.map.quantizes]
-    handles = [activation.register_forward_hook(hook) for activation in watched]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for module in network.modules():
+            if isinstance(module, Activation) and module.map.quantizes:
+                hooks.enter_context(module.register_forward_hook(hook))
         return calls, network(images)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _in_float64(plain: fx.GraphModule) -> fx.GraphModule:

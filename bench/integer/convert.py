@@ -244,8 +244,7 @@ def _replace_(
     product = Product(plan.terms, window, groups, bits.lowest, bits.factors, step)
     how = Arithmetic(plan.bits, instructions, sums_are_exact(plan.terms, plan.x.numbers, step))
     made = kind(layer, bits, product, activation, how)  # type: ignore[arg-type]
-    parent, _, own = name.rpartition(".")
-    setattr(network.get_submodule(parent), own, made)
+    network.set_submodule(name, made)
 
 
 def _thresholds_of(activation: nn.Module, values: Tensor) -> Tensor | None:

@@ -206,4 +206,5 @@ class ResNet(ResidualNetwork):
         self.linear = builder.classifier(before, num_classes, extra=extra, average=True)
 
 
+# 3, 5, 7 and 9 blocks a stage
 resnet20, resnet32, resnet44, resnet56 = (partial(ResNet, depth=depth) for depth in (3, 5, 7, 9))

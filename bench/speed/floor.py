@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from bench.layers.diagnostics import in_evaluation
 from bench.speed.cases import BATCH
 from bench.speed.timing import timed
 from bench.training.loop import Run
@@ -56,17 +58,12 @@ def step_bytes(run: Run, factor_on: bool) -> int:
         y: Tensor = output[0] if isinstance(output, tuple) else output
         moved += 3 * inputs[0][0].numel() + 2 * y[0].numel()
 
-    layers = [module for module in run.network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    handles = [layer.register_forward_hook(count) for layer in layers]
-    run.network.eval()
     run.clock.set(0, 1.0 if factor_on else 0.0)
-    try:
-        size = run.network.input_size
-        run.network(torch.zeros(1, 3, size, size, device=run.device).to(memory_format=torch.channels_last))
-    finally:
-        for handle in handles:
-            handle.remove()
-        run.network.train()
+    with contextlib.ExitStack() as hooks, in_evaluation(run.network):
+        for module in run.network.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                hooks.enter_context(module.register_forward_hook(count))
+        run.network(run.network.blank_image())
     weights = sum(p.numel() for p in run.network.parameters())
     return (4 if run.config.precision == "fp32" else 2) * moved * run.config.batch_size + 40 * weights
 

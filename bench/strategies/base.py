@@ -29,11 +29,10 @@ Weights = Mapping[
 class Strategy:
     """The plain case of every question the training loop asks."""
 
-    bn_reestimate: int = 0
-
     def __init__(self, config: TrialConfig, steps_per_epoch: int) -> None:
         self.config = config
         self.options: Mapping[str, Any] = config.strategy
+        self.bn_reestimate: int = self.options.get("bn_reestimate", 0)
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = config.epochs * steps_per_epoch
 
@@ -113,10 +112,6 @@ class Strategy:
 
 class Faded(Strategy):
     """A strategy with a factor that is faded out: option ``factor``, and ``bn_reestimate`` at its end."""
-
-    def __init__(self, config: TrialConfig, steps_per_epoch: int) -> None:
-        super().__init__(config, steps_per_epoch)
-        self.bn_reestimate = self.options["bn_reestimate"]
 
     def factor(self, step: int) -> float:
         return factor_value(self.options["factor"], step, self.total_steps, self.steps_per_epoch)

@@ -6,7 +6,9 @@ the whole input of a linear layer. The same positions are drawn for all passes t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -54,21 +56,16 @@ class Survey:
         self._positions: dict[str, Tensor] = {}
         found: dict[str, list[Tensor]] = {name: [] for name in layers}
 
-        def hook(name: str) -> Callable[..., None]:
-            def keep(layer: nn.Module, inputs: Any, output: Any) -> None:
-                found[name].append(_drawn(output[0], self._of_batch(name, found[name], output[0])))
+        def keep(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
+            found[name].append(_drawn(output[0], self._of_batch(name, found[name], output[0])))
 
-            return keep
-
-        handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
-        try:
+        with contextlib.ExitStack() as hooks:
+            for name, layer in layers.items():
+                hooks.enter_context(layer.register_forward_hook(functools.partial(keep, name)))
             calls = _calls(network, images[:1])
             for parts in found.values():
                 parts.clear()
             self._run()
-        finally:
-            for handle in handles:
-                handle.remove()
         batches = -(-len(images) // _BATCH)
         for name, parts in found.items():
             if len(parts) != batches:
@@ -89,11 +86,8 @@ class Survey:
             x = layer.prepare(inputs[0], inputs[1] if len(inputs) > 1 else None)
             found.append(_elements(layer, x, self._of_batch(name, found, x)))
 
-        handle = layer.register_forward_pre_hook(keep)
-        try:
+        with layer.register_forward_pre_hook(keep):
             self._run()
-        finally:
-            handle.remove()
         return list(torch.cat(found).chunk(getattr(layer, "groups", 1), 1))
 
     def _run(self) -> None:
@@ -129,18 +123,15 @@ def _elements(layer: LowPrecisionLayer, x: Tensor, positions: Tensor) -> Tensor:
 def _calls(network: nn.Module, image: Tensor) -> list[_Call]:
     """Return the calls of all modules that stand between a layer and the next activation, of one image."""
     calls: list[_Call] = []
-    handles = [
-        module.register_forward_hook(
-            lambda module, inputs, output: calls.append(_Call(module, inputs[0], output))
-        )
-        for module in network.modules()
-        if isinstance(module, nn.MaxPool2d | _BatchNorm | ActivationInput)
-    ]
-    try:
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        calls.append(_Call(module, inputs[0], output))
+
+    with contextlib.ExitStack() as hooks:
+        for module in network.modules():
+            if isinstance(module, nn.MaxPool2d | _BatchNorm | ActivationInput):
+                hooks.enter_context(module.register_forward_hook(keep))
         network(image)
-    finally:
-        for handle in handles:
-            handle.remove()
     return calls
 
 

@@ -66,7 +66,6 @@ class Incremental(Strategy):
 
     def __init__(self, config: TrialConfig, steps_per_epoch: int) -> None:
         super().__init__(config, steps_per_epoch)
-        self.bn_reestimate = self.options["bn_reestimate"]
         portions, begin, until = (self.options[name] for name in ("portions", "begin", "until"))
         if portions != sorted(set(portions)) or portions[-1] != 1.0:
             raise InputError(f"strategy.portions: {portions}: expected rising shares, the last of them 1")

@@ -99,7 +99,6 @@ class Stages(Strategy):
 
     def __init__(self, config: TrialConfig, steps_per_epoch: int, stages: Sequence[str]) -> None:
         super().__init__(config, steps_per_epoch)
-        self.bn_reestimate = self.options["bn_reestimate"]
         self.widths = [_widths(text, config) for text in stages]
 
     def stage(self, step: int) -> int:

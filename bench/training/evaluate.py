@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bench.layers.diagnostics import in_evaluation
+
 EVALUATION_BATCH = 256  # fixed: the batch size of an evaluation is part of what makes it reproducible
 
 
@@ -52,23 +54,21 @@ def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_c
     ``batches`` yields images (B, 3, S, S) float32 and labels (B,) int64; counts are read from the device
     once.
     """
-    training = network.training
-    network.eval()
     totals: Tensor | None = None
-    for images, labels in batches:
-        logits = network(images)
-        best = logits.topk(min(5, num_classes), dim=1).indices
-        hits = best == labels[:, None]
-        counts = torch.cat(
-            [
-                torch.stack([hits[:, 0].sum(), hits.any(1).sum(), torch.ones_like(labels).sum()]),
-                (~torch.isfinite(logits)).any(1).sum()[None],
-                torch.bincount(best[:, 0], minlength=num_classes),
-                torch.bincount(labels, minlength=num_classes),
-            ]
-        )
-        totals = counts if totals is None else totals + counts
-    network.train(training)
+    with in_evaluation(network):
+        for images, labels in batches:
+            logits = network(images)
+            best = logits.topk(min(5, num_classes), dim=1).indices
+            hits = best == labels[:, None]
+            counts = torch.cat(
+                [
+                    torch.stack([hits[:, 0].sum(), hits.any(1).sum(), torch.ones_like(labels).sum()]),
+                    (~torch.isfinite(logits)).any(1).sum()[None],
+                    torch.bincount(best[:, 0], minlength=num_classes),
+                    torch.bincount(labels, minlength=num_classes),
+                ]
+            )
+            totals = counts if totals is None else totals + counts
     if totals is None:
         raise ValueError("nothing to evaluate: the set is empty")
     correct, top5, seen, not_finite, *histograms = totals.tolist()
@@ -82,18 +82,15 @@ def reestimate_batch_norm(network: nn.Module, batches: Iterable[tuple[Tensor, Te
 
     Only batch norm is in training mode meanwhile: dropout and stochastic quantizers act as in evaluation.
     """
-    training = network.training
-    network.eval()
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    counts = [copy.deepcopy(norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a cumulative average
-        norm.train()
-    for images, _ in batches:
-        network(images)
-    for norm, momentum, count in zip(norms, momenta, counts, strict=True):
+    before = [(norm, norm.momentum, copy.deepcopy(norm.num_batches_tracked)) for norm in norms]
+    with in_evaluation(network):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a cumulative average
+            norm.train()
+        for images, _ in batches:
+            network(images)
+    for norm, momentum, count in before:
         norm.momentum = momentum
         norm.num_batches_tracked = count
-    network.train(training)

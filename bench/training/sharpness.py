@@ -23,7 +23,6 @@ Both are of training images without augmentation, in evaluation mode, with the l
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -220,14 +219,10 @@ def _computing_with(
         weight = weights[name]
         if quantize:
             weight = layer.quantizer.weight(weight, layer.fixed_statistics).detach()
-        layer.low_precision_weight = functools.partial(_given_weight, weight)  # type: ignore[method-assign]
+        # a deployed network has no extra weights
+        layer.low_precision_weight = lambda with_extra, w=weight: w  # type: ignore[method-assign, misc]
     try:
         yield
     finally:
         for layer in layers.values():
             del layer.low_precision_weight
-
-
-def _given_weight(weight: Tensor, with_extra: bool) -> Tensor:
-    """Return ``weight``: what a layer computes with meanwhile. A deployed network has no extra weights."""
-    return weight

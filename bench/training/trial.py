@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import socket
 import time
@@ -64,7 +63,14 @@ def run_trial(job: Job, team: Team = SOLO) -> str:
     _announce(_notes(run, how, job.device), config, job.on_epoch if team.first else None)
     recorder = _Recorder(job, known)
     execution.reset_peak_memory(job.device)
-    save = functools.partial(_save, store=store, trial_id=trial_id, first=team.first)
+
+    def save(run: Run) -> None:
+        """Write a checkpoint of all workers' state, and before it the diagnostics that it relies on."""
+        state = run.state()
+        if team.first:
+            run.diagnostics.save(store.diagnostics(trial_id))
+            checkpoint.save(store.checkpoint(trial_id), state)
+
     outcome = train(run, stop=job.stop, save=save, record=recorder if team.first else lambda line: None)
     if outcome != "stopped" and team.first:
         _finish(job, run, recorder, outcome)
@@ -89,7 +95,7 @@ def _resume_from(run: Run, state: dict[str, Any] | None, epochs: int, store: Sto
     """Put ``run`` where the checkpoint ``state`` stands; return whether one fits the recorded ``epochs``."""
     if state is None:
         return False
-    if isinstance(state.get("step"), int) and state["step"] >= ((epochs + 1) * run.steps_per_epoch):
+    if isinstance(state.get("step"), int) and state["step"] >= (epochs + 1) * run.steps_per_epoch:
         log.warning("lines of epochs before the checkpoint are gone; the trial begins anew")
         return False
     resume(run, state, store.checkpoint(trial_id))
@@ -106,14 +112,6 @@ def _announce(
         if on_epoch is not None:
             on_epoch({"note": note})
     log.info("%s", beginning(config))
-
-
-def _save(run: Run, *, store: Store, trial_id: str, first: bool) -> None:
-    """Write a checkpoint of all workers' state, and before it the diagnostics that it relies on."""
-    state = run.state()
-    if first:
-        run.diagnostics.save(store.diagnostics(trial_id))
-        checkpoint.save(store.checkpoint(trial_id), state)
 
 
 def _resume_line(

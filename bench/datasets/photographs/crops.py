@@ -25,6 +25,8 @@ is truncated instead of rounded, is never enlarged, and is raised to S where it 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -92,18 +94,13 @@ def resized_crop(heights: np.ndarray, widths: np.ndarray, draws: np.ndarray, siz
     return Window(top, left, h, w, to, to, zero, zero, draws[:, -1] >> 31)
 
 
-def scale_jitter(heights: np.ndarray, widths: np.ndarray, draws: np.ndarray, size: int) -> Window:
-    """Return the windows of ``scale_jitter``; ``draws`` is int64 (B, JITTER_DRAWS)."""
-    return _jittered(heights, widths, draws, size, 1)
+def scale_jitter(
+    heights: np.ndarray, widths: np.ndarray, draws: np.ndarray, size: int, last: int = 1
+) -> Window:
+    """Return the windows of ``scale_jitter``; ``draws`` is int64 (B, JITTER_DRAWS).
 
-
-def scale_jitter_released(heights: np.ndarray, widths: np.ndarray, draws: np.ndarray, size: int) -> Window:
-    """Return the windows of ``scale_jitter_released``; ``draws`` is int64 (B, JITTER_DRAWS)."""
-    return _jittered(heights, widths, draws, size, 0)
-
-
-def _jittered(heights: np.ndarray, widths: np.ndarray, draws: np.ndarray, size: int, last: int) -> Window:
-    """Return jittered windows; ``last`` is 1 where the largest side and the last places are drawn, too."""
+    ``last`` is 1 where the largest side and the last places are drawn, too; 0: ``scale_jitter_released``.
+    """
     short = size + whole_number(draws[:, 0], size * 308 // 224 - size + last)
     factors = JITTER[0] + (JITTER[1] - JITTER[0]) * uniform(draws[:, 1:3])
     to_h, to_w = jittered_size(heights, widths, short, factors, size)
@@ -153,7 +150,8 @@ def _central(
     return Window(zero, zero, heights, widths, to_h, to_w, (to_h - size) // 2, (to_w - size) // 2, zero)
 
 
-TRAINING = {
+scale_jitter_released = partial(scale_jitter, last=0)
+TRAINING: dict[str, tuple[int, Callable[[np.ndarray, np.ndarray, np.ndarray, int], Window]]] = {
     "random_resized_crop": (RESIZED_CROP_DRAWS, resized_crop),
     "scale_jitter": (JITTER_DRAWS, scale_jitter),
     "scale_jitter_released": (JITTER_DRAWS, scale_jitter_released),
