@@ -33,14 +33,9 @@ _SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "BMP": ".bmp", "PPM": ".ppm", "TIFF": 
 def import_images(source: str, name: str | None, data_dir: Path, label: str | None = None) -> str:
     """Import images and return a line that describes the new data set.
 
-    Args:
-        source: A folder with Parquet files, or ``torchvision:CLASS``.
-        name: The name of the new data set; by default that of the folder or class, in small letters.
-        data_dir: The data folder.
-        label: The column of the labels, where several columns could be the labels.
-
-    Raises:
-        InputError: There are no such images, or a data set of this name exists already.
+    ``source`` is a folder with Parquet files, or ``torchvision:CLASS``; the new ``name`` is by default that
+    of the folder or class, in small letters. ``label`` names the column of the labels where several could be
+    it. Raises ``InputError`` where there are no such images, or a data set of this name exists already.
     """
     kind = source.removeprefix(TORCHVISION)
     name = name or re.sub(r"[^a-z0-9_.-]+", "-", Path(kind).resolve().name.lower())

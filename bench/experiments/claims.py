@@ -7,7 +7,6 @@ other gain of the experiment is exploratory and gets an interval without a verdi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,41 +17,24 @@ from bench.experiments.toml_files import Problems, read_table
 
 At = Literal["equal epochs", "equal operations"]
 EQUAL_EPOCHS, EQUAL_OPERATIONS = get_args(At)
-DEFAULT_MARGIN = 1.0  # points
 
 
-class ClaimTable(BaseModel):
-    """The keys of a table ``[[claims]]``."""
+class Claim(BaseModel):
+    """One declared comparison of two arms: a table ``[[claims]]``.
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    ``over`` need not be the arm's ``baseline``. ``where`` covers every grid point of the pair that has these
+    values, each of which is one claim.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     arm: str = Field(description="the arm that is expected to differ")
     over: str = Field(description="the arm that it is compared with")
     at: At = Field(description="what the two arms have in common")
     margin: float = Field(
-        DEFAULT_MARGIN, ge=0, lt=100, description="points within which two mean accuracies are equivalent"
+        1.0, ge=0, lt=100, description="points within which two mean accuracies are equivalent"
     )
     where: dict[str, Any] = Field({}, description="axes of the grid and the values that the claim covers")
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One declared comparison of two arms.
-
-    Attributes:
-        arm: The name of the arm that is expected to differ.
-        over: The name of the arm that it is compared with; it need not be the arm's ``baseline``.
-        at: What the two arms have in common: "equal epochs" or "equal operations" (of training).
-        margin: Two mean accuracies within so many points count as equivalent; 0 or more.
-        where: The grid points that the claim covers, as (axis, value) pairs. Empty: every grid point of the
-            pair, each of which is one claim.
-    """
-
-    arm: str
-    over: str
-    at: At
-    margin: float = DEFAULT_MARGIN
-    where: tuple[tuple[str, Any], ...] = ()
 
 
 def same_value(axis: str, ours: Any, wanted: Any) -> bool:
@@ -86,8 +68,7 @@ def read_claims(content: Mapping[str, Any], arms: Sequence[str], file: str) -> t
                 problems.extend(place, f"{key}: there is no arm {shown(name)}.{nearest(name, arms)}")
         if "arm" in entry and entry["arm"] == entry.get("over"):
             problems.extend(place, "an arm cannot be compared with itself")
-        if (read := read_table(ClaimTable, entry, place, problems)) is not None:
-            where = tuple(sorted(read.where.items()))
-            claims.append(Claim(read.arm, read.over, read.at, read.margin, where))
+        if (read := read_table(Claim, entry, place, problems)) is not None:
+            claims.append(read)
     problems.stop()
     return tuple(claims)

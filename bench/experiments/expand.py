@@ -51,17 +51,11 @@ def load_experiment(
     seeds: int | None = None,
     data_dir: Path | None = None,
 ) -> Experiment:
-    """Read, check and expand an experiment file.
+    """Return the experiment file ``path``, or the shipped experiment of this name, checked and expanded.
 
-    Args:
-        path: the TOML file, or the name of a shipped experiment.
-        profile: the profile asked for, if any.
-        overrides: the ``--set`` texts ``dotted.key=value``.
-        only: the arms wanted; their baselines stay.
-        seeds: N for the seeds 0 .. N-1 instead of the file's.
-        data_dir: where the data lies (None: where it lies by default).
-
-    Raises ``InputError`` naming every problem found, a line each, with file and key.
+    ``overrides`` are the texts ``dotted.key=value`` of ``--set``; of the arms in ``only`` the baselines stay;
+    ``seeds`` is N for the seeds 0 .. N-1. Raises ``InputError`` naming every problem found, a line each, with
+    file and key.
     """
     path = locate(path)
     text = read_text(path)
@@ -110,13 +104,14 @@ def check_where(claims: Sequence[Claim], index: Sequence[IndexLine], problems: P
         if not claim.where or not lines:
             continue
         values = [_values(line.trial.config) | line.grid for line in lines]
-        unknown = [axis for axis, _ in claim.where if axis == "seed" or not any(axis in v for v in values)]
+        unknown = [axis for axis in claim.where if axis == "seed" or not any(axis in v for v in values)]
         for axis in unknown:
             why = f"no axis of arm {shown(claim.arm)} has this name.{nearest(axis, values[0])}"
             problems.add(f"{place}.{axis}", "a claim is about all seeds" if axis == "seed" else why)
-        fits = any(all(same_value(a, v.get(a), wanted) for a, wanted in claim.where) for v in values)
+        where = sorted(claim.where.items())
+        fits = any(all(same_value(axis, v.get(axis), wanted) for axis, wanted in where) for v in values)
         if whole and not fits and not unknown:
-            point = ", ".join(f"{axis} = {wanted}" for axis, wanted in claim.where)
+            point = ", ".join(f"{axis} = {wanted}" for axis, wanted in where)
             problems.add(place, f"arm {shown(claim.arm)} has no grid point with {point}")
 
 

@@ -98,14 +98,9 @@ def read_file(
     overrides: Sequence[str] = (),
     seeds: int | None = None,
 ) -> ExperimentFile:
-    """Return the checked content of a parsed experiment file.
+    """Return the checked content of a parsed experiment file; everything wrong is added to ``problems``.
 
-    Args:
-        document: the parsed TOML document.
-        problems: where everything wrong is added.
-        profile_name: the profile asked for, if any.
-        overrides: the ``--set`` texts ``dotted.key=value``.
-        seeds: N for the seeds 0 .. N-1 instead of the file's.
+    ``profile_name``, ``overrides`` and ``seeds`` are those of ``load_experiment``.
     """
     table = tolerant(FileTable, document, "", problems)
     if not document.get("arms", []):

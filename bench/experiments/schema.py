@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from bench import registry
 from bench.experiments.arms import ArmTable
-from bench.experiments.claims import ClaimTable
+from bench.experiments.claims import Claim
 from bench.experiments.config import TrialConfig
 from bench.experiments.file import FileTable, ProfileTable
 from bench.experiments.options import CHOICES, takes_null
@@ -67,7 +67,7 @@ def _definitions() -> dict[str, Schema]:
             "propertyNames": {"pattern": rf"^({'|'.join(fields)})(\..+)?$"},
             "additionalProperties": {"type": ["array", "object"]},
         },
-        "claim": _table(_properties(ClaimTable), required=["arm", "over", "at"]),
+        "claim": _table(_properties(Claim), required=["arm", "over", "at"]),
         "tuning": _table(_properties(TuningTable) | {"space": {"type": "object"}}),
         **{group: _choice(group) for group in registry.GROUPS},
     }

@@ -50,15 +50,8 @@ class IndexLine:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the line as it stands in ``index.jsonl``."""
-        line = {
-            "arm": self.arm,
-            "baseline": self.baseline,
-            "grid": self.grid,
-            "id": self.id,
-            "baseline_id": self.baseline_id,
-            "role": self.role,
-            "profile": self.profile,
-        }
+        names = ("arm", "baseline", "grid", "id", "baseline_id", "role", "profile")
+        line = {name: getattr(self, name) for name in names}
         return line if self.tunes is None else line | {"tunes": self.tunes}
 
 

@@ -24,20 +24,9 @@ from bench.experiments.overrides import AxisPath
 from bench.experiments.toml_files import SETTABLE, Problems, read_table
 
 # fields that say what is compared, or on which images: not hyper-parameters
-FORBIDDEN = (
-    "seed",
-    "epochs",
-    "dataset",
-    "train_size",
-    "holdout",
-    "evaluate_test",
-    "evaluate_every",
-    "recipe",
-    "network",
-    "width",
-    "bits",
-    "precision",
-    "start",
+FORBIDDEN = tuple(
+    "seed epochs dataset train_size holdout evaluate_test evaluate_every recipe network width bits precision "
+    "start".split()
 )
 METHODS = ("quantizer", "strategy")  # their options can be tuned, what they are cannot
 MAX_EFFORT = 4096

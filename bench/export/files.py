@@ -70,16 +70,12 @@ def write_file(
     packed: bool,
     latent: Mapping[str, Tensor] | None = None,
 ) -> Written:
-    """Write a plain network to ``path``, atomically.
+    """Write what ``plain_network`` returned to ``path``, atomically.
 
-    Args:
-        path: the file.
-        plain: what ``plain_network`` returned, on any device; with ``packed`` its batch norms are folded
-            in place where this is exact (``bench.export.folding``).
-        config: the trial's configuration, from which the file's reader builds the network.
-        classes: the length of an image's logits.
-        packed: whether codes take their bits, else a byte each.
-        latent: full-precision weights by layer, to go on training; they are stored beside the codes.
+    With ``packed`` codes take their bits, else a byte each, and batch norms of ``plain`` are folded in place
+    where this is exact (``bench.export.folding``). The file's reader builds the network from ``config`` and
+    ``classes``, the length of an image's logits. ``latent``: full-precision weights by layer, to go on
+    training.
     """
     folded = fold_(plain) if packed else {}
     tensors = {

@@ -73,14 +73,11 @@ class _Plan:
 
 
 def integer_network(plain: fx.GraphModule, instructions: str | None = None) -> fx.GraphModule:
-    """Return ``plain`` with its low-precision layers on integers where they can run so.
+    """Return ``plain``, which is on the CPU, with its low-precision layers on integers where they can be.
 
-    Args:
-        plain: what ``bench.load`` or ``plain_network`` returned, on the CPU; it is left as it is.
-        instructions: "avx512", "avx2" or "portable"; None: ``$BENCH_INTEGER``, else the best of this machine.
-
-    Raises:
-        InputError: there is no C compiler, or the processor has not the instructions.
+    ``plain`` is left as it is. ``instructions``: "avx512", "avx2" or "portable"; None: ``$BENCH_INTEGER``,
+    else the best of this machine. Raises ``InputError`` where there is no C compiler, or the processor has
+    not the instructions.
     """
     kernels = library(instructions)
     made = copy.deepcopy(plain)

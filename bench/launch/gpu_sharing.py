@@ -120,15 +120,9 @@ def measured_slots(
 ) -> tuple[DeviceSlots, str]:
     """Return how trials share the GPUs, and a line that says so ("" where there is nothing to say).
 
-    Args:
-        configs: the configurations of the trials, by id.
-        devices: the GPUs ("cuda:0", ...).
-        share: the part of a GPU that each trial takes; None: the memory that each trial is measured to take.
-            Memory that is not known yet is measured in a process of its own; where that fails, each trial
-            gets a GPU.
-        cores: the cores of this machine.
-        jobs: the most trials at once; None: no limit.
-        data_dir: the data folder.
+    ``configs`` go by the trials' ids, ``devices`` are "cuda:0", ...; ``jobs`` is the most trials at once.
+    Each trial takes ``share`` of a GPU; None: the memory that it is measured to take. Memory that is not
+    known yet is measured in a process of its own; where that fails, each trial gets a GPU.
     """
     total = jobs or 1 << 30
     whole = DeviceSlots(dict.fromkeys(devices, 1), total)

@@ -119,13 +119,8 @@ def startable(
 
     This is the whole policy, whoever places the trials. It never leaves a place empty for a trial that is
     still to come, so a run ends within a trial's length of the best possible time, and close to that where
-    trials are many.
-
-    Args:
-        needs: the queued trials by id, with the trials that each needs.
-        done: whether a needed trial is done.
-        priorities: a trial's cost plus that of the longest chain of trials that wait for it.
-        last: trials that start after all others, since they want a device to themselves.
+    trials are many. ``needs`` has the queued trials by id, with the trials that each needs; ``done`` says
+    whether such a one is done. The trials of ``last`` want a device to themselves and start after all others.
     """
     ready = [id for id, needed in needs.items() if all(map(done, needed))]
     return sorted(ready, key=lambda id: (id in last, -priorities.get(id, 0.0)))

@@ -246,15 +246,11 @@ class Builder:
         dropout: float = 0.0,
         blended: bool = True,
     ) -> None:
-        """Give a layer all but its branch.
+        """Give a layer, which has its weights, all but its branch.
 
-        Args:
-            layer: as it was made; its weights have their shape.
-            name: of the layer in the network.
-            quantizer: returns the quantizer of a stream of random draws for weights of a shape.
-            extra: channels of the branch that the layer reads (``concat``).
-            dropout: the probability of dropout of the activated input.
-            blended: whether the builder's ``blend`` is the layer's.
+        ``quantizer`` returns the quantizer of a stream of random draws for weights of a shape. ``extra``:
+        channels of the branch that the layer reads (``concat``). ``blended``: whether the builder's ``blend``
+        is the layer's.
         """
         joint = self.branch is not None and self.branch.statistics == "joint"
         shape = tuple(layer.weight.shape)

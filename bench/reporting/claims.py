@@ -48,15 +48,13 @@ def judge(
     pool: Mapping[object, Mapping[int, float]] | None = None,
     unfinished: str = "",
 ) -> list[Judged]:
-    """Return the declared claims of an experiment with their verdicts.
+    """Return the declared claims of an experiment with their verdicts, in their order.
 
-    Args:
-        claims: The claims of the experiment file, in its order. A claim covers each grid point that its pair
-            of arms has, and each of them is one test of the family that Holm's correction runs over.
-        cells: The cells of the experiment.
-        pool: ``seeds_of_all`` of every experiment of the report: a claim is tested on all seeds of its pair.
-        unfinished: What the experiment as a whole still waits for, or "": there is no verdict before, since
-            neither the number of pairs nor that of the tests is the declared one.
+    A claim covers each grid point that its pair of arms has, and each of them is one test of the family that
+    Holm's correction runs over. A claim is tested on all seeds of its pair, which ``pool`` has:
+    ``seeds_of_all`` of every experiment of the report. ``unfinished`` is what the experiment as a whole still
+    waits for, or "": there is no verdict before, since neither the number of pairs nor that of the tests is
+    the declared one.
     """
     pool = seeds_of_all(cells) if pool is None else pool
     found = [entry for claim in claims for entry in _tested(claim, cells, pool)]
@@ -108,7 +106,7 @@ def _tested(claim: Claim, cells: Sequence[Cell], pool: Mapping[object, Mapping[i
     others = [cell for cell in cells if cell.arm == claim.over]
     for cell in cells:
         if cell.arm != claim.arm or not all(
-            same_value(key, axis(cell, key), value) for key, value in claim.where
+            same_value(key, axis(cell, key), value) for key, value in claim.where.items()
         ):
             continue
         fitting = best_partners(cell, others)

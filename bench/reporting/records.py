@@ -72,13 +72,9 @@ def read_experiment(
 ) -> Records:
     """Return the records of an experiment; raises ``InputError`` for a damaged index.
 
-    Args:
-        results: The results folder.
-        name: The name of the experiment: the stem of its file.
-        text: The text of the experiment file; without it the copy that the run stored.
-        folder: The folder that the file lies in, where published tables of the user's own are looked for.
-        lines: The lines of the index to report; without them all lines that are recorded.
-        configs: The configurations of trials of which nothing may be recorded, by identity.
+    Without ``text``, the experiment file, the copy that the run stored is read; without ``lines`` all lines
+    of the index are. ``folder`` is that of the file: published tables of the user's own lie there.
+    ``configs`` are the configurations of trials of which nothing may be recorded, by identity.
     """
     store = Store(results)
     described = _description(_stored_text(store, name) if text is None else text, name)

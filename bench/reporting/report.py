@@ -78,11 +78,9 @@ def make_report(
 ) -> Report:
     """Return the tables of an experiment's records.
 
-    Args:
-        records: The records.
-        cells: ``cells_of(records)``, where they are known already.
-        judged: The declared claims of the experiment, judged on the seeds of all experiments of the report.
-        known: The verdicts of all declared claims of the report, of other experiments as well.
+    ``cells`` is ``cells_of(records)``, ``judged`` its declared claims, judged on the seeds of all experiments
+    of the report, and ``known`` the verdicts of all declared claims of the report, of other experiments as
+    well.
     """
     cells = cells_of(records) if cells is None else cells
     tuned = searches(records.searches)

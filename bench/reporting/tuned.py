@@ -162,12 +162,8 @@ def as_recorded(
 
     The runner writes the file between trials, so a report of a running search would lag behind the records.
     Added are ``ended``, the number of trials that are through, and ``holdout``; accuracies that the line
-    lacks are filled in where all of its trials are through.
-
-    Args:
-        line: The line.
-        read: Returns what is recorded of a trial.
-        holdout: Returns the number of training images that a trial was measured on, where it is recorded.
+    lacks are filled in where all of its trials are through. ``read`` returns what is recorded of a trial,
+    ``holdout`` the number of training images that a trial was measured on, where it is recorded.
     """
     ids = [id for id in trials_of(line).values() if isinstance(id, str)]
     known = {"holdout": next((n for id in ids if (n := holdout(id)) is not None), None)}

@@ -60,17 +60,8 @@ def measure(
     """Yield the rows of one network: the step of every case, the data alone, evaluation alone.
 
     Other modes and precisions than eager fp32 also get the eager step of DoReFa 1/1 in fp32, measured in the
-    same rounds, so that modes can be compared.
-
-    Args:
-        network: its name in the registry.
-        width: the width multiplier of its channels.
-        mode: "eager", "compiled" or "captured".
-        dtype: "fp32" or "bf16".
-        device: "cpu" or "cuda:N".
-        rounds: the number of measurements of each row.
-        rates: the result of ``roofline`` for this precision.
-        cases: the rows. The first is the unit of the ratios; evaluation is measured on the second.
+    same rounds, so that modes can be compared. ``rates`` is the result of ``roofline`` for the precision
+    ``dtype``. The first of ``cases`` is the unit of the ratios; evaluation is measured on the second.
     """
     if mode != "eager":
         torch._dynamo.reset()  # a process keeps a limited number of compiled networks

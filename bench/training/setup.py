@@ -72,20 +72,12 @@ def make_run(
     mode: str = "eager",
     team: Team = SOLO,
 ) -> Run:
-    """Return a run at its first step.
+    """Return a run of ``config`` at its first step, on the clock and the batches of ``make_batches``.
 
-    Args:
-        config: what is trained, and how.
-        data: what ``make_batches`` returned.
-        clock: that of the data; its seed is the trial's.
-        weights: state dicts of the trials that the strategy needs, by role ("teacher", "start").
-        start: the weights that training begins with; None: those of the recipe's initialisation.
-        mode: "eager", "compiled" or "captured".
-        team: the workers that share the trial.
-
-    Raises:
-        InputError: ``start`` does not fit the network.
-        RuntimeError, ValueError, TypeError, AttributeError: ``weights`` do not fit the networks.
+    ``weights`` are state dicts of the trials that the strategy needs, by role ("teacher", "start").
+    ``start``: the weights that training begins with; None: those of the recipe's initialisation. ``mode``:
+    "eager", "compiled" or "captured". Raises ``InputError`` where ``start`` does not fit the network, and
+    RuntimeError, ValueError, TypeError or AttributeError where ``weights`` do not fit the networks.
     """
 
     def make(other: TrialConfig) -> Network:

@@ -112,14 +112,10 @@ def find_standing(
     read: Read,
     efforts: Mapping[str, int] | None = None,
 ) -> Standing:
-    """Return where the search stands.
+    """Return where the search stands, of ``points`` in the file's order.
 
-    Args:
-        tuning: the table of the experiment file.
-        points: what is tuned, in the file's order.
-        trials: makes the trials of a configuration.
-        read: returns what is recorded of a trial.
-        efforts: the numbers of configurations by the points' keys, where arms have equal operations.
+    ``trials`` makes the trials of a configuration, ``read`` returns what is recorded of a trial. ``efforts``
+    are the numbers of configurations by the points' keys, where arms have equal operations.
     """
     searches = [PointSearch(point) for point in points]
     effort = {point.key: (efforts or {}).get(point.key, tuning.effort) for point in points}

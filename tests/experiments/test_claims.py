@@ -38,8 +38,8 @@ def test_a_claim_has_a_margin_and_covers_every_grid_point_unless_told():
     (claim, other) = read_claims(
         {"claims": [GOOD, {**GOOD, "margin": 2, "where": {"width": 0.25}}]}, ["Plain", "Sum"], "f.toml"
     )
-    assert claim == Claim("Sum", "Plain", "equal epochs", 1.0, ())
-    assert (other.margin, other.where) == (2.0, (("width", 0.25),))
+    assert claim == Claim(arm="Sum", over="Plain", at="equal epochs", margin=1.0, where={})
+    assert (other.margin, other.where) == (2.0, {"width": 0.25})
     assert read_claims({}, [], "f.toml") == ()
 
 

@@ -40,12 +40,9 @@ def check_is_original(
 ) -> None:
     """Raise ``InputError``, naming layer and quantity, where a transformed network is not the original.
 
-    Args:
-        make: returns the original, a new one at each call.
-        config: of the trial; its quantizer is not used.
-        num_classes: length of the logits of an image.
-        input_size: height and width of the images in pixels.
-        who: the name of the network in messages.
+    ``make`` returns the original, a new one at each call; the quantizer of ``config`` is not used.
+    ``input_size`` is the height and width of the images in pixels, ``who`` the name of the network in
+    messages.
     """
     with torch.random.fork_rng(devices=[]):
         original, other = make(), make()
