@@ -8,12 +8,13 @@ leave the weights of some of them in full precision. The convolutions get a bran
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 
-from torch import Tensor, nn
+from torch import nn
 
 from bench.errors import InputError, nearest
 from bench.networks.builder import Builder, Network
+from bench.networks.convnets import ConvNet, Spec
 from bench.networks.padding import SameMaxPool2d
 
 OPTIONS = {"input_size": {"default": 224, "min": 44, "max": 1024, "help": "pixels; fc1 follows"}}
@@ -60,119 +61,22 @@ ENTRIES = [
 ]
 
 
-@dataclass(frozen=True)
-class Spec:
-    """One low-precision convolution, padded to keep the size of its input.
-
-    It has the channels before the width multiplier, the kernel, the groups, and whether a 3x3 max-pool of
-    stride 2 follows (``same``: with TensorFlow's padding, which rounds sizes up).
-    """
-
-    channels: int
-    kernel: int
-    groups: int = 1
-    pool: str | None = None
-
-    def make_pool(self) -> nn.Module | None:
-        """Return the pooling module."""
-        return {None: None, "same": SameMaxPool2d(3, 2), "valid": nn.MaxPool2d(3, 2)}[self.pool]
-
-    def size(self, size: int) -> int:
-        """Return the height of the pooled output for an input of ``size``."""
-        return {None: size, "same": -(-size // 2), "valid": (size - 3) // 2 + 1}[self.pool]
-
-
-class AlexNet(Network):
-    """conv0 (stride 4), then ``convs`` (each with batch norm and pool), fc1, fc2, classifier.
-
-    ``stem``: conv0 is followed by batch norm, ReLU, a 3x3 max-pool of stride 2 and a batch norm, all in full
-    precision. ``pool_first``: the pool comes before the batch norm. ``last_eps``: epsilon of the batch norm
-    behind fc2. ``reads``: see ``Classifier``. A layer applies the activation of the input that it reads.
-    """
-
-    def __init__(
-        self,
-        builder: Builder,
-        num_classes: int,
-        *,
-        input_size: int,
-        kernel: int,
-        padding: int,
-        convs: list[Spec],
-        stem: bool = False,
-        pool_first: bool = False,
-        last_eps: float,
-        reads: str,
-    ) -> None:
-        super().__init__()
-        self.input_size = input_size
-        self.pool_first = pool_first
-        width, extra = builder.channels(96), 0
-        size = (input_size + 2 * padding - kernel) // 4 + 1
-        self.conv0 = builder.first_conv(width, kernel, stride=4, padding=padding)
-        self.stem: nn.Module = nn.Identity()
-        if stem:
-            size = (size - 3) // 2 + 1
-            first = nn.BatchNorm2d(width, eps=1e-5, momentum=0.1)
-            self.stem = nn.Sequential(first, nn.ReLU(), nn.MaxPool2d(3, 2), builder.norm(width))
-        self._convs: list[tuple[str, str, str | None]] = []
-        for i, spec in enumerate(convs, start=1):
-            pool = spec.make_pool()
-            conv = builder.conv(
-                f"conv{i}",
-                width,
-                builder.channels(spec.channels),
-                spec.kernel,
-                padding=spec.kernel // 2,
-                groups=spec.groups,
-                extra=extra,
-                pool=pool,
-                pool_first=pool_first,
-            )
-            width, extra, size = conv.out_channels, conv.extra_out, spec.size(size)
-            self.add_module(f"conv{i}", conv)
-            self.add_module(f"bn{i}", builder.norm(width))
-            if pool is not None:
-                self.add_module(f"pool{i}", pool)
-            self._convs.append((f"conv{i}", f"bn{i}", f"pool{i}" if pool is not None else None))
-        hidden = builder.channels(4096)
-        self.fc1 = builder.linear("fc1", width * size**2, hidden, extra=extra * size**2)
-        self.bn_fc1 = builder.norm_1d(hidden)
-        self.fc2 = builder.linear("fc2", hidden, hidden, extra=self.fc1.extra_out)
-        self.bn_fc2 = nn.BatchNorm1d(hidden, eps=last_eps, momentum=0.1)
-        self.linear = builder.classifier(hidden, num_classes, extra=self.fc2.extra_out, reads=reads)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images (B, 3, S, S) to logits (B, classes)."""
-        y = self.stem(self.conv0(images))
-        side = None
-        for conv, norm, pool in self._convs:
-            y, side = getattr(self, conv)(y, side)
-            if pool is None:
-                y = getattr(self, norm)(y)
-            elif self.pool_first:
-                y = getattr(self, norm)(getattr(self, pool)(y))
-            else:
-                y = getattr(self, pool)(getattr(self, norm)(y))
-        y, side = self.fc1(y, side)
-        y, side = self.fc2(self.bn_fc1(y), side)
-        return self.linear(self.bn_fc2(y), side)
-
-
-_GROUPED = [Spec(256, 5, 2, "same"), Spec(384, 3, 1, "same"), Spec(384, 3, 2), Spec(256, 3, 2, "valid")]
+_HIDDEN = [4096, 4096]
+_same, _valid = partial(SameMaxPool2d, 3, 2), partial(nn.MaxPool2d, 3, 2)
 
 
 def _tensorpack(builder: Builder, num_classes: int, input_size: int, reads: str) -> Network:
     builder.eps = 1e-4
     builder.multiple = 2  # of the groups
-    return AlexNet(
+    convs = [Spec(256, 5, 2, _same, 2), Spec(384, 3, 1, _same), Spec(384, 3, 1, None, 2)]
+    return ConvNet(
         builder,
         num_classes,
         input_size=input_size,
-        kernel=12,
-        padding=0,
-        convs=_GROUPED,
-        last_eps=builder.eps,
+        front={"conv0": builder.first_conv(builder.channels(96), 12, stride=4)},
+        size=(input_size - 12) // 4 + 1,
+        convs=[*convs, Spec(256, 3, 1, _valid, 2)],
+        hidden=_HIDDEN,
         reads=reads,
     )
 
@@ -230,15 +134,21 @@ def alexnet_xnor(builder: Builder, num_classes: int, *, input_size: int) -> Netw
     network with binary activations.
     """
     builder.eps = 1e-4
-    return AlexNet(
+    width, size = builder.channels(96), (input_size + 4 - 11) // 4 + 1
+    norm = nn.BatchNorm2d(width, eps=1e-5, momentum=0.1)
+    stem = nn.Sequential(norm, nn.ReLU(), nn.MaxPool2d(3, 2), builder.norm(width))
+    network = ConvNet(
         builder,
         num_classes,
         input_size=input_size,
-        kernel=11,
-        padding=2,
-        convs=[Spec(256, 5, 1, "valid"), Spec(384, 3), Spec(384, 3), Spec(256, 3, 1, "valid")],
-        stem=True,
+        front={"conv0": builder.first_conv(width, 11, stride=4, padding=2), "stem": stem},
+        size=(size - 3) // 2 + 1,
+        convs=[Spec(256, 5, 2, _valid), Spec(384, 3, 1), Spec(384, 3, 1), Spec(256, 3, 1, _valid)],
+        hidden=_HIDDEN,
         pool_first=True,
-        last_eps=1e-3,
         reads="relu",
     )
+    last = network.get_submodule("bn_fc2")
+    assert isinstance(last, nn.BatchNorm1d)
+    last.eps = 1e-3
+    return network

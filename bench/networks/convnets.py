@@ -6,8 +6,10 @@ it), ``vgg_small`` that of the low-bit CIFAR literature, ``bnn_convnet`` that of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from bench.errors import InputError
@@ -57,21 +59,24 @@ ENTRIES = [
 class Spec:
     """One low-precision convolution of a chain.
 
-    It has the channels before the width multiplier, the kernel, the padding, and whether max-pool 2 follows.
+    It has the channels before the width multiplier, the kernel, the padding and what makes the pooling that
+    follows. ``dropout`` applies to its activated input.
     """
 
     channels: int
     kernel: int
     padding: int
-    pool: bool = False
+    pool: Callable[[], nn.Module] | None = None
+    groups: int = 1
     dropout: float = 0.0
 
 
 class ConvNet(Network):
-    """conv0 (batch norm, pool), ``convs`` (each with batch norm, pool), linear layers, the classifier.
+    """``front``, ``convs`` (each with batch norm and pool), ``hidden`` linear layers, the classifier.
 
-    ``pool_first``: the pool comes before the batch norm. A layer applies the activation of the input that it
-    reads. The classifier bounds its input and does not quantize it.
+    ``front``: the modules in full precision before the first low-precision convolution, whose images have
+    ``size`` pixels. ``pool_first``: the pool comes before the batch norm. ``reads``: see ``Classifier``. A
+    layer applies the activation of the input that it reads.
     """
 
     def __init__(
@@ -80,72 +85,63 @@ class ConvNet(Network):
         num_classes: int,
         *,
         input_size: int,
-        first: Spec,
-        first_norm: bool,
+        front: dict[str, nn.Module],
+        size: int,
         convs: list[Spec],
         hidden: list[int],
         pool_first: bool = False,
+        reads: str = "bounded",
     ) -> None:
         super().__init__()
         self.input_size = input_size
-        self.pool_first = pool_first
-        self.pool = MaxPool2()
-        width = builder.channels(first.channels)
-        self.conv0 = builder.first_conv(width, first.kernel, padding=first.padding, bias=not first_norm)
-        self.bn0 = builder.norm(width) if first_norm else None
-        self.first_pool = first.pool
-        size = _size(input_size, first)
-        extra = 0
-        self._convs: list[tuple[str, str, bool]] = []
+        self._front = list(front)
+        for name, module in front.items():
+            self.add_module(name, module)
+        width, extra = next(front["conv0"].parameters()).shape[0], 0
+        self._layers: list[tuple[str, list[str]]] = []
         for i, spec in enumerate(convs, start=1):
+            pool = spec.pool() if spec.pool else None
             conv = builder.conv(
                 f"conv{i}",
                 width,
                 builder.channels(spec.channels),
                 spec.kernel,
                 padding=spec.padding,
+                groups=spec.groups,
                 extra=extra,
-                pool=self.pool if spec.pool else None,
+                pool=pool,
                 pool_first=pool_first,
                 dropout=spec.dropout,
             )
-            width, extra, size = conv.out_channels, conv.extra_out, _size(size, spec)
+            width, extra = conv.out_channels, conv.extra_out
+            size += 2 * spec.padding - spec.kernel + 1
             self.add_module(f"conv{i}", conv)
             self.add_module(f"bn{i}", builder.norm(width))
-            self._convs.append((f"conv{i}", f"bn{i}", spec.pool))
+            after = [f"bn{i}"]
+            if pool is not None:
+                size = pool(torch.empty(1, 1, size, size)).shape[-1]
+                self.add_module(f"pool{i}", pool)
+                after.insert(0 if pool_first else 1, f"pool{i}")
+            self._layers.append((f"conv{i}", after))
         features, extra = width * size**2, extra * size**2
-        self._linears: list[tuple[str, str]] = []
         for i, count in enumerate(hidden, start=1):
             linear = builder.linear(f"fc{i}", features, builder.channels(count), extra=extra)
             features, extra = linear.out_features, linear.extra_out
             self.add_module(f"fc{i}", linear)
             self.add_module(f"bn_fc{i}", builder.norm_1d(features))
-            self._linears.append((f"fc{i}", f"bn_fc{i}"))
-        self.linear = builder.classifier(features, num_classes, extra=extra)
+            self._layers.append((f"fc{i}", [f"bn_fc{i}"]))
+        self.linear = builder.classifier(features, num_classes, extra=extra, reads=reads)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, 3, S, S) to logits (B, classes)."""
-        y = self._after(self.conv0(images), self.bn0, self.first_pool)
-        side = None
-        for conv, norm, pool in self._convs:
-            y, side = getattr(self, conv)(y, side)
-            y = self._after(y, getattr(self, norm), pool)
-        for linear, norm in self._linears:
-            y, side = getattr(self, linear)(y, side)
-            y = getattr(self, norm)(y)
+        y, side = images, None
+        for name in self._front:
+            y = getattr(self, name)(y)
+        for layer, after in self._layers:
+            y, side = getattr(self, layer)(y, side)
+            for name in after:
+                y = getattr(self, name)(y)
         return self.linear(y, side)
-
-    def _after(self, y: Tensor, norm: nn.Module | None, pool: bool) -> Tensor:
-        if pool and self.pool_first:
-            y = self.pool(y)
-        if norm is not None:
-            y = norm(y)
-        return self.pool(y) if pool and not self.pool_first else y
-
-
-def _size(size: int, spec: Spec) -> int:
-    size = size + 2 * spec.padding - spec.kernel + 1
-    return size // 2 if spec.pool else size
 
 
 def svhn_convnet(builder: Builder, num_classes: int, *, activation: str, dropout: float) -> Network:
@@ -165,17 +161,39 @@ def svhn_convnet(builder: Builder, num_classes: int, *, activation: str, dropout
         )
     convs = [
         Spec(64, 3, 1),
-        Spec(64, 3, 1, pool=True),
+        Spec(64, 3, 1, MaxPool2),
         Spec(128, 3, 0),
         Spec(128, 3, 1),
         Spec(128, 3, 0),
         Spec(512, 5, 0, dropout=dropout),
     ]
-    first = Spec(48, 5, 0, pool=True)
-    return ConvNet(builder, num_classes, input_size=40, first=first, first_norm=False, convs=convs, hidden=[])
+    conv0 = builder.first_conv(builder.channels(48), 5, bias=True)
+    front = {"conv0": conv0, "pool": MaxPool2()}
+    return ConvNet(builder, num_classes, input_size=40, front=front, size=18, convs=convs, hidden=[])
 
 
-_VGG = [Spec(128, 3, 1, True), Spec(256, 3, 1), Spec(256, 3, 1, True), Spec(512, 3, 1), Spec(512, 3, 1, True)]
+_VGG = [
+    Spec(128, 3, 1, MaxPool2),
+    Spec(256, 3, 1),
+    Spec(256, 3, 1, MaxPool2),
+    Spec(512, 3, 1),
+    Spec(512, 3, 1, MaxPool2),
+]
+
+
+def _vgg(builder: Builder, num_classes: int, hidden: list[int], *, pool_first: bool = False) -> Network:
+    width = builder.channels(128)
+    front = {"conv0": builder.first_conv(width, 3, padding=1), "bn0": builder.norm(width)}
+    return ConvNet(
+        builder,
+        num_classes,
+        input_size=32,
+        front=front,
+        size=32,
+        convs=_VGG,
+        hidden=hidden,
+        pool_first=pool_first,
+    )
 
 
 def vgg_small(builder: Builder, num_classes: int) -> Network:
@@ -184,8 +202,7 @@ def vgg_small(builder: Builder, num_classes: int) -> Network:
     The width scales every convolution. Each convolution is 3x3, keeps the size and has no bias. Batch norm
     follows, then max-pool 2 after every second convolution, then the activation.
     """
-    first = Spec(128, 3, 1)
-    return ConvNet(builder, num_classes, input_size=32, first=first, first_norm=True, convs=_VGG, hidden=[])
+    return _vgg(builder, num_classes, [])
 
 
 def bnn_convnet(builder: Builder, num_classes: int) -> Network:
@@ -197,14 +214,4 @@ def bnn_convnet(builder: Builder, num_classes: int) -> Network:
     a bias, and no batch norm follows the logits.
     """
     builder.eps = 1e-4
-    first = Spec(128, 3, 1)
-    return ConvNet(
-        builder,
-        num_classes,
-        input_size=32,
-        first=first,
-        first_norm=True,
-        convs=_VGG,
-        hidden=[1024, 1024],
-        pool_first=True,
-    )
+    return _vgg(builder, num_classes, [1024, 1024], pool_first=True)

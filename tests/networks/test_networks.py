@@ -15,6 +15,7 @@ from bench.experiments.config import TrialConfig
 from bench.layers.branch import MERGES, Branch
 from bench.layers.diagnostics import layer_diagnostics
 from bench.layers.low_precision import strip
+from bench.layers.max_pool import MaxPool2
 from bench.networks import Builder, build, costs, describe_layers, initialize
 from bench.networks.convnets import ConvNet, Spec
 from bench.networks.resnet import ResNet
@@ -674,11 +675,12 @@ def small(kind, quantizer, bits, merge):
         config(quantizer=quantizer, bits=bits, width=0.25), clock, Branch(merge) if merge else None
     )
     if kind == "chain":
-        specs = [Spec(64, 3, 1, pool=True), Spec(64, 3, 0, dropout=0.25)]
-        first = Spec(32, 3, 1)
-        made = ConvNet(builder, 10, input_size=12, first=first, first_norm=True, convs=specs, hidden=[])
+        specs = [Spec(64, 3, 1, MaxPool2), Spec(64, 3, 0, dropout=0.25)]
+        width = builder.channels(32)
+        front = {"conv0": builder.first_conv(width, 3, padding=1), "bn0": builder.norm(width)}
+        made = ConvNet(builder, 10, input_size=12, front=front, size=12, convs=specs, hidden=[])
     else:
-        made = ResNet(builder, 10, 1, shortcut="B", block=kind)
+        made = ResNet(builder, 10, depth=1, shortcut="B", block=kind)
     initialize(made, 0, "he_truncated_normal")
     return shaken(builder.finish(made)).train(), clock
 

@@ -276,11 +276,9 @@ compiler = pytest.mark.skipif(not execution.has_compiler(), reason="needs a C++ 
 
 def two_layers(builder: Builder, num_classes: int, **_options) -> Network:
     """A network that compiles in seconds: two low-precision convolutions, the first of them pooled."""
-    convs = [convnets.Spec(64, 3, 1, pool=True), convnets.Spec(64, 3, 0)]
-    first = convnets.Spec(64, 3, 1)
-    return convnets.ConvNet(
-        builder, num_classes, input_size=8, first=first, first_norm=False, convs=convs, hidden=[]
-    )
+    convs = [convnets.Spec(64, 3, 1, MaxPool2), convnets.Spec(64, 3, 0)]
+    front = {"conv0": builder.first_conv(builder.channels(64), 3, padding=1, bias=True)}
+    return convnets.ConvNet(builder, num_classes, input_size=8, front=front, size=8, convs=convs, hidden=[])
 
 
 @pytest.fixture(scope="module")
