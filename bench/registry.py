@@ -67,7 +67,7 @@ FACTS: dict[str, dict[str, str]] = {
     "quantizers": {
         "w_bits": "bit widths of weights that the quantizer takes",
         "a_bits": "bit widths of activations",
-        "g_bits": "bit widths of gradients",
+        "g_bits": "bit widths of gradients, 32 alone where left out",
     },
     "networks": {
         "input_size": "height and width of the images that the network reads, in pixels; None if its code "
@@ -243,7 +243,7 @@ def _validated(group: str, given: Any, number: int, path: Path, module: str, pac
 def _with_shared(options: Any, group: str, path: Path) -> Any:
     """Return the options with each ``"shared"`` replaced by the declaration that it refers to."""
     if isinstance(options, list):
-        options = dict.fromkeys(options, "shared")
+        options = dict.fromkeys(map(str, options), "shared")
     if not isinstance(options, dict) or "shared" not in options.values():
         return options
     shared: dict[str, Any] = {}

@@ -80,6 +80,7 @@ class TestReading:
             ({"options": {"kind": {"type": "str", "help": "x"}}}, "a: options.kind: an option cannot have"),
             ({"options": {"x": "shared"}}, "options.x: no shared option"),
             ({"options": ["x"]}, "options.x: no shared option"),
+            ({"options": [["x"]]}, "options.['x']: no shared option"),
             ({"like": "b"}, "a: like: no entry above is called 'b'"),
         ],
     )  # fmt: skip

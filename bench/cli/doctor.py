@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from bench.cli import FAILED, OK
@@ -13,10 +12,7 @@ from bench.doctor import machine
 from bench.launch.progress import say
 from bench.machine.devices import device_name, find_devices
 from bench.machine.folders import resolve_data_dir
-from bench.records.files import write_atomic
 from bench.text import inert
-
-SCHEMA = 1  # of the measurements: that of `bench speed --json`
 
 
 def doctor_command(args: argparse.Namespace) -> int:
@@ -36,7 +32,10 @@ def doctor_command(args: argparse.Namespace) -> int:
     if not args.facts:
         checks, rows = _run_checks(device)
     if args.json is not None:
-        _write_json(args.json, device, rows=rows, machine=found, remarks=remarks, checks=checks)
+        from bench.speed.measure import write_json
+
+        more = {"machine": found, "remarks": remarks, "checks": checks}
+        write_json(args.json, device_name(device), rows=rows, **more)
         say(inert(f"written: {args.json}"))
     return FAILED if any(check["status"] == "failed" for check in checks) else OK
 
@@ -52,7 +51,7 @@ def _run_checks(device: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     say(f"\nChecks on {device}, {checks.STEPS} training steps each:")
     found = []
     for check in checks.checks(device):
-        found.append(check.as_dict())
+        found.append(asdict(check))
         say(inert(f"{check.status:8s} {check.name}: {check.found} ({check.seconds:.0f} s)"))
     say(
         f"\nA training step in every mode on {device}, batches of 128 images; the ratio is to full precision:"
@@ -66,17 +65,7 @@ def _run_checks(device: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
                 say(f"{text(row)}  {row['peak_memory_bytes'] / 2**20:,.0f} MiB")
     except Exception as error:  # of a compiler or a device: what was measured before is kept
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
-        found.append(checks.Check("throughput", "failed", reason).as_dict())
+        found.append(asdict(checks.Check("throughput", "failed", reason)))
         say(inert(f"failed   throughput: {reason}"))
     say(f"\n{time.perf_counter() - begin:.0f} s")
     return found, rows
-
-
-def _write_json(path: Path, device: str, **found: Any) -> None:
-    """Write what was found, in the schema of ``bench speed --json`` with further keys."""
-    from bench.training.provenance import provenance
-
-    source = provenance(None)
-    document = {"schema": SCHEMA, "device": device_name(device), "versions": source["versions"], **found}
-    document |= {"commit": source["commit"], "dirty": source["dirty"]}
-    write_atomic(path, (json.dumps(document, indent=1) + "\n").encode())

@@ -34,14 +34,19 @@ def rows(batch_size: int, worker: tuple[int, int] = ALONE, micro_batches: int = 
     return torch.arange(batch_size).view(micro_batches, world_size, -1)[:, rank].reshape(-1)
 
 
-def mean_and_deviation(sums: np.ndarray, squares: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and (population) standard deviation of each channel, from exact sums over ``count`` pixels.
+def standardizing(
+    sums: np.ndarray, squares: np.ndarray, count: int, shape: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """Return (shift, scale), float32 of ``shape`` (..., C), from exact sums over ``count`` pixels.
 
-    The deviation of a channel whose pixels are all equal is given as 1, so that it can divide.
+    The shift is the mean of a channel, the scale 1 over the (population) standard deviation; 1 for a channel
+    whose pixels are all equal.
     """
     mean = sums / count
     deviation = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
-    return mean, np.where(deviation == 0.0, 1.0, deviation)
+    scale = 1.0 / np.where(deviation == 0.0, 1.0, deviation)
+    shift, factor = (np.broadcast_to(value, shape).astype(np.float32, "C") for value in (mean, scale))
+    return torch.from_numpy(shift), torch.from_numpy(factor)
 
 
 def chosen_images(

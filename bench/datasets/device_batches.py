@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.datasets import augmentation
-from bench.datasets.batch_rows import ALONE, UNIT_SCALES, ChosenImages, mean_and_deviation
+from bench.datasets.batch_rows import ALONE, UNIT_SCALES, ChosenImages, standardizing
 from bench.datasets.resize import RESIZES, Bilinear, OpenCVBilinear
 from bench.datasets.sources import Arrays
 from bench.experiments.config import TrialConfig
@@ -155,8 +155,5 @@ def _normalization(
         pixels = images[start : start + _CHUNK].reshape(-1, images[0].size).astype(np.uint32)
         total += pixels.sum(0, dtype=np.int64).reshape(-1, channels).sum(0)
         squares += (pixels * pixels).sum(0, dtype=np.int64).reshape(-1, channels).sum(0)
-    mean, deviation = mean_and_deviation(total, squares, images.size // channels)
-    shift, scale = (
-        torch.tensor(np.broadcast_to(v, 3).copy(), dtype=torch.float32) for v in (mean, 1.0 / deviation)
-    )
+    shift, scale = standardizing(total, squares, images.size // channels, (3,))
     return shift.to(device), scale.to(device)

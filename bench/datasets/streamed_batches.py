@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.datasets.batch_rows import ALONE, UNIT_SCALES, ChosenImages, mean_and_deviation
+from bench.datasets.batch_rows import ALONE, UNIT_SCALES, ChosenImages, standardizing
 from bench.datasets.loaded import Images, Photographs
 from bench.datasets.photographs import crops
 from bench.datasets.photographs.images import MEAN_SIDE
@@ -240,8 +240,4 @@ def _normalization(
     index = photographs.train.index[chosen]
     count = int((index["height"].astype(np.int64) * index["width"]).sum())
     sums, squares = (index[name].astype(np.int64).sum(0) for name in ("sums", "squares"))
-    mean, deviation = mean_and_deviation(sums, squares, count)
-    shift, scale = (
-        torch.tensor(np.broadcast_to(v, (size, size, 3)), dtype=torch.float32) for v in (mean, 1 / deviation)
-    )
-    return shift, scale
+    return standardizing(sums, squares, count, (size, size, 3))

@@ -11,7 +11,7 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,6 @@ class Check:
     status: str
     found: str
     seconds: float = 0.0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the check as JSON values."""
-        return asdict(self)
 
 
 def config(steps: int = STEPS) -> TrialConfig:

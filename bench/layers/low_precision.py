@@ -67,17 +67,12 @@ class LowPrecisionLayer(ActivationInput):
     ) -> None:
         """Give the layer everything beyond the shape of its weights.
 
-        Args:
-            name: the layer's name in the network.
-            quantizer: the maps of its weights, its input and its gradient.
-            clock: tells the layer the step and the factor f.
-            merge: how the network's branches merge (``MERGES``), None without branches.
-            joint: whether one statistic is taken over main and extra weights.
-            blend: what moves from full to low precision as f falls: None, "both", "weights", "activations" or
-                "signs", the weights from a clipped line to the sign.
-            magnitude_first: whether min(1, |y|) comes before the bounding map.
-            merge_here: whether sum and difference meet at this layer's output.
-            dropout: the dropout of the activated input, None for none.
+        ``name`` is its name in the network. ``clock`` tells the step and the factor f. ``merge`` is one of
+        ``MERGES``, None without branches. ``joint``: one statistic is taken over main and extra weights.
+        ``blend`` says what moves from full to low precision as f falls: "both", "weights", "activations" or
+        "signs", the weights from a clipped line to the sign. ``magnitude_first``: min(1, |y|) comes before
+        the bounding map. ``merge_here``: sum and difference meet at this layer's output. ``dropout`` is that
+        of the activated input.
         """
         self.set_up_input(quantizer, clock, merge, blend, magnitude_first)
         self.name = name

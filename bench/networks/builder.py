@@ -107,22 +107,22 @@ class Builder:
         return self.multiple * max(1, round(count / self.multiple))
 
     def quantizer(
-        self, name: str, weight_shape: tuple[int, ...] | None, channels: int | None = None
+        self,
+        name: str,
+        weight_shape: tuple[int, ...] | None,
+        channels: int | None = None,
+        a_bits: int | None = None,
     ) -> Quantizer:
         """Return a quantizer for one weight tensor (or for activations alone) with random draws of its own.
 
         ``channels``: the channels of its activations, where the layer's input has a dimension of channels.
+        ``a_bits``: bits of its activations, by default those of the trial.
         """
-        options = keywords(self.config.quantizer)
+        options = keywords(self.config.quantizer) | {"channels": channels}
         kept = name.removesuffix(".extra") in self.full_precision_weights
-        shape = None if kept else weight_shape
-        quantizer = make_quantizer(
-            self.config.quantizer["kind"],
-            *self.config.bit_widths,
-            weight_shape=shape,
-            channels=channels,
-            **options,
-        )
+        shape, kind = None if kept else weight_shape, self.config.quantizer["kind"]
+        w, a, g = self.config.bit_widths
+        quantizer = make_quantizer(kind, w, a_bits or a, g, weight_shape=shape, **options)
         quantizer.draws = Draws(self.clock, "quantizer", name)
         return FullPrecisionWeights(quantizer) if kept else quantizer
 

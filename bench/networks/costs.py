@@ -76,10 +76,8 @@ def describe_layers(network: Network) -> list[LayerRow]:
             inside_branch.update(module.modules())
         if module in inside_branch:
             continue
-        if isinstance(module, LowPrecisionLayer):
-            rows.append(_low_precision(name, module, outputs[name]))
-        elif isinstance(module, nn.Conv2d | nn.Linear):
-            rows.append(_full_precision(name, module, outputs[name]))
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            rows.append(_weighted(name, module, outputs[name]))
         elif isinstance(module, _NORM):
             parameters = 2 * module.num_features  # and a running mean and variance, which are not learned
             shape, bits = (module.num_features,), 32 * 2 * parameters
@@ -113,53 +111,38 @@ def costs(network: Network, input_size: int | None = None) -> Costs:
     )
 
 
-def _low_precision(name: str, layer: Any, positions: int) -> LayerRow:
-    quantizer = layer.quantizer
-    learned = sum(p.numel() for p in quantizer.parameters())
+def _weighted(name: str, layer: Any, positions: int) -> LayerRow:
+    """Return the row of a convolution or a linear layer with so many output positions."""
+    low = isinstance(layer, LowPrecisionLayer)
+    quantizer: Any = layer.quantizer if low or isinstance(layer, Classifier) else None
+    # Learned parameters of the input quantizer, for instance PACT's bound, are stored, too.
+    learned = 0 if quantizer is None else sum(p.numel() for p in quantizer.parameters())
     weights = layer.weight.numel()
     bias = 0 if layer.bias is None else layer.bias.numel()
-    macs = positions * weights
-    train = macs + (positions * layer.weight_extra.numel() if layer.weight_extra is not None else 0)
-    if layer.branch is not None and not layer.one_convolution:
-        # The branch computes as many positions as the main path; its pooling comes after.
-        train += positions * layer.branch.weight.numel()
-    low = quantizer.w_bits < 32 or quantizer.a_bits < 32
-    unquantized = "the quantizer is full_precision at 32/32 bits"
+    extra = getattr(layer, "weight_extra", None)
+    train_macs = positions * (weights + (0 if extra is None else extra.numel()))
+    w_bits, a_bits, scales, reason = 32, 32, learned, "not made by the builder"
+    if low:
+        if layer.branch is not None and not layer.one_convolution:
+            # The branch computes as many positions as the main path; its pooling comes after.
+            train_macs += positions * layer.branch.weight.numel()
+        w_bits, a_bits, scales = quantizer.w_bits, quantizer.a_bits, quantizer.stored_scales(layer.weight)
+        reason = "the quantizer is full_precision at 32/32 bits"
+    elif quantizer is not None:
+        a_bits = layer.a_bits
+    quantized = low and min(w_bits, a_bits) < 32
     return LayerRow(
         name=name,
         type="convolution" if layer.weight.dim() == 4 else "linear",
         shape=tuple(layer.weight.shape),
         parameters=weights + learned + bias,
-        macs=macs,
-        train_macs=train,
-        w_bits=quantizer.w_bits,
-        a_bits=quantizer.a_bits,
-        bits=weights * quantizer.w_bits + 32 * (quantizer.stored_scales(layer.weight) + bias),
-        branch=layer.branch is not None,
-        full_precision=None if low else getattr(layer, "full_precision_reason", unquantized),
-    )
-
-
-def _full_precision(name: str, layer: nn.Conv2d | nn.Linear, positions: int) -> LayerRow:
-    weights = layer.weight.numel()
-    parameters = weights + (0 if layer.bias is None else layer.bias.numel())
-    macs, extra = positions * weights, 0
-    if isinstance(layer, Classifier):
-        # Learned parameters of the input quantizer, for instance PACT's bound, are stored, too.
-        parameters += sum(p.numel() for p in layer.quantizer.parameters())
-        extra = 0 if layer.weight_extra is None else layer.weight_extra.numel()
-    return LayerRow(
-        name=name,
-        type="convolution" if layer.weight.dim() == 4 else "linear",
-        shape=tuple(layer.weight.shape),
-        parameters=parameters,
-        macs=macs,
-        train_macs=macs + positions * extra,
-        w_bits=32,
-        a_bits=layer.a_bits if isinstance(layer, Classifier) else 32,
-        bits=32 * parameters,
-        branch=False,
-        full_precision=getattr(layer, "full_precision_reason", "not made by the builder"),
+        macs=positions * weights,
+        train_macs=train_macs,
+        w_bits=w_bits,
+        a_bits=a_bits,
+        bits=weights * w_bits + 32 * (scales + bias),
+        branch=low and layer.branch is not None,
+        full_precision=None if quantized else getattr(layer, "full_precision_reason", reason),
     )
 
 

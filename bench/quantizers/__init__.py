@@ -40,7 +40,7 @@ def make_quantizer(
     entry = registry.get("quantizers", kind, "quantizer")
     chosen = complete("quantizers", {"kind": kind, **options}, "quantizer")
     for name, bits in (("w_bits", w_bits), ("a_bits", a_bits), ("g_bits", g_bits)):
-        allowed = entry.facts[name]
+        allowed = entry.facts.get(name, [32])
         if bits not in allowed:
             raise InputError(f"{name}: {bits!r}, but quantizer '{kind}' takes {', '.join(map(str, allowed))}")
     quantizer = registry.load("quantizers", kind)(w_bits, a_bits, g_bits, **keywords(chosen))

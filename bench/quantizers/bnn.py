@@ -24,7 +24,6 @@ ENTRIES = [
         },
         "w_bits": [1],
         "a_bits": [1],
-        "g_bits": [32],
     }
 ]
 

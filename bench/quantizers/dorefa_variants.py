@@ -25,7 +25,6 @@ ENTRIES = [
         "arxiv": "1606.06160",
         "w_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
         "a_bits": [1, 2, 3, 4, 5, 6, 7, 8],
-        "g_bits": [32],
     },
     {
         "name": "dorefa_bitorch",

@@ -11,7 +11,6 @@ ENTRIES = [
         "help": "32-bit weights and activations; the activation is ReLU",
         "w_bits": [32],
         "a_bits": [32],
-        "g_bits": [32],
     }
 ]
 

@@ -48,7 +48,6 @@ ENTRIES = [
         "options": ["granularity", "eta", "scale", "scale_from_weights"],
         "w_bits": [1, 2],
         "a_bits": [1, 2, 3, 4, 5, 6, 7, 8, 32],
-        "g_bits": [32],
     },
     {
         "name": "syq_released",

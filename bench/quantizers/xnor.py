@@ -29,7 +29,6 @@ ENTRIES = [
         },
         "w_bits": [1],
         "a_bits": [1, 32],
-        "g_bits": [32],
     }
 ]
 

@@ -233,8 +233,9 @@ def main(args: argparse.Namespace) -> int:
                         {"device": name}, found, rows, f"{network} {width:g}x {mode} {dtype}"
                     )
                     gc.collect()
-                    if rows:
-                        _write(args.json, rows, {"rates": rates, "load_average": [*load, _load_average()]})
+                    if rows and args.json:
+                        found_on, loads = rows[0]["device"], [*load, _load_average()]
+                        write_json(args.json, found_on, rows=rows, rates=rates, load_average=loads)
     return 0 if complete else 1
 
 
@@ -266,17 +267,16 @@ def _on_the_cpu(
     for row in found:
         rows.append({"device": cpu_name(), **row})
         print(line(rows[-1]), flush=True)
-    _write(args.json, rows, {"load_average": [*load, _load_average()]})
+    if args.json:
+        write_json(args.json, cpu_name(), rows=rows, load_average=[*load, _load_average()])
     return 0
 
 
-def _write(path: Path | None, rows: list[dict[str, Any]], more: dict[str, Any]) -> None:
-    """Write the measurements to ``path``, where there is one."""
-    if path is None:
-        return
+def write_json(path: Path, device: str, **found: Any) -> None:
+    """Write what was measured on the device of this name, with versions and commit."""
     source = provenance(None)
-    document = {"schema": SCHEMA, "device": rows[0]["device"], "versions": source["versions"], "rows": rows}
-    document |= {**more, "commit": source["commit"], "dirty": source["dirty"]}
+    document = {"schema": SCHEMA, "device": device, "versions": source["versions"], **found}
+    document |= {"commit": source["commit"], "dirty": source["dirty"]}
     write_atomic(path, (json.dumps(document, indent=1) + "\n").encode())
 
 

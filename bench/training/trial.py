@@ -14,7 +14,7 @@ import torch
 from bench import datasets
 from bench.errors import InputError
 from bench.experiments.catalog import checksum
-from bench.experiments.config import SCHEMA, TrialConfig
+from bench.experiments.config import TrialConfig
 from bench.experiments.start import ROLE, needed_trial
 from bench.layers.low_precision import strip
 from bench.networks import costs
@@ -88,7 +88,7 @@ def _write_record(
     """Write what is trained, how it is executed, and on what machine, code and data it began."""
     about = {"config": config.dump(), "execution": how, "provenance": source}
     needed = {"needs": dict(needs)} if needs else {}
-    store.write_trial(trial_id, {"schema": SCHEMA, "id": trial_id, **about, **needed})
+    store.write_trial(trial_id, {**about, **needed})
 
 
 def _resume_from(run: Run, state: dict[str, Any] | None, epochs: int, store: Store, trial_id: str) -> bool:
@@ -299,7 +299,6 @@ def summarize(
     cost = costs(run.network)
     flags = ["at_chance"] if status == "done" and run.accuracy.at_chance() else []
     return {
-        "schema": SCHEMA,
         "status": status,
         "reason": run.problem,
         "final_test_acc": final and final["test_acc"],

@@ -19,7 +19,7 @@ from sphinx.util.docutils import SphinxDirective
 from bench import registry
 from bench.cli.parser import make_parser
 from bench.experiments.arms import ArmTable
-from bench.experiments.claims import DEFAULT_MARGIN, EQUAL_EPOCHS, EQUAL_OPERATIONS
+from bench.experiments.claims import EQUAL_EPOCHS, EQUAL_OPERATIONS, Claim
 from bench.experiments.config import Recipe, TrialConfig
 from bench.experiments.file import FileTable, ProfileTable
 from bench.experiments.options import CHOICES
@@ -54,9 +54,9 @@ def parts(group: str) -> str:
         paper = f" {_text(entry.title)}" if entry.title else ""
         paper += f" [{entry.arxiv}]({_PUBLISHED}{entry.arxiv})" if entry.arxiv else ""
         facts = [
-            f"{name} {', '.join(map(str, entry.facts[key]))}"
+            f"{name} {', '.join(map(str, entry.facts.get(key, [32])))}"
             for key, name in (("w_bits", "weights"), ("a_bits", "activations"), ("g_bits", "gradients"))
-            if key in entry.facts
+            if "w_bits" in entry.facts
         ]
         lines = [f"### `{entry.name}`", "", f"{_text(entry.help)}.{paper}", ""]
         lines += [f"Bits: {'; '.join(facts)}.", ""] if facts else []
@@ -85,7 +85,12 @@ def claims() -> str:
             "",
             "what the two arms have in common",
         ),
-        ("`margin`", "number", _code(DEFAULT_MARGIN), "points within which two means count as equivalent"),
+        (
+            "`margin`",
+            "number",
+            _code(Claim.model_fields["margin"].default),
+            "points within which two means count as equivalent",
+        ),
         ("`where`", "table", "`{}`", "the grid points that the claim covers; without it all of the pair"),
     ]
     return _table(("key", "values", "default", "meaning"), rows)

@@ -118,8 +118,8 @@ PLANTED: dict[str, tuple[str, str, str, str]] = {
     ),
     "a checkpoint ahead of the lines is not used": (
         "bench/training/trial.py",
-        "if _ahead(",
-        "if False and _ahead(",
+        'if isinstance(state.get("step"), int) and',
+        "if False and",
         f"{KILLS}::test_a_checkpoint_ahead_of_the_lines_is_not_used",
     ),
     "a data set that changed is noticed": (

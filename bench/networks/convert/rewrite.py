@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from torch import fx, nn
 from torchvision.ops import StochasticDepth
@@ -52,7 +52,7 @@ from bench.networks.convert.layers import (
 from bench.networks.convert.plan import LAYERS, Choices, Plan, make_plan
 from bench.networks.convert.trace import Traced, trace
 from bench.networks.convert.transformed import TransformedNetwork, has_module, remove_unused
-from bench.quantizers import Quantizer, make_quantizer
+from bench.quantizers import Quantizer
 from bench.randomness import Draws
 from bench.text import first_few
 
@@ -246,7 +246,7 @@ class _Rewriter:
         main = self.graph.node_copy(
             node, lambda n: self._main(n) if id(self.values[n]) in alone else self._joined(n)
         )
-        return self._together(main, passing, sum_of_sides if not self.concat else None, False)
+        return self._together(main, passing, False)
 
     def _cat(self, node: fx.Node) -> _Value:
         """Concatenate the sides of the terms as well."""
@@ -254,20 +254,20 @@ class _Rewriter:
         main = self.graph.node_copy(node, self._main)
         passing = [value for value in terms if value.side is not None]
         if self.concat:
-            return self._together(main, passing, None, any(value.activated for value in terms))
+            return self._together(main, passing, any(value.activated for value in terms))
         sides = [value.side for value in terms]
         side = self.graph.call_function(concatenated_sides, (sides, [value.main for value in terms]))
         sources = frozenset().union(*(value.sources for value in passing))
         return _Value(main, side, 0, sources, True)
 
-    def _together(self, main: fx.Node, passing: list[_Value], join: Any, activated: bool) -> _Value:
+    def _together(self, main: fx.Node, passing: list[_Value], activated: bool) -> _Value:
         if not passing:
             return _Value(main)
         side = passing[0].side
         if len(passing) > 1:
             sides = [value.side for value in passing]
-            function, arguments = (join, (sides,)) if join else (concatenated_sides, (sides, None))
-            side = self.graph.call_function(function, arguments)
+            join = (concatenated_sides, (sides, None)) if self.concat else (sum_of_sides, (sides,))
+            side = self.graph.call_function(*join)
         sources = frozenset().union(*(value.sources for value in passing))
         return _Value(main, side, sum(value.channels for value in passing), sources, activated)
 
@@ -360,13 +360,9 @@ class _Rewriter:
 
 def _weights_alone(builder: Builder, stream: str, shape: tuple[int, ...]) -> Quantizer:
     """Return a quantizer of weights and gradients, for the layer that reads the images."""
-    choice = dict(builder.config.quantizer)
-    w, _, g = builder.config.bit_widths
     try:
-        quantizer = make_quantizer(choice.pop("kind"), w, 32, g, weight_shape=shape, **choice)
+        return builder.quantizer(stream, shape, a_bits=32)
     except InputError as error:
         raise InputError(
             f'network.first: "low" quantizes weights alone, since images are no activations: {error}'
         ) from None
-    quantizer.draws = Draws(builder.clock, "quantizer", stream)
-    return quantizer
