@@ -7,7 +7,6 @@ on them.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 import tomllib
@@ -24,8 +23,7 @@ from bench.cli.selection import Selection
 from bench.cli.tuning import phase_costs, phases_text
 from bench.errors import InputError, nearest
 from bench.experiments.config import TrialConfig, short_bits
-from bench.experiments.labels import label
-from bench.experiments.options import CHOICES
+from bench.experiments.labels import label, value_text
 from bench.experiments.overrides import differences, flatten, listed
 from bench.experiments.shipped import shipped_experiments
 from bench.experiments.toml_files import recipe_names
@@ -105,7 +103,7 @@ def _recipe_table(screen: Screen) -> str:
 def _option_rows(entry: registry.Entry) -> Iterable[tuple[str, str, str, str]]:
     for option, spec in entry.options.items():
         takes = " | ".join(map(str, spec["choices"])) if "choices" in spec else spec["type"]
-        default = _value(spec["default"]) if "default" in spec else "needed"
+        default = value_text(spec["default"]) if "default" in spec else "needed"
         yield f"{entry.name}.{option}", takes, default, spec.get("help", "")
 
 
@@ -201,7 +199,7 @@ def _trials_text(experiment: Experiment, screen: Screen) -> str:
     axes: dict[int, dict[str, str]] = {}
     for line in experiment.index:
         wanted.setdefault(id(line.trial), []).append(line.arm or f"({line.role})")
-        shown = {name: _value(value) for name, value in line.grid.items()}
+        shown = {name: value_text(value) for name, value in line.grid.items()}
         axes.setdefault(id(line.trial), {}).update(shown if line.arm else {})
     facts = [(_columns(trial.config), axes.get(id(trial), {})) for trial in experiment.trials]
     first = facts[0][0]
@@ -265,7 +263,7 @@ def _diff_text(experiment: Experiment, name: str, screen: Screen) -> str:
                 continue
             sides = found.setdefault(key, ({}, {}))
             for side, value in zip(sides, values, strict=True):
-                side["-" if value is None else _value(value)] = None
+                side["-" if value is None else value_text(value)] = None
     counted = plural(len(pairs), "pair")
     if not found:
         return f"{clean(name)} and its baseline {clean(baseline)} are the same in {counted}."
@@ -287,15 +285,3 @@ def _same_in_the_arm(key: str, value: Any, own: Mapping[str, Any]) -> bool:
     """Return whether ``key`` is a field of a teacher that is as the arm itself has it: not worth a line."""
     role, _, rest = key.removeprefix("strategy.").partition(".")
     return key == f"strategy.{role}.{rest}" and rest in own and own[rest] == value
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
-    if isinstance(value, str):
-        return value
-    if isinstance(value, dict) and isinstance(value.get("kind"), str):
-        for group in ("factors", *CHOICES.values()):
-            if value["kind"] in registry.entries(group):
-                return label(group, value)
-    return json.dumps(value, default=str)

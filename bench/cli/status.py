@@ -15,6 +15,7 @@ from bench.cli.screen import PIPED, Screen
 from bench.cli.selection import Selection
 from bench.cli.tuning import choices_text
 from bench.errors import InputError
+from bench.experiments.labels import value_text, values_text
 from bench.launch.plan import ACTIONS
 from bench.launch.progress import pace
 from bench.machine.folders import resolve_data_dir
@@ -61,8 +62,7 @@ def status_command(args: argparse.Namespace) -> int:
 
 def label(line: Mapping[str, Any]) -> str:
     """Return the name of a trial for people: its arm (or what it is needed for) and its grid point."""
-    grid = " ".join(f"{key}={value}" for key, value in line.get("grid", {}).items())
-    return f"{arm_name(line)} {grid}".strip()
+    return f"{arm_name(line)} {values_text(line.get('grid', {}))}".strip()
 
 
 def arm_name(line: Mapping[str, Any]) -> str:
@@ -157,7 +157,7 @@ def results_table(
         else:
             result = f"{state.status}: {state.reason}" if state.reason else state.status
         grid = line.get("grid", {})
-        rows.append([arm_name(line), *(str(grid.get(axis, "")) for axis in axes), result, line["id"]])
+        rows.append([arm_name(line), *(value_text(grid.get(axis, "")) for axis in axes), result, line["id"]])
     rows = [[inert(cell) for cell in row] for row in rows]
     return screen.table(["arm", *axes, "test accuracy", "trial"], rows)
 

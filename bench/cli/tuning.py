@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
+from bench.experiments.labels import values_text
 from bench.experiments.trials import Experiment, Trial
 from bench.text import inert, percent, plural, table
+from bench.tuning.choice import mean
 from bench.tuning.phases import Standing, expected_rungs, trained_epochs
 from bench.tuning.search import Search, progress_text
 
@@ -19,22 +19,20 @@ def choices_text(standing: Standing) -> str:
         point, chosen = search.point, search.chosen
         through = sum(bool(tried.accuracies) for tried in search.tried)
         found, score = "not yet chosen", ""
-        if chosen is not None and chosen.score is not None:
-            found = _values(chosen.configuration) or "nothing tuned"
-            score = percent(chosen.score)
+        if chosen is not None:
+            found = values_text(chosen.configuration) or "nothing tuned"
+            score = percent(mean(chosen.accuracies))
+            if chosen.dropped is not None:  # all that were trained further diverged
+                score += f" after epoch {chosen.dropped}"
         elif standing.finished:
             found = "none: every configuration diverged"
-        rows.append([point.arm, _values(point.grid), f"{through} of {len(search.tried)}", found, score])
+        rows.append([point.arm, values_text(point.grid), f"{through} of {len(search.tried)}", found, score])
     widened = [
         inert(f"{name} was widened {plural(times, 'time')} at its {side} end, for every arm that has it")
         for (name, side), times in standing.widened.items()
     ]
     head = ["arm", "grid point", "tried", "chosen", "held out"]
     return "\n".join([progress_text(standing), *widened, table(head, rows, right=(4,))])
-
-
-def _values(table: Mapping[str, Any]) -> str:
-    return " ".join(f"{name}={value}" for name, value in table.items())
 
 
 def phases_text(search: Search, standing: Standing) -> str:
@@ -47,7 +45,7 @@ def phases_text(search: Search, standing: Standing) -> str:
         fields = ", ".join(point.reached) or "nothing"
         trials, final = trials + steps[0].count, final + len(point.lines)
         seeds, finals = str(len(tuning.seeds)), str(len(point.lines))
-        rows.append([point.arm, _values(point.grid), fields, rungs, seeds, finals])
+        rows.append([point.arm, values_text(point.grid), fields, rungs, seeds, finals])
     head = ["arm", "grid point", "tuned", "configurations", "seeds", "final trials"]
     seeds = ", ".join(map(str, tuning.seeds))
     widened = "a range grows at an edge where a best one lies, for every arm alike" if tuning.extend else ""

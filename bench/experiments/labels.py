@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from bench import registry
+from bench.experiments.options import CHOICES
 
 # Options whose value says enough without the option's name.
 _VALUE_ALONE = ("merge", "scheme", "what")
@@ -63,3 +65,21 @@ def plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def value_text(value: Any) -> str:
+    """Return the value of a field, as commands print it: numbers exact, a choice by ``label``, else JSON."""
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping) and isinstance(value.get("kind"), str):
+        for group in ("factors", *CHOICES.values()):
+            if value["kind"] in registry.entries(group):
+                return label(group, value)
+    return json.dumps(value, default=str)
+
+
+def values_text(table: Mapping[str, Any]) -> str:
+    """Return the values of fields in one line, ``name=value name=value``."""
+    return " ".join(f"{name}={value_text(value)}" for name, value in table.items())

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import InputError
+from bench.experiments.labels import values_text
 from bench.experiments.overrides import flatten
 from bench.records.files import StoreError, write_atomic
 from bench.records.store import Store
@@ -121,7 +122,7 @@ def _unsent(
     rows = [row for row in rows if row["epoch"] > epochs]
     if trial is None or (not rows and (finished or summary is None)):
         return None
-    grid = " ".join(f"{key}={value}" for key, value in (line.get("grid") or {}).items())
+    grid = values_text(line.get("grid") or {})
     arm = line.get("arm") or line.get("tunes") or line.get("role") or "needed"
     config = {
         key: value for key, value in flatten(dict(trial.get("config") or {})).items() if value is not None

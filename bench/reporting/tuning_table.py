@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bench.experiments.labels import value_text
 from bench.reporting.records import Records
 from bench.reporting.table import NONE, Column, Table
 from bench.reporting.tuned import WITHIN, Searched
@@ -35,7 +36,7 @@ def tuning_table(records: Records, searches: Sequence[Searched]) -> Table | None
             "experiment": records.name,
             "arm": search.arm,
             "point": search.place,
-            "configuration": ", ".join(f"{k}={v}" for k, v in tried.configuration.items()),
+            "configuration": ", ".join(f"{k}={value_text(v)}" for k, v in tried.configuration.items()),
             "learning_rate": tried.rate,
             "held_out": tried.score,
             "held_out_by_seed": " ".join("diverged" if a is None else f"{a:.8g}" for a in tried.accuracies),

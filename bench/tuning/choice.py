@@ -15,17 +15,22 @@ def mean(accuracies: Sequence[float | None]) -> float | None:
     return fmean(known) if known and len(known) == len(accuracies) else None
 
 
-def best(configurations: Sequence[Configuration], scores: Sequence[float | None]) -> int | None:
-    """Return the position of the best score, or None where no configuration has a score.
+def ranking(configurations: Sequence[Configuration], scores: Sequence[float | None]) -> list[int]:
+    """Return the positions of the configurations that have a score, the best one first.
 
-    Of equal scores the smaller learning rate is chosen, then the earlier configuration.
+    Of equal scores the smaller learning rate comes first, then the earlier configuration.
     """
     found = [
         (-score, tuned_learning_rate(configurations[i]), i)
         for i, score in enumerate(scores)
         if score is not None
     ]
-    return min(found)[-1] if found else None
+    return [position for *_, position in sorted(found)]
+
+
+def best(configurations: Sequence[Configuration], scores: Sequence[float | None]) -> int | None:
+    """Return the first position of ``ranking``, or None where no configuration has a score."""
+    return next(iter(ranking(configurations, scores)), None)
 
 
 def tuned_learning_rate(configuration: Mapping[str, Any]) -> float:

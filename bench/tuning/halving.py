@@ -10,6 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bench.tuning.choice import ranking
+from bench.tuning.space import Configuration
+
 
 @dataclass(frozen=True)
 class Rung:
@@ -41,10 +44,11 @@ def rungs(epochs: int, effort: int, reduction: int, every: int = 1) -> list[Rung
     return found
 
 
-def survivors(scores: Sequence[float | None], count: int) -> list[int]:
+def survivors(
+    configurations: Sequence[Configuration], scores: Sequence[float | None], count: int
+) -> list[int]:
     """Return the positions of the ``count`` best scores, in their old order; None (diverged) never survives.
 
-    Of equal scores the earlier position survives.
+    Equal scores are ranked as in the choice at the end (``choice.ranking``).
     """
-    known = [(-score, position) for position, score in enumerate(scores) if score is not None]
-    return sorted(position for _, position in sorted(known)[:count])
+    return sorted(ranking(configurations, scores)[:count])

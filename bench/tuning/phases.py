@@ -165,7 +165,7 @@ def _follow_sampler(tuning: Tuning, search: PointSearch, effort: int, trials: Tr
             return
         if not last:
             scores = [choice.mean(tried.accuracies) for tried in alive]
-            kept = survivors(scores, steps[number + 1].count)
+            kept = survivors([tried.configuration for tried in alive], scores, steps[number + 1].count)
             for position, tried in enumerate(alive):
                 if position not in kept:
                     tried.dropped = rung.epoch
@@ -196,20 +196,24 @@ def _make_candidate(tuning: Tuning, point: Point, configuration: Configuration, 
 
 
 def _measure(tried: Candidate, epoch: int, read: Read) -> list[WantedTrial]:
-    """Note the accuracies after ``epoch``; return the trials that must be trained before they are known."""
+    """Note the accuracies after ``epoch``; return the trials that must be trained before they are known.
+
+    A run that diverged in a later rung keeps the accuracy of this one: its place there is not given to
+    another configuration, whose training would be more than the arm's effort.
+    """
     wanted: list[WantedTrial] = []
     accuracies: list[float | None] = []
     for trial in tried.trials:
         result, last = read(trial.id), epoch == trial.config.epochs
-        if result.status == "diverged":
+        if not last and result.stopped is None and epoch in result.accuracy:
+            accuracies.append(result.accuracy[epoch])
+        elif result.status == "diverged":
             accuracies.append(None)
         elif result.stopped is not None:
             accuracies.append(result.accuracy.get(result.stopped))
             tried.dropped, epoch = result.stopped, result.stopped
         elif last and result.status == "done":
             accuracies.append(result.final)
-        elif not last and epoch in result.accuracy:
-            accuracies.append(result.accuracy[epoch])
         else:
             wanted.append(WantedTrial(trial, None if last else epoch))
     if not wanted:
@@ -225,10 +229,18 @@ def _edges(tuning: Tuning, search: PointSearch) -> list[tuple[str, str]]:
 
 
 def _best_candidate(search: PointSearch) -> Candidate | None:
-    position = choice.best(
-        [tried.configuration for tried in search.tried], [tried.score for tried in search.tried]
-    )
-    return None if position is None else search.tried[position]
+    """Return the best of the configurations that came furthest; None where every one diverged.
+
+    These are the ones that were trained to the end, unless all of them diverged: then those given up at the
+    last rung before.
+    """
+    for epoch in sorted({tried.epoch for tried in search.tried}, reverse=True):
+        there = [tried for tried in search.tried if tried.epoch == epoch]
+        scores = [choice.mean(tried.accuracies) for tried in there]
+        position = choice.best([tried.configuration for tried in there], scores)
+        if position is not None:
+            return there[position]
+    return None
 
 
 def _widen(

@@ -82,6 +82,8 @@ def test_sign_flips_by_hand():
     )  # all of one sign: the smallest that three pairs can give
     assert st.sign_flip([0.0, 0.0]).p_value == 1.0 and st.sign_flip([]) is None
     assert st.sign_flip([0.1, 0.2, -0.3]).p_value == 1.0  # a sum of 0 but for rounding
+    for lost in (math.nan, math.inf, -math.inf):
+        assert math.isnan(st.sign_flip([1.0, lost, 2.0]).p_value)
     ten = st.sign_flip([1.0] * 10)
     assert ten.p_value == ten.smallest == 2 / 1024
     many = st.sign_flip([1.0] * 30)
@@ -146,6 +148,7 @@ def test_verdicts_on_claims_by_hand():
     assert st.holm_of_known([0.01, None, 0.02]) == pytest.approx(
         [0.03, None, 0.04]
     )  # all three were declared
+    assert st.holm_of_known([0.04, math.nan, 0.01]) == pytest.approx([0.08, None, 0.03])
 
 
 @pytest.mark.parametrize(

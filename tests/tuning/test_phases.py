@@ -112,8 +112,32 @@ class TestHalving:
         assert rungs(1, 27, 3) == [Rung(1, 27)]
 
     def test_survivors_are_the_best_and_never_the_diverged(self):
-        assert survivors([1.0, None, 3.0, 2.0, 3.0], 2) == [2, 4]
-        assert survivors([None, 1.0], 2) == [1]
+        rates = [{RATE: 1e-3 * (i + 1)} for i in range(5)]
+        assert survivors(rates, [1.0, None, 3.0, 2.0, 3.0], 2) == [2, 4]
+        assert survivors(rates[:2], [None, 1.0], 2) == [1]
+
+    def test_of_equal_scores_the_smaller_rate_goes_on_and_then_the_earlier(self):
+        assert survivors([{RATE: 3e-3}, {RATE: 2e-3}, {RATE: 1e-3}], [5.0, 5.0, 5.0], 2) == [1, 2]
+        assert survivors([{RATE: 1e-3}, {RATE: 1e-3, UNTIL: 0.5}], [5.0, 5.0], 1) == [0]
+
+    @pytest.mark.parametrize("epoch", [2, 3, 4, 9])
+    def test_a_survivor_that_diverges_later_is_not_replaced(self, epoch):
+        tuning = table(scheduler="halving")
+        even, _ = search(tuning, [PLAIN])
+        first = max(even.points[0].tried, key=lambda tried: (tried.epoch, tried.score or 0.0))
+
+        def diverge(trials, records):
+            records.diverging[first.trials[0].id] = epoch
+
+        standing, records = search(tuning, [PLAIN], prepare=diverge)
+        tried = standing.points[0].tried
+        assert records.trained == 2 * trained_epochs(expected_rungs(tuning, PLAIN, 9))
+        assert sorted(records.epochs.values()) == [1] * 12 + [3] * 4 + [9] * 2
+        # the worst of its rung: the best of the others is trained to the end, or was best at the rung before
+        second = max((t for t in even.points[0].tried if t.dropped == 3), key=lambda t: t.accuracies[0])
+        assert standing.points[0].chosen.configuration == second.configuration
+        assert standing.points[0].chosen.dropped == (None if epoch <= 3 else 3)
+        assert next(t for t in tried if t.configuration == first.configuration).accuracies[0] is None
 
     def test_halving_finds_the_optimum_with_a_part_of_the_epochs(self):
         standing, records = search(table(scheduler="halving"), [PLAIN, BRANCH])

@@ -405,6 +405,8 @@ def test_whole_schedules_are_tuned_and_reported_as_such(bench, capsys):
     assert bench.run() == 0
     finals = [line for line in bench.store.index("tuned") if line["arm"] is not None]
     assert len(finals) == 4  # those of the first search made way
+    assert main(bench.words(command="status")) == 0
+    assert "strategy.factor=linear (until 0.5)" in capsys.readouterr().out
     assert main(["report", str(bench.file), "--results", str(bench.results), "--format", "md"]) == 0
     (table,) = (bench.results / "report" / "tuned").glob("accuracy.md")
     text = table.read_text()

@@ -62,6 +62,7 @@ class ToyRecords:
     def __init__(self, trials: ToyTrials) -> None:
         self.trials, self.epochs, self.diverged = trials, {}, set()
         self.trained = 0  # epochs, of all trials
+        self.diverging: dict[str, int] = {}  # id -> the epoch in which the trial diverges
 
     def __call__(self, id: str) -> Result:
         if id in self.diverged:
@@ -70,6 +71,8 @@ class ToyRecords:
             return MISSING
         point, configuration, seed = self.trials.known[id]
         curve = {e: accuracy(point, configuration, seed, e) for e in range(1, self.epochs[id] + 1)}
+        if (end := self.diverging.get(id, math.inf)) <= self.epochs[id]:
+            return Result("diverged", {e: value for e, value in curve.items() if e < end})
         if self.epochs[id] == point.epochs:
             return Result("done", curve, curve[point.epochs])
         return Result("unfinished", curve)

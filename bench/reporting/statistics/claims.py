@@ -8,6 +8,7 @@ at most 5 % of the experiments.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from bench.reporting.statistics.intervals import LEVEL, Interval
@@ -32,9 +33,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def holm_of_known(p_values: Sequence[float | None]) -> list[float | None]:
-    """Return ``holm`` of the known p-values; an unknown one counts as 1, since its claim was declared."""
-    adjusted = holm([1.0 if p is None else p for p in p_values])
-    return [None if p is None else a for p, a in zip(p_values, adjusted, strict=True)]
+    """Return ``holm`` of the known p-values; an unknown one counts as 1, since its claim was declared.
+
+    Unknown is None, and NaN, which a test of values that are not finite gives; None is returned for both.
+    """
+    known = [None if p is None or math.isnan(p) else p for p in p_values]
+    adjusted = holm([1.0 if p is None else p for p in known])
+    return [None if p is None else a for p, a in zip(known, adjusted, strict=True)]
 
 
 def verdict_on_claim(

@@ -82,7 +82,7 @@ def sign_flip(values: Sequence[float]) -> SignFlip | None:
     Null hypothesis: the difference of a pair is as likely d as -d. The p-value is the share of the 2^n sign
     patterns whose absolute sum is at least the observed one. The test needs no normal distribution, so its
     error rate is exact at any n. Above ``LARGEST_EXACT`` pairs a fixed random sample of patterns is counted,
-    the observed one included.
+    the observed one included. A difference that is not a finite number leaves no p-value: NaN.
     """
     d = np.asarray(values, dtype=np.float64)
     if d.size == 0:
@@ -98,6 +98,8 @@ def sign_flip(values: Sequence[float]) -> SignFlip | None:
         for _ in range(16):
             signs = random.choice((-1.0, 1.0), size=(_SAMPLED // 16, d.size))
             sums = np.concatenate([sums, signs @ d])
+    if not np.isfinite(d).all():
+        return SignFlip(math.nan, max(2.0 ** (1 - d.size), 1 / sums.size), exact)
     # Sums that are equal in exact arithmetic may differ in the last bits.
     reached = np.abs(sums) >= abs(float(d.sum())) - 1e-9 * max(1.0, float(np.abs(d).sum()))
     return SignFlip(float(reached.mean()), max(2.0 ** (1 - d.size), 1 / sums.size), exact)
