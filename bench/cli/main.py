@@ -7,6 +7,7 @@ torch.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -45,17 +46,26 @@ def main(argv: Sequence[str] | None = None, *, train: str | None = None) -> int:
         _complain(str(error))
         return WRONG_INPUT
     except BrokenPipeError:  # the reader (`| head`) has seen enough
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return OK
     except KeyboardInterrupt:
         print("bench: stopped", file=sys.stderr)
         return STOPPED
     except OSError as error:  # a file or folder that cannot be used, and that no module explained better
         if error.filename is None:
-            raise
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            _complain(f"the output cannot be written: {error.strerror}")
+            _drop_output()
+            return WRONG_INPUT
         _complain(f"{error.filename}: {error.strerror}")
         return WRONG_INPUT
+
+
+def _drop_output() -> None:
+    """Let what is still to be written to the standard output go nowhere."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def place_of(command: str) -> tuple[str, str]:

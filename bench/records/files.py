@@ -41,37 +41,40 @@ class Newer(StoreError):
     """A record was written by a newer version of the suite. It is left as it is."""
 
 
-def explain(error: OSError, path: Path) -> StoreError:
-    """Return the error that says what to do about ``error`` with its own file, or else with ``path``."""
+def explain(error: OSError, path: Path, option: str = "--results") -> StoreError:
+    """Return the error that says what to do about ``error`` with its own file, or else with ``path``.
+
+    ``option`` chooses another folder on the command line.
+    """
     where = error.filename or path
     if error.errno in FULL:
         what = "the disk is full" if error.errno == errno.ENOSPC else "the disk quota is used up"
         message = f"{where}: {what}. What was measured is kept; make room and run the same command again."
         return StoreError(message, no_space=True)
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return StoreError(f"{where}: {error.strerror}. Give --results a folder that can be written.")
+        return StoreError(f"{where}: {error.strerror}. Give {option} a folder that can be written.")
     return StoreError(f"{where}: {error.strerror or error}")
 
 
 @contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explained(path: Path, option: str = "--results") -> Iterator[None]:
     """Turn an ``OSError`` into a ``StoreError`` that says what to do."""
     try:
         yield
     except OSError as error:
-        raise explain(error, path) from error
+        raise explain(error, path, option) from error
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, option: str = "--results") -> None:
     """Write a whole file so that, whenever the machine stops, either the old or the new content is there.
 
     A temporary name in the same folder (created where it is missing), flush, fsync, rename, fsync of the
     folder. Raises ``StoreError`` where the disk is full or the folder cannot be written; the old content is
-    then untouched.
+    then untouched. ``option`` of the command line names the folder.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
-    with explained(path):
+    with explained(path, option):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb") as file:

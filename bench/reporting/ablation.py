@@ -6,6 +6,7 @@ not run, or its tuning goes on.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,10 +90,11 @@ def ablations(cells: Sequence[Cell], searches: Sequence[Searched] = ()) -> list[
         rows, columns, others = (axes[-2], axes[-1], axes[:-2]) if len(axes) > 1 else ("", axes[0], [])
         for point, own in _split(places, others).items():
             title = ", ".join(filter(None, [arm, point, own[0].told]))
-            found.append(_panel(title, rows, columns, own))
+            found += _panels(title, rows, columns, own)
     if not found:
         return []
-    return found + [_panel(f"Beside it: {own[0].told}", "", ARM, own) for own in alone.values()]
+    beside = (_panels(f"Beside it: {own[0].told}", "", ARM, own) for own in alone.values())
+    return [*found, *itertools.chain.from_iterable(beside)]
 
 
 def ablation_data(name: str, panels: Sequence[Ablation]) -> pd.DataFrame:
@@ -189,25 +191,41 @@ def _split(places: Sequence[_Place], axes: Sequence[str]) -> dict[str, list[_Pla
     return found
 
 
-def _panel(title: str, row_axis: str, column_axis: str, places: Sequence[_Place]) -> Ablation:
+def _panels(title: str, row_axis: str, column_axis: str, places: Sequence[_Place]) -> list[Ablation]:
+    """Return a panel of the places, and further ones for places whose field is taken by another row.
+
+    Such rows differ in what is no axis: the batch size of another run of the file, revised data or code. Each
+    field shows the row with the most finished runs, the further panels show the others.
+    """
     arms = column_axis == ARM
     columns = list(dict.fromkeys(p.arm for p in places)) if arms else _values(places, column_axis)
     rows = _values(places, row_axis) if row_axis else [""]
-    spots: dict[tuple[str, str], Spot] = {}
+    fields: dict[tuple[str, str], list[Spot]] = {}
     for place in places:
         if any(axis and axis not in place.grid for axis in (row_axis, "" if arms else column_axis)):
             continue  # an arm may leave an axis at its default
         row = plain(place.grid[row_axis]) if row_axis else ""
         column = place.arm if arms else plain(place.grid[column_axis])
-        spot = _spot(place, row, column)
-        if (row, column) not in spots or spot.done > spots[row, column].done:
-            spots[row, column] = spot
-    return Ablation(title, row_axis, column_axis, tuple(rows), tuple(columns), spots)
+        fields.setdefault((row, column), []).append(_spot(place, row, column))
+    ranked = {field: sorted(spots, key=lambda spot: -spot.done) for field, spots in fields.items()}
+    return [
+        Ablation(
+            f"{title}, other runs {number}" if number else title,
+            row_axis,
+            column_axis,
+            tuple(rows),
+            tuple(columns),
+            {field: spots[number] for field, spots in ranked.items() if number < len(spots)},
+        )
+        for number in range(max(map(len, ranked.values()), default=1))
+    ]
 
 
 def _spot(place: _Place, row: str, column: str) -> Spot:
     cell, search = place.cell, place.search
     none = st.Interval(0, None)
+    if cell is not None:  # of runs with other values the choice says nothing
+        search = cell.search
     rate = search.chosen.rate if search is not None and search.chosen is not None else None
     if cell is None:
         tuning = f"tuning {search.progress}" if search is not None and search.chosen is None else NOT_RUN

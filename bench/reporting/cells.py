@@ -156,9 +156,12 @@ class Cell:
         return tuple(sorted({str(trial["device"]) for trial in self.trials if trial["device"]}))
 
     @property
-    def identity(self) -> tuple[str, tuple[str, ...]]:
-        """Configuration without seeds, and data: equal for the same cell of two experiments."""
-        return canonical(self.runs.config), self.runs.data
+    def identity(self) -> tuple[str, tuple[str, ...], int]:
+        """Configuration without seeds, data, and how often both were there before in the experiment.
+
+        Equal for the same cell of two experiments.
+        """
+        return canonical(self.runs.config), self.runs.data, self.runs.again
 
     def mean_of(self, column: str) -> float | None:
         """Return the mean of a recorded number over the finished runs."""

@@ -35,11 +35,20 @@ class Judged:
 
 
 def seeds_of_all(cells: Iterable[Cell]) -> dict[object, dict[int, float]]:
-    """Return the accuracies by seed of each cell identity, over all experiments that have it."""
+    """Return the accuracies by seed of each cell identity, over all experiments that have it.
+
+    An identity with two runs of one seed is left out: data or code was revised between the two, and each cell
+    keeps to its own runs.
+    """
     pool: dict[object, dict[int, float]] = {}
+    runs: dict[object, dict[int, object]] = {}
+    revised = set()
     for cell in cells:
         pool.setdefault(cell.identity, {}).update(cell.numbers.values)
-    return pool
+        known = runs.setdefault(cell.identity, {})
+        if any(known.setdefault(trial["seed"], trial["id"]) != trial["id"] for trial in cell.runs.done):
+            revised.add(cell.identity)
+    return {identity: values for identity, values in pool.items() if identity not in revised}
 
 
 def judge(
@@ -114,7 +123,7 @@ def _tested(claim: Claim, cells: Sequence[Cell], pool: Mapping[object, Mapping[i
             found.append(Judged(claim, cell))
             continue
         against = fitting[0]
-        own, theirs = pool[cell.identity], pool[against.identity]
+        own, theirs = (pool.get(one.identity, one.numbers.values) for one in (cell, against))
         pairing = compare(cell, against, own, theirs, {trial["seed"]: trial for trial in against.trials})
         equivalence = st.equivalence(list(st.differences(own, theirs).values()), claim.margin)
         ours, other = cell.mean_of("train_flops"), against.mean_of("train_flops")

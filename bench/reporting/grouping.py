@@ -22,7 +22,7 @@ class Runs:
 
     ``config`` is the configuration without seeds; it is empty where nothing is known of it. ``order`` is the
     position of the arm in the experiment file. ``notes`` say why these runs stand apart from others of the
-    same configuration.
+    same configuration, ``again`` counts these others.
     """
 
     arm: str | None
@@ -33,6 +33,7 @@ class Runs:
     config: Mapping[str, Any]
     trials: tuple[Trial, ...]
     notes: tuple[str, ...] = ()
+    again: int = 0
 
     @property
     def done(self) -> list[Trial]:
@@ -155,6 +156,7 @@ def _runs(
             sorted(trials, key=lambda t: (t["seed"] if isinstance(t["seed"], int) else 0, str(t["id"])))
         ),
         notes=again,
+        again=key[5],
     )
 
 

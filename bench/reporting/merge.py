@@ -1,7 +1,8 @@
 """Merges the records of one experiment from several results folders, perhaps of several machines.
 
 Records with one identity belong to one trial. A finished record counts more than an unfinished one. Where two
-finished records differ in accuracy, the record of the first folder counts, and a note gives the difference.
+finished records differ in accuracy, or one of them diverged, the record of the first folder counts, and a
+note gives the difference.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from bench.reporting.grouping import canonical
 from bench.reporting.records import Records
 from bench.text import plural
 
-_BEST_FIRST = ("done", "diverged", "failed", "running", "unfinished", "damaged", "missing")
+_FINISHED = "done", "diverged"  # to the end of its training, or of what could be trained
+_OTHERS = "failed", "running", "unfinished", "damaged", "missing"  # those that know most come first
 _Row = dict[str, Any]
 
 
@@ -31,8 +33,8 @@ def merge(parts: Sequence[Records]) -> Records:
             rows.setdefault(_key(row), []).append({str(name): value for name, value in row.items()})
     kept, chosen, apart, equal = [], {}, {}, set()
     for found in rows.values():
-        best = min(found, key=lambda row: _BEST_FIRST.index(row["status"]))
-        twins = [row for row in found if row is not best and row["status"] == "done" == best["status"]]
+        best = min(found, key=_rank)
+        twins = [row for row in found if row is not best and row["status"] in _FINISHED and _rank(best) == 0]
         told = [text for twin in twins if (text := _difference(best, twin))]
         if told:
             apart[best["id"]] = f"{best['id']}: {'; '.join(told)}"
@@ -52,7 +54,7 @@ def merge(parts: Sequence[Records]) -> Records:
         notes.append(f"{plural(len(equal), 'trial')} recorded in several folders with the same accuracy.")
     if apart:
         notes.append(
-            f"{plural(len(apart), 'trial')} recorded in several folders with different accuracies; the first "
+            f"{plural(len(apart), 'trial')} recorded in several folders with different results; the first "
             "counts: " + "; ".join(apart.values())
         )
     return replace(
@@ -75,8 +77,15 @@ def _key(row: Mapping[str, Any]) -> str:
     return canonical([row["arm"], row["role"], row["seed"], row["id"] or row["grid"]])
 
 
+def _rank(row: Mapping[str, Any]) -> int:
+    """Return the place of a row's status among those that count more: 0 for a finished one."""
+    return 0 if row["status"] in _FINISHED else 1 + _OTHERS.index(row["status"])
+
+
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Return how far two finished records of a trial differ in accuracy, ``""`` where they are equal."""
+    """Return in what two finished records of a trial differ, ``""`` where they are equal."""
+    if one["status"] != other["status"]:
+        return f"{one['status']} in {one['results']}, {other['status']} in {other['results']}"
     for column in ("accuracy", "expanded"):
         a, b = one[column], other[column]
         if a is not None and b is not None and not pd.isna(a) and not pd.isna(b) and abs(a - b) > 1e-9:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +15,7 @@ import pandas as pd
 from bench.errors import InputError
 from bench.experiments.shipped import locate, shipped_experiments
 from bench.experiments.toml_files import read_text
-from bench.records.files import StoreError, write_atomic
+from bench.records.files import StoreError, explained, write_atomic
 from bench.records.store import Store
 from bench.reporting.ablation import ablation_data, ablations
 from bench.reporting.cells import Cell
@@ -210,7 +212,7 @@ def _write(report: Report, folder: Path, formats: Sequence[str]) -> None:
 def _save(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write files into a folder and print their paths."""
     for name, data in files.items():
-        write_atomic(folder / name, data)
+        write_atomic(folder / name, data, "--out")
         print(f"  {clean(folder / name)}")
 
 
@@ -218,21 +220,37 @@ def _update(folder: Path, written: dict[str, bytes], formats: Sequence[str]) -> 
     """Write files into a report's folder, and remove the files of an earlier report that are obsolete.
 
     Only files that the manifest says a report wrote are removed, and only those of the formats that are
-    written now.
+    written now. Another report into the same folder waits.
     """
     manifest = folder / MANIFEST
-    earlier = manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else []
-    kept = []
-    for name in earlier:
-        if name in written or Path(name).name != name or not (folder / name).is_file():
-            continue
-        if name.rpartition(".")[2] in formats:
-            (folder / name).unlink()
-            print(f"  removed {clean(folder / name)}: of an earlier report")
-        else:
-            kept.append(name)
-    _save(folder, written)
-    write_atomic(manifest, "".join(f"{name}\n" for name in sorted([*written, *kept])).encode())
+    with _alone_in(folder), explained(manifest, "--out"):
+        _save(folder, written)
+        earlier = manifest.read_bytes().decode(errors="replace").splitlines() if manifest.is_file() else []
+        kept = []
+        for name in earlier:
+            if name in written or Path(name).name != name or not (folder / name).is_file():
+                continue
+            if name.rpartition(".")[2] in formats:
+                (folder / name).unlink()
+                print(f"  removed {clean(folder / name)}: of an earlier report")
+            else:
+                kept.append(name)
+        names = "".join(f"{name}\n" for name in sorted([*written, *kept]))
+        write_atomic(manifest, names.encode(), "--out")
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold a report's folder, which is made where it is missing, against other reports."""
+    with explained(folder, "--out"):
+        folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
 
 
 def _write_gains(reports: Sequence[Report], out: Path, formats: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ evaluated: held-out training images in trials that see no test image.
 from __future__ import annotations
 
 import io
+import logging
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +37,7 @@ from bench.layers.low_precision import LowPrecisionLayer
 from bench.networks import Network
 from bench.records.files import write_atomic
 
+log = logging.getLogger("bench.trial")
 OBSERVED = ("branch_ratio", "saturation", "activation_error")
 MEASURED = ("sign_changed", "level_changed", "weight_scale", "weight_error")
 LARGEST = 64 << 20
@@ -100,9 +102,11 @@ class Diagnostics:
         write_atomic(path, buffer.getvalue())
 
     def load(self, path: Path, epoch: int) -> None:
-        """Take over the rows up to ``epoch`` from ``path``, if the file is one of these layers."""
+        """Take over the rows up to ``epoch`` from ``path``; a warning where the file does not have them."""
         found = read(path)
         if found is None or list(found["layers"]) != [name for name, _ in self.layers]:
+            if epoch and self.layers:
+                log.warning("%s: damaged or absent; the rows up to epoch %d are lost", path, epoch)
             return
         keys = ("epoch", "factor", *OBSERVED, *MEASURED)
         self.rows = [

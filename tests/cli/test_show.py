@@ -6,9 +6,10 @@ import pytest
 
 from bench import registry
 from bench.cli.screen import Screen
-from bench.cli.show import _value, list_text, show_text
+from bench.cli.show import list_text, show_text
 from bench.errors import InputError
 from bench.experiments.expand import load_experiment
+from bench.experiments.labels import value_text
 from bench.text import columns_of
 from tests.experiments.experiment_fakes import ARMS, BASE, NETWORKS, use_toy_networks, write
 
@@ -172,7 +173,7 @@ class TestShow:
 
 
 def test_a_value_is_shown_without_loss():
-    assert [_value(v) for v in (0.25, 1.0, 1e-8, 0.123456789, True, None, [1, 2], "x")] == [
+    assert [value_text(v) for v in (0.25, 1.0, 1e-8, 0.123456789, True, None, [1, 2], "x")] == [
         "0.25", "1", "1e-08", "0.123456789", "true", "null", "[1, 2]", "x",
     ]  # fmt: skip
-    assert _value({"kind": "toy", "shortcut": "B", "depth": 3}) == "toy (shortcut B)" and NETWORKS
+    assert value_text({"kind": "toy", "shortcut": "B", "depth": 3}) == "toy (shortcut B)" and NETWORKS

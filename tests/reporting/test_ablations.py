@@ -188,6 +188,53 @@ def test_a_claim_has_no_verdict_before_all_of_its_runs_and_choices_are_there(tmp
     assert waiting[0].verdict == "no claim: tuning: 5 of 6 trials, 0 of 2 choices"
 
 
+def test_runs_that_share_a_field_of_an_ablation_are_all_shown(tmp_path):
+    results = Results(tmp_path)
+    results.experiment("one", '[[arms]]\nname = "EXP-Net"\n')
+    for batch, add in ((100, 0.0), (50, 10.0)):
+        for until in (0.25, 0.5):
+            for seed in range(2 if batch == 100 else 1):
+                results.trial(
+                    "one",
+                    "EXP-Net",
+                    [60.0 + 10 * until + add + seed],
+                    seed=seed,
+                    batch_size=batch,
+                    strategy={**SUM, "factor": {"kind": "cosine", "until": until}},
+                    grid={"strategy.factor.until": until},
+                )
+    panels = _panels(make_report(read_experiment(results.write(), "one")))
+    shown = [{field: spot.accuracy.mean for field, spot in panel.spots.items()} for panel in panels]
+    assert shown == [
+        {("", "0.25"): 63.0, ("", "0.5"): 65.5},
+        {("", "0.25"): 72.5, ("", "0.5"): 75.0},
+    ]
+    assert panels[1].title == f"{panels[0].title}, other runs 1"
+
+
+def test_a_claim_keeps_to_the_runs_of_its_own_row_where_the_code_was_revised(tmp_path):
+    results = Results(tmp_path)
+    results.experiment("one", CLAIMED)
+    for seed in range(8):
+        results.trial("one", "Plain", [10.0, 60.0], seed=seed)
+        for salt, gain in (("", 5.0), ("revised", -5.0)):
+            results.trial(
+                "one",
+                "EXP-Net",
+                [10.0, 60.0 + gain + 0.1 * seed],
+                seed=seed,
+                baseline="Plain",
+                strategy=SUM,
+                salt=salt,
+            )
+    report = make_report(read_experiment(results.write(), "one"))
+    found = [(round(j.pairing.gain.interval.mean, 6), j.verdict) for j in report.judged]
+    assert found == [(5.35, "better"), (-4.65, "worse")]
+    gains = next(table for table in report.tables if table.name == "gains")
+    assert [row["claim"] for row in gains.rows] == ["better", "worse"]
+    assert len(_distinct([report])[0]) == 3  # both rows stand on the leaderboard
+
+
 def _board(tmp_path):
     """A method at one place tuned and, with a higher accuracy, untuned."""
     results = Results(tmp_path)

@@ -44,6 +44,18 @@ def test_a_disagreement_is_named_with_its_size(tmp_path, capsys):
     assert "1 trial recorded in several folders with the same accuracy" in told
 
 
+def test_a_run_that_diverged_on_one_machine_alone_is_named(tmp_path):
+    a, b = _folder(tmp_path / "a", {1: 81.0}), Results(tmp_path / "b")
+    b.experiment("two", TEXT)
+    b.trial("two", "P", [10.0, 20.0], seed=1, epochs=2, status="diverged")
+    for first, second in ((a, b.write()), (b.root, a)):
+        merged = merge([read_experiment(folder, "two") for folder in (first, second)])
+        (cell,) = make_cells(merged)
+        statuses = ("done", "diverged") if first == a else ("diverged", "done")
+        assert cell.trials[0]["status"] == statuses[0]  # the first folder counts, not the better result
+        assert f"{statuses[0]} in {first}, {statuses[1]} in {second}" in merged.notes[0]
+
+
 def test_an_order_of_folders_changes_no_finished_number(tmp_path):
     a = _folder(tmp_path / "a", {0: 80.0, 1: None})
     b = _folder(tmp_path / "b", {0: None, 1: 81.0})

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import errno
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from bench import text
+from bench.cli.main import main
 from bench.errors import InputError
 from bench.reporting.selection import Selection
 from bench.reporting.write import MANIFEST, write_report
@@ -107,10 +110,32 @@ def test_files_of_an_earlier_report_go_and_no_others(place, capsys):
     assert (folder / "notes.md").read_text() == "mine"  # no report wrote it
     assert (folder / "gains.csv").is_file()  # another format than those written now
     assert "gains.csv" in (folder / MANIFEST).read_text().split()
-    (folder / MANIFEST).write_text("../../keep\n/etc/passwd\n")
+    (folder / MANIFEST).write_bytes(b"../../keep\n/etc/passwd\n\xff\xfe\n")
     (results / "keep").write_text("x")
     assert write_report([file], Selection(), results, None, ["md"]) == 0
     assert (results / "keep").exists()
+
+
+def test_an_output_folder_that_cannot_be_written_is_one_message(place, capsys):
+    results, file = place
+    (taken := results / "taken").write_text("a file")
+    words = ["report", str(file), "--results", str(results), "--format", "md"]
+    assert main([*words, "--out", str(taken)]) == 2
+    assert f"{taken / 'own'}: Not a directory" in capsys.readouterr().err
+    with mock.patch("os.replace", side_effect=PermissionError(errno.EACCES, "Permission denied")):
+        assert main([*words, "--out", str(results / "out")]) == 2
+    told = capsys.readouterr().err
+    assert "Permission denied. Give --out a folder" in told and "Traceback" not in told
+
+
+def test_a_full_standard_output_is_one_message(capsys):
+    with (
+        mock.patch("builtins.print", side_effect=OSError(errno.ENOSPC, "No space left on device")),
+        mock.patch("bench.cli.main._complain") as told,
+        mock.patch("bench.cli.main._drop_output"),
+    ):
+        assert main(["list", "schedules"]) == 2
+    assert told.call_args.args == ("the output cannot be written: No space left on device",)
 
 
 def test_numbers_that_round_to_zero_have_no_sign():

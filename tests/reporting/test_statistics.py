@@ -189,6 +189,7 @@ def test_first_reached_and_held():
     assert st.first_reached(curve, 71.0) is None and st.held_from(curve, 62.5) is None
     assert st.held_from([None, 61.0, None, 62.0, None], 60.0) == 1  # evaluated every second epoch
     assert st.held_from([70.0], 60.0) == 0 and st.held_from([], 60.0) is None
+    assert st.common_threshold(float(np.mean([69.77, 69.88, 70.35]))) == 70.0  # 69.99999999999999
     assert (st.common_threshold(84.99), st.common_threshold(85.0), st.common_threshold(3.0)) == (
         80.0,
         85.0,

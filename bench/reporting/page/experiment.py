@@ -212,5 +212,6 @@ def _provenance(report: Report) -> Iterator[tuple[str, str]]:
     yield "Device", "; ".join(sorted({str(t["device"]) for t in trials if t["device"]})) or "not recorded"
     sums = {t["data"].strip('"') for t in trials if t["data"]}
     yield "Data checksums", ", ".join(sorted(sums)) or "not recorded"
-    hours = sum(t["wall_seconds"] or 0 for t in trials) / 3600
+    once = {t["id"] or id(t): t["wall_seconds"] or 0 for t in trials}  # a run may serve several arms
+    hours = sum(once.values()) / 3600
     yield "Training time", clean(f"{hours:.2f} hours over all runs")

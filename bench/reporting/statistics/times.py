@@ -50,9 +50,9 @@ def common_threshold(baseline_final: float) -> float:
     """Return the largest multiple of 5 points that is not above the baseline's mean final accuracy.
 
     One threshold for all arms held against that baseline, fixed by the baseline alone and coarse enough not
-    to be tuned.
+    to be tuned. A mean that is a multiple but for rounding errors is that multiple.
     """
-    return 5.0 * math.floor(baseline_final / 5.0)
+    return 5.0 * math.floor(baseline_final / 5.0 + 1e-9)
 
 
 @dataclass(frozen=True)
