@@ -9,7 +9,8 @@ one. The arrays of the file, E rows and L layers:
     saturation        (E, L) share of the layer's inputs that the bounding map changes
     activation_error  (E, L) |q(x) - bound(x)| / |bound(x)|, of norms over the batch
     sign_changed      (E, L) share of the stored weights whose sign is another than in the row before
-    level_changed     (E, L) share of the quantized weights that have another level than in the row before
+    level_changed     (E, L) share of the quantized weights that have another level than in the row before;
+                      0 is one level, whatever its place among them (CLIP-Q's changes)
     weight_scale      (E, L) mean |Q(w)|
     weight_error      (E, L) min over s of |w - s Q(w)| / |w|: what no scale makes up for
 
@@ -41,6 +42,7 @@ log = logging.getLogger("bench.trial")
 OBSERVED = ("branch_ratio", "saturation", "activation_error")
 MEASURED = ("sign_changed", "level_changed", "weight_scale", "weight_error")
 LARGEST = 64 << 20
+_ZERO = 256  # no place among the levels, of which there are at most 256
 EVERY, SHORT = 10, 20  # epochs from row to row; trials of at most so many epochs have a row an epoch
 
 
@@ -138,13 +140,19 @@ def read(path: Path) -> dict[str, np.ndarray] | None:
 
 @torch.no_grad()
 def _codes(layer: LowPrecisionLayer) -> tuple[Tensor, bool]:
-    """Return 2 x level + (1 where w >= 0), int16 in the weight's shape, and whether the levels are known."""
+    """Return 2 x level + (1 where w >= 0), int16 in the weight's shape, and whether the levels are known.
+
+    The levels count from 0, but that of the value 0 is ``_ZERO`` in every quantizer.
+    """
     codes = (layer.weight >= 0).to(torch.int16)
     try:
         levels = layer.weight_levels()
     except ValueError:  # the quantizer does not declare its levels: its export fails, training does not
         levels = None
-    return (codes, False) if levels is None else (codes + 2 * levels.codes.to(torch.int16), True)
+    if levels is None:
+        return codes, False
+    places = torch.where(levels.weight() == 0.0, _ZERO, levels.codes.to(torch.int16))
+    return codes + 2 * places.to(torch.int16), True
 
 
 def _share(x: Tensor) -> float:

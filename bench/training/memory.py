@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from bench.layers.low_precision import low_precision_modules
+from bench.quantizers import Quantizer
 
 
 def recompute_activations(network: nn.Module) -> None:
@@ -19,8 +20,8 @@ def recompute_activations(network: nn.Module) -> None:
 
     A part is an element of a ``ModuleList`` (the blocks of a residual network), elsewhere a low-precision
     layer with its branch. What is computed again is the same bit for bit: draws are functions of step and
-    sample, and batch norm normalises by the same statistics without adding them to the running ones a second
-    time.
+    sample, batch norm normalises by the same statistics without adding them to the running ones a second
+    time, and a quantizer whose levels move with the activations (LQ-Nets) has those of the first time.
     """
     parts: list[nn.Module] = []
     inside: set[nn.Module] = set()
@@ -51,19 +52,30 @@ class _Recomputed:
             *inputs,
             use_reentrant=False,
             preserve_rng_state=False,  # nothing draws from a generator
-            context_fn=lambda: (contextlib.nullcontext(), self._statistics_kept()),
+            context_fn=lambda: (contextlib.nullcontext(), self._as_now()),
         )
 
-    @contextlib.contextmanager
-    def _statistics_kept(self) -> Iterator[None]:
-        norms = [module for module in self.module.modules() if isinstance(module, _BatchNorm)]
-        kept = [(norm, dict(norm.named_buffers(recurse=False))) for norm in norms]
-        for norm, buffers in kept:
-            for name, buffer in buffers.items():
-                setattr(norm, name, buffer.clone())  # updated and forgotten
-        try:
-            yield
-        finally:
-            for norm, buffers in kept:
-                for name, buffer in buffers.items():
-                    setattr(norm, name, buffer)
+    def _as_now(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the buffers that a forward pass moves are what they are now."""
+        moved = [(module, name) for module in self.module.modules() for name in _moved_buffers(module)]
+        return _with_values([(module, name, getattr(module, name).clone()) for module, name in moved])
+
+
+def _moved_buffers(module: nn.Module) -> list[str]:
+    """Return the names of the buffers that a forward pass of ``module`` moves in training."""
+    if isinstance(module, Quantizer):
+        return list(module.running)
+    return list(dict(module.named_buffers(recurse=False))) if isinstance(module, _BatchNorm) else []
+
+
+@contextlib.contextmanager
+def _with_values(values: list[tuple[nn.Module, str, Tensor]]) -> Iterator[None]:
+    """Let buffers be these tensors, which may change and are forgotten, within the context."""
+    before = [(module, name, getattr(module, name)) for module, name, _ in values]
+    for module, name, value in values:
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for module, name, buffer in before:
+            setattr(module, name, buffer)

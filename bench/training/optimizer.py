@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,6 +41,23 @@ def _kernels(layers: Iterable[nn.Module]) -> list[nn.Parameter]:
     ]
 
 
+class FusedSGD(torch.optim.SGD):
+    """SGD whose parameters may get their first gradients at different steps.
+
+    PyTorch's fused kernel takes momentum of every parameter or of none. A learned scale that a stage of full
+    precision leaves alone has none yet where the others have some: its momentum begins at 0, which gives the
+    step of a first momentum exactly.
+    """
+
+    def _init_group(self, group: Any, params: Any, grads: Any, momentum_buffer_list: Any) -> Any:
+        has_sparse = super()._init_group(group, params, grads, momentum_buffer_list)
+        if any(momentum is not None for momentum in momentum_buffer_list):
+            for i, momentum in enumerate(momentum_buffer_list):
+                if momentum is None:
+                    momentum_buffer_list[i] = torch.zeros_like(grads[i])
+        return has_sparse
+
+
 def make_optimizer(
     config: TrialConfig, modules: list[nn.Module], captured_on: torch.device | None = None
 ) -> torch.optim.Optimizer:
@@ -64,9 +82,7 @@ def make_optimizer(
             (), dtype=torch.float32 if captured_on.type == "cuda" else torch.float64, device=captured_on
         )
     if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            groups, lr=rate, momentum=config.momentum, nesterov=config.nesterov, fused=True
-        )
+        return FusedSGD(groups, lr=rate, momentum=config.momentum, nesterov=config.nesterov, fused=True)
     betas, capturable = (config.beta1, config.beta2), captured_on is not None
     return torch.optim.Adam(
         groups, lr=rate, betas=betas, eps=config.epsilon, fused=True, capturable=capturable

@@ -9,7 +9,7 @@ import torch
 from bench.costs.measure import make_run, synthetic
 from bench.layers.diagnostics import layer_diagnostics
 from bench.records.store import Store
-from bench.training.diagnostics import MEASURED, OBSERVED, Diagnostics, due, read
+from bench.training.diagnostics import MEASURED, OBSERVED, Diagnostics, _codes, due, read
 from bench.training.job import Job
 from bench.training.trial import run_trial
 from tests.configs import make_config
@@ -55,6 +55,25 @@ def test_weights_are_the_formulas(quantizer, bits):
     assert found["weight_error"] == pytest.approx(error, rel=1e-4)
     rows.add(network, 2, 0.0, layer_diagnostics(network, images, detailed=True))
     assert rows.rows[1]["sign_changed"] == [0.0] * 6 and rows.rows[1]["level_changed"] == [0.0] * 6
+
+
+def test_a_weight_that_stays_zero_keeps_its_level_where_the_levels_around_it_move():
+    """CLIP-Q puts one interval more on the longer side: the zeros have two levels below them, then one."""
+    run = make_run(make_config(quantizer="clipq", bits="2/2"), synthetic(96), "cpu")
+    name, layer = run.diagnostics.layers[0]
+    even = torch.linspace(-0.3, 0.3, layer.weight.numel()).view(layer.weight.shape)
+    before, after = even.clone(), even.clone()
+    before.view(-1)[0], after.view(-1)[-1] = -0.5, 0.5  # the negative side is longer, then the positive one
+    with torch.no_grad():
+        layer.weight.copy_(before)
+        run.diagnostics.codes = {n: _codes(one)[0] for n, one in run.diagnostics.layers}
+        layer.weight.copy_(after)
+        first, second = (layer.quantizer.weight_levels(w) for w in (before, after))
+        zero = first.weight() == 0
+        assert zero.double().mean() > 0.45 and bool((first.codes != second.codes)[zero].all())
+        changed = (first.codes != second.codes) & ~(zero & (second.weight() == 0))
+        found = run.diagnostics._measure(name, layer)
+    assert found["level_changed"] == pytest.approx(float(changed.double().mean())) and changed.any()
 
 
 def test_activations_are_the_formulas():

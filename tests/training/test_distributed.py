@@ -400,8 +400,9 @@ def test_what_does_not_divide_is_said_before_training(tmp_path, capsys):
         },
         {"strategy": progressive("difference"), "precision": "bf16", "micro_batches": 2},
         {"quantizer": {"kind": "bnn", "stochastic": True}, "network": "resnet20", "batch_norm_group": 8},
+        {"quantizer": "lqnets", "bits": "2/2", "micro_batches": 2},
     ],
-    ids=["chain", "residual", "bf16, micro-batches", "stochastic, grouped"],
+    ids=["chain", "residual", "bf16, micro-batches", "stochastic, grouped", "moving levels"],
 )
 def test_activation_checkpointing_is_exact_and_keeps_less(fields):
     """Two steps to the last bit, statistics and number of batches too, with fewer bytes for backward."""

@@ -88,6 +88,26 @@ def test_tensorflow_epsilon_is_as_large_as_the_text_says():
     assert adam_epsilon(recipe, 2799) / 1e-5 == pytest.approx(1.03, abs=0.005)
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_of_a_parameter_whose_first_gradient_comes_later(nesterov):
+    """A learned scale in a stage of full precision, or a layer behind FitNets' hints."""
+    toy = Toy()
+    weights = [toy.out.weight, toy.out.bias]
+    optimizer = make_optimizer(make_config(optimizer="sgd", momentum=0.5, nesterov=nesterov), [toy])
+    set_step(optimizer, make_config(optimizer="sgd"), 0, 0.1)
+    wanted = [w.detach().clone() for w in weights]
+    moments = [torch.zeros_like(w) for w in weights]
+    for step in range(4):
+        for i, w in enumerate(weights):
+            w.grad = torch.full_like(w, 1.0 + i + step) if step >= 2 * i else None
+            if w.grad is not None:
+                moments[i] = 0.5 * moments[i] + w.grad
+                wanted[i] = wanted[i] - 0.1 * (w.grad + 0.5 * moments[i] if nesterov else moments[i])
+        optimizer.step()
+        for w, want in zip(weights, wanted, strict=True):
+            torch.testing.assert_close(w.detach(), want)
+
+
 def test_sgd_with_momentum_and_coupled_decay_is_the_formula():
     recipe = make_config(optimizer="sgd", momentum=0.9, weight_decay=0.1)
     layer = nn.Linear(2, 1, bias=False)
