@@ -10,7 +10,8 @@ one. The arrays of the file, E rows and L layers:
     activation_error  (E, L) |q(x) - bound(x)| / |bound(x)|, of norms over the batch
     sign_changed      (E, L) share of the stored weights whose sign is another than in the row before
     level_changed     (E, L) share of the quantized weights that have another level than in the row before;
-                      0 is one level, whatever its place among them (CLIP-Q's changes)
+                      levels count from 0 to either side, so that they keep their names where the table of
+                      levels changes (CLIP-Q's sides, the zero of a released quantizer)
     weight_scale      (E, L) mean |Q(w)|
     weight_error      (E, L) min over s of |w - s Q(w)| / |w|: what no scale makes up for
 
@@ -36,6 +37,7 @@ from torch import Tensor
 from bench.layers.diagnostics import in_evaluation
 from bench.layers.low_precision import LowPrecisionLayer
 from bench.networks import Network
+from bench.quantizers.deployed import Levels, look_up
 from bench.records.files import write_atomic
 
 log = logging.getLogger("bench.trial")
@@ -142,7 +144,7 @@ def read(path: Path) -> dict[str, np.ndarray] | None:
 def _codes(layer: LowPrecisionLayer) -> tuple[Tensor, bool]:
     """Return 2 x level + (1 where w >= 0), int16 in the weight's shape, and whether the levels are known.
 
-    The levels count from 0, but that of the value 0 is ``_ZERO`` in every quantizer.
+    The levels are told apart by ``_places``.
     """
     codes = (layer.weight >= 0).to(torch.int16)
     try:
@@ -151,8 +153,25 @@ def _codes(layer: LowPrecisionLayer) -> tuple[Tensor, bool]:
         levels = None
     if levels is None:
         return codes, False
-    places = torch.where(levels.weight() == 0.0, _ZERO, levels.codes.to(torch.int16))
-    return codes + 2 * places.to(torch.int16), True
+    return codes + 2 * _places(levels, layer.quantizer.w_bits).to(torch.int16), True
+
+
+def _places(levels: Levels, bits: int) -> Tensor:
+    """Return the place of each weight's level, counted from 0 to either side: int64 in the weight's shape.
+
+    With h = 2^(bits - 1) the positive levels are h, h + 1, ..., the negative ones h - 1, h - 2, ...; 0 is
+    ``_ZERO``. So the places of levels without 0 are the codes.
+    """
+    half, values = 1 << (bits - 1), levels.values
+    places = [
+        torch.where(
+            row > 0,
+            half - 1 + ((values > 0) & (values <= row)).sum(0),
+            torch.where(row < 0, half - ((values < 0) & (values >= row)).sum(0), _ZERO),
+        )
+        for row in values
+    ]
+    return look_up(levels.codes, torch.stack(places))
 
 
 def _share(x: Tensor) -> float:
