@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import numpy as np
@@ -62,6 +63,22 @@ def arrays() -> datasets.Arrays:
 def uncompiled(monkeypatch):
     """Let compiled code be eager code, so that a captured step is eager arithmetic."""
     monkeypatch.setattr(torch, "compile", lambda function, **named: function)
+
+
+def two_layers(builder: Builder, num_classes: int, **_options) -> Network:
+    """A network that compiles in seconds: two low-precision convolutions, the first of them pooled."""
+    convs = [convnets.Spec(64, 3, 1, MaxPool2), convnets.Spec(64, 3, 0)]
+    front = {"conv0": builder.first_conv(builder.channels(64), 3, padding=1, bias=True)}
+    return convnets.ConvNet(builder, num_classes, input_size=8, front=front, size=8, convs=convs, hidden=[])
+
+
+@contextlib.contextmanager
+def small_networks():
+    """Let every network be one of two low-precision layers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convnets, "svhn_convnet", two_layers)
+        patch.setattr(TrialConfig, "input_size", None)  # the network tells its size itself
+        yield
 
 
 def steps(run: Run, count: int) -> Run:
@@ -134,8 +151,9 @@ def test_a_process_may_compile_more_networks_than_the_compiler_expects(arrays, m
         torch, "compile", lambda function, **named: compiler(function, backend="eager", **named)
     )
     torch._dynamo.reset()
-    for seed in range(10):
-        steps(make_run(config(epochs=2, seed=seed), arrays, "cpu", "compiled"), 1)
+    with small_networks():
+        for seed in range(10):
+            steps(make_run(config(epochs=2, seed=seed), arrays, "cpu", "compiled"), 1)
 
 
 SLOW_GRAPHS = ["auxiliary module", "booster", "falling bit widths", "guided", "incremental", "peers"]
@@ -154,7 +172,8 @@ def test_a_step_is_one_graph(case, arrays, monkeypatch):
     compiler = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **named: compiler(f, backend="eager", **named))
     torch._dynamo.reset()
-    eager, one_graph = (steps(make_run(short, arrays, "cpu", mode), 1) for mode in ("eager", "compiled"))
+    with small_networks():
+        eager, one_graph = (steps(make_run(short, arrays, "cpu", mode), 1) for mode in ("eager", "compiled"))
     assert torch.equal(eager.loss_sum, one_graph.loss_sum)
     for one, other in zip(
         *(run.optimizer.param_groups[0]["params"] for run in (eager, one_graph)), strict=True
@@ -274,21 +293,12 @@ def test_preactivation_is_one_convolution_of_merged_weights(arrays):
 compiler = pytest.mark.skipif(not execution.has_compiler(), reason="needs a C++ compiler")
 
 
-def two_layers(builder: Builder, num_classes: int, **_options) -> Network:
-    """A network that compiles in seconds: two low-precision convolutions, the first of them pooled."""
-    convs = [convnets.Spec(64, 3, 1, MaxPool2), convnets.Spec(64, 3, 0)]
-    front = {"conv0": builder.first_conv(builder.channels(64), 3, padding=1, bias=True)}
-    return convnets.ConvNet(builder, num_classes, input_size=8, front=front, size=8, convs=convs, hidden=[])
-
-
 @pytest.fixture(scope="module")
 def made(arrays):
     """Return a function that returns a trained run of 200 steps on two layers, in a given mode."""
 
     def train(mode: str, dtype: torch.dtype = torch.float32) -> Run:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(convnets, "svhn_convnet", two_layers)
-            patch.setattr(TrialConfig, "input_size", None)  # the network tells its size itself
+        with small_networks():
             run = make_run(config(strategy=progressive()), arrays, "cpu", mode)
         if dtype == torch.float64:
             run.network.double()
