@@ -15,14 +15,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The files that take longest, the longest first: dealt out at the end, one would keep one worker waiting.
 LONGEST = """
-    training/test_modes.py export/test_every_quantizer.py test_end_to_end.py
-    reporting/test_figures_visually.py export/test_matrix.py conformance/test_registered.py
-    api/test_notebooks.py robustness/test_failures.py integer/test_networks.py robustness/test_fuzz.py
-    launch/test_running.py reporting/test_page_in_browser.py training/test_trial.py
-    training/test_distributed.py export/test_damage.py export/test_command.py networks/test_networks.py
+    export/test_every_quantizer.py export/test_matrix.py training/test_modes.py
+    conformance/test_registered.py test_end_to_end.py reporting/test_figures_visually.py
+    api/test_notebooks.py tuning/test_run.py launch/test_running.py reporting/test_page_in_browser.py
+    training/test_trial.py integer/test_networks.py robustness/test_failures.py cli/test_cli.py
+    launch/test_ray_start.py api/test_api.py export/test_command.py robustness/test_fuzz.py
+    training/test_distributed.py export/test_damage.py networks/test_networks.py
     networks/test_imagenet_networks.py networks/test_convert.py quantizers/test_training.py
     doctor/test_doctor.py docs/test_site.py robustness/test_kills.py tuning/test_ray.py
-    tuning/test_run.py launch/test_gpu_sharing.py robustness/test_nodes.py datasets/test_photographs.py
+    launch/test_gpu_sharing.py robustness/test_nodes.py datasets/test_photographs.py
     datasets/test_datasets.py reporting/test_report.py reporting/test_ablations.py
 """.split()
 
