@@ -100,6 +100,12 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
+def kind_and_reason(error: BaseException) -> str:
+    """Return the kind of an error and the first line of what it says, which may be nothing."""
+    said = str(error).strip().splitlines()[:1]
+    return ": ".join([type(error).__name__, *said])[:250]
+
+
 def first_few(names: Sequence[str], count: int = 3, separator: str = ", ") -> str:
     """Return the first of ``names`` in one line, and how many more there are."""
     more = f" and {len(names) - count} more" if len(names) > count else ""

@@ -12,7 +12,7 @@ from bench.doctor import machine
 from bench.launch.progress import say
 from bench.machine.devices import device_name, find_devices
 from bench.machine.folders import resolve_data_dir
-from bench.text import inert
+from bench.text import inert, kind_and_reason
 
 
 def doctor_command(args: argparse.Namespace) -> int:
@@ -64,7 +64,7 @@ def _run_checks(device: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
             if row.get("kind") is None:
                 say(f"{text(row)}  {row['peak_memory_bytes'] / 2**20:,.0f} MiB")
     except Exception as error:  # of a compiler or a device: what was measured before is kept
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+        reason = kind_and_reason(error)
         found.append(asdict(checks.Check("throughput", "failed", reason)))
         say(inert(f"failed   throughput: {reason}"))
     say(f"\n{time.perf_counter() - begin:.0f} s")

@@ -25,6 +25,7 @@ from bench.machine.processes import Child
 from bench.speed.cases import PLAIN, UNIT, Case
 from bench.speed.floor import roofline
 from bench.speed.measure import dtypes, measure, measure_packed, modes
+from bench.text import kind_and_reason
 from bench.training import checkpoint, execution
 from bench.training.loop import Run
 from bench.training.resume import resume
@@ -144,7 +145,7 @@ def _run_check(name: str, check: Callable[[], tuple[bool, str]]) -> Check:
     try:
         passed, found = check()
     except Exception as error:  # of a device, a driver or a compiler: the other checks can still be done
-        passed, found = False, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+        passed, found = False, kind_and_reason(error)
     return Check(name, "passed" if passed else "failed", found, round(time.perf_counter() - begin, 1))
 
 

@@ -25,6 +25,7 @@ from typing import Any
 from bench.machine import processes
 from bench.machine.foreign import Grant, adopt, current
 from bench.machine.temporary import temporary_folder
+from bench.text import kind_and_reason
 
 # The part of the free memory that trials get: allocators round up, and others use the device, too.
 USABLE = 0.9
@@ -134,8 +135,8 @@ def measured_slots(
         arguments = current(), dict(configs), data_dir, list(devices)
         needs, free = processes.call(_measure, *arguments, name="bench-measure")
     except Exception as error:  # whatever a driver, a library or a broken process makes of it
-        why = f"{type(error).__name__}: {error}"
-        return whole, f"memory could not be measured ({why}): one trial on a GPU at a time"
+        why = f"memory could not be measured ({kind_and_reason(error)})"
+        return whole, f"{why}: one trial on a GPU at a time"
     slots = {
         device: trials_per_device(free[device], min(needs.values()), 0.0, cores / len(devices))
         for device in devices

@@ -17,6 +17,7 @@ from bench.errors import InputError
 from bench.launch.progress import say
 from bench.machine.foreign import source_places
 from bench.machine.temporary import temporary_folder
+from bench.text import kind_and_reason
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -41,7 +42,7 @@ def unavailable(address: str | None = None) -> str:
     try:
         import ray.tune  # noqa: F401
     except Exception as error:  # a broken installation raises all sorts of things
-        return f"{type(error).__name__}: {error}".splitlines()[0]
+        return kind_and_reason(error)
     return ""
 
 

@@ -76,6 +76,14 @@ def test_a_check_that_breaks_has_failed_and_the_others_are_done(monkeypatch):
     assert found["packed = alone"].status == "passed"
 
 
+def test_an_error_without_a_message_is_a_failure_too():
+    def gone():
+        raise EOFError  # as the pipe of a process that died
+
+    check = checks._run_check("packed = alone", gone)
+    assert (check.status, check.found) == ("failed", "EOFError")
+
+
 def test_facts(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("BENCH_DATA", str(tmp_path))
     assert (
