@@ -33,6 +33,17 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}\nsee `{self.prog} --help`")
 
 
+class Once(argparse._StoreAction):
+    """Stores a value; a second one is refused, where another command takes several of them."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        given = getattr(namespace, "given", frozenset())
+        if self.dest in given:
+            raise argparse.ArgumentError(self, "is given twice; this command takes one")
+        namespace.given = given | {self.dest}
+        super().__call__(parser, namespace, values, option_string)
+
+
 def number(kind: type, low: float, *, strict: bool = False, high: float = math.inf) -> Callable[[str], Any]:
     """Return an argument type: a finite number from ``low`` (``strict``: above it) to ``high``."""
     name = "whole number" if kind is int else "number"
@@ -123,7 +134,8 @@ def add_selection(command: argparse.ArgumentParser, what: str = "what is run") -
 
 def add_places(command: argparse.ArgumentParser, *, data: bool = True) -> argparse._ArgumentGroup:
     group = command.add_argument_group("where")
-    option(group, "--results DIR", "the folder of the records (runs)", path_argument, default=Path("runs"))
+    records = "the folder of the records (runs)"
+    option(group, "--results DIR", records, path_argument, default=Path("runs"), action=Once)
     if data:
         add_data(group)
     return group

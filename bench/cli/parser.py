@@ -14,6 +14,7 @@ from bench.cli.arguments import (
     FORMATS,
     Commands,
     Help,
+    Once,
     Parser,
     add_code,
     add_data,
@@ -106,7 +107,7 @@ def _report(commands: Commands) -> None:
     option(group, "--results DIR", results, path_argument, action="append")
     option(group, "--out DIR", "the folder to write to (report inside the first)", path_argument)
     written = f"the formats to write, of {','.join(FORMATS)} (all but parquet)"
-    option(group, "--format LIST", written, formats, dest="formats")
+    option(group, "--format LIST", written, formats, dest="formats", action="extend")
 
 
 def _new(commands: Commands) -> None:
@@ -225,7 +226,7 @@ def _export(commands: Commands) -> None:
     )
     command.add_argument("trial", metavar="TRIAL", help=_TRIAL)
     formats = f"{', '.join(EXPORTS)} (safetensors)"
-    option(command, "--format F", formats, choices=EXPORTS, default="safetensors")
+    option(command, "--format F", formats, choices=EXPORTS, default="safetensors", action=Once)
     group = add_places(command)
     option(group, "--out PATH", "the file (network.* in the trial's folder)", path_argument)
     option(group, "--force", "replace the file where it exists")

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import InputError
-from bench.records.files import append, exclusive, explained, json_line, read_lines, strict_json, write_atomic
+from bench.records.files import (
+    append,
+    cut_off,
+    exclusive,
+    explained,
+    json_line,
+    read_lines,
+    strict_json,
+    write_atomic,
+)
 
 ID = re.compile(r"[0-9a-f]{16}")  # of a trial
 _RESERVED = {"trials", "report"}  # folders of the results that are no experiment's
@@ -141,6 +150,11 @@ class Experiments:
         return read_lines(
             self.experiment_folder(name) / "index.jsonl", check=lambda _, line: _odd_index_line(line)
         )
+
+    def cut_off(self, name: str) -> list[str]:
+        """Return the paths of an experiment's index and choices that end within a line: what follows is lost."""
+        folder = self.experiment_folder(name)
+        return [str(path) for path in (folder / "index.jsonl", folder / "tuning.jsonl") if cut_off(path)]
 
     def append_sharpness(self, name: str, line: dict[str, Any]) -> None:
         """Append one line to the experiment's ``sharpness.jsonl``: a measured trial, or a pair of trials."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.errors import InputError
+from bench.errors import InputError, shown
 from bench.experiments.claims import Claim, read_claims
 from bench.records.files import StoreError
 from bench.records.store import Store
@@ -94,7 +94,10 @@ def read_experiment(
             read[id] = read_trial(store, id, (configs or {}).get(str(id)))
         rows.append({**read[id][0], **_place_in_experiment(line, read[id][0]["config"] or {})})
     epochs = [_epoch_row(id, line) for id, (_, of_trial) in read.items() for line in of_trial]
-    unreadable: list[str] = []
+    unreadable = [
+        f"{path} is cut off in its last line, so that trials may be missing here; `bench run` writes it anew"
+        for path in store.cut_off(name)
+    ]
     ids = [id for id in read if id is not None]
     exports = [{**line, "id": id} for id in ids for line in _lines(partial(store.exports, id), unreadable)]
     minima = _lines(partial(store.sharpness, name), unreadable)
@@ -165,8 +168,11 @@ def _check_line(line: Line, where: str) -> None:
     for key in ("arm", "baseline", "baseline_id", "role", "id", "profile"):
         if not isinstance(line.get(key), str | None):
             raise InputError(f"{where}: {key}: expected a text or null, not {line[key]!r}")
-    if not isinstance(line.get("grid", {}), dict | None):
-        raise InputError(f"{where}: grid: expected a table, not {line['grid']!r}")
+    grid = line.get("grid", {})
+    if not isinstance(grid, dict | None):
+        raise InputError(f"{where}: grid: expected a table, not {grid!r}")
+    if (seed := (grid or {}).get("seed")) is not None and type(seed) is not int:
+        raise InputError(f"{where}: grid.seed: expected a whole number, not {shown(seed)}")
 
 
 def _shown(lines: Iterable[Line]) -> list[Line]:

@@ -49,6 +49,18 @@ def test_the_options_of_run_are_grouped(capsys, monkeypatch):
     assert places[1] < text.index("--results DIR   ") < places[2] < text.index("--jobs N    ") < places[3]
 
 
+def test_an_option_given_twice_leaves_nothing_out(capsys):
+    parser, _ = make_parser()
+    assert parser.parse_args(["report", "--format", "csv", "--format", "html,md"]).formats == [
+        "csv",
+        "html",
+        "md",
+    ]
+    for words in (["status", "--results", "a", "--results", "b"], ["export", "x", *["--format", "onnx"] * 2]):
+        assert main(words) == 2
+        assert "is given twice; this command takes one" in capsys.readouterr().err
+
+
 def test_every_option_has_help():
     _, commands = make_parser()
     bare = [

@@ -128,6 +128,19 @@ def test_an_output_folder_that_cannot_be_written_is_one_message(place, capsys):
     assert "Permission denied. Give --out a folder" in told and "Traceback" not in told
 
 
+def test_an_index_that_is_cut_off_is_told_and_a_seed_that_is_none_refused(place, capsys):
+    results, file = place
+    index = results / "own" / "index.jsonl"
+    whole = index.read_text()
+    index.write_text(whole[:-20])
+    assert write_report([file], Selection(), results, None, ["md"]) == 0
+    told = (results / "report" / "own" / "accuracy.md").read_text()
+    assert "is cut off in its last line, so that trials may be missing here" in told
+    index.write_text(whole.replace('"seed": 1', '"seed": "one"'))
+    with pytest.raises(InputError, match=r"index\.jsonl: entry \d+: grid\.seed: expected a whole number"):
+        write_report([file], Selection(), results, None, ["md"])
+
+
 def test_a_full_standard_output_is_one_message(capsys):
     with (
         mock.patch("builtins.print", side_effect=OSError(errno.ENOSPC, "No space left on device")),
