@@ -33,6 +33,8 @@ def export_command(args: argparse.Namespace) -> int:
         raise InputError("--check writes no file: leave out --force and --latent")
     if path.exists() and not args.force and not args.check:
         raise InputError(f"{path}: exists; give another name with --out, or --force to replace it")
+    if args.images is not None and args.images.exists() and not args.force:
+        raise InputError(f"--images {args.images}: exists; give another name, or --force to replace it")
     if args.integers and args.format not in ("safetensors", "packed"):
         raise InputError(
             f"--integers: a {args.format} file does not run on integers; safetensors and packed do"

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 from bench.errors import InputError
 from bench.export.modules import Activation
 from bench.export.plain import inference_layers
-from bench.export.pt2 import quiet
+from bench.export.pt2 import quiet, translating
 from bench.export.seal import opened, sealed
 from bench.quantizers.deployed import Levels
 from bench.records.files import write_atomic
@@ -226,7 +226,7 @@ def _export_onnx(path: Path, module: nn.Module, size: int, form: str) -> None:
     for name, pooling in list(module.named_modules()):
         if isinstance(pooling, nn.AdaptiveAvgPool2d) and pooling.output_size in (1, (1, 1)):
             module.set_submodule(name, _Mean())
-    with torch.no_grad(), quiet():
+    with torch.no_grad(), quiet(), translating(form):
         program = torch.onnx.export(
             module,
             (torch.zeros(2, 3, size, size),),

@@ -48,7 +48,7 @@ def write_pt2(path: Path, plain: fx.GraphModule) -> None:
     for _, layer in inference_layers(bare):
         layer.codes = layer.values = None
     images = torch.zeros(2, 3, plain.input_size, plain.input_size)  # type: ignore[call-overload]
-    with torch.no_grad(), quiet():
+    with torch.no_grad(), quiet(), translating("pt2"):
         program = torch.export.export(
             bare, (images,), dynamic_shapes={"images": {0: torch.export.Dim.DYNAMIC}}
         )
@@ -118,6 +118,23 @@ def _entries(value: Any) -> Iterator[tuple[str, Any]]:
         yield from _entries(inner)
     for inner in value if isinstance(value, list) else ():
         yield from _entries(inner)
+
+
+@contextlib.contextmanager
+def translating(form: str) -> Iterator[None]:
+    """Turn what PyTorch's exporters raise into one message, of an operation that they do not know say."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # a class of its own at every step of the exporter
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise InputError(
+            f"--format {form}: PyTorch's exporter cannot write this network ({clean(cause, 200)}); "
+            "safetensors and packed hold any"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -152,7 +152,7 @@ class Experiments:
         )
 
     def cut_off(self, name: str) -> list[str]:
-        """Return the paths of an experiment's index and choices that end within a line: what follows is lost."""
+        """Return the paths of an experiment's index and choices that end within a line."""
         folder = self.experiment_folder(name)
         return [str(path) for path in (folder / "index.jsonl", folder / "tuning.jsonl") if cut_off(path)]
 

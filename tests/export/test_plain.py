@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import fx, nn
 
 from bench.errors import InputError
+from bench.export import foreign_formats
 from bench.export.files import latent_of, read_file, write_file
 from bench.export.modules import Activation, Thresholds
 from bench.export.plain import latent_weights, plain_network
+from bench.export.pt2 import write_pt2
 from bench.layers.low_precision import strip
 from bench.machine.foreign import Grant, granted
 from bench.networks import costs
@@ -114,3 +117,23 @@ def test_make_config_is_the_file_s_configuration(tmp_path):
     write_file(tmp_path / "x.safetensors", plain_network(net), config, 10, packed=True)
     assert config == make_config(strategy="plain")
     assert read_file(tmp_path / "x.safetensors").input_size == 40
+
+
+@pytest.mark.parametrize("form", ["pt2", "onnx", "qonnx"])
+def test_what_an_exporter_cannot_write_is_one_message(tmp_path, monkeypatch, form):
+    """nn.AdaptiveMaxPool2d, say: PyTorch raises one exception from another, and the first one tells why."""
+
+    def fail(*args, **kwargs):
+        try:
+            raise ValueError("No ONNX function found for aten.adaptive_max_pool2d")
+        except ValueError as error:
+            raise RuntimeError("Failed to convert the exported program; many lines") from error
+
+    monkeypatch.setattr(torch.export, "export", fail)
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    plain = fx.symbolic_trace(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)))
+    plain.input_size = 4
+    write = {"pt2": write_pt2, "onnx": foreign_formats.write_onnx, "qonnx": foreign_formats.write_qonnx}[form]
+    with pytest.raises(InputError, match=rf"--format {form}: .*\(No ONNX function found for aten\.adaptive"):
+        write(tmp_path / "x", plain)
+    assert not (tmp_path / "x").exists()
