@@ -37,7 +37,7 @@ class Once(argparse._StoreAction):
     """Stores a value; a second one is refused, where another command takes several of them."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        given = getattr(namespace, "given", frozenset())
+        given: frozenset[str] = getattr(namespace, "given", frozenset())
         if self.dest in given:
             raise argparse.ArgumentError(self, "is given twice; this command takes one")
         namespace.given = given | {self.dest}

@@ -183,8 +183,8 @@ def read_lines(path: Path, *, check: Any = None) -> list[dict[str, Any]]:
 
 def cut_off(path: Path) -> bool:
     """Return whether a file of lines that is always written whole ends within a line."""
-    data = _read(path)
-    return bool(data) and not data.endswith(b"\n")
+    data = _read(path) or b"\n"
+    return not data.endswith(b"\n")
 
 
 def _first_line(error: BaseException) -> str:
