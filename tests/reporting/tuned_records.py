@@ -20,7 +20,7 @@ def product(arm: str, strategy: Mapping[str, Any], rows: tuple[str, Sequence], c
     return [(arm, strategy, {first: one, second: other}) for one in ones for other in others]
 
 
-KINDS, ENDS = ("cosine", "linear", "exponential", "constant"), (0.1, 0.25, 0.5, 0.75, 0.9)
+KINDS, ENDS = ("cosine", "linear", "constant"), (0.25, 0.5, 0.8)
 MERGES = ("sum", "difference", "concat", "preactivation")
 ABLATIONS: dict[str, list[Point]] = {
     "factor": [
@@ -45,7 +45,7 @@ ABLATIONS: dict[str, list[Point]] = {
                 {**SUM, "merge": "concat"},
                 {"strategy.width_ratio": ratio},
             )
-            for ratio in (0.25, 0.5, 1.0)
+            for ratio in (0.5, 1.0)
         ],
         ("EXP-Net (first half of the layers)", {**SUM, "layers": ["conv2", "conv3"]}, {}),
         ("EXP-Net (second half of the layers)", {**SUM, "layers": ["conv4", "conv5", "conv6"]}, {}),
