@@ -179,7 +179,7 @@ def test_network_and_its_gradients_are_the_formulas(name, merge, monkeypatch):
     """In float64; with 2-bit activations values alone, because sums of few levels tie in the pools."""
 
     def shallow(builder, num_classes, **options):
-        return resnet_imagenet.ImageNetResNet(builder, num_classes, DEPTHS, bottleneck=True, **options)
+        return resnet_imagenet.ImageNetResNet(builder, num_classes, depths=DEPTHS, bottleneck=True, **options)
 
     monkeypatch.setattr(resnet_imagenet, "resnet50", shallow)
     kind, options = FORMULAS[name]

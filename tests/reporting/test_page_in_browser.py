@@ -17,7 +17,10 @@ from tests.reporting.tuned_records import ABLATIONS, record
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="there is no chromium with its driver")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="there is no chromium with its driver"),
+]
 
 EXPERIMENT = """# Does the branch help?
 title = "Two arms"
@@ -105,7 +108,7 @@ def test_a_page_opens_sorts_filters_and_shows_the_runs(browser, out, name):
 
 
 def test_one_click_leaves_the_tuned_rows_of_the_leaderboard_alone(browser, tmp_path):
-    results = Results(tmp_path)
+    results, fields = Results(tmp_path), len(ABLATIONS["branch"])
     record(results, "tuned", ABLATIONS["branch"])
     results.experiment("fixed", 'title = "Fixed"\n[[arms]]\nname = "Plain"\n')
     for seed in range(3):
@@ -113,11 +116,11 @@ def test_one_click_leaves_the_tuned_rows_of_the_leaderboard_alone(browser, tmp_p
     assert write_report(None, Selection(), results.write(), tmp_path / "out", ["html"]) == 0
     _open(browser, tmp_path / "out" / "index.html")
     rows = "[...document.querySelectorAll('tr[data-cell]')].map((row) => row.cells[7].textContent)"
-    assert browser.execute_script(f"return {rows}") == ["tuned"] * 10 + ["untuned"]
+    assert browser.execute_script(f"return {rows}") == ["tuned"] * fields + ["untuned"]
     browser.execute_script("document.querySelectorAll('.dt-buttons button')[1].click()")
-    assert _wait(browser, f"{rows}.length === 10 && {rows}.every((text) => text === 'tuned')")
+    assert _wait(browser, f"{rows}.length === {fields} && {rows}.every((text) => text === 'tuned')")
     browser.execute_script("document.querySelectorAll('.dt-buttons button')[1].click()")
-    assert _wait(browser, f"{rows}.length === 11")
+    assert _wait(browser, f"{rows}.length === {fields + 1}")
     _open(browser, tmp_path / "out" / "tuned" / "index.html")
     names = "[...document.querySelectorAll('figcaption')].map((e) => e.textContent).join()"
     assert "over the axes of the strategy" in browser.execute_script(f"return {names}")
