@@ -229,10 +229,31 @@ def exclusive(path: Path) -> Iterator[None]:
     """Hold a short lock while several files are read and rewritten together."""
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    with _flocked(descriptor):
+        yield
+
+
+@contextlib.contextmanager
+def exclusive_folder(folder: Path, option: str = "--results") -> Iterator[None]:
+    """Hold a folder, which is made where it is missing, while files in it are written and removed together.
+
+    Nothing is written into the folder for the lock. Raises ``StoreError`` where the folder cannot be made;
+    ``option`` of the command line names the folder.
+    """
+    with explained(folder, option):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    with _flocked(descriptor):
+        yield
+
+
+@contextlib.contextmanager
+def _flocked(descriptor: int) -> Iterator[None]:
+    """Hold an open file or folder, and close it. A file system without locks holds nothing."""
     try:
         with contextlib.suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(fd)
+        os.close(descriptor)

@@ -14,6 +14,9 @@ from bench.reporting import statistics as st
 from bench.reporting.cells import Cell, Pairing
 from bench.reporting.grouping import Trial
 
+OVER_CHANCE = (
+    "its baseline is at chance"  # the gain tells that the arm learns, and not by how much it is better
+)
 _MAY_DIFFER = {"quantizer", "strategy", "bits", "seed"}  # in what an arm and its baseline may always differ
 
 
@@ -148,11 +151,11 @@ def differing_fields(cell: Cell, other: Cell) -> list[str]:
 
 
 def _difference_flags(cell: Cell, against: Cell) -> list[str]:
-    """Return a flag for each field in which a cell and its baseline differ.
+    """Return a flag for a gain over chance, and one for each field in which a cell and its baseline differ.
 
     What a search chose on both sides is a result and not a difference of the experiment.
     """
-    flags = []
+    flags = [OVER_CHANCE] if against.at_chance and not cell.at_chance else []
     if (cell.search is None) != (against.search is None):
         flags.append(
             "its baseline is tuned, the arm is not" if against.search else "its baseline is not tuned"

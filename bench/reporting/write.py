@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +13,7 @@ import pandas as pd
 from bench.errors import InputError
 from bench.experiments.shipped import locate, shipped_experiments
 from bench.experiments.toml_files import read_text
-from bench.records.files import StoreError, explained, write_atomic
+from bench.records.files import StoreError, exclusive_folder, explained, write_atomic
 from bench.records.store import Store
 from bench.reporting.ablation import ablation_data, ablations
 from bench.reporting.cells import Cell
@@ -223,7 +221,7 @@ def _update(folder: Path, written: dict[str, bytes], formats: Sequence[str]) -> 
     written now. Another report into the same folder waits.
     """
     manifest = folder / MANIFEST
-    with _alone_in(folder), explained(manifest, "--out"):
+    with exclusive_folder(folder, "--out"), explained(manifest, "--out"):
         _save(folder, written)
         earlier = manifest.read_bytes().decode(errors="replace").splitlines() if manifest.is_file() else []
         kept = []
@@ -237,20 +235,6 @@ def _update(folder: Path, written: dict[str, bytes], formats: Sequence[str]) -> 
                 kept.append(name)
         names = "".join(f"{name}\n" for name in sorted([*written, *kept]))
         write_atomic(manifest, names.encode(), "--out")
-
-
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold a report's folder, which is made where it is missing, against other reports."""
-    with explained(folder, "--out"):
-        folder.mkdir(parents=True, exist_ok=True)
-        held = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(held, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(held)
 
 
 def _write_gains(reports: Sequence[Report], out: Path, formats: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from matplotlib.transforms import Bbox
 
 from bench.reporting import figures
 from bench.reporting.figures.forest import Row
+from bench.reporting.figures.style import accuracy_bars
 from bench.reporting.records import experiments_in, read_experiment
 from bench.reporting.report import make_report, plans
 from bench.reporting.statistics import Interval
@@ -143,6 +144,13 @@ def test_the_check_finds_what_it_is_for():
     told = " ".join(faults(figure))
     assert "two ticks say 'one'" in told and "stands 2 times" in told and "'an arm' lies on axes" in told
     assert "lies on" in told and "cut at the edge" in told and "outside its axes" in told
+
+
+def test_bars_end_where_accuracies_do():
+    """Of means 50 with half 60, 98 with half 5, 1 with half 3, and a single seed."""
+    intervals = [Interval(3, m, m - h, m + h) for m, h in ((50.0, 60.0), (98.0, 5.0), (1.0, 3.0))]
+    below, above = accuracy_bars([*intervals, Interval(1, 40.0)])
+    assert below == [50.0, 5.0, 1.0, 0.0] and above == [50.0, 2.0, 3.0, 0.0]
 
 
 def test_the_figure_of_a_search_is_clean():

@@ -18,7 +18,9 @@ from bench.errors import InputError
 from bench.reporting import published_tables, targets
 from bench.reporting.assembly import make_cells
 from bench.reporting.formats import FORMATS, to_csv, to_latex, to_markdown
-from bench.reporting.page import page
+from bench.reporting.page import charts, page
+from bench.reporting.page.answer import answer
+from bench.reporting.pairing import OVER_CHANCE
 from bench.reporting.records import read_experiment
 from bench.reporting.report import make_report
 from bench.reporting.selection import Selection
@@ -136,6 +138,25 @@ def test_one_changed_number_changes_its_cells_alone(tmp_path):
 
 
 # -- what does not finish ------------------------------------------------------------------------------------
+
+
+def test_gains_over_a_baseline_at_chance_say_so_and_bars_end_where_accuracies_do(tmp_path):
+    """Baseline 10, 10 at chance, arm 60, 98: gain 69; half of the arm's interval 241, drawn from 0 to 100."""
+    results = Results(tmp_path)
+    results.experiment("two", EXPERIMENT)
+    chance = {"flags": ["at_chance"]}
+    for seed, last in enumerate((60.0, 98.0)):
+        results.trial("two", "DoReFa-Net", [10.0, 10.0], seed=seed, epochs=2, summary=chance)
+        results.trial("two", "EXP-Net", [20.0, last], baseline="DoReFa-Net", seed=seed, epochs=2)
+    report = make_report(read_experiment(results.write(), "two"))
+    rows = {cell.arm: cell for cell in report.cells}
+    assert OVER_CHANCE in rows["EXP-Net"].flags and OVER_CHANCE not in rows["DoReFa-Net"].flags
+    told = answer(report)[0]
+    assert "+69.00" in told and told.endswith("In 1 of them the baseline is at chance.")
+    plot = charts.operations(report.cells, {})
+    bars = {trace["name"]: trace["error_y"] for trace in plot["traces"]}
+    arm = next(bar for name, bar in bars.items() if "EXP-Net" in name)
+    assert (arm["arrayminus"], arm["array"], arm["symmetric"]) == ([79.0], [21.0], False)
 
 
 def test_nothing_is_dropped(tmp_path):

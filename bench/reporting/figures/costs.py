@@ -15,6 +15,7 @@ from bench.reporting.figures.style import (
     COLUMN,
     ERROR_BARS,
     PAGE,
+    accuracy_bars,
     handle,
     legend,
     limit_to_accuracies,
@@ -35,8 +36,7 @@ def cost_figure(
 ) -> Figure | None:
     """Return accuracy against each of ``costs`` (keys of ``COSTS``), a panel each; None without any point.
 
-    A point is a cell: the mean over seeds with its 95 % interval, which is drawn as far as 0 and 100 % (a few
-    seeds that differ widely have an interval beyond any accuracy). The grey line is the front: no other cell
+    A point is a cell: the mean over seeds with its 95 % interval. The grey line is the front: no other cell
     has a higher accuracy at the same or a lower cost. Networks whose branch was never removed are left out:
     they do not ship.
     """
@@ -72,9 +72,7 @@ def _draw(axis: Axes, cells: Sequence[Cell], look: Mapping[str, Look], cost: str
         how = look[cell.label]
         points.append((x, accuracy.mean))
         marks: dict[str, Any] = {"fmt": how.marker or "o", "ms": 4, **ERROR_BARS}
-        half = accuracy.half or 0.0
-        below, above = min(half, accuracy.mean), min(half, 100.0 - accuracy.mean)
-        axis.errorbar(x, accuracy.mean, [[below], [above]], color=how.color, **marks)
+        axis.errorbar(x, accuracy.mean, accuracy_bars([accuracy]), color=how.color, **marks)
     front, top = [], -1.0
     for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
         if y > top:

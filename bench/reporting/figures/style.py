@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from bench.reporting.statistics import Interval
 from bench.text import clean
 
 COLUMN, PAGE = 3.5, 7.16  # inches
@@ -121,6 +122,17 @@ def limit_to_accuracies(axis: Axes) -> None:
     """Keep an axis of percents within 0 and 101: intervals may reach beyond, accuracies cannot."""
     low, high = axis.get_ylim()
     axis.set_ylim(max(low, 0.0), min(high, 101.0))
+
+
+def accuracy_bars(intervals: Sequence[Interval]) -> tuple[list[float], list[float]]:
+    """Return the error bars of accuracies in percent, below and above the means, as far as 0 and 100 %.
+
+    A few seeds that differ widely have an interval beyond any accuracy. Every interval has a mean; one without
+    a half width (a single seed) gets bars of length 0.
+    """
+    below = [min(one.half or 0.0, one.mean or 0.0) for one in intervals]
+    above = [min(one.half or 0.0, 100.0 - (one.mean or 0.0)) for one in intervals]
+    return below, above
 
 
 def handle(label: str, **look: Any) -> Line2D:

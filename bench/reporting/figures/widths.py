@@ -18,6 +18,7 @@ from bench.reporting.figures.style import (
     ERROR_BARS,
     PAGE,
     PANELS,
+    accuracy_bars,
     handle,
     legend,
     limit_to_accuracies,
@@ -139,8 +140,8 @@ def _draw_widths(axis: Axes, own: Sequence[Cell], how: Look) -> bool:
     known = [cell for cell in own if cell.numbers.accuracy.mean is not None]
     x = [cell.facts.width or 0.0 for cell in known]
     y = [cell.numbers.accuracy.mean or 0.0 for cell in known]
-    half = [cell.numbers.accuracy.half or 0.0 for cell in known]
-    axis.errorbar(x, y, half, **how.marks, ms=3.5, lw=1.1, **ERROR_BARS)
+    bars = accuracy_bars([cell.numbers.accuracy for cell in known])
+    axis.errorbar(x, y, bars, **how.marks, ms=3.5, lw=1.1, **ERROR_BARS)
     targets = [
         (cell.facts.width, c.match.row.accuracy)
         for cell in own

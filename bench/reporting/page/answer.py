@@ -6,6 +6,7 @@ from collections import Counter
 
 from bench.reporting.cells import Cell
 from bench.reporting.claims import Judged, names
+from bench.reporting.pairing import OVER_CHANCE
 from bench.reporting.report import Report
 from bench.reporting.tables import gain_text
 from bench.reporting.tuned import standing
@@ -46,9 +47,11 @@ def _exploratory_gains(report: Report) -> str:
     ordered = sorted(gains, key=_gain)
     least, most = ordered[0], ordered[-1]
     told = f"Exploratory, no claim was declared: {plural(len(gains), 'gain')} over a baseline, "
+    over_chance = sum(OVER_CHANCE in cell.flags for cell in gains)
+    chance = f" In {over_chance} of them the baseline is at chance." if over_chance else ""
     if len(gains) == 1:
-        return f"{told}{_gain_and_place(most)}."
-    return f"{told}from {_gain_and_place(least)} to {_gain_and_place(most)}."
+        return f"{told}{_gain_and_place(most)}.{chance}"
+    return f"{told}from {_gain_and_place(least)} to {_gain_and_place(most)}.{chance}"
 
 
 def _gain(cell: Cell) -> float:

@@ -10,7 +10,7 @@ import pandas as pd
 from bench.reporting.cells import Cell
 from bench.reporting.claims import Judged, names
 from bench.reporting.figures.series import Look, Panel, curve_data, numbered_looks, search_looks
-from bench.reporting.figures.style import wrapped
+from bench.reporting.figures.style import accuracy_bars, wrapped
 from bench.reporting.tables import gain_text
 from bench.reporting.tuned import Searched
 from bench.text import clean
@@ -89,13 +89,20 @@ def operations(
     for cell in shown:
         cost, accuracy, name = cell.mean_of("train_flops"), cell.numbers.accuracy, _series(cell, mark_tuning)
         hollow = "-open" if mark_tuning and cell.search is None else ""
+        below, above = accuracy_bars([accuracy])
         traces.append(
             {
                 "type": "scatter",
                 "mode": "markers",
                 "x": [cost],
                 "y": [round(accuracy.mean or 0.0, 3)],
-                "error_y": {"type": "data", "array": [accuracy.half], "visible": bool(accuracy.half)},
+                "error_y": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": above,
+                    "arrayminus": below,
+                    "visible": bool(accuracy.half),
+                },
                 "marker": {
                     "color": own[name].color,
                     "symbol": _MARKERS.get(own[name].marker, "circle") + hollow,
