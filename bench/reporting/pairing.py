@@ -14,9 +14,7 @@ from bench.reporting import statistics as st
 from bench.reporting.cells import Cell, Pairing
 from bench.reporting.grouping import Trial
 
-OVER_CHANCE = (
-    "its baseline is at chance"  # the gain tells that the arm learns, and not by how much it is better
-)
+OVER_CHANCE = "its baseline is at chance"  # such a gain tells that the arm learns, not that it is better
 _MAY_DIFFER = {"quantizer", "strategy", "bits", "seed"}  # in what an arm and its baseline may always differ
 
 

@@ -147,7 +147,8 @@ def test_gains_over_a_baseline_at_chance_say_so_and_bars_end_where_accuracies_do
     chance = {"flags": ["at_chance"]}
     for seed, last in enumerate((60.0, 98.0)):
         results.trial("two", "DoReFa-Net", [10.0, 10.0], seed=seed, epochs=2, summary=chance)
-        results.trial("two", "EXP-Net", [20.0, last], baseline="DoReFa-Net", seed=seed, epochs=2)
+        arm = {"baseline": "DoReFa-Net", "strategy": SUM, "summary": {"train_flops": 1e9}}
+        results.trial("two", "EXP-Net", [20.0, last], seed=seed, epochs=2, **arm)
     report = make_report(read_experiment(results.write(), "two"))
     rows = {cell.arm: cell for cell in report.cells}
     assert OVER_CHANCE in rows["EXP-Net"].flags and OVER_CHANCE not in rows["DoReFa-Net"].flags
