@@ -127,8 +127,8 @@ def limit_to_accuracies(axis: Axes) -> None:
 def accuracy_bars(intervals: Sequence[Interval]) -> tuple[list[float], list[float]]:
     """Return the error bars of accuracies in percent, below and above the means, as far as 0 and 100 %.
 
-    A few seeds that differ widely have an interval beyond any accuracy. Every interval has a mean. A single seed
-    has no half width: its bars have length 0.
+    A few seeds that differ widely have an interval beyond any accuracy. Every interval has a mean. A single
+    seed has no half width: its bars have length 0.
     """
     below = [min(one.half or 0.0, one.mean or 0.0) for one in intervals]
     above = [min(one.half or 0.0, 100.0 - (one.mean or 0.0)) for one in intervals]
