@@ -33,6 +33,13 @@ class Judged:
     p_equivalence_holm: float | None = None
     verdict: str = ""
 
+    @property
+    def at_edge(self) -> str:
+        """The chosen numbers of both arms that lie at an edge of what was tried, in words; "" for none."""
+        cells = [self.cell, self.pairing.against if self.pairing else None]
+        told = [(cell, edge) for cell in cells if cell and cell.search for edge in cell.search.edges]
+        return "; ".join(f"{cell.label}: {edge.text}" for cell, edge in told)
+
 
 def seeds_of_all(cells: Iterable[Cell]) -> dict[object, dict[int, float]]:
     """Return the accuracies by seed of each cell identity, over all experiments that have it.

@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.reporting import statistics as st
 from bench.reporting.cells import Cell, Pairing
-from bench.reporting.claims import Judged, PairKey, verdict_of
+from bench.reporting.claims import Judged, PairKey, names, verdict_of
 from bench.reporting.formats import csv_cell
 from bench.reporting.records import Records
 from bench.reporting.table import NONE, Column, Table
@@ -307,6 +307,7 @@ def claims_table(records: Records, judged: Sequence[Judged]) -> Table | None:
         Column("p, equivalent (Holm)", [_p(entry.p_equivalence_holm) for entry in entries], "r"),
         Column("Seeds' spread, ratio", [_ratio_text(pairing.ratio) for pairing in pairings], "r"),
         Column("Verdict", [entry.verdict for entry in entries]),
+        Column("Chosen at an edge", [entry.at_edge for entry in entries], note=True),
     ]
     data = [
         {
@@ -317,6 +318,7 @@ def claims_table(records: Records, judged: Sequence[Judged]) -> Table | None:
             "p_equivalence": entry.p_equivalence,
             "p_equivalence_holm": entry.p_equivalence_holm,
             "verdict": entry.verdict,
+            "at_edge": entry.at_edge,
         }
         for entry, cell, pairing in shown
     ]
@@ -330,6 +332,20 @@ def claims_table(records: Records, judged: Sequence[Judged]) -> Table | None:
         *(f"{entry.claim.arm} over {entry.claim.over}: {entry.verdict}." for entry in absent),
     ]
     return Table("claims", f"{records.title}: declared claims", columns, data, notes, cells)
+
+
+def claim_texts(judged: Sequence[Judged]) -> list[str]:
+    """Return each claim in sentences: the verdict, the gain, and what was chosen at an edge."""
+    return [_claim_text(name, entry) for name, entry in zip(names(judged), judged, strict=True)]
+
+
+def _claim_text(name: str, entry: Judged) -> str:
+    if entry.pairing is None or entry.cell is None:
+        return f"{name}: {entry.verdict}."
+    n, wanted = entry.pairing.gain.interval.n, len(entry.cell.trials)
+    pairs = plural(n, "pair") if n >= wanted else f"{n} of {plural(wanted, 'pair')} so far"
+    edges = f" {entry.at_edge}." if entry.at_edge else ""
+    return f"{name}: {entry.verdict}, {gain_text(entry.pairing)} points, {pairs}.{edges}"
 
 
 def _times(ratio: float | None) -> str:

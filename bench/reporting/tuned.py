@@ -1,4 +1,4 @@
-"""What a search tried and chose (``tuning.jsonl``): curves by learning rate, expected best."""
+"""What a search tried and chose (``tuning.jsonl``): curves by learning rate, expected best, edges."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from bench.reporting.statistics.search import expected_best
 from bench.text import plural
 from bench.tuning.choice import mean, tuned_learning_rate
 from bench.tuning.results import Result
+from bench.tuning.space import edge_sides
 
 WITHIN = 1.0  # points below the best that a configuration may be to count as close to it
 
@@ -22,6 +23,8 @@ class Tried:
     ``accuracies`` are the held-out accuracies in percent, one a tuning seed; None for a run that diverged
     or is missing. ``score`` is their mean where the configuration was trained to the end with every seed,
     else None. ``trials`` counts the tuning trials, one a seed, and ``ended`` those that are through.
+    ``widening`` is the widening that asked for the configuration: the field, the side of its range and the
+    number of widenings of this side so far.
     """
 
     configuration: Mapping[str, Any]
@@ -32,11 +35,32 @@ class Tried:
     seconds: float
     trials: int = 0
     ended: int = 0
+    widening: tuple[str, str, int] | None = None
 
     @property
     def rate(self) -> float | None:
         """The learning rate; None where it was not tuned."""
         return tuned_learning_rate(self.configuration) or None
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A chosen number beyond which the arm tried none: a better one may lie there.
+
+    ``side`` is "low" or "high", ``extended`` the number of times that the range was widened on this side.
+    """
+
+    name: str
+    value: float
+    side: str
+    extended: int
+
+    @property
+    def text(self) -> str:
+        """``learning_rate.initial 0.004 is the smallest value tried (range not extended)``."""
+        end = "smallest" if self.side == "low" else "largest"
+        how = f"extended {plural(self.extended, 'time')}" if self.extended else "not extended"
+        return f"{self.name} {plain(self.value)} is the {end} value tried (range {how})"
 
 
 @dataclass(frozen=True)
@@ -64,6 +88,27 @@ class Searched:
     def chosen(self) -> Tried | None:
         """The chosen configuration; None while the search goes on."""
         return next((tried for tried in self.tried if tried.chosen), None)
+
+    @property
+    def edges(self) -> list[Edge]:
+        """The chosen numbers that lie at an edge of what the arm tried; none while the search goes on.
+
+        Numbers are ordered, whether they come from a range or from a list. Texts, truth values and tables
+        have no edge. A configuration that diverged was tried, too.
+        """
+        found = []
+        for name, value in (self.chosen.configuration if self.chosen else {}).items():
+            numbers = [_number(tried.configuration.get(name)) for tried in self.tried]
+            known = [number for number in numbers if number is not None]
+            if len(known) == len(numbers):
+                sides = edge_sides(value, known)
+                found += [Edge(name, value, side, self._extended(name, side)) for side in sides]
+        return found
+
+    def _extended(self, name: str, side: str) -> int:
+        """Return how many times one side of a range was widened."""
+        made = [tried.widening for tried in self.tried if tried.widening is not None]
+        return max((times for field, end, times in made if (field, end) == (name, side)), default=0)
 
     @property
     def effort(self) -> str:
@@ -155,6 +200,12 @@ def standing(found: Sequence[Searched]) -> str:
     return f"tuning: {trials}, {chosen} of {plural(len(found), 'choice')}"
 
 
+def choices_at_edges(found: Sequence[Searched]) -> str:
+    """Return how many choices lie at an edge of what was tried: ``3 of 10 choices ...``; ``""`` for none."""
+    count = sum(bool(search.edges) for search in found)
+    return f"{count} of {plural(len(found), 'choice')} at an edge of the values tried" if count else ""
+
+
 def as_recorded(
     line: Mapping[str, Any], read: Callable[[str], Result], holdout: Callable[[str], int | None]
 ) -> Mapping[str, Any]:
@@ -215,7 +266,14 @@ def _tried(line: Mapping[str, Any]) -> Tried:
         _number(line.get("seconds")) or 0.0,
         len(trials_of(line)) or len(known),
         ended if isinstance(ended, int) else len(known),
+        _widening(line.get("widening")),
     )
+
+
+def _widening(text: Any) -> tuple[str, str, int] | None:
+    """Return the widening that a line of ``tuning.jsonl`` names: ``learning_rate.initial high 1``."""
+    parts = text.rsplit(" ", 2) if isinstance(text, str) else []
+    return (parts[0], parts[1], int(parts[2])) if len(parts) == 3 and parts[2].isdecimal() else None
 
 
 def _number(value: Any) -> float | None:

@@ -21,6 +21,7 @@ def tuning_table(records: Records, searches: Sequence[Searched]) -> Table | None
         Column("Arm", [search.label for search in searches]),
         Column("Tried", [f"{len(s.scored)} of {len(s.tried)}" for s in searches], "r"),
         Column("Chosen", [search.choice for search in searches]),
+        Column("At an edge", [_edges(search) for search in searches], optional=True),
         Column("Held out, %", [NONE if score is None else fixed(score) for score in best], "r"),
         Column(
             f"Rates within {WITHIN:g} point",
@@ -41,6 +42,7 @@ def tuning_table(records: Records, searches: Sequence[Searched]) -> Table | None
             "held_out": tried.score,
             "held_out_by_seed": " ".join("diverged" if a is None else f"{a:.8g}" for a in tried.accuracies),
             "chosen": tried.chosen,
+            "at_edge": _edges(search) if tried.chosen else "",
             "operations": tried.operations,
             "seconds": tried.seconds,
         }
@@ -60,9 +62,24 @@ def tuning_table(records: Records, searches: Sequence[Searched]) -> Table | None
         f"test images were not evaluated. Rates within {WITHIN:g} point: the learning rates around the "
         f"best whose best mean held-out accuracy is at most {WITHIN:g} point below it, and the largest "
         "over the smallest. Expected best "
-        "after k configurations: Dodge et al. 2019, 1909.03004." + told
+        "after k configurations: Dodge et al. 2019, 1909.03004." + told,
+        _edge_note(searches),
     ]
     return Table("tuning", f"{records.title}: tuning", columns, data, notes)
+
+
+def _edges(search: Searched) -> str:
+    return "; ".join(edge.text for edge in search.edges)
+
+
+def _edge_note(searches: Sequence[Searched]) -> str:
+    """Return what the chosen numbers at an edge mean, or that there are none."""
+    if any(search.edges for search in searches):
+        return (
+            "At an edge: the arm tried no number beyond the chosen one, so a better one may lie there, and "
+            "the arm may be under-tuned."
+        )
+    return "No chosen number lies at an edge of those that its arm tried."
 
 
 def _expected(search: Searched) -> str:

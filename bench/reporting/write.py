@@ -25,7 +25,8 @@ from bench.reporting.merge import merge
 from bench.reporting.records import Records, experiments_in, read_experiment, recorded_config
 from bench.reporting.report import Report, cells_of, draw, make_report
 from bench.reporting.selection import Selection
-from bench.reporting.tuned import searches, standing
+from bench.reporting.tables import claim_texts
+from bench.reporting.tuned import choices_at_edges, searches, standing
 from bench.text import clean, command
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def _expanded(path: Path, selection: Selection, results: Path) -> Records:
 
 
 def _write(report: Report, folder: Path, formats: Sequence[str]) -> None:
-    """Write an experiment's files and print their paths, below a line on the finished runs."""
+    """Write an experiment's files; print how far its runs are, each claim with its verdict, and the paths."""
     kinds = [kind for kind in ("png", "pdf") if kind in formats or (kind == "png" and "html" in formats)]
     drawings = draw(report, kinds) if kinds else []
     written: dict[str, bytes] = {}
@@ -202,8 +203,10 @@ def _write(report: Report, folder: Path, formats: Sequence[str]) -> None:
         written["index.html"] = page(report, drawings).encode()
     trials = [trial for cell in report.cells for trial in cell.trials]
     done = sum(trial["status"] == "done" for trial in trials)
-    told = [f"{done} of {len(trials)} runs done", standing(report.tuned)]
+    told = [f"{done} of {len(trials)} runs done", standing(report.tuned), choices_at_edges(report.tuned)]
     print(f"{clean(report.records.name)}: {'; '.join(filter(None, told))}")
+    for text in claim_texts(report.judged):
+        print(f"  {clean(text)}")
     _update(folder, written, formats)
 
 

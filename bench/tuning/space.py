@@ -75,13 +75,19 @@ def edges(
     for dimension in space:
         if not dimension.ranged or dimension.name not in best:
             continue
-        values = {configuration[dimension.name] for configuration in tried}
-        if len(values) > 1:
-            if best[dimension.name] == min(values):
-                found.append((dimension.name, "low"))
-            if best[dimension.name] == max(values):
-                found.append((dimension.name, "high"))
+        values = [configuration[dimension.name] for configuration in tried]
+        found += [(dimension.name, side) for side in edge_sides(best[dimension.name], values)]
     return found
+
+
+def edge_sides(value: float, tried: Iterable[float]) -> list[str]:
+    """Return the sides, "low" and "high", on which no number beyond ``value`` was tried.
+
+    Where one number alone was tried, it has no such side: nothing was searched.
+    """
+    numbers = set(tried)
+    ends = {"low": min(numbers), "high": max(numbers)} if len(numbers) > 1 else {}
+    return [side for side, end in ends.items() if value == end]
 
 
 def widened(dimension: Dimension, side: str, times: int, part: float = QUARTER) -> Dimension | None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 from bench.reporting.cells import Cell
-from bench.reporting.claims import Judged, names
 from bench.reporting.pairing import OVER_CHANCE
 from bench.reporting.report import Report
-from bench.reporting.tables import gain_text
-from bench.reporting.tuned import standing
+from bench.reporting.tables import claim_texts, gain_text
+from bench.reporting.tuned import choices_at_edges, standing
 from bench.text import clean, plural
 
 
@@ -35,8 +34,7 @@ def answer(report: Report) -> list[str]:
     An experiment without declared claims has no verdict; its answer says so and gives the range of its gains.
     """
     if report.judged:
-        named = zip(names(report.judged), report.judged, strict=True)
-        return [*(_claim(name, entry) for name, entry in named), _finished_runs(report)]
+        return [*claim_texts(report.judged), _finished_runs(report)]
     return [_exploratory_gains(report), _finished_runs(report)]
 
 
@@ -64,14 +62,6 @@ def _gain_and_place(cell: Cell) -> str:
     return f"{gain_text(cell.pairing)} points ({place})"
 
 
-def _claim(name: str, judged: Judged) -> str:
-    if judged.pairing is None or judged.cell is None:
-        return f"{name}: {judged.verdict}."
-    n, wanted = judged.pairing.gain.interval.n, len(judged.cell.trials)
-    pairs = plural(n, "pair") if n >= wanted else f"{n} of {plural(wanted, 'pair')} so far"
-    return f"{name}: {judged.verdict}, {gain_text(judged.pairing)} points, {pairs}."
-
-
 def _finished_runs(report: Report) -> str:
     trials = [trial for cell in report.cells for trial in cell.trials]
     counts = Counter(trial["status"] for trial in trials)
@@ -83,4 +73,6 @@ def _finished_runs(report: Report) -> str:
         told.append(f"each arm tuned: {', '.join(dict.fromkeys(s.effort for s in report.tuned))}")
     elif report.cells:
         told.append("untuned: the hyper-parameters stand in the experiment file")
+    if at_edges := choices_at_edges(report.tuned):
+        told.append(at_edges)
     return "; ".join(told) + (f" ({', '.join(others)})." if others else ".")
