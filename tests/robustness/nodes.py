@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT)]
 os.environ["PYTHONPATH"] = str(ROOT)
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import disturbance as d  # noqa: E402
+from tests.robustness import disturbance as d  # noqa: E402
 
 _CLONE_NEWNS = 0x00020000
 

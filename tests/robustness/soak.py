@@ -32,14 +32,13 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import disturbance as d  # noqa: E402
-import synthetic  # noqa: E402
-import team_helpers  # noqa: E402
-
 from bench.experiments.config import TrialConfig  # noqa: E402
 from bench.experiments.expand import load_experiment  # noqa: E402
 from bench.launch.execute import Task, execute  # noqa: E402
 from bench.records.store import Store  # noqa: E402
+from tests import synthetic  # noqa: E402
+from tests.launch import team_helpers  # noqa: E402
+from tests.robustness import disturbance as d  # noqa: E402
 
 PARTS = ("kills", "wide", "nodes", "runners", "store", "disk", "fuzz")
 FUZZ_CASES = 10_000
