@@ -1,4 +1,4 @@
-"""The commands of ``make soak`` start: no other test calls them, so only this one sees a wrong import in them."""
+"""The commands of ``make soak`` start. No other test calls them: a wrong import in one is seen here alone."""
 
 from __future__ import annotations
 
