@@ -9,6 +9,8 @@ from bench.experiments.claims import EQUAL_EPOCHS, Claim, same_value
 from bench.reporting import statistics as st
 from bench.reporting.cells import UNFINISHED, Cell, Pairing
 from bench.reporting.pairing import axis, best_partners, compare
+from bench.reporting.records import Records
+from bench.reporting.tuned import searches, standing
 from bench.text import plural
 
 TOLERANCE = 0.05  # how far the operations of two arms may be apart "at equal operations"
@@ -19,12 +21,14 @@ PairKey = tuple[object, object]  # the identities of two cells
 class Judged:
     """A declared claim at one grid point.
 
-    ``cell`` and ``pairing`` are None where no run fits the claim. ``operations`` is the ratio of the training
-    operations, the arm's over those of the arm that it is compared with. The p-values with ``_holm`` are
-    corrected over all claims of the experiment.
+    ``cell`` and ``pairing`` are None where no run fits the claim. ``waiting`` is what the claim still waits
+    for, or "". ``operations`` is the ratio of the training operations, the arm's over those of the arm that
+    it is compared with. The p-values with ``_holm`` are corrected over all claims of the experiment, None
+    where the claim waits.
     """
 
     claim: Claim
+    waiting: str = ""
     cell: Cell | None = None
     pairing: Pairing | None = None
     operations: float | None = None
@@ -59,28 +63,29 @@ def seeds_of_all(cells: Iterable[Cell]) -> dict[object, dict[int, float]]:
 
 
 def judge(
-    claims: Sequence[Claim],
-    cells: Sequence[Cell],
-    pool: Mapping[object, Mapping[int, float]] | None = None,
-    unfinished: str = "",
+    records: Records, cells: Sequence[Cell], pool: Mapping[object, Mapping[int, float]] | None = None
 ) -> list[Judged]:
     """Return the declared claims of an experiment with their verdicts, in their order.
 
     A claim covers each grid point that its pair of arms has, and each of them is one test of the family that
     Holm's correction runs over. A claim is tested on all seeds of its pair, which ``pool`` has:
-    ``seeds_of_all`` of every experiment of the report. ``unfinished`` is what the experiment as a whole still
-    waits for, or "": there is no verdict before, since neither the number of pairs nor that of the tests is
-    the declared one.
+    ``seeds_of_all`` of every experiment of the report. A claim has no verdict before all declared seeds of
+    its pair are through, nor before every arm is tuned, since neither the number of pairs nor that of the
+    tests is the declared one. Until then its p-value counts as 1 in the correction of the others, so that
+    their verdicts stay what they are.
     """
     pool = seeds_of_all(cells) if pool is None else pool
-    found = [entry for claim in claims for entry in _tested(claim, cells, pool)]
-    tests = [entry.pairing.test if entry.pairing is not None else None for entry in found]
+    found = [entry for claim in records.claims for entry in _tested(claim, records, cells, pool)]
+    if goes_on := standing(searches(records.searches)):
+        found = [replace(entry, waiting=goes_on) for entry in found]
+    decided = [entry if not entry.waiting else None for entry in found]
+    tests = [entry.pairing.test if entry and entry.pairing else None for entry in decided]
     p_holm = st.holm_of_known([test.p_value if test else None for test in tests])
-    e_holm = st.holm_of_known([entry.p_equivalence for entry in found])
+    e_holm = st.holm_of_known([entry.p_equivalence if entry else None for entry in decided])
     judged = []
     for entry, p, e in zip(found, p_holm, e_holm, strict=True):
         corrected = replace(entry, p_holm=p, p_equivalence_holm=e)
-        judged.append(replace(corrected, verdict=_verdict(corrected, unfinished)))
+        judged.append(replace(corrected, verdict=_verdict(corrected)))
     return judged
 
 
@@ -104,9 +109,13 @@ def verdicts(judged: Iterable[Judged]) -> dict[PairKey, str]:
     for entry in judged:
         if entry.cell is not None and entry.pairing is not None:
             pair = entry.cell.identity, entry.pairing.against.identity
-            if pair not in found or found[pair].startswith("no claim") > entry.verdict.startswith("no claim"):
+            if pair not in found or _is_open(found[pair]) > _is_open(entry.verdict):
                 found[pair] = entry.verdict
     return found
+
+
+def _is_open(verdict: str) -> bool:
+    return verdict.startswith((st.NO_CLAIM, st.NOT_YET))
 
 
 def verdict_of(cell: Cell, known: Mapping[PairKey, str]) -> str:
@@ -116,7 +125,9 @@ def verdict_of(cell: Cell, known: Mapping[PairKey, str]) -> str:
     return known.get((cell.identity, cell.pairing.against.identity), st.EXPLORATORY)
 
 
-def _tested(claim: Claim, cells: Sequence[Cell], pool: Mapping[object, Mapping[int, float]]) -> list[Judged]:
+def _tested(
+    claim: Claim, records: Records, cells: Sequence[Cell], pool: Mapping[object, Mapping[int, float]]
+) -> list[Judged]:
     """Return a claim at each grid point of its arm, tested, but without correction and verdict."""
     found = []
     others = [cell for cell in cells if cell.arm == claim.over]
@@ -127,7 +138,7 @@ def _tested(claim: Claim, cells: Sequence[Cell], pool: Mapping[object, Mapping[i
             continue
         fitting = best_partners(cell, others)
         if len(fitting) != 1:
-            found.append(Judged(claim, cell))
+            found.append(Judged(claim, "" if fitting else f"no run of {claim.over} that fits", cell))
             continue
         against = fitting[0]
         own, theirs = (pool.get(one.identity, one.numbers.values) for one in (cell, against))
@@ -135,28 +146,38 @@ def _tested(claim: Claim, cells: Sequence[Cell], pool: Mapping[object, Mapping[i
         equivalence = st.equivalence(list(st.differences(own, theirs).values()), claim.margin)
         ours, other = cell.mean_of("train_flops"), against.mean_of("train_flops")
         operations = ours / other if ours and other else None
-        found.append(Judged(claim, cell, pairing, operations, p_equivalence=equivalence))
-    return found or [Judged(claim)]
+        waiting = _waiting(records, (cell, against), pool)
+        found.append(Judged(claim, waiting, cell, pairing, operations, p_equivalence=equivalence))
+    return found or [Judged(claim, f"no run of {claim.arm}")]
 
 
-def _verdict(entry: Judged, unfinished: str) -> str:
+def _waiting(records: Records, sides: Sequence[Cell], pool: Mapping[object, Mapping[int, float]]) -> str:
+    """Return how many seeds of a pair are through, ``3 of 8 seeds``; "" where all are.
+
+    The seeds of an arm are those that the experiment file declares and those that the index has. A run that
+    diverged is through.
+    """
+    wanted, through = [], []
+    for cell in sides:
+        profiles = {trial["profile"] for trial in cell.trials}
+        declared = [records.seeds.get((profile, cell.arm or ""), frozenset()) for profile in profiles]
+        wanted.append({trial["seed"] for trial in cell.trials}.union(*declared))
+        ended = {trial["seed"] for trial in cell.trials if trial["status"] not in UNFINISHED}
+        through.append(ended | set(pool.get(cell.identity, {})))
+    of_both = set.intersection(*wanted)
+    done = of_both.intersection(*through)
+    return "" if done == of_both else f"{len(done)} of {plural(len(of_both), 'seed')}"
+
+
+def _verdict(entry: Judged) -> str:
     cell, pairing = entry.cell, entry.pairing
-    if cell is None:
-        return "no claim: no run of this pair of arms"
-    if pairing is None:
-        return f"no claim: no single row of {entry.claim.over} fits"
-    obstacle = (
-        unfinished or _waiting(cell, pairing) or _obstacle(entry.claim, cell, pairing, entry.operations)
-    )
+    if entry.waiting:
+        return f"{st.NOT_YET}: {entry.waiting}"
+    if cell is None or pairing is None:
+        return f"{st.NO_CLAIM}: several rows of {entry.claim.over} fit"
+    obstacle = _obstacle(entry.claim, cell, pairing, entry.operations)
     corrected = entry.p_holm, entry.p_equivalence_holm
     return st.verdict_on_claim(pairing.gain.interval, pairing.test, *corrected, obstacle)
-
-
-def _waiting(cell: Cell, pairing: Pairing) -> str:
-    """Return how many of the runs of a claim are still to be done, or ""."""
-    wanted = [trial for side in (cell, pairing.against) for trial in side.trials]
-    waiting = sum(trial["status"] in UNFINISHED for trial in wanted)
-    return f"{waiting} of {plural(len(wanted), 'run')} not finished" if waiting else ""
 
 
 def _obstacle(claim: Claim, cell: Cell, pairing: Pairing, operations: float | None) -> str:

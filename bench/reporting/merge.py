@@ -65,6 +65,7 @@ def merge(parts: Sequence[Records]) -> Records:
         text=next((part.text for part in parts if part.text), ""),
         notes=tuple(dict.fromkeys(notes)),
         claims=next((part.claims for part in parts if part.claims), ()),
+        seeds=next((part.seeds for part in parts if part.claims), {}),
         tuning=max(part.tuning for part in parts),
         searches=tuple(_searches(parts)),
         exports=tuple({canonical(line): line for part in parts for line in part.exports}.values()),

@@ -19,6 +19,7 @@ import pandas as pd
 
 from bench.errors import InputError, shown
 from bench.experiments.claims import Claim, read_claims
+from bench.experiments.file import declared_seeds
 from bench.records.files import StoreError
 from bench.records.store import Store
 from bench.reporting.trial_rows import EPOCH_COLUMNS, TRIAL_COLUMNS, read_trial
@@ -27,6 +28,7 @@ from bench.tuning.results import Results
 
 TUNING = "tuning"  # the role of the index lines of trials that choose a configuration
 Line = Mapping[str, Any]  # of index.jsonl
+Seeds = Mapping[tuple[str | None, str], frozenset[int]]  # by profile and arm
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ class Records:
 
     ``text`` is the experiment file and ``folder`` the folder that it lies in, None where the stored copy was
     read. ``published`` maps arms to the published rows that they name. ``claims`` are the declared
-    comparisons. ``tuning`` counts the trials that were run to choose configurations: they never saw the test
-    images and stand in no table.
+    comparisons, ``seeds`` those that the file declares for them, by profile and arm. ``tuning`` counts the
+    trials that were run to choose configurations: they never saw the test images and stand in no table.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Records:
     folder: Path | None = None
     notes: tuple[str, ...] = ()
     claims: tuple[Claim, ...] = ()
+    seeds: Seeds = field(default_factory=dict)
     tuning: int = 0
     searches: tuple[Line, ...] = ()  # the lines of tuning.jsonl, as ``tuned.as_recorded`` has them
     exports: tuple[Line, ...] = ()  # the lines of exports.jsonl of all trials, each with the trial's ``id``
@@ -218,6 +221,7 @@ class _Description:
     arms: tuple[str, ...] = ()
     published: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     claims: tuple[Claim, ...] = ()
+    seeds: Seeds = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -251,6 +255,7 @@ def _description(text: str, name: str) -> _Description:
         arms=names,
         published={arm["name"]: arm["published"] for arm in arms if isinstance(arm.get("published"), dict)},
         claims=claims,
+        seeds=declared_seeds(content) if claims else {},
         notes=notes,
     )
 

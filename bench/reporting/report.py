@@ -16,12 +16,12 @@ from bench.reporting import deployment, detail_tables, minima, tables, tuning_ta
 from bench.reporting.ablation import ablations
 from bench.reporting.assembly import make_cells
 from bench.reporting.cells import Cell
-from bench.reporting.claims import Judged, PairKey, judge, seeds_of_all, verdicts
+from bench.reporting.claims import Judged, PairKey, judge, verdicts
 from bench.reporting.convergence import convergence
 from bench.reporting.published_tables import Row, find_table, load_names, load_table
 from bench.reporting.records import Records
 from bench.reporting.table import Table
-from bench.reporting.tuned import Searched, searches, standing
+from bench.reporting.tuned import Searched, searches
 from bench.text import clean
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def make_report(
     cells = cells_of(records) if cells is None else cells
     tuned = searches(records.searches)
     if judged is None:
-        judged = judge(records.claims, cells, seeds_of_all(cells), standing(tuned))
+        judged = judge(records, cells)
     known = verdicts(judged) if known is None else known
     epochs = {str(id): frame.reset_index(drop=True) for id, frame in records.epochs.groupby("id", sort=False)}
     timed = [convergence(cell, epochs) for cell in cells if cell.arm is not None]

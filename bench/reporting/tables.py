@@ -342,8 +342,7 @@ def claim_texts(judged: Sequence[Judged]) -> list[str]:
 def _claim_text(name: str, entry: Judged) -> str:
     if entry.pairing is None or entry.cell is None:
         return f"{name}: {entry.verdict}."
-    n, wanted = entry.pairing.gain.interval.n, len(entry.cell.trials)
-    pairs = plural(n, "pair") if n >= wanted else f"{n} of {plural(wanted, 'pair')} so far"
+    pairs = plural(entry.pairing.gain.interval.n, "pair")
     edges = f" {entry.at_edge}." if entry.at_edge else ""
     return f"{name}: {entry.verdict}, {gain_text(entry.pairing)} points, {pairs}.{edges}"
 

@@ -26,7 +26,7 @@ from bench.reporting.records import Records, experiments_in, read_experiment, re
 from bench.reporting.report import Report, cells_of, draw, make_report
 from bench.reporting.selection import Selection
 from bench.reporting.tables import claim_texts
-from bench.reporting.tuned import choices_at_edges, searches, standing
+from bench.reporting.tuned import choices_at_edges, standing
 from bench.text import clean, command
 
 if TYPE_CHECKING:
@@ -94,9 +94,7 @@ def _collected(problems: list[str]) -> Iterator[None]:
 def _reports(read: Sequence[tuple[Records, list[Cell]]]) -> list[Report]:
     """Return the reports; a pair of arms has one verdict in all of them, from the seeds of all."""
     pool = seeds_of_all(cell for _, cells in read for cell in cells)
-    judged = [
-        judge(records.claims, cells, pool, standing(searches(records.searches))) for records, cells in read
-    ]
+    judged = [judge(records, cells, pool) for records, cells in read]
     known = verdicts(entry for entries in judged for entry in entries)
     return [
         make_report(records, cells, entries, known)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -178,14 +179,15 @@ def test_a_claim_has_no_verdict_before_all_of_its_runs_and_choices_are_there(tmp
         curve = [10.0, 65.0 + seed + seed % 2] if seed < 7 else None
         results.trial("one", "EXP-Net", curve, seed=seed, baseline="Plain", strategy=SUM, epochs=2)
     report = make_report(read_experiment(results.write(), "one"))
-    assert report.judged[0].verdict == "no claim: 1 of 16 runs not finished"
-    assert "7 of 8 pairs so far" in answer(report)[0]
+    assert report.judged[0].verdict == "not yet decided: 7 of 8 seeds"
+    assert "7 of 8 seeds" in answer(report)[0] and "7 pairs" in answer(report)[0]
     results.trial("one", "EXP-Net", [10.0, 72.0], seed=7, baseline="Plain", strategy=SUM, epochs=2, salt="x")
     results.lines["one"] = [line for line in results.lines["one"] if results.store.summary(line["id"])]
     report = make_report(read_experiment(results.write(), "one"))
     assert report.judged[0].verdict == "better"
-    waiting = judge(report.records.claims, report.cells, unfinished="tuning: 5 of 6 trials, 0 of 2 choices")
-    assert waiting[0].verdict == "no claim: tuning: 5 of 6 trials, 0 of 2 choices"
+    line = {"arm": "Plain", "configuration": {"learning_rate.initial": 0.1}, "trials": {"100": "0" * 16}}
+    tuned = replace(report.records, searches=(line,))
+    assert judge(tuned, report.cells)[0].verdict == "not yet decided: tuning: 0 of 1 trial, 0 of 1 choice"
 
 
 def test_runs_that_share_a_field_of_an_ablation_are_all_shown(tmp_path):

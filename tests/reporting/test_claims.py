@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from bench.experiments.file import declared_seeds
 from bench.reporting.assembly import make_cells
 from bench.reporting.claims import judge, names
 from bench.reporting.formats import to_csv, to_markdown
@@ -147,7 +149,7 @@ def test_a_claim_without_runs_is_named_and_counts_in_the_correction(tmp_path):
     _pair(results, "one", GAINS)
     table = _tables(results.write())["claims"]
     assert float(_rows(table)[0]["p_holm"]) == pytest.approx(4 / 128)
-    assert any(note.startswith("Sum over Longer: no claim") for note in table.notes)
+    assert "Sum over Longer: not yet decided: no run of Longer that fits." in table.notes
 
 
 def test_a_claim_covers_the_grid_points_that_it_names(tmp_path):
@@ -158,7 +160,7 @@ def test_a_claim_covers_the_grid_points_that_it_names(tmp_path):
             results.trial("one", "Plain", [1.0, 50.0 + seed], seed=seed, width=width)
             results.trial("one", "Sum", [1.0, 60.0], seed=seed, width=width, baseline="Plain", **PROGRESSIVE)
     cells = make_cells(records := read_experiment(results.write(), "one"))
-    assert [entry.cell.facts.width for entry in judge(records.claims, cells)] == [0.5]
+    assert [entry.cell.facts.width for entry in judge(records, cells)] == [0.5]
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -205,6 +207,93 @@ def test_a_pair_of_arms_has_one_verdict_everywhere_from_all_its_seeds(tmp_path):
         (gain,) = csv.DictReader((tmp_path / "out" / name / "gains.csv").open())
         assert gain["claim"] == "better"
     assert not (tmp_path / "out" / "two" / "claims.csv").exists()
+
+
+GRID = "[grid]\nseed = [0, 1, 2, 3, 4, 5, 6]\n"
+
+
+def _told(root: Path, out: Path, capsys) -> tuple[str, Path]:
+    """Return what ``bench report`` prints of the experiment ``one``, and the folder of its report."""
+    assert write_report(None, Selection(), root, out, ["md", "csv", "html"]) == 0
+    return capsys.readouterr().out, out / "one"
+
+
+@pytest.mark.parametrize("asked", [3, 7])
+def test_a_claim_waits_for_all_declared_seeds_and_says_how_many_there_are(tmp_path, capsys, asked):
+    """Three of seven seeds are through; the index asks for as many, as after ``--seeds 3``, or for all."""
+    results = Results(tmp_path)
+    results.experiment("one", GRID + ARMS + CLAIM)
+    _pair(results, "one", GAINS[:3])
+    for seed in range(3, asked):
+        results.trial("one", "Plain", None, seed=seed, epochs=2)
+        results.trial("one", "Sum", None, seed=seed, epochs=2, baseline="Plain", **PROGRESSIVE)
+    told, folder = _told(results.write(), tmp_path / "out", capsys)
+    verdict = "not yet decided: 3 of 7 seeds"
+    assert f"Sum over Plain: {verdict}, +1.03 [+0.65, +1.41] points, 3 pairs." in told
+    (claim,) = csv.DictReader((folder / "claims.csv").open())
+    assert (claim["verdict"], claim["pairs"]) == (verdict, "3")
+    assert claim["p_holm"] == claim["p_equivalence_holm"] == ""
+    assert f"| {verdict} |" in (folder / "claims.md").read_text()
+    assert [row["claim"] for row in csv.DictReader((folder / "gains.csv").open())] == [verdict]
+    page = (folder / "index.html").read_text()
+    assert f"Sum over Plain: {verdict}, +1.03 [+0.65, +1.41] points, 3 pairs." in page
+    for word in ("better", "worse", "equivalent", "not settled"):
+        assert f"| {word}" not in (folder / "claims.md").read_text()
+
+
+def test_a_claim_is_decided_with_the_last_declared_seed(tmp_path):
+    results = Results(tmp_path)
+    results.experiment("one", GRID + ARMS + CLAIM)
+    _pair(results, "one", GAINS[:6])
+    (claim,) = _rows(_tables(results.write())["claims"])
+    assert claim["verdict"] == "not yet decided: 6 of 7 seeds"
+    _pair(results, "one", GAINS[6:], seeds=[6])
+    (claim,) = _rows(_tables(results.write())["claims"])
+    assert (claim["verdict"], claim["pairs"]) == ("better", "7")
+
+
+def test_the_declared_seeds_are_those_of_the_profile_and_of_both_arms(tmp_path):
+    """The profile declares two seeds; without it Plain has the seven of the file and Sum its own three."""
+    text = GRID + ARMS.replace('name = "Sum"', 'name = "Sum"\ngrid = { seed = [0, 1, 2] }') + CLAIM
+    assert declared_seeds(tomllib.loads(text + "[profiles.quick]\ngrid = { seed = [0, 1] }\n")) == {
+        (None, "Plain"): set(range(7)),
+        (None, "Longer"): set(range(7)),
+        (None, "Sum"): {0, 1, 2},
+        ("quick", "Plain"): {0, 1},
+        ("quick", "Longer"): {0, 1},
+        ("quick", "Sum"): {0, 1},
+    }
+    assert declared_seeds(tomllib.loads(ARMS + CLAIM)) == {}  # the seed 0 of a file without seeds
+    results = Results(tmp_path)
+    results.experiment("one", text)
+    _pair(results, "one", GAINS[:3])
+    (claim,) = _rows(_tables(results.write())["claims"])
+    assert claim["verdict"].startswith("not settled: 3 pairs cannot show it")
+
+
+def test_a_run_that_diverged_is_through_and_one_that_failed_is_not(tmp_path):
+    results = Results(tmp_path)
+    results.experiment("one", GRID + ARMS + CLAIM)
+    _pair(results, "one", GAINS[:6])
+    results.trial("one", "Plain", [10.0, 60.0], seed=6)
+    lost = {"baseline": "Plain", "seed": 6, **PROGRESSIVE}
+    results.trial("one", "Sum", [10.0, float("nan")], status="diverged", **lost)
+    (claim,) = _rows(_tables(results.write())["claims"])
+    assert claim["verdict"] == "no claim: 1 pair lost to diverged runs"
+
+
+def test_a_claim_that_waits_leaves_the_verdicts_of_the_others_as_they_will_be(tmp_path):
+    """Of two claims one waits: its p-value counts as 1, so that of the other is doubled, not raised less."""
+    results = Results(tmp_path)
+    second = '[[claims]]\narm = "Longer"\nover = "Plain"\nat = "equal epochs"\n'
+    results.experiment("one", GRID + ARMS + CLAIM + second)
+    _pair(results, "one", GAINS)
+    for seed in range(6):
+        values = {"seed": seed, "seen": 10_000, "strategy": {**SUM, "merge": "concat"}}
+        results.trial("one", "Longer", [10.0, 50.0 + seed + GAINS[seed]], baseline="Plain", **values)
+    decided, waits = _rows(_tables(results.write())["claims"])
+    assert (decided["verdict"], float(decided["p_holm"])) == ("better", pytest.approx(4 / 128))
+    assert (waits["verdict"], waits["p_holm"]) == ("not yet decided: 6 of 7 seeds", "")
 
 
 def test_unreadable_claims_make_everything_exploratory_and_are_told(tmp_path):

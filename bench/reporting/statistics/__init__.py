@@ -11,7 +11,14 @@ looked at: of what it adds the report needs Holm's correction alone, which is ei
 
 from __future__ import annotations
 
-from bench.reporting.statistics.claims import EXPLORATORY, holm, holm_of_known, verdict_on_claim
+from bench.reporting.statistics.claims import (
+    EXPLORATORY,
+    NO_CLAIM,
+    NOT_YET,
+    holm,
+    holm_of_known,
+    verdict_on_claim,
+)
 from bench.reporting.statistics.intervals import Interval, mean_interval, welch, wilson
 from bench.reporting.statistics.pairs import (
     DeviationRatio,

@@ -15,7 +15,7 @@ from bench.reporting.statistics.intervals import LEVEL, Interval
 from bench.reporting.statistics.pairs import SignFlip
 
 BETTER, WORSE, EQUIVALENT, NOT_SETTLED = "better", "worse", "equivalent", "not settled"
-EXPLORATORY = "exploratory"
+EXPLORATORY, NO_CLAIM, NOT_YET = "exploratory", "no claim", "not yet decided"
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -59,9 +59,9 @@ def verdict_on_claim(
     is 1 minus the family-wise error.
     """
     if obstacle:
-        return f"no claim: {obstacle}"
+        return f"{NO_CLAIM}: {obstacle}"
     if test is None or p_difference is None or gain.mean is None:
-        return f"no claim: {gain.note or 'no pair'}"
+        return f"{NO_CLAIM}: {gain.note or 'no pair'}"
     limit = 1 - level + 1e-12
     outside = gain.low is not None and gain.high is not None and not gain.low <= 0 <= gain.high
     if p_difference <= limit and outside:
