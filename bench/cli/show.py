@@ -119,9 +119,19 @@ def show_text(
 ) -> str:
     """Return what an experiment expands to: trials with identities and needs, and the parity of its arms.
 
-    ``diff`` shows, field by field, what differs between that arm and its baseline; ``cost`` and ``layers``
-    add what ``bench.costs.tables`` says (which loads torch). An identity of absent data is shown as ``?``.
-    Raises ``InputError`` for an arm that does not exist or has no baseline.
+    An identity of absent data is shown as ``?``.
+
+    Args:
+        experiment: What is shown.
+        store: The records that say how far a search is; None: the phases of a search are not shown.
+        diff: An arm: what differs between it and its baseline is shown, field by field.
+        cost: Whether the time and memory are added, which loads torch.
+        layers: Whether the layers are added, which loads torch.
+        data_dir: The data folder.
+        screen: What the text is written for.
+
+    Raises:
+        InputError: The arm ``diff`` does not exist or has no baseline.
     """
     if experiment.tuning is not None and store is not None and diff is None:
         return _search_text(Search(experiment, store), cost, layers, data_dir, screen)

@@ -84,7 +84,14 @@ def status_text(
 ) -> str:
     """Return counts, a table of the arms, what is wrong or half done, and what ``bench run`` would do.
 
-    ``lines`` are index lines, ``states`` and ``epochs`` (how many a trial has in all) go by id.
+    Args:
+        title: The first line.
+        lines: Lines of the index.
+        states: The states of the trials, by id.
+        epochs: How many epochs a trial has in all, by id.
+        run: The command that goes on, as the last line names it.
+        screen: What the text is written for.
+        data_list: The command that tells about absent data.
     """
     ids = list(dict.fromkeys(line["id"] for line in lines if line["id"] is not None))
     counts = Counter(states[id].status for id in ids)

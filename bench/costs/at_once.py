@@ -50,10 +50,19 @@ def at_once(
 ) -> list[AtOnce]:
     """Return, for each config, the seconds of a step in one process alone and in ``count`` processes at once.
 
-    Each process holds a run of every config, on synthetic images. In each of ``rounds`` rounds the configs
-    are measured in turn for ``seconds`` by the clock, each of them first in one process alone, then in all
-    processes at the same time, on one ``device`` ("cpu" or "cuda:N"). Raises ``EOFError`` where a process
-    died, perhaps because memory ran out.
+    Each process holds a run of every config, on synthetic images. A round measures the configs in turn, each
+    of them first in one process alone, then in all processes at the same time.
+
+    Args:
+        configs: The trials whose steps are measured.
+        count: The number of processes.
+        device: "cpu" or "cuda:N", shared by all processes.
+        mode: "eager", "compiled" or "captured".
+        rounds: The number of measurements of each config.
+        seconds: The length of one measurement, by the clock.
+
+    Raises:
+        EOFError: A process died, perhaps because memory ran out.
     """
     children: list[Child] = []
     try:

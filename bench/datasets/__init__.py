@@ -51,7 +51,12 @@ def make_data(
 ) -> Batches:
     """Return the batches of the images that ``load`` returned.
 
-    The images lie on the device; photographs are read and cut by threads when a batch needs them.
+    Args:
+        images: Arrays lie on the device; photographs are read and cut by threads when a batch needs them.
+        config: The trial's.
+        input_size: Height and width, in pixels, of the images that the network reads.
+        device: "cpu" or "cuda:N".
+        worker: (rank, workers) of a team that shares each batch.
     """
     if isinstance(images, Arrays):
         from bench.datasets.device_batches import DeviceData

@@ -94,8 +94,19 @@ def prepare(
 ) -> str:
     """Write photographs as shards, or build ``svhn_subset``; return a line about the result.
 
-    The size of the shards is printed first and must be confirmed, by ``yes`` or on the terminal. Raises
-    ``InputError``.
+    The size of the shards is printed first and must be confirmed.
+
+    Args:
+        name: The data set, as an experiment names it.
+        data_dir: The data folder.
+        form: "jpeg" or "raw".
+        short_side: In pixels, with "raw" alone; None: the default.
+        max_corrupt: How many corrupt images may be left out.
+        yes: Whether the size is confirmed; else the terminal is asked.
+        say: Is told how it goes on.
+
+    Raises:
+        InputError: The data set cannot be prepared so, or the size was not confirmed.
     """
     from bench.datasets import svhn_subset
     from bench.datasets.photographs import prepare

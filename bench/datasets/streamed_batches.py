@@ -49,7 +49,19 @@ class PhotographData(ChosenImages):
         worker: tuple[int, int] = ALONE,
         workers: int | None = None,
     ) -> None:
-        """Choose the images; ``workers`` threads cut them. Raises ``InputError`` for too few images."""
+        """Choose the images.
+
+        Args:
+            photographs: What ``load`` returned.
+            config: The trial's.
+            input_size: Height and width of a crop, in pixels.
+            device: "cpu" or "cuda:N".
+            worker: (rank, workers) of a team that shares each batch.
+            workers: How many threads cut images; None: 1 on a CPU, at most 16 beside a GPU.
+
+        Raises:
+            InputError: There are too few images, or the augmentation is not one for photographs.
+        """
         if config.augmentation not in crops.AUGMENTATIONS:
             raise InputError(
                 f"augmentation: '{config.augmentation}' is for images of one small size; "

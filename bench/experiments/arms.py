@@ -58,7 +58,12 @@ def tolerant(
 ) -> Any:
     """Return ``table`` as ``model``, whatever is wrong with it.
 
-    Bad keys are reported and left at their defaults. Required ones get the values in ``missing``.
+    Args:
+        model: The model; bad keys keep its defaults.
+        table: The table, as parsed.
+        prefix: Put before a key in a message.
+        problems: Where bad keys are added.
+        **missing: Values for required keys that are bad or missing.
     """
     try:
         return model.model_validate(dict(table))

@@ -81,8 +81,17 @@ def training_count(
 ) -> int:
     """Return how many of ``total`` training images are trained on: ``train_size``, or all but ``holdout``.
 
-    The steps of an epoch are that over ``batch_size``, rounded down. Raises ``InputError`` where they do not
-    suffice.
+    The steps of an epoch are that over ``batch_size``, rounded down.
+
+    Args:
+        total: The training images of the data set.
+        batch_size: Images of a step.
+        train_size: None: all but ``holdout``.
+        holdout: Training images that are held out.
+        name: The data set, in messages.
+
+    Raises:
+        InputError: The images do not suffice.
     """
     of = f" of data set '{name}'" if name else ""
     if train_size is None:

@@ -53,9 +53,16 @@ def load_experiment(
 ) -> Experiment:
     """Return the experiment file ``path``, or the shipped experiment of this name, checked and expanded.
 
-    ``overrides`` are the texts ``dotted.key=value`` of ``--set``; of the arms in ``only`` the baselines stay;
-    ``seeds`` is N for the seeds 0 .. N-1. Raises ``InputError`` naming every problem found, a line each, with
-    file and key.
+    Args:
+        path: The TOML file, or the name of a shipped experiment.
+        profile: The profile asked for, if any.
+        overrides: The texts ``dotted.key=value`` of ``--set``.
+        only: The arms wanted; their baselines stay.
+        seeds: N for the seeds 0 to N-1 in place of the file's.
+        data_dir: The folder of the data sets; None: the default one.
+
+    Raises:
+        InputError: Every problem found, a line each, with file and key.
     """
     path = locate(path)
     text = read_text(path)

@@ -98,9 +98,14 @@ def read_file(
     overrides: Sequence[str] = (),
     seeds: int | None = None,
 ) -> ExperimentFile:
-    """Return the checked content of a parsed experiment file; everything wrong is added to ``problems``.
+    """Return the checked content of a parsed experiment file.
 
-    ``profile_name``, ``overrides`` and ``seeds`` are those of ``load_experiment``.
+    Args:
+        document: The parsed TOML document.
+        problems: Where everything wrong is added.
+        profile_name: The profile asked for, if any.
+        overrides: The texts ``dotted.key=value`` of ``--set``.
+        seeds: N for the seeds 0 to N-1 in place of the file's.
     """
     table = tolerant(FileTable, document, "", problems)
     if not document.get("arms", []):

@@ -203,6 +203,13 @@ def check_fields(
 
     Choices are looked at when the arm is resolved, since an axis may still give the option that is missing
     here.
+
+    Args:
+        fields: The table; bad keys are removed in place.
+        known: The keys that there are.
+        prefix: Put before a key in a message.
+        problems: Where bad keys are added.
+        lists: Whether ``bits`` may be a list of values.
     """
     for key, value in list(fields.items()):
         if key not in known:

@@ -70,12 +70,16 @@ def write_file(
     packed: bool,
     latent: Mapping[str, Tensor] | None = None,
 ) -> Written:
-    """Write what ``plain_network`` returned to ``path``, atomically.
+    """Write a plain network to ``path``, atomically.
 
-    With ``packed`` codes take their bits, else a byte each, and batch norms of ``plain`` are folded in place
-    where this is exact (``bench.export.folding``). The file's reader builds the network from ``config`` and
-    ``classes``, the length of an image's logits. ``latent``: full-precision weights by layer, to go on
-    training.
+    Args:
+        path: The file.
+        plain: What ``plain_network`` returned. With ``packed`` its batch norms are folded in place where this
+            is exact (``bench.export.folding``).
+        config: The trial's configuration, from which the file's reader builds the network.
+        classes: The length of an image's logits.
+        packed: Whether codes take their bits, else a byte each.
+        latent: Full-precision weights by layer, stored beside the codes, to go on training.
     """
     folded = fold_(plain) if packed else {}
     tensors = {

@@ -47,11 +47,16 @@ class Judgement:
 def judge(plain: fx.GraphModule, images: Tensor, wanted: Tensor, found: Tensor, spread: float) -> Judgement:
     """Return which of another program's logits ``found`` are not those of ``plain`` but for rounding.
 
-    Logits (B, classes) within ``TOLERANCE`` of PyTorch's, ``wanted``, are right. Any other image is compared
-    with the logits that ``plain``, on the CPU, has in float64. It is right where ``found`` is no further from
-    these than ``TOLERANCE``, or than twice as far as PyTorch's float32 logits are, in the worst of all images
-    that are compared and not moved. The unit of ``TOLERANCE`` is ``spread``, the standard deviation of all
-    logits of the test set.
+    Logits within ``TOLERANCE`` of PyTorch's are right. Any other image is compared with the logits that
+    ``plain`` has in float64. It is right where ``found`` is no further from these than ``TOLERANCE``, or than
+    twice as far as PyTorch's float32 logits are, in the worst of all images that are compared and not moved.
+
+    Args:
+        plain: The plain network, on the CPU.
+        images: A batch, float32 (B, 3, S, S).
+        wanted: PyTorch's logits of the batch, float32 (B, classes).
+        found: The other program's, of the same shape.
+        spread: The standard deviation of all logits of the test set, the unit of ``TOLERANCE``.
     """
     off = (wanted - found).abs().amax(1) > TOLERANCE * spread
     wrong, moved, allowed = torch.zeros_like(off), torch.zeros_like(off), TOLERANCE * spread

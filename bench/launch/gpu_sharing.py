@@ -38,10 +38,15 @@ def trials_per_device(
 ) -> int:
     """Return how many equal trials share a device: as its memory holds, one a core, ``limit`` at most.
 
-    ``free_bytes`` of the device before any of them starts; ``peak_bytes_per_trial`` that its allocator takes
-    at most and ``context_bytes`` of its process besides (the CUDA context and libraries), both measured;
-    ``cores`` of the host for this device, since each trial's process keeps one busy launching kernels. The
-    number is at least 1.
+    Args:
+        free_bytes: Of the device, before any of the trials starts.
+        peak_bytes_per_trial: The most that a trial's allocator takes, measured.
+        context_bytes: What a trial's process takes besides (the CUDA context and libraries), measured.
+        cores: Of the host for this device: each trial's process keeps one busy launching kernels.
+        limit: The most trials.
+
+    Returns:
+        At least 1.
     """
     need = max(1.0, peak_bytes_per_trial + context_bytes)
     return int(max(1, min(USABLE * free_bytes // need, cores, limit)))
@@ -121,9 +126,15 @@ def measured_slots(
 ) -> tuple[DeviceSlots, str]:
     """Return how trials share the GPUs, and a line that says so ("" where there is nothing to say).
 
-    ``configs`` go by the trials' ids, ``devices`` are "cuda:0", ...; ``jobs`` is the most trials at once.
-    Each trial takes ``share`` of a GPU; None: the memory that it is measured to take. Memory that is not
-    known yet is measured in a process of its own; where that fails, each trial gets a GPU.
+    Args:
+        configs: The configurations of the trials, by id.
+        devices: The GPUs: "cuda:0", ...
+        share: The part of a GPU that each trial takes; None: the memory that each trial is measured to take.
+            Memory that is not known yet is measured in a process of its own; where that fails, each trial
+            gets a GPU.
+        cores: The cores of this machine.
+        jobs: The most trials at once; None: no limit.
+        data_dir: The data folder.
     """
     total = jobs or 1 << 30
     whole = DeviceSlots(dict.fromkeys(devices, 1), total)

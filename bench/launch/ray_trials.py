@@ -60,8 +60,14 @@ def train_together(
 ) -> Outcome:
     """Run a trial by a team of Ray Train's workers, from inside a Tune function; raises what ended the team.
 
-    The first worker runs the trial as a single one would (lock, log, records) and tells of its epochs through
-    a queue.
+    The first worker runs the trial as a single one would (lock, log, records).
+
+    Args:
+        task: The trial.
+        ray_run: The run; it has the number of workers.
+        cpus: What a worker takes.
+        gpus: Likewise.
+        on_epoch: Is called with each epoch of the first worker, which a queue carries.
     """
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer

@@ -41,9 +41,14 @@ def run_ray(
 ) -> None:
     """Run the session's trials through Ray Tune. Trials that want a device to themselves come last.
 
-    ``cpus`` and ``gpus`` are what a worker of a trial takes (fractions allowed), ``workers`` how many a trial
-    has, ``jobs`` the most trials at once. ``cluster`` (the function) must be active; the argument says that
-    it has nodes other than this machine, some of which may not see the results folder.
+    Args:
+        session: The trials and what is known of them.
+        cpus: What a worker of a trial takes; fractions are allowed.
+        gpus: Likewise.
+        jobs: The most trials at once; None: no limit.
+        workers: The workers of a trial.
+        cluster: Whether the cluster, which must be active (``cluster``, the function), has nodes other than
+            this machine, some of which may not see the results folder.
     """
     from bench.launch.ray_hooks import Stream
 

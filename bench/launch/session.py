@@ -90,7 +90,12 @@ class Session:
     def add(self, task: Task, label: str, epochs: int, cost: float, priority: float) -> None:
         """Put a trial into the queue; a trial that has ended at a rung may come again, to go on from there.
 
-        ``epochs`` is the number of epochs that it has at the end, ``cost`` its seconds (or relative cost).
+        Args:
+            task: The trial.
+            label: The trial in messages.
+            epochs: The number of epochs that the trial has at the end.
+            cost: Seconds, or a relative cost.
+            priority: The highest is trained first.
         """
         self.outcomes.pop(task.id, None)
         self.tasks[task.id] = task

@@ -104,11 +104,21 @@ def _recorded_trial(store: Store, id: str) -> tuple[Trial, dict[str, Any]]:
 def verify(
     text: str, results: Path, data_dir: Path, device: str | None = None, *, function: str = TRAIN
 ) -> int:
-    """Train the trial named ``text`` again in a temporary folder and print how the records compare.
+    """Train a recorded trial again in a temporary folder and print how the records compare.
 
-    Returns 0 for identical records, 1 for different ones, 3 when stopped. Raises ``InputError`` where the
-    trial is not finished, where its data is absent, and where the same configuration has another id today:
-    the data, the revision of an entry or the version changed.
+    Args:
+        text: The trial's id, the beginning of the id, or its folder.
+        results: The results folder.
+        data_dir: The data folder.
+        device: "cpu" or "cuda:N"; None: the kind of device that is recorded.
+        function: The training function, as "module:name".
+
+    Returns:
+        0 for identical records, 1 for different ones, 3 when stopped.
+
+    Raises:
+        InputError: The trial is not finished, its data is absent, or the same configuration has another id
+            today: the data, the revision of an entry or the version changed.
     """
     store = Store(results)
     id = store.find(text)
@@ -120,18 +130,7 @@ def verify(
         )
     trial, record = _recorded_trial(store, id)
     permission.sealed(trial.config.network, f"{store.folder(id) / 'trial.json'}: network")
-    checksum = catalog.checksum(trial.config.dataset, data_dir)
-    if checksum is None:
-        raise InputError(
-            f"{data_dir}: the data set '{trial.config.dataset['kind']}' is not here; see "
-            f"`{command('data', 'list', '--data', data_dir)}`"
-        )
-    now = identity(trial.config, checksum)
-    if now != id:
-        raise InputError(
-            f"{store.folder(id)}: the same configuration is trial {now} today: "
-            f"{_reason_for_another_id(trial.config, id, record, checksum)}"
-        )
+    _check_identity(store.folder(id), id, trial.config, record, data_dir)
     recorded_kind = _table(record, "execution").get("kind")
     devices = find_devices(device or ("cpu" if recorded_kind == "cpu" else None))
     workers = _table(record, "execution").get("workers", 1)
@@ -153,6 +152,24 @@ def verify(
         for change in changes(record, again.read_trial(id) or {}):
             _say_lines(f"since then: {change}")
         return _say_differences(store, again, id, trial.config, differences(store, again, id))
+
+
+def _check_identity(
+    folder: Path, id: str, config: TrialConfig, record: Mapping[str, Any], data_dir: Path
+) -> None:
+    """Raise ``InputError`` where the data is absent or the configuration has another id today."""
+    checksum = catalog.checksum(config.dataset, data_dir)
+    if checksum is None:
+        raise InputError(
+            f"{data_dir}: the data set '{config.dataset['kind']}' is not here; see "
+            f"`{command('data', 'list', '--data', data_dir)}`"
+        )
+    now = identity(config, checksum)
+    if now != id:
+        raise InputError(
+            f"{folder}: the same configuration is trial {now} today: "
+            f"{_reason_for_another_id(config, id, record, checksum)}"
+        )
 
 
 def _table(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -67,12 +67,17 @@ class LowPrecisionLayer(ActivationInput):
     ) -> None:
         """Give the layer everything beyond the shape of its weights.
 
-        ``name`` is its name in the network. ``clock`` tells the step and the factor f. ``merge`` is one of
-        ``MERGES``, None without branches. ``joint``: one statistic is taken over main and extra weights.
-        ``blend`` says what moves from full to low precision as f falls: "both", "weights", "activations" or
-        "signs", the weights from a clipped line to the sign. ``magnitude_first``: min(1, |y|) comes before
-        the bounding map. ``merge_here``: sum and difference meet at this layer's output. ``dropout`` is that
-        of the activated input.
+        Args:
+            name: The layer's name in the network.
+            quantizer: The maps of its weights, its input and its gradient.
+            clock: Tells the layer the step and the factor f.
+            merge: How the network's branches merge, one of ``MERGES``; None without branches.
+            joint: Whether one statistic is taken over main and extra weights.
+            blend: What moves from full to low precision as f falls: "both", "weights", "activations" or
+                "signs" (the weights, from a clipped line to the sign); None: nothing.
+            magnitude_first: Whether min(1, |y|) comes before the bounding map.
+            merge_here: Whether sum and difference meet at this layer's output.
+            dropout: The dropout of the activated input.
         """
         self.set_up_input(quantizer, clock, merge, blend, magnitude_first)
         self.name = name

@@ -41,11 +41,20 @@ def build(
 ) -> Network:
     """Return the network that ``config`` names, on the CPU, before ``initialize``.
 
-    ``branch`` is the branch of a progressive strategy, ``blend`` that of the strategy ``anneal``. Neither
-    changes the name of a parameter on the main path. With ``check_original`` a network that is not the
-    suite's own is first compared with its original (``bench.networks.convert.invariant``). Raises
-    ``InputError`` for a network that cannot be built: unknown branch layers, a kernel without a centre, a
-    transformed network that differs from its original, ...
+    Branch and blend do not change the name of a parameter on the main path.
+
+    Args:
+        config: The trial's.
+        num_classes: The length of the logits of an image.
+        clock: Tells the layers the step and the factor.
+        branch: The branch of a progressive strategy.
+        blend: What the strategy ``anneal`` moves from full to low precision.
+        check_original: Whether a network that is not the suite's own is first compared with its original
+            (``bench.networks.convert.invariant``).
+
+    Raises:
+        InputError: The network cannot be built: unknown branch layers, a kernel without a centre, a
+            transformed network that differs from its original, ...
     """
     options = keywords(config.network)
     builder = Builder(config, clock, branch, blend)

@@ -32,11 +32,19 @@ def adopted(
 ) -> Network:
     """Return the module that ``make`` returns, transformed to a low-precision network.
 
-    ``who`` is its name in messages, ``input_size`` the height and width of the images in pixels (None: the
-    module's attribute), ``choices`` are fields of ``Choices``. The builder's ``check_original`` asks for the
-    comparison with the original. Raises ``NetworkError``, perhaps for one seed alone, where ``make`` raises
-    or returns no module, where the size is unknown or the module cannot be transformed, and where the
-    transformed network differs from the original. An ``InputError`` is that of ``make``.
+    Args:
+        make: Returns the module, in its own initialisation.
+        builder: Makes the low-precision layers; its ``check_original`` asks for the comparison with the
+            original.
+        num_classes: The length of the logits of an image.
+        who: The name of the network in messages.
+        input_size: Height and width of the images in pixels; None: the module's attribute ``input_size``.
+        **choices: Fields of ``Choices``.
+
+    Raises:
+        NetworkError: ``make`` raises or returns no module, the size is unknown, the module cannot be
+            transformed, or the transformed network differs from the original. Each may depend on the seed.
+        InputError: ``make`` itself raised it, for instance for code that is not allowed.
     """
 
     def made() -> nn.Module:

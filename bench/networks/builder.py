@@ -158,9 +158,14 @@ class Builder:
     def classifier(
         self, in_features: int, classes: int, *, extra: int = 0, average: bool = False, reads: str = "bounded"
     ) -> Classifier:
-        """Return the last linear layer; it reads ``extra`` features of the previous layer's branch as well.
+        """Return the last linear layer.
 
-        ``average`` and ``reads``: see ``Classifier``.
+        Args:
+            in_features: Features of the main path.
+            classes: The length of the logits of an image.
+            extra: Features of the previous layer's branch, which the layer reads as well.
+            average: See ``Classifier``.
+            reads: See ``Classifier``.
         """
         layer = Classifier(
             in_features,
@@ -203,9 +208,18 @@ class Builder:
     ) -> LowPrecisionConv2d:
         """Return the low-precision convolution that will be the module ``name`` of the network.
 
-        ``extra`` is ``extra_out`` of the layer whose ``side`` the convolution reads. ``pool`` is the pooling
-        of the main path behind the convolution, which the branch repeats; with ``pool_first`` it comes before
-        the batch norm. ``dropout`` applies to the activated input.
+        Args:
+            name: The module in the network.
+            in_channels: Of the main path.
+            out_channels: Of the main path.
+            kernel: Height and width.
+            padding: On every side.
+            stride: In both directions.
+            groups: Of the main path and of the branch.
+            extra: ``extra_out`` of the layer whose ``side`` the convolution reads.
+            pool: The pooling of the main path behind the convolution, which the branch repeats.
+            pool_first: Whether it comes before the batch norm.
+            dropout: The probability of dropout of the activated input.
         """
         layer = LowPrecisionConv2d(
             in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False
@@ -248,9 +262,13 @@ class Builder:
     ) -> None:
         """Give a layer, which has its weights, all but its branch.
 
-        ``quantizer`` returns the quantizer of a stream of random draws for weights of a shape. ``extra``:
-        channels of the branch that the layer reads (``concat``). ``blended``: whether the builder's ``blend``
-        is the layer's.
+        Args:
+            layer: The layer; its weights have their shape.
+            name: The layer's name in the network.
+            quantizer: Returns the quantizer of a stream of random draws for weights of a shape.
+            extra: Channels of the branch that the layer reads (``concat``).
+            dropout: The probability of dropout of the activated input.
+            blended: Whether the builder's ``blend`` is the layer's.
         """
         joint = self.branch is not None and self.branch.statistics == "joint"
         shape = tuple(layer.weight.shape)

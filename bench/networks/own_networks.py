@@ -53,10 +53,20 @@ def own_network(
 ) -> Network:
     """Return ``factory(num_classes=..., **options)`` of the user's module, transformed.
 
-    The factory also gets ``width`` where the width is not 1, and ``input_size`` where the experiment sets it
-    and the factory takes it. Where the experiment does not set it, the module needs an attribute
-    ``input_size``. Raises ``InputError`` for code that is not allowed or has changed, and where the factory
-    raises; the traceback goes to the trial's log.
+    The factory also gets ``width`` where the width is not 1.
+
+    Args:
+        builder: Makes the low-precision layers; its ``config`` names the factory.
+        num_classes: The length of the logits of an image.
+        source: The checksum of the code, which is part of the trial's identity; it is checked when the code
+            is loaded.
+        input_size: Height and width of the images in pixels, handed to a factory that takes it; None: the
+            module has an attribute ``input_size``.
+        **options: The factory's, and what else becomes low precision.
+
+    Raises:
+        InputError: The code is not allowed or has changed, or the factory raises; the traceback goes to the
+            trial's log.
     """
     kind, width = builder.config.network["kind"], builder.config.width
     choices = {key: options.pop(key) for key in ("first", "last", "depthwise", "projection")}

@@ -33,9 +33,18 @@ def make_quantizer(
 ) -> Quantizer:
     """Return the quantizer called ``kind``; see ``bench list quantizers`` for names, bits and options.
 
-    ``weight_shape``: shape of the weights it will serve; learned scales are then created at once.
-    ``channels``: of the activations; learned parameters of the activations are then one a channel, else one
-    a layer. Raises ``InputError`` for a name, bit width or option that does not exist.
+    Args:
+        kind: The name.
+        w_bits: Bits of the weights; 32: full precision.
+        a_bits: Bits of the activations.
+        g_bits: Bits of the gradients.
+        weight_shape: The shape of the weights that it will serve; learned scales are then created at once.
+        channels: Of the activations: learned parameters of the activations are one a channel; None: one a
+            layer.
+        **options: The quantizer's.
+
+    Raises:
+        InputError: A name, bit width or option does not exist.
     """
     entry = registry.get("quantizers", kind, "quantizer")
     chosen = complete("quantizers", {"kind": kind, **options}, "quantizer")

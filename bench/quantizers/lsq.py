@@ -59,15 +59,18 @@ class _LearnedStep(Function):
 
 
 def learned_step(v: Tensor, step: Tensor, low: int, high: int, count: int) -> Tensor:
-    """Return round(clip(v / s, low, high)) s (eq. 1 and 2), any shape; ties go to even.
+    """Return round(clip(v / s, low, high)) s (eq. 1 and 2); ties go to even.
 
-    ``step``: s, of shape (). A step of less than 2^-20 is taken as 2^-20, so that its gradient can raise it
-    again.
+    Gradients: dL/dv = dL/dq where low < v/s < high, else 0 (eq. 5). dL/ds is g times the sum of dL/dq r, with
+    r = round(v/s) - v/s inside, low where v/s <= low and high where v/s >= high (eq. 3), and g = 1 /
+    sqrt(count high) (section 2.2).
 
-    Gradients: dL/dv = dL/dq where low < v/s < high, else 0 (eq. 5). dL/ds is g times the sum of dL/dq r,
-    with r = round(v/s) - v/s inside, low where v/s <= low and high where v/s >= high (eq. 3), and g = 1 /
-    sqrt(count high) (section 2.2), ``count`` the number of weights, or of one sample's activations, that
-    share the step.
+    Args:
+        v: Weights or activations of any shape.
+        step: s, of shape (). Less than 2^-20 is taken as 2^-20, so that its gradient can raise it again.
+        low: The lowest level, in steps.
+        high: The highest level, in steps.
+        count: The number of weights, or of one sample's activations, that share the step.
     """
     return _LearnedStep.apply(v, step, low, high, 1.0 / math.sqrt(count * high))
 

@@ -115,11 +115,17 @@ def symmetric_weight(
 ) -> Tensor:
     """Return scale * sign(w) where |w| > threshold, and below the threshold what ``below`` says.
 
-    ``below``: "zero" (ternary), "scaled" (binary with eta = 0), or "unscaled" (binary with eta > 0: sign(w)
-    without the scale, a quirk of the release). sign(0) is +1, or 0 with ``zero_to_zero``. ``w`` has any
-    shape, ``scale`` is broadcast to it, ``threshold`` has the shape (). The gradients are the same for each
-    ``below``. dL/dw is scale dL/dq where |w| > threshold, and dL/dq elsewhere, the zeroed weights included.
-    dL/dscale is the sum over its group of dL/dq sign(w) where |w| > threshold. The threshold is a constant.
+    The gradients are the same for each ``below``. dL/dw is scale dL/dq where |w| > threshold, and dL/dq
+    elsewhere, the zeroed weights included. dL/dscale is the sum over its group of dL/dq sign(w) where |w| >
+    threshold. The threshold is a constant.
+
+    Args:
+        w: Weights of any shape.
+        scale: Is broadcast to ``w``.
+        threshold: Of shape ().
+        below: "zero" (ternary), "scaled" (binary with eta = 0), or "unscaled" (binary with eta > 0: sign(w)
+            without the scale, a quirk of the release).
+        zero_to_zero: Whether sign(0) is 0, else +1.
     """
     return _Symmetric.apply(w, scale, threshold, below, zero_to_zero)
 

@@ -113,10 +113,17 @@ class Experiments:
         file: str | None = None,
         stale: Callable[[dict[str, Any]], bool] = lambda line: False,
     ) -> None:
-        """Write the experiment file as ``file`` (None: ``<name>.toml``) and merge ``lines`` into the index.
+        """Write the experiment file and merge ``lines`` into the index.
 
         Lines of other profiles and overrides stay (other ids); those of an arm that the file no longer has
-        go, and so do those that are ``stale``.
+        go.
+
+        Args:
+            name: The name of the experiment.
+            text: The text of the experiment file.
+            lines: The lines of the index.
+            file: The name of the file in the experiment's folder; None: ``<name>.toml``.
+            stale: Says which of the lines that are there go, too.
         """
         folder = self.experiment_folder(name)
         try:

@@ -1,9 +1,10 @@
 """Locks that say who holds them, so that no trial is trained twice at once, on one host or on several.
 
 A lock is a file. Under one kernel its advisory lock (``flock``) is the truth: it ends with its process,
-however that dies. Between hosts on a shared disk, where advisory locks may not reach, the holder signs the
-file and rewrites it every few seconds; another host takes it over only after watching it stay silent. No two
-clocks are compared.
+however that dies. Where that is not to be had, the owner's process number and start time decide. Between
+kernels (hosts on a shared disk, or this host before it was started anew), where advisory locks may not reach,
+the holder signs the file and rewrites it every few seconds; another host takes the file over only after
+watching it stay silent. No two clocks are compared, and a file's age alone proves nothing.
 """
 
 from __future__ import annotations
@@ -215,12 +216,15 @@ def _open_lock_file(path: Path) -> tuple[int, bool]:
 def acquire(
     path: Path, name: str, heartbeat: float = HEARTBEAT, silence: float = SILENCE, settle: float = SETTLE
 ) -> Lock:
-    """Take the lock file ``path`` or raise ``Busy``.
+    """Take the lock file ``path``.
 
-    Under one kernel the file's advisory lock is the truth: it ends with its process. Where that is not to be
-    had, the owner's process number and start time decide. An owner under another kernel (a host on the same
-    disk, or this one before it was started anew) counts as gone only when its file stays unchanged while we
-    watch it for ``silence`` seconds: no two clocks are compared, and a file's age alone proves nothing.
+    Args:
+        path: The lock file.
+        name: The trial, in messages.
+        heartbeat, silence, settle: In seconds, as the constants say.
+
+    Raises:
+        Busy: Another live runner holds the lock.
     """
     refused = 0
     while True:

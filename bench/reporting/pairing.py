@@ -27,8 +27,12 @@ def compare(
 ) -> Pairing:
     """Return the pairing of two cells.
 
-    ``own`` and ``theirs`` are their accuracies by seed, in percent; ``partners`` the trials of ``against``
-    that ``cell`` is paired with, by seed, whatever became of them.
+    Args:
+        cell: The cell of the arm.
+        against: The cell of the arm that it is compared with.
+        own: The accuracies of ``cell`` by seed, in percent.
+        theirs: Those of ``against``.
+        partners: The trials of ``against`` that ``cell`` is paired with, by seed, whatever became of them.
     """
     states = {trial["seed"]: trial["status"] for trial in cell.trials}
     differences = list(st.differences(own, theirs).values())

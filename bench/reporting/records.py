@@ -73,11 +73,18 @@ def read_experiment(
     lines: Sequence[Line] | None = None,
     configs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Records:
-    """Return the records of an experiment; raises ``InputError`` for a damaged index.
+    """Return the records of an experiment.
 
-    Without ``text``, the experiment file, the copy that the run stored is read; without ``lines`` all lines
-    of the index are. ``folder`` is that of the file: published tables of the user's own lie there.
-    ``configs`` are the configurations of trials of which nothing may be recorded, by identity.
+    Args:
+        results: The results folder.
+        name: The experiment's name: the stem of its file.
+        text: The text of the experiment file; None: the copy that the run stored.
+        folder: The folder of the file, where published tables of the user's own lie.
+        lines: The lines of the index to report; None: all that are recorded.
+        configs: The configurations of trials of which nothing may be recorded, by identity.
+
+    Raises:
+        InputError: The index is damaged.
     """
     store = Store(results)
     described = _description(_stored_text(store, name) if text is None else text, name)

@@ -39,9 +39,15 @@ def matches(
 ) -> list[Match]:
     """Return the published rows for a trial's configuration, in the order of the tables.
 
-    ``published`` is the arm's own ``{table, method}``: then only its rows count, and what else differs
-    (another data set, say) is listed in ``not_comparable`` instead of hiding the row. ``train_images`` are
-    those of one epoch and ``images`` all that were processed; None where unknown.
+    Args:
+        config: The configuration.
+        bits: Of weights, activations and gradients.
+        rows: The rows of the published tables.
+        names: What the tables call networks, data sets and methods.
+        published: The arm's own ``{table, method}``: then only its rows count, and what else differs (another
+            data set, say) is listed in ``not_comparable`` instead of hiding the row.
+        train_images: Those of one epoch; None where unknown.
+        images: All that were processed; None where unknown.
     """
     wanted = {key: value for key, value in (published or {}).items() if key in ("table", "method")}
     found = []

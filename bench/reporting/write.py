@@ -47,10 +47,16 @@ def write_report(
 ) -> int:
     """Write the report of each experiment to ``<out>/<experiment>/``, print what was written and return 0.
 
-    Without ``experiments``, files, every experiment that is recorded in ``results`` is reported; an
-    experiment that several results folders hold parts of is one. ``out`` is ``report`` inside the first of
-    them unless given. Raises ``InputError`` where there is nothing to report, or an input is wrong; the
-    reports of other experiments are written.
+    Args:
+        experiments: The experiment files; None: every experiment that is recorded in ``results``.
+        selection: Which of the trials of each file are shown.
+        results: The results folder, or several: an experiment that several folders hold parts of is one.
+        out: The folder to write to; None: ``report`` inside the first results folder.
+        formats: Some of ``FORMATS`` and ``ON_REQUEST``; None: all of ``FORMATS``.
+
+    Raises:
+        InputError: There is nothing to report, or an input is wrong. The reports of other experiments are
+            written.
     """
     folders = [Path(results)] if isinstance(results, str | Path) else [Path(folder) for folder in results]
     out = Path(out) if out is not None else folders[0] / "report"

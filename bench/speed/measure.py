@@ -60,8 +60,17 @@ def measure(
     """Yield the rows of one network: the step of every case, the data alone, evaluation alone.
 
     Other modes and precisions than eager fp32 also get the eager step of DoReFa 1/1 in fp32, measured in the
-    same rounds, so that modes can be compared. ``rates`` is the result of ``roofline`` for the precision
-    ``dtype``. The first of ``cases`` is the unit of the ratios; evaluation is measured on the second.
+    same rounds, so that modes can be compared.
+
+    Args:
+        network: Its name in the registry.
+        width: The width multiplier of its channels.
+        mode: "eager", "compiled" or "captured".
+        dtype: "fp32" or "bf16".
+        device: "cpu" or "cuda:N".
+        rounds: The number of measurements of each row.
+        rates: The result of ``roofline`` for this precision.
+        cases: The rows. The first is the unit of the ratios; evaluation is measured on the second.
     """
     if mode != "eager":
         torch._dynamo.reset()  # a process keeps a limited number of compiled networks
@@ -129,7 +138,15 @@ def measure_packed(
     """Yield rows of several trials at once, each in a process of its own: the unit and DoReFa 1/1.
 
     ``seconds`` is the time of a step of one of the trials, ``images_per_second`` the rate of all together.
-    ``throughput`` is this rate over the rate of one process alone in the same rounds.
+    ``throughput`` is this rate over the rate of one process alone in the same rounds. Where a process dies,
+    there are no rows, and stderr says so.
+
+    Args:
+        network: Its name in the registry.
+        width: The width multiplier of its channels.
+        dtype: "fp32" or "bf16".
+        device: "cpu" or "cuda:N".
+        rounds: The number of measurements of each row.
     """
     cuda = device.startswith("cuda")
     count, inner = (PACK, "captured") if cuda else (cpu_count(), "eager")

@@ -13,9 +13,16 @@ from bench.training.distributed import Team
 
 
 def calibrate(strategy: Strategy, network: Network, team: Team, images: Tensor, step: int) -> None:
-    """Let the strategy calibrate the network on training ``images``, (N, 3, S, S), before ``step``.
+    """Let the strategy calibrate the network before ``step``.
 
     The first worker calibrates, with the images of all; the others take over its network.
+
+    Args:
+        strategy: Calibrates.
+        network: Is changed in place.
+        team: The workers that share the trial.
+        images: Training images, (N, 3, S, S).
+        step: The step that comes next.
     """
     if team.first:
         strategy.calibrate(network, images, step)

@@ -58,8 +58,14 @@ def decide(
 
     ``mode`` is "eager"; "compiled", for trials with enough steps to make up for compiling; or "captured", the
     compiled step in CUDA graphs. Where the machine lacks what a mode needs, the mode is "eager" and
-    ``fallback`` says why. ``pack`` says how trials share the device (``bench.launch.gpu_sharing.layout``);
-    1 means that they do not share it.
+    ``fallback`` says why.
+
+    Args:
+        config: The trial's.
+        total_steps: Of the whole trial.
+        device: "cpu" or "cuda:N".
+        workers: How many share the trial.
+        pack: How trials share the device (``bench.launch.gpu_sharing.layout``); 1: they do not.
     """
     kind = device.partition(":")[0]
     mode = _wanted_mode(config, total_steps, kind, workers)

@@ -81,8 +81,18 @@ def measure_experiment(
 ) -> list[str]:
     """Measure the final trials of an experiment and append the lines to its ``sharpness.jsonl``.
 
-    Returns a message for each trial that could not be measured: it is not finished, or its weights are not
-    here. Raises ``InputError`` where nothing is recorded of the experiment.
+    Args:
+        store, name: The records, and the name of the experiment in them.
+        settings: What is measured.
+        data_dir: The data folder.
+        only: The arms that are measured; none: all.
+        tell: Is told of each trial and pair.
+
+    Returns:
+        A message for each trial that is not finished or whose weights are not here.
+
+    Raises:
+        InputError: Nothing is recorded of the experiment.
     """
     lines = store.index(name)
     if not lines:

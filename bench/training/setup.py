@@ -45,7 +45,13 @@ def make_network(
 ) -> Network:
     """Return an initialised network on the clock's device, as the recipe trains it.
 
-    ``strategy`` may expand it. ``check_original``: a transformed network is first compared with its original.
+    Args:
+        config: The trial's.
+        num_classes: The length of the logits of an image.
+        clock: Tells the layers the step and the factor.
+        strategy: Gives branch or blend; None: neither.
+        team: The workers that share the trial.
+        check_original: Whether a transformed network is first compared with its original.
     """
     network = build(
         config,
@@ -72,12 +78,20 @@ def make_run(
     mode: str = "eager",
     team: Team = SOLO,
 ) -> Run:
-    """Return a run of ``config`` at its first step, on the clock and the batches of ``make_batches``.
+    """Return a run at its first step.
 
-    ``weights`` are state dicts of the trials that the strategy needs, by role ("teacher", "start").
-    ``start``: the weights that training begins with; None: those of the recipe's initialisation. ``mode``:
-    "eager", "compiled" or "captured". Raises ``InputError`` where ``start`` does not fit the network, and
-    RuntimeError, ValueError, TypeError or AttributeError where ``weights`` do not fit the networks.
+    Args:
+        config: What is trained, and how.
+        data: What ``make_batches`` returned.
+        clock: That of the data; its seed is the trial's.
+        weights: State dicts of the trials that the strategy needs, by role ("teacher", "start").
+        start: The weights that training begins with; None: those of the recipe's initialisation.
+        mode: "eager", "compiled" or "captured".
+        team: The workers that share the trial.
+
+    Raises:
+        InputError: ``start`` does not fit the network.
+        RuntimeError, ValueError, TypeError, AttributeError: ``weights`` do not fit the networks.
     """
 
     def make(other: TrialConfig) -> Network:

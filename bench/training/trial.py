@@ -289,6 +289,13 @@ def summarize(
     evaluated. A branch that is kept to the end (``keep = true``) has none of them: its
     ``final_test_acc_expanded`` is an upper bound. With ``evaluate_test = false`` all of the test images'
     columns are null, and ``final_val_acc`` is what the trial is judged by.
+
+    Args:
+        lines: The lines of ``epochs.jsonl``.
+        config: The trial's.
+        run: The run, as it ended.
+        status: "done" or "diverged".
+        peak_memory_bytes: Of the device; of the process on a CPU.
     """
     deployed = [line for line in lines if line["factor"] == 0.0 and line["test_acc"] is not None]
     last = lines[-1] if lines[-1]["factor"] == 0.0 and status == "done" else None

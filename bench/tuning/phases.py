@@ -112,10 +112,14 @@ def find_standing(
     read: Read,
     efforts: Mapping[str, int] | None = None,
 ) -> Standing:
-    """Return where the search stands, of ``points`` in the file's order.
+    """Return where the search stands.
 
-    ``trials`` makes the trials of a configuration, ``read`` returns what is recorded of a trial. ``efforts``
-    are the numbers of configurations by the points' keys, where arms have equal operations.
+    Args:
+        tuning: The table of the experiment file.
+        points: What is tuned, in the file's order.
+        trials: Makes the trials of a configuration.
+        read: Returns what is recorded of a trial.
+        efforts: The numbers of configurations by the points' keys, where arms have equal operations.
     """
     searches = [PointSearch(point) for point in points]
     effort = {point.key: (efforts or {}).get(point.key, tuning.effort) for point in points}

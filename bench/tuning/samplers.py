@@ -37,6 +37,16 @@ def extension(
 
     A grid gains one level; else the range grows by a quarter of its width, with a quarter of the effort in
     that quarter.
+
+    Args:
+        tuning: The table of the experiment file.
+        reached: The fields that the arm has.
+        effort: The number of configurations before the first widening.
+        edge: The field, and "low" or "high".
+        times: 1 for the first widening.
+
+    Returns:
+        No configurations where the arm lacks the field, or where the range cannot grow.
     """
     name, side = edge
     if name not in reached:

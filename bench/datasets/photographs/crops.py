@@ -97,9 +97,14 @@ def resized_crop(heights: np.ndarray, widths: np.ndarray, draws: np.ndarray, siz
 def scale_jitter(
     heights: np.ndarray, widths: np.ndarray, draws: np.ndarray, size: int, last: int = 1
 ) -> Window:
-    """Return the windows of ``scale_jitter``; ``draws`` is int64 (B, JITTER_DRAWS).
+    """Return the windows of ``scale_jitter``, or of ``scale_jitter_released``.
 
-    ``last`` is 1 where the largest side and the last places are drawn, too; 0: ``scale_jitter_released``.
+    Args:
+        heights: int64 (B,), in pixels.
+        widths: int64 (B,), in pixels.
+        draws: int64 (B, JITTER_DRAWS), hash values.
+        size: S, height and width of the crops.
+        last: 1 where the largest side and the last places are drawn, too; 0: ``scale_jitter_released``.
     """
     short = size + whole_number(draws[:, 0], size * 308 // 224 - size + last)
     factors = JITTER[0] + (JITTER[1] - JITTER[0]) * uniform(draws[:, 1:3])
@@ -114,10 +119,17 @@ def scale_jitter(
 def jittered_size(
     heights: np.ndarray, widths: np.ndarray, short: np.ndarray, factors: np.ndarray, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (height, width), int64 (B,), to resize to; ``factors`` (B, 2) are those of width and height.
+    """Return (height, width), int64 (B,), to resize to.
 
     Each side times ``short`` over the shorter side and times its factor, at most itself, at least ``size``,
     truncated.
+
+    Args:
+        heights: int64 (B,), in pixels.
+        widths: int64 (B,), in pixels.
+        short: int64 (B,), the shorter side before the factors.
+        factors: float64 (B, 2), of width and height.
+        size: S, height and width of the crops.
     """
     scale = short / np.minimum(heights, widths)
     to_w = np.maximum(size, np.minimum(widths, scale * factors[:, 0] * widths)).astype(np.int64)
@@ -163,10 +175,17 @@ AUGMENTATIONS = ("none", *TRAINING)
 def resized(
     cut: np.ndarray, to_height: int, to_width: int, row: int, column: int, size: int, cubic: bool
 ) -> Tensor:
-    """Return S x S pixels at ``row, column`` of ``cut`` resized: uint8 (S, S, 3) of uint8 (H, W, 3).
+    """Return S x S pixels of ``cut`` resized, uint8 (S, S, 3).
 
-    Bilinear with antialiasing as PyTorch and Pillow compute it; or cubic as OpenCV does: a = -0.75,
-    half-pixel centres, edges repeated, no antialiasing.
+    Args:
+        cut: uint8 (H, W, 3).
+        to_height: Of ``cut`` resized.
+        to_width: Of ``cut`` resized.
+        row: The top of the S x S pixels.
+        column: Their left edge.
+        size: S.
+        cubic: As OpenCV does it: a = -0.75, half-pixel centres, edges repeated, no antialiasing. Otherwise
+            bilinear with antialiasing, as PyTorch and Pillow compute it.
     """
     if cubic:
         return _cubic(

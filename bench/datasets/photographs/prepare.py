@@ -95,8 +95,17 @@ def prepare(
 ) -> Manifest:
     """Write ``folder``, or go on writing it; return its manifest, at once where the folder is complete.
 
-    ``confirm`` is told the size before anything is written; where it answers no, or images are corrupt beyond
-    ``how.max_corrupt``, or the folder was begun otherwise, ``InputError`` is raised.
+    Args:
+        name: The name of the data set in messages.
+        listing: Lists the images.
+        folder: The folder of the shards.
+        how: Form, short side and tolerance.
+        confirm: Is told the size before anything is written; returns whether to go on.
+        say: Is told how it goes on.
+
+    Raises:
+        InputError: ``confirm`` answers no, images are corrupt beyond ``how.max_corrupt``, the folder was
+            begun otherwise, or the disk has no room.
     """
     done = shards.read_manifest(folder)
     if done is not None:
@@ -107,13 +116,7 @@ def prepare(
         return done
     say(f"listing the images of {name}")
     images = listing()
-    plan = {
-        "form": how.form,
-        "short_side": how.short_side,
-        "decoder": decoder(),
-        "source": images.signature(),
-        "images_per_shard": shards.IMAGES_PER_SHARD,
-    }
+    plan = _plan(images, how)
     begun = _begun(folder, plan)
     needed = estimate(images, how)
     already = sum(path.stat().st_size for path in folder.glob("*.bin")) if begun else 0
@@ -140,6 +143,17 @@ def prepare(
             return _write(folder, images, how, say)
         except OSError as error:
             raise InputError(f"{clean(folder)} cannot be written: {error.strerror or error}") from None
+
+
+def _plan(images: Listing, how: Settings) -> dict[str, Any]:
+    """Return what must be the same for a preparation to go on."""
+    return {
+        "form": how.form,
+        "short_side": how.short_side,
+        "decoder": decoder(),
+        "source": images.signature(),
+        "images_per_shard": shards.IMAGES_PER_SHARD,
+    }
 
 
 def _check_finished(done: Manifest, name: str, folder: Path, how: Settings) -> None:

@@ -38,11 +38,17 @@ _LARGE = 64  # pixels from which two images are enough
 def check_is_original(
     make: Callable[[], nn.Module], config: TrialConfig, num_classes: int, input_size: int, who: str
 ) -> None:
-    """Raise ``InputError``, naming layer and quantity, where a transformed network is not the original.
+    """Compare a transformed network, in full precision, with its original.
 
-    ``make`` returns the original, a new one at each call; the quantizer of ``config`` is not used.
-    ``input_size`` is the height and width of the images in pixels, ``who`` the name of the network in
-    messages.
+    Args:
+        make: Returns the original, a new one at each call.
+        config: The trial's; its quantizer is not used.
+        num_classes: The length of the logits of an image.
+        input_size: Height and width of the images in pixels.
+        who: The name of the network in messages.
+
+    Raises:
+        InputError: The networks differ; the message names layer and quantity.
     """
     with torch.random.fork_rng(devices=[]):
         original, other = make(), make()

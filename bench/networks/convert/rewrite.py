@@ -70,10 +70,17 @@ def transform(
 ) -> TransformedNetwork:
     """Return ``root`` as a low-precision network, which takes over the layers of ``root``.
 
-    ``root`` maps images (B, 3, S, S), S = ``input_size``, to logits (B, ``num_classes``); ``builder`` has
-    quantizer, bits, clock, branch and blend; ``choices``: what else becomes low precision; ``who`` names the
-    network in messages. Raises ``InputError`` naming the layer for what cannot be transformed (see ``trace``
-    and ``plan``), for a branch that has no place, and where nothing would become low precision.
+    Args:
+        root: Maps images (B, 3, S, S) to logits (B, ``num_classes``).
+        builder: Has quantizer, bits, clock, branch and blend.
+        num_classes: The length of the logits of an image.
+        input_size: S.
+        choices: What else becomes low precision.
+        who: The name of the network in messages.
+
+    Raises:
+        InputError: Something cannot be transformed (see ``trace`` and ``plan``; the message names the layer),
+            a branch has no place, or nothing would become low precision.
     """
     who = who or type(root).__name__
     before = root.state_dict(keep_vars=True)

@@ -47,11 +47,19 @@ def convergence_figure(
 ) -> Figure | None:
     """Return a column of axes for each panel: test accuracy, training loss and, if any, the factor.
 
-    As wide as a paper's column for one panel, as its page for several or if ``wide``.
-
     Solid: the deployed network, mean over seeds with the 95 % interval of the mean. Dashed: the expanded
     network while its branch is on. Dotted: single runs that diverged. Triangle: a published value, at the
-    last epoch. None where there is nothing to draw.
+    last epoch.
+
+    Args:
+        drawn: The panels.
+        epochs: The epochs' lines of each trial, by id.
+        look: Colour, marker and line by the label of a cell.
+        title: Of the whole figure.
+        wide: Whether one panel is as wide as a paper's page, as several are, and not as its column.
+
+    Returns:
+        None where there is nothing to draw.
     """
     data: list[_Drawn] = [[(cell, _curve(cell, epochs)) for cell in panel.cells] for panel in drawn]
     curves = [curve for column in data for _, curve in column if curve is not None]

@@ -83,8 +83,12 @@ def new_figure(
 ) -> Drawn:
     """Return an empty figure, to be drawn in the ``style()``.
 
-    ``width`` is that of the figure and ``height`` that of the axes, in inches. Above the axes is room for
-    the title, on at most two lines; below for a legend of ``labels`` and ``further`` entries, if any.
+    Args:
+        title: Above the axes, on at most two lines.
+        width: Of the figure, in inches.
+        height: Of the axes, in inches.
+        labels: The entries of a legend below the axes; None: no legend.
+        further: Further entries that the legend has room for.
     """
     headline = wrapped(title, int(width * 15), 2)
     if labels is not None:

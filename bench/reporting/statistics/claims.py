@@ -52,11 +52,18 @@ def verdict_on_claim(
 ) -> str:
     """Return the verdict on a declared claim: better, worse, equivalent, not settled, or why there is none.
 
-    A difference is claimed where the corrected exact test (``p_difference`` of ``test``) and the interval of
-    ``gain`` both exclude "none". Equivalence within the margin (``p_equivalence``, None where not tested) is
-    claimed only where no difference is. Both p-values are those after Holm's correction. ``obstacle`` says
-    why no claim can be made at all (a pair lost to a diverged run, both sides at chance), else "". ``level``
-    is 1 minus the family-wise error.
+    A difference is claimed where the corrected exact test and the interval both exclude "none". Equivalence
+    is claimed only where no difference is.
+
+    Args:
+        gain: The mean paired difference in points, and its t-interval.
+        test: The sign-flip test of the differences; None without any pair.
+        p_difference: The p-value of ``test`` after Holm's correction.
+        p_equivalence: The p-value of equivalence within the margin after Holm's correction; None where not
+            tested.
+        obstacle: Why no claim can be made at all (a pair lost to a diverged run, both sides at chance), else
+            "".
+        level: 1 minus the family-wise error.
     """
     if obstacle:
         return f"{NO_CLAIM}: {obstacle}"

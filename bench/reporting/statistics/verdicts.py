@@ -37,6 +37,13 @@ def verdict(
        later paper without a recipe, and a ``superseded`` one, replaced by its own source, cannot fail like
        that: both are ``inconclusive``.
     5. ``inconclusive``: anything between.
+
+    Args:
+        ours: The mean over seeds, and its 95 % interval.
+        published: The published accuracy.
+        kind: The kind of the published row.
+        not_comparable: Why the two cannot be compared; none: they can.
+        margin: In points.
     """
     if not_comparable:
         return Verdict("not comparable", "; ".join(not_comparable))
