@@ -74,9 +74,10 @@ class Spec:
 class ConvNet(Network):
     """``front``, ``convs`` (each with batch norm and pool), ``hidden`` linear layers, the classifier.
 
-    ``front``: the modules in full precision before the first low-precision convolution, whose images have
-    ``size`` pixels. ``pool_first``: the pool comes before the batch norm. ``reads``: see ``Classifier``. A
-    layer applies the activation of the input that it reads.
+    ``front``: the modules in full precision before the first low-precision convolution, by name. One of them
+    is "conv0", the first convolution. ``size``: height and width, in pixels, of what ``front`` hands on;
+    ``input_size``: those of the images. ``pool_first``: the pool comes before the batch norm. ``reads``: see
+    ``Classifier``. A layer applies the activation of the input that it reads.
     """
 
     def __init__(
