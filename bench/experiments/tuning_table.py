@@ -24,9 +24,20 @@ from bench.experiments.overrides import AxisPath
 from bench.experiments.toml_files import SETTABLE, Problems, read_table
 
 # fields that say what is compared, or on which images: not hyper-parameters
-FORBIDDEN = tuple(
-    "seed epochs dataset train_size holdout evaluate_test evaluate_every recipe network width bits precision "
-    "start".split()
+FORBIDDEN = (
+    "seed",
+    "epochs",
+    "dataset",
+    "train_size",
+    "holdout",
+    "evaluate_test",
+    "evaluate_every",
+    "recipe",
+    "network",
+    "width",
+    "bits",
+    "precision",
+    "start",
 )
 METHODS = ("quantizer", "strategy")  # their options can be tuned, what they are cannot
 MAX_EFFORT = 4096

@@ -30,9 +30,13 @@ QONNX = "qonnx.custom_op.general"
 Runner = Callable[[Tensor], Tensor]
 # Rewritings of onnxscript that change no number.
 _EXACT_RULES = (
-    "materialize_reshape_shape remove_optional_bias_from_conv successive_clip successive_clip_relu "
-    "successive_relu successive_relu_clip"
-).split()
+    "materialize_reshape_shape",
+    "remove_optional_bias_from_conv",
+    "successive_clip",
+    "successive_clip_relu",
+    "successive_relu",
+    "successive_relu_clip",
+)
 
 
 def write_onnx(path: Path, plain: fx.GraphModule) -> None:
