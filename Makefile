@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 WORKERS ?= 2
-unexport PYTHONDONTWRITEBYTECODE# compiled anew at every start, the suite and its tests cost half a minute of a core
-EXPORT_CELLS ?= 1200# of 10,800 exports that `make soak` tries; all of them take a day
+# Without kept bytecode every process would compile the suite and its tests anew.
+unexport PYTHONDONTWRITEBYTECODE
+# How many of 10,800 exports `make soak` tries; all of them take a day. (A comment behind the number would put its
+# space into the value.)
+EXPORT_CELLS ?= 1200
 
 .DEFAULT_GOAL := help
 .PHONY: help install reproduce test test_slow check soak paper_tables fidelity docs clean
