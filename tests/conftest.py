@@ -31,6 +31,8 @@ LONGEST = """
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests of the longest files first; the order within a file stays."""
     places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    absent = [str(path) for path in places if not path.is_file()]
+    assert not absent, f"LONGEST names files that do not exist: {', '.join(absent)}"
     items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
