@@ -6,7 +6,7 @@
     found = bench.results("runs")                             # found.trials, found.epochs
     bench.plot.convergence("runs", "digits")                  # a matplotlib figure
     bench.network("resnet20", "dorefa", "1/2")                # an nn.Module
-    bench.load("481117b5", "results")                         # the network that a finished trial ships
+    bench.load("52fbdcf5", "runs")                            # the network that a finished trial ships
 
 Names in ``__all__`` are kept. They are loaded when they are first used: ``import bench`` imports no torch.
 """

@@ -186,7 +186,7 @@ def _run(commands: Commands) -> None:
 
 def _verify(commands: Commands) -> None:
     command = commands.add(
-        "verify", "run a recorded trial again and compare the records", "481117b5af5ba5d0 --results results"
+        "verify", "run a recorded trial again and compare the records", "52fbdcf5b39cf1b5 --results results"
     )
     command.add_argument("trial", metavar="TRIAL", help=_TRIAL)
     group = add_places(command)
@@ -198,7 +198,7 @@ def _sharpness(commands: Commands) -> None:
     command = commands.add(
         "sharpness",
         "how sharp the minimum of a finished trial is, and the barrier between two trials",
-        "481117b5af5ba5d0 0d5cfb34",
+        "52fbdcf5b39cf1b5 8e294037",
         "--experiment digits",
     )
     command.add_argument(
@@ -221,8 +221,8 @@ def _export(commands: Commands) -> None:
     command = commands.add(
         "export",
         "write the network of a finished trial to a file, and check the file on the test images",
-        "481117b5af5ba5d0 --format packed",
-        "481117b5af5ba5d0 --format onnx --out digits.onnx",
+        "52fbdcf5b39cf1b5 --format packed",
+        "52fbdcf5b39cf1b5 --format onnx --out digits.onnx",
     )
     command.add_argument("trial", metavar="TRIAL", help=_TRIAL)
     formats = f"{', '.join(EXPORTS)} (safetensors)"

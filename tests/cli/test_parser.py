@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,15 @@ def test_every_help_has_an_example_and_fits(capsys, monkeypatch, command, width)
     assert "\x1b" not in text  # not a terminal
     described = text.partition("Example")[0]
     assert max(map(len, described.splitlines())) <= width
+
+
+@pytest.mark.parametrize("command", ["verify", "sharpness", "export"])
+def test_the_trials_of_the_examples_are_those_of_the_shipped_experiment(capsys, command):
+    index = Path(__file__).parents[2] / "results" / "digits" / "index.jsonl"
+    ids = [json.loads(line)["id"] for line in index.read_text(encoding="utf-8").splitlines()]
+    examples = _help(capsys, command).partition("Example")[2]
+    named = re.findall(r"\b[0-9a-f]{8,16}\b", examples)
+    assert named and all(any(id.startswith(name) for id in ids) for name in named), named
 
 
 def test_the_options_of_run_are_grouped(capsys, monkeypatch):
