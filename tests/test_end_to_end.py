@@ -15,6 +15,7 @@ from bench.cli.main import main
 from bench.experiments.expand import load_experiment
 from bench.records.store import Store
 from bench.training.trial import comparable
+from tests.waiting import HANG
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +63,7 @@ def bench(*arguments: str | Path, cwd: Path = ROOT, **environment: str) -> subpr
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG,
         check=False,
     )
 

@@ -41,8 +41,9 @@ TRAIN_TOGETHER = "bench.launch.data_parallel:run_trial"
 LEAD = "bench.launch.data_parallel:lead_trial"
 # For what one worker does while the others wait, for instance reading a large data set.
 TIMEOUT = timedelta(minutes=30)
-# Seconds in which the cause of a failure arrives: workers notice a dead one before their parent does.
-PATIENCE = 3.0
+# Seconds in which the cause of a failure arrives: workers notice a dead one before their parent does, on a
+# busy machine much earlier. The wait ends when all workers are gone, so only a worker that hangs costs it.
+PATIENCE = 60.0
 
 
 class Call(NamedTuple):

@@ -30,6 +30,7 @@ from bench.text import kind_and_reason
 # The part of the free memory that trials get: allocators round up, and others use the device, too.
 USABLE = 0.9
 MPS = "nvidia-cuda-mps-control"
+HANG = 120.0  # seconds after which its start or its end hangs: a busy machine needs less
 _FAULTS = ("out of memory", "CUDA error", "AcceleratorError", "CUDNN_STATUS", "CUBLAS_STATUS")
 
 
@@ -210,7 +211,7 @@ def overlapping_kernels(devices: Sequence[str], share: float | None) -> Iterator
         places = {"CUDA_MPS_PIPE_DIRECTORY": str(folder), "CUDA_MPS_LOG_DIRECTORY": str(folder)}
         with _environment(**places):
             try:
-                subprocess.run([program, "-d"], check=True, capture_output=True, timeout=30)
+                subprocess.run([program, "-d"], check=True, capture_output=True, timeout=HANG)
             except (OSError, subprocess.SubprocessError) as error:
                 for name in places:
                     os.environ.pop(name, None)
@@ -221,7 +222,7 @@ def overlapping_kernels(devices: Sequence[str], share: float | None) -> Iterator
                 yield "MPS started"
             finally:
                 with contextlib.suppress(OSError, subprocess.SubprocessError):
-                    subprocess.run([program], input=b"quit\n", check=False, capture_output=True, timeout=30)
+                    subprocess.run([program], input=b"quit\n", check=False, capture_output=True, timeout=HANG)
 
 
 @contextlib.contextmanager

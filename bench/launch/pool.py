@@ -20,6 +20,8 @@ from bench.launch.execute import Outcome, Task, execute
 from bench.launch.session import Session
 from bench.machine.processes import Child, wait
 
+EXIT_PATIENCE = 120.0  # seconds; for a process that has closed its pipe and hangs: a busy machine needs less
+
 
 class TrialProcess(Child):
     """A process that runs trials on one device, one after another."""
@@ -117,7 +119,7 @@ class Pool:
         assert process.task is not None
         id, seconds = process.task.id, time.monotonic() - process.began
         process.task = None
-        code = process.exit_code(patience=5.0)
+        code = process.exit_code(EXIT_PATIENCE)
         self._end_process(process, kill=True)
         if code == -signal.SIGTERM and self.session.stop.is_set():  # asked to stop before it could listen
             self.session.finished(Outcome(id, "stopped"))

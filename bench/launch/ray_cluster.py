@@ -7,7 +7,9 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ from bench.machine.foreign import source_places
 from bench.machine.temporary import temporary_folder
 from bench.text import kind_and_reason
 
-_QUIET = {
+START = 600.0  # seconds; bounds a start that hangs, and is no limit for a busy machine
+_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -28,7 +31,12 @@ _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    # Ray's own limits of 30 and 60 s: on a busy machine a process needs longer to import what it runs
+    "RAY_agent_register_timeout_ms": f"{1000 * START:.0f}",
+    "RAY_gcs_server_port_wait_time_s": f"{START:.0f}",
+    "RAY_worker_register_timeout_seconds": f"{START:.0f}",
 }
+_UNUSED_PORTS = ("dashboard_agent_listen_port", "metrics_agent_port", "metrics_export_port")
 # A socket's path has 107 bytes at most; below its temporary folder Ray's longest path takes 64 of them, and
 # the name of the temporary folder itself 19.
 _LONGEST_PLACE = 24
@@ -38,7 +46,7 @@ _SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm")
 def unavailable(address: str | None = None) -> str:
     """Return why Ray cannot be imported, "" where it can; ``address`` is that of the cluster to join."""
     _authenticate(local=address is None)  # Ray reads this at its import
-    os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
+    os.environ.update({name: os.environ.get(name, value) for name, value in _SETTINGS.items()})
     try:
         import ray.tune  # noqa: F401
     except Exception as error:  # a broken installation raises all sorts of things
@@ -76,7 +84,8 @@ def _initialize(address: str | None, arguments: dict[str, Any]) -> None:
     import ray
 
     try:
-        ray.init(**arguments, log_to_driver=False, logging_level=logging.CRITICAL)
+        with _patience():
+            ray.init(**arguments, log_to_driver=False, logging_level=logging.CRITICAL)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if address:
@@ -85,6 +94,52 @@ def _initialize(address: str | None, arguments: dict[str, Any]) -> None:
         else:
             message = f"Ray cannot be started ({reason});"
         raise InputError(f"{message} --no-ray does without") from error
+
+
+@contextlib.contextmanager
+def _patience() -> Iterator[None]:
+    """Let Ray's start on this machine take its time, as long as its main process, the raylet, is there.
+
+    The raylet waits 15 seconds for its agents, which write their ports into files once they have imported
+    what they need, and Ray waits 30 seconds for the raylet. On a busy machine neither is enough, and Ray has
+    no setting for either limit. So the one agent that trials need gets its port here, and the files of the
+    others say from the beginning that they are not in use. The wait for the raylet stands before Ray's own,
+    which then finds the node or says what is wrong. ``START`` bounds a start that hangs.
+    """
+    from ray import _raylet
+    from ray._private import node, services
+
+    persist_port = getattr(_raylet, "persist_port", None)  # a Ray without it waits for no file
+    node_class: Any = node.Node
+    start = node_class.start_ray_processes
+
+    def start_and_wait(self: Any) -> None:
+        if persist_port is not None:
+            for name in _UNUSED_PORTS:
+                persist_port(self._session_dir, self._node_id, name, -1)
+            self._ray_params.runtime_env_agent_port = _free_port()
+        start(self)
+        raylets = [process.process for process in self.all_processes.get("raylet", ())]
+        end = time.monotonic() + START
+        while all(raylet.poll() is None for raylet in raylets) and time.monotonic() < end:
+            try:
+                services.get_node(self.gcs_address, self._node_id)
+                return
+            except RuntimeError:  # the node is not there yet
+                time.sleep(0.2)
+
+    node_class.start_ray_processes = start_and_wait
+    try:
+        yield
+    finally:
+        node_class.start_ray_processes = start
+
+
+def _free_port() -> int:
+    """Return a port of this machine that nothing listens on."""
+    with socket.socket() as found:
+        found.bind(("", 0))
+        return int(found.getsockname()[1])
 
 
 def _starting(devices: Sequence[str], folder: Path) -> dict[str, Any]:
@@ -101,8 +156,8 @@ def _joining(address: str, folder: Path) -> dict[str, Any]:
     This package travels, and the user's code that was allowed; recipes travel resolved, in the tasks.
     ``folder`` holds copies of the user's modules while they are sent.
     """
-    quiet = {name: os.environ.get(name, value) for name, value in _QUIET.items()}
-    travels: dict[str, Any] = {"py_modules": [str(Path(bench.__file__).parent)], "env_vars": quiet}
+    settings = {name: os.environ.get(name, value) for name, value in _SETTINGS.items()}
+    travels: dict[str, Any] = {"py_modules": [str(Path(bench.__file__).parent)], "env_vars": settings}
     for place in source_places():
         if place.is_dir():
             shutil.copytree(

@@ -25,6 +25,7 @@ from bench.launch.session import Session
 UNREACHABLE = "its process cannot be reached"
 NODE_DEATHS = 3  # that a trial survives within one run
 NODE_SILENCE = 60.0  # seconds after which Ray has noticed a machine that is gone without a word
+NODE_REFUSAL = 20.0  # the same for one that refuses connections: Ray looks five times, every three seconds
 
 
 @dataclass
@@ -168,7 +169,7 @@ def lost(session: Session, ray_run: RayRun, id: str, reason: str) -> None:
     if ray_run.home is not None:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(ray_run.home.abandon.remote(id))
-        end = time.monotonic() + (NODE_SILENCE if UNREACHABLE in reason else 3.0)
+        end = time.monotonic() + (NODE_SILENCE if UNREACHABLE in reason else NODE_REFUSAL)
         while not ray_run.nodes.get(id, set()) - (there := live_nodes()) and time.monotonic() < end:
             time.sleep(0.5)
         if ray_run.nodes.get(id, set()) - there:

@@ -14,6 +14,7 @@ from bench.datasets import svhn
 from bench.datasets.download import download
 from bench.datasets.sources import PublishedFile
 from bench.errors import InputError
+from tests.waiting import HANG, wait_until
 
 CONTENT = np.random.default_rng(0).bytes(400_000)
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -49,7 +50,7 @@ class Server:
             handler.send_header("Content-Range", f"bytes {start}-{last}/{len(self.content)}")
         handler.end_headers()
         if self.waits:
-            self.silent.wait(20)
+            self.silent.wait(HANG)
         handler.wfile.write(body[: self.breaks_after.pop(0)] if self.breaks_after else body)
 
 
@@ -112,6 +113,7 @@ def test_a_silent_server_is_given_up(server, tmp_path, monkeypatch):
     server.waits = True
     with pytest.raises(OSError, match="timed out"):
         download(server.url, tmp_path / "file.bin", MD5)
+    wait_until(lambda: len(server.asked) >= downloads.TRIES, "the server reads every request")
     assert len(server.asked) == downloads.TRIES
 
 

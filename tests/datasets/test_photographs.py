@@ -383,17 +383,19 @@ def test_what_killed_preparations_left_half_written_is_removed(tmp_path, monkeyp
 SLOW = """
 import sys, time
 from pathlib import Path
-from bench.datasets.photographs import prepare, shards, decode
+from bench.datasets.photographs import prepare, shards
 shards.IMAGES_PER_SHARD = 4
-rgb = decode.rgb
-def slowly(*arguments):
-    time.sleep(0.01)
-    return rgb(*arguments)
-decode.rgb = slowly
 from bench.datasets.imagefolder import IMAGEFOLDER
 own, data = {"name": "own"}, Path(sys.argv[1])
+lines = int(sys.argv[2])  # after so many the process waits to be killed; 0: it goes on to the end
+def say(text):
+    global lines
+    print(text, flush=True)
+    lines -= 1
+    if lines == 0:
+        time.sleep(600)
 prepare.prepare("own", lambda: IMAGEFOLDER.listing(own, data), IMAGEFOLDER.shards_folder(own, data),
-                prepare.Settings("raw", 30), lambda text: True, lambda text: print(text, flush=True))
+                prepare.Settings("raw", 30), lambda text: True, say)
 """
 
 
@@ -403,10 +405,11 @@ def test_killed_and_run_again_gives_the_same_bytes(tmp_path):
         for path in sorted((tmp_path / name / "own").rglob("*")):
             os.utime(path, (1e9, 1e9))
     command = [sys.executable, "-c", SLOW]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    subprocess.run([*command, str(tmp_path / "whole"), "0"], check=True, capture_output=True)
     folder, kills = tmp_path / "killed" / "own.shards", 0
     for lines in (2, 3, 3):
-        child = subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.PIPE, text=True)
+        stops = [*command, str(tmp_path / "killed"), str(lines)]
+        child = subprocess.Popen(stops, stdout=subprocess.PIPE, text=True)
         for _ in range(lines):
             child.stdout.readline()
         child.send_signal(signal.SIGKILL)
@@ -416,7 +419,7 @@ def test_killed_and_run_again_gives_the_same_bytes(tmp_path):
     kept = {path.name: path.stat().st_mtime_ns for path in folder.glob("train-*.bin")}
     assert len(kept) >= 2
     time.sleep(0.02)
-    subprocess.run([*command, str(tmp_path / "killed")], check=True, capture_output=True)
+    subprocess.run([*command, str(tmp_path / "killed"), "0"], check=True, capture_output=True)
     for path in (tmp_path / "whole" / "own.shards").iterdir():
         assert (folder / path.name).read_bytes() == path.read_bytes(), path.name
     assert {path.name for path in folder.iterdir()} == {

@@ -18,6 +18,7 @@ from bench.experiments.expand import load_experiment
 from bench.experiments.toml_files import load_recipe, parse_override, recipe_names
 from bench.schedules import learning_rate_value
 from tests.experiments.experiment_fakes import ARMS, BASE, use_toy_networks, write
+from tests.waiting import HANG
 
 EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.toml"))
 
@@ -872,6 +873,6 @@ def test_no_torch_is_loaded(tmp_path):
         "bad = {'torch', 'ray', 'pandas', 'matplotlib'} & set(sys.modules); assert not bad, bad"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG, check=False
     )
     assert done.returncode == 0, done.stderr

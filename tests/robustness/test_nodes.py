@@ -21,6 +21,7 @@ from bench.launch.execute import Outcome, Task
 from bench.launch.remote import Home, with_local_data
 from bench.records.store import Store
 from tests.robustness.disturbance import resumed_steps, run, unlike
+from tests.waiting import HANG
 
 HERE = Path(__file__).parent
 ID = "0123456789abcdef"
@@ -32,7 +33,7 @@ def test_a_node_lost_costs_only_what_its_trial_did_since_the_last_checkpoint(tmp
     pytest.importorskip("ray")
     apart = os.geteuid() == 0 and subprocess.run(["unshare", "-m", "true"], check=False).returncode == 0
     command = [sys.executable, str(HERE / "nodes.py"), str(tmp_path), *(["--apart"] if apart else [])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=2 * HANG)
     assert done.returncode == 0, done.stderr[-3000:]
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["status"] == 0 and "Traceback" not in said["output"], said["output"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import timeit
 
 import numpy as np
@@ -208,4 +209,7 @@ class TestLearningRates:
 
 def test_a_value_costs_microseconds():
     spec = complete("learning_rates", {"kind": "cosine", "initial": 0.1})
-    assert min(timeit.repeat(lambda: learning_rate_value(spec, 10, 100, 10), number=1000, repeat=5)) < 0.05
+    times = timeit.repeat(
+        lambda: learning_rate_value(spec, 10, 100, 10), timer=time.process_time, number=1000, repeat=5
+    )
+    assert min(times) < 0.05  # seconds of this process: other processes cost it none

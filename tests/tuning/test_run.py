@@ -17,6 +17,7 @@ from bench.costs.operations import training_operations
 from bench.experiments.expand import load_experiment
 from bench.records.store import Store
 from bench.tuning.search import unfold
+from tests.waiting import HANG
 
 ROOT = Path(__file__).parents[2]
 TRAIN = "tests.tuning.training_fakes:train"
@@ -311,7 +312,7 @@ def test_killed_in_the_middle_of_the_search(bench, scheduler, tmp_path):
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
-        timeout=120,
+        timeout=HANG,
         check=False,
     )
     assert ran.returncode == -signal.SIGKILL

@@ -7,6 +7,8 @@ import os
 import signal
 import time
 
+from tests.waiting import HANG
+
 BEST_RATE = 4e-3
 
 
@@ -40,7 +42,7 @@ def train(job):
         store.append_epoch(trial_id, line)
         if (data_dir / "kill").exists() and len(os.listdir(store.root / "trials")) > 7:
             os.kill(os.getppid(), signal.SIGKILL)  # the launcher, in the middle of the search
-            time.sleep(5.0)
+            time.sleep(HANG)  # until this process is ended, too
         if job.on_epoch:
             job.on_epoch(line)
         if len(lines) < config.epochs and job.stop():
