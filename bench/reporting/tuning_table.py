@@ -65,7 +65,7 @@ def tuning_table(records: Records, searches: Sequence[Searched]) -> Table | None
         "after k configurations: Dodge et al. 2019, 1909.03004." + told,
         _edge_note(searches),
     ]
-    return Table("tuning", f"{records.title}: tuning", columns, data, notes)
+    return Table("tuning", f"{records.title}: tuning", columns, data, [note for note in notes if note])
 
 
 def _edges(search: Searched) -> str:
@@ -73,7 +73,9 @@ def _edges(search: Searched) -> str:
 
 
 def _edge_note(searches: Sequence[Searched]) -> str:
-    """Return what the chosen numbers at an edge mean, or that there are none."""
+    """Return what the chosen numbers at an edge mean, or that there are none; "" while nothing is chosen."""
+    if not any(search.chosen for search in searches):
+        return ""
     if any(search.edges for search in searches):
         return (
             "At an edge: the arm tried no number beyond the chosen one, so a better one may lie there, and "

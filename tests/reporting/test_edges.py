@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from bench.reporting.records import read_experiment
 from bench.reporting.selection import Selection
 from bench.reporting.tuned import Searched, choices_at_edges, searches
+from bench.reporting.tuning_table import tuning_table
 from bench.reporting.write import write_report
 from bench.tuning.space import edge_sides
 from tests.reporting.fake_records import SUM, Results
@@ -212,3 +214,11 @@ def test_a_report_without_an_edge_says_so_and_has_no_column_for_edges(tmp_path, 
     table = (folder / "tuning.md").read_text()
     assert "No chosen number lies at an edge of those that its arm tried." in table
     assert "At an edge" not in table and "at an edge" not in (folder / "claims.md").read_text()
+
+
+def test_nothing_is_said_of_edges_before_anything_is_chosen(tmp_path):
+    results = Results(tmp_path)
+    results.experiment("tuned", FILE)
+    tried = _lines("Plain", _rates(0.01, 0.02), None)
+    table = tuning_table(read_experiment(results.write(), "tuned"), searches(tried))
+    assert table is not None and not any("edge" in note for note in table.notes)
