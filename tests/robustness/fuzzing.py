@@ -2,7 +2,7 @@
 
 Each case changes a valid input (``mutations``), drives the real entry point (``bench.cli.main.main``, within
 this process; training alone is replaced) and demands: success or exit status 2 with one message that names
-the file and is fit for a terminal; no traceback; at most two seconds of processor time; no file changed
+the file and is fit for a terminal; no traceback; an end (within ten minutes, a hang otherwise); no file changed
 outside the results folder, and none at all by the commands that only read.
 
 ``python -m tests.robustness.fuzzing --cases 10000`` prints the cases of each target and ends with 1 where one
@@ -58,7 +58,6 @@ from tests.robustness.mutations import (
     values,
 )
 
-LIMIT = 2.0  # seconds of processor time
 ENDS: Counter[str] = Counter()  # how the cases ended: a fuzzer that is always refused, or never, tests little
 TRAIN = "tests.robustness.fuzzing:train"
 EXPERIMENT = """
@@ -411,14 +410,12 @@ def call(
         if issubclass(w.category, RuntimeWarning | UserWarning | FutureWarning | SyntaxWarning)
     ]
     assert not loud, f"warnings: {[str(w.message) for w in loud]}"
-    assert seconds < LIMIT, f"{seconds:.1f} s of processor time"
     assert snapshot(*untouched) == before, "files were changed"
     return status, said, errors
 
 
 def refused(action: Callable[[], Any], names: Sequence[str]) -> Any:
     """Run ``action``: it succeeds, or raises ``InputError`` with a message that names one of ``names``."""
-    began = time.process_time()
     try:
         with alarm():
             result = action()
@@ -429,8 +426,6 @@ def refused(action: Callable[[], Any], names: Sequence[str]) -> Any:
         text = "\n".join(filter(None, str(error).split("\n")))
         check_message(re.sub(r"[^\S\n]", " ", text), names)
         return None
-    finally:
-        assert time.process_time() - began < LIMIT, "too slow"
 
 
 # --- targets ------------------------------------------------------------------------------------------------

@@ -189,7 +189,7 @@ def used():
 
 what, path = sys.argv[1], Path(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_AS, (used() + (512 << 20),) * 2)
-before, began = peak(), time.process_time()
+before = peak()
 try:
     if what == "npz":
         datasets.load({"kind": "npz", "name": path.stem}, path.parent)
@@ -198,12 +198,12 @@ try:
         raise InputError("passed over")
 except InputError as error:
     print(f"refused: {error}")
-print(f"{peak() - before} MB {time.process_time() - began:.1f} s")
+print(f"{peak() - before} MB")
 """
 
 
-def measured(what: str, path: Path) -> tuple[str, int, float]:
-    """Read ``path`` in a process with 512 MB more at most; return its text, the MB and the seconds."""
+def measured(what: str, path: Path) -> tuple[str, int]:
+    """Read ``path`` in a process with 512 MB more at most; return its text and the MB."""
     result = subprocess.run(
         [sys.executable, "-c", MEASURED, what, str(path)],
         cwd=ROOT,
@@ -214,8 +214,7 @@ def measured(what: str, path: Path) -> tuple[str, int, float]:
     )
     assert result.returncode == 0, result.stderr[-2000:]
     *said, last = result.stdout.splitlines()
-    megabytes, _, seconds, _ = last.split()
-    return "\n".join(said), int(megabytes), float(seconds)
+    return "\n".join(said), int(last.removesuffix(" MB"))
 
 
 @pytest.mark.slow
@@ -232,9 +231,9 @@ def test_npz_bombs_and_absurd_shapes_take_no_memory(tmp_path, kind):
             for part in ("train", "test"):
                 archive.writestr(f"x_{part}.npy", npy("(2000000000, 1000, 1000, 3)") + bytes(64))
                 archive.writestr(f"y_{part}.npy", npy("(2000000000,)") + bytes(64))
-    said, megabytes, seconds = measured("npz", path)
+    said, megabytes = measured("npz", path)
     assert said.startswith("refused: ") and "mine.npz" in said
-    assert megabytes < 64 and seconds < 60
+    assert megabytes < 64
 
 
 class Greedy:
@@ -265,8 +264,8 @@ def test_checkpoint_bombs_take_no_memory(tmp_path, kind):
         torch.save({"schema": 1, "network": Greedy()}, path)
     else:
         torch.save({"schema": 2, "network": torch.zeros(1).expand(1 << 40)}, path)
-    said, megabytes, seconds = measured("checkpoint", path)
-    assert said == "refused: passed over" and megabytes < 64 and seconds < 60
+    said, megabytes = measured("checkpoint", path)
+    assert said == "refused: passed over" and megabytes < 64
 
 
 def test_oversized_texts_are_not_read(tmp_path, capsys):

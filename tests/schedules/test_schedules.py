@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import timeit
-
 import numpy as np
 import pytest
 
@@ -205,11 +202,3 @@ class TestLearningRates:
     def test_what_makes_no_sense_is_refused(self, spec, words):
         with pytest.raises(InputError, match=words):
             complete("learning_rates", spec)
-
-
-def test_a_value_costs_microseconds():
-    spec = complete("learning_rates", {"kind": "cosine", "initial": 0.1})
-    times = timeit.repeat(
-        lambda: learning_rate_value(spec, 10, 100, 10), timer=time.process_time, number=1000, repeat=5
-    )
-    assert min(times) < 0.05  # seconds of this process: other processes cost it none
