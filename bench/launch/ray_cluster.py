@@ -36,6 +36,7 @@ _SETTINGS = {
     "RAY_gcs_server_port_wait_time_s": f"{START:.0f}",
     "RAY_worker_register_timeout_seconds": f"{START:.0f}",
 }
+_OTHER_RAY = (AttributeError, ImportError, TypeError)  # a Ray whose insides differ: it keeps its own limits
 _UNUSED_PORTS = ("dashboard_agent_listen_port", "metrics_agent_port", "metrics_export_port")
 # A socket's path has 107 bytes at most; below its temporary folder Ray's longest path takes 64 of them, and
 # the name of the temporary folder itself 19.
@@ -106,33 +107,51 @@ def _patience() -> Iterator[None]:
     others say from the beginning that they are not in use. The wait for the raylet stands before Ray's own,
     which then finds the node or says what is wrong. ``START`` bounds a start that hangs.
     """
-    from ray import _raylet
-    from ray._private import node, services
+    try:
+        from ray._private import node
 
-    persist_port = getattr(_raylet, "persist_port", None)  # a Ray without it waits for no file
-    node_class: Any = node.Node
-    start = node_class.start_ray_processes
+        node_class: Any = node.Node
+        start = node_class.start_ray_processes
+    except _OTHER_RAY:
+        yield
+        return
 
     def start_and_wait(self: Any) -> None:
-        if persist_port is not None:
-            for name in _UNUSED_PORTS:
-                persist_port(self._session_dir, self._node_id, name, -1)
-            self._ray_params.runtime_env_agent_port = _free_port()
+        with contextlib.suppress(*_OTHER_RAY):
+            _do_without_agents(self)
         start(self)
-        raylets = [process.process for process in self.all_processes.get("raylet", ())]
-        end = time.monotonic() + START
-        while all(raylet.poll() is None for raylet in raylets) and time.monotonic() < end:
-            try:
-                services.get_node(self.gcs_address, self._node_id)
-                return
-            except RuntimeError:  # the node is not there yet
-                time.sleep(0.2)
+        with contextlib.suppress(*_OTHER_RAY):
+            _wait_for_node(self)
 
     node_class.start_ray_processes = start_and_wait
     try:
         yield
     finally:
         node_class.start_ray_processes = start
+
+
+def _do_without_agents(node: Any) -> None:
+    """Write the files that the raylet waits for, and choose the one port that trials need."""
+    from ray import _raylet
+
+    insides: Any = _raylet
+    for name in _UNUSED_PORTS:
+        insides.persist_port(node._session_dir, node._node_id, name, -1)
+    node._ray_params.runtime_env_agent_port = _free_port()
+
+
+def _wait_for_node(node: Any) -> None:
+    """Wait until Ray knows the node, or its raylet has ended, or ``START`` is over."""
+    from ray._private.services import get_node
+
+    raylets = [process.process for process in node.all_processes.get("raylet", ())]
+    end = time.monotonic() + START
+    while all(raylet.poll() is None for raylet in raylets) and time.monotonic() < end:
+        try:
+            get_node(node.gcs_address, node._node_id)
+            return
+        except RuntimeError:  # the node is not there yet
+            time.sleep(0.2)
 
 
 def _free_port() -> int:

@@ -123,6 +123,19 @@ class TestPatience:
     def test_it_does_not_wait_for_a_raylet_that_is_gone(self, start):
         assert start(1)[0] == 0
 
+    def test_a_ray_with_other_insides_starts_with_its_own_limits(self, monkeypatch):
+        pytest.importorskip("ray")
+        from ray._private import node
+
+        started = []
+        monkeypatch.setattr(node.Node, "start_ray_processes", started.append)
+        with ray_cluster._patience():
+            node.Node.start_ray_processes("no attribute that is known")
+        assert started == ["no attribute that is known"]
+        monkeypatch.delattr(node.Node, "start_ray_processes")
+        with ray_cluster._patience():
+            pass
+
 
 class TestToken:
     def test_the_users_token_is_used(self, monkeypatch, tmp_path):
