@@ -131,6 +131,8 @@ class LowPrecisionLayer(ActivationInput):
     def low_precision_weight(self, with_extra: bool) -> Tensor:
         """Return the quantized main weights; ``with_extra`` appends the extra weights."""
         weight, extra, quantizer = self.weight, self.weight_extra, self.acting
+        if self.partition is not None and self.clock.active:
+            return self.partition.mixed(weight, quantizer.weight(weight.detach(), self.fixed_statistics))
         if extra is None:
             low = quantizer.weight(weight, self.fixed_statistics)
         elif not self.joint:
@@ -147,8 +149,6 @@ class LowPrecisionLayer(ActivationInput):
         if self.blend_signs and self.clock.active:
             reached = (weight.detach().abs() / self.clock.factor).clamp(max=1.0)
             low = low - (low * (1.0 - reached)).detach()
-        if self.partition is not None and self.clock.active:
-            low = self.partition.mixed(weight, low)
         return low
 
     def joint_statistics(self) -> Tensor | None:

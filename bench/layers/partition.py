@@ -25,8 +25,12 @@ class Partition(nn.Module):
         self.register_buffer("held", torch.zeros_like(weight, requires_grad=False))
 
     def mixed(self, weight: Tensor, low: Tensor) -> Tensor:
-        """Return ``low`` for frozen weights and ``weight`` for others; frozen weights get no gradient."""
-        return torch.where(self.frozen, low.detach(), weight)
+        """Return ``low`` for frozen weights and ``weight`` for others.
+
+        ``low`` is the quantized ``weight.detach()``: frozen weights get no gradient, the learned scales of a
+        quantizer get that of the frozen weights.
+        """
+        return torch.where(self.frozen, low, weight)
 
     @torch.no_grad()
     def freeze_(self, weight: Tensor, share: float) -> None:

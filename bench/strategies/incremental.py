@@ -14,8 +14,9 @@ full-precision layers are trained alone. The factor is the free share of the wei
 
 Differences: frozen weights keep their stored value and are quantized at each step, so that the scale of a
 layer is that of all its weights in training and when deployed (with ``inq`` it is fixed by the largest
-weight, which is frozen first). Activations are quantized from the first step on, where the trial's bits say
-so; the paper leaves them in full precision.
+weight, which is frozen first). Learned scales begin with the first weights that are frozen, and are trained
+by the frozen weights. Activations are quantized from the first step on, where the trial's bits say so; the
+paper leaves them in full precision.
 """
 
 from __future__ import annotations
@@ -90,11 +91,12 @@ class Incremental(Strategy):
             layer.partition = Partition(layer.weight)
 
     def before_step(self, network: Network, step: int) -> None:
-        portion = self.portion(step)
-        if portion > (self.portion(step - 1) if step else 0.0):
-            for layer in self._layers(network):
-                assert layer.partition is not None
-                layer.partition.freeze_(layer.weight, portion)
+        portion, before = self.portion(step), self.portion(step - 1) if step else 0.0
+        for layer in self._layers(network) if portion > before else ():
+            assert layer.partition is not None
+            if before == 0.0:  # until now no weight was scaled
+                layer.quantizer.start_(layer.weight)
+            layer.partition.freeze_(layer.weight, portion)
 
     @staticmethod
     def _layers(network: Network) -> list[LowPrecisionLayer]:

@@ -117,6 +117,17 @@ class Stages(Strategy):
             if isinstance(layer, ActivationInput):
                 layer.interims = tuple(self._interim(layer, w, a) for w, a in self.widths)
 
+    def before_step(self, network: Network, step: int) -> None:
+        """Start the learned scales of the weights anew at the step from which on they are quantized."""
+        if step and self._full(step - 1) and not self._full(step):
+            for _, layer in network.low_precision_layers():
+                layer.quantizer.start_(layer.weight)
+
+    def _full(self, step: int) -> bool:
+        """Return whether the weights are full precision at ``step``."""
+        stage = self.stage(step)
+        return stage < len(self.widths) and self.widths[stage][0] == 32
+
     def _interim(self, layer: ActivationInput, w_bits: int, a_bits: int) -> Quantizer:
         """Return what quantizes weights and input of ``layer`` at these widths."""
         own, (own_w, own_a, g_bits) = layer.quantizer, self.config.bit_widths

@@ -20,6 +20,14 @@ def incremental(**options):
     return {"kind": "incremental", **options}
 
 
+def run_to(config, steps):
+    """Return a run after so many of its 10 steps."""
+    run = make_run(config, synthetic(96), "cpu")
+    for _ in range(steps):
+        run.train_step()
+    return run
+
+
 def test_the_largest_are_frozen_first_and_what_is_frozen_stays_frozen():
     weight = torch.nn.Parameter(torch.tensor([[0.1, -0.4], [0.3, -0.2]]))
     partition = Partition(weight)
@@ -38,7 +46,7 @@ def test_frozen_weights_are_quantized_and_get_no_gradient():
     weight = torch.nn.Parameter(torch.tensor([[0.1, -0.4], [0.3, -0.2]]))
     partition = Partition(weight)
     partition.freeze_(weight, 0.5)
-    mixed = partition.mixed(weight, weight * 10)
+    mixed = partition.mixed(weight, weight.detach() * 10)
     mixed.backward(torch.ones(2, 2))
     np.testing.assert_allclose(mixed.detach(), [[0.1, -4.0], [3.0, -0.2]], rtol=1e-6)
     assert weight.grad.tolist() == [[1.0, 0.0], [0.0, 1.0]]
@@ -73,6 +81,32 @@ def test_training_moves_free_weights_alone_and_none_at_the_end(fields):
     run.clock.set_factor(0.0)
     assert torch.equal(layer.low_precision_weight(False), layer.quantizer.weight(layer.weight))
     assert not any("partition" in name for name in strip(run.network).state_dict())
+
+
+def test_learned_scales_learn_from_the_frozen_weights():
+    """TTQ's dL/dWp is the sum of dL/dq over the frozen weights above the threshold, that of Wn of -dL/dq."""
+    config = make_config(quantizer="ttq", bits="2/32", strategy=incremental(portions=[0.5, 1.0], begin=0.2))
+    run = run_to(config, 3)
+    layer = run.network.conv2
+    weight, frozen = layer.weight.detach(), layer.partition.frozen
+    threshold = 0.05 * weight.abs().max()
+    up = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    run.network.zero_grad()
+    layer.low_precision_weight(False).backward(up)
+    positive, negative = layer.quantizer.positive, layer.quantizer.negative
+    assert positive.grad.item() == pytest.approx(up[frozen & (weight > threshold)].sum().item(), rel=1e-4)
+    assert negative.grad.item() == pytest.approx(-up[frozen & (weight < -threshold)].sum().item(), rel=1e-4)
+    assert torch.equal(layer.weight.grad, torch.where(frozen, 0.0, up))
+
+
+def test_learned_steps_begin_with_the_weights_that_are_frozen_first():
+    """LSQ's first step is 2 mean |w| / sqrt(2^(k-1) - 1), here with k = 2, of the weights at that step."""
+    config = make_config(quantizer="lsq", bits="2/32", strategy=incremental(portions=[0.5, 1.0], begin=0.2))
+    run = run_to(config, 2)  # step 2 of 10 is the first with a frozen portion
+    layer = run.network.conv2
+    assert not layer.partition.frozen.any()
+    run.strategy.before_step(run.network, 2)
+    assert layer.quantizer.weight_step.item() == pytest.approx(2 * layer.weight.abs().mean().item(), rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,20 @@ def test_two_step_quantization_learns_the_codes_before_the_weights_are_quantized
     assert torch.isfinite(run.loss_sum) and max(levels) <= 3
 
 
+@pytest.mark.parametrize(("stage", "begins"), [("32/32", True), ("32/2", True), ("2/32", False)])
+def test_learned_steps_of_weights_begin_where_the_weights_are_quantized(stage, begins):
+    """LSQ's first step is 2 mean |w| / sqrt(2^(k-1) - 1), here with k = 2, of the weights at that step."""
+    run = run_of("2/2", "lsq", stages=[stage])
+    layer = run.network.conv2
+    for _ in range(5):
+        run.train_step()
+    before = layer.quantizer.weight_step.item()
+    layer.weight.data *= 3.0  # as after a long training
+    run.strategy.before_step(run.network, 5)  # the first step of the second half
+    after = layer.quantizer.weight_step.item()
+    assert after == (pytest.approx(2 * layer.weight.abs().mean().item(), rel=1e-6) if begins else before)
+
+
 @pytest.mark.parametrize("quantizer", ["bnn", "xnor", "tang"])
 def test_weights_first_takes_quantizers_without_such_a_width(quantizer):
     run = run_of("1/1", quantizer, stages=["1/32"])
