@@ -104,13 +104,12 @@ def _partner(
 def best_partners(cell: Cell, others: Sequence[Cell]) -> list[Cell]:
     """Return the cells of ``others`` that fit a cell best.
 
-    First the grid point and the precision decide, then the profile, then the number of differences.
+    First the grid point and the precision decide, then the profile, then the number of differences. Of a cell
+    without a run the precision is not known: it fits where no cell of equal precision does.
     """
-    fitting = [
-        other
-        for other in others
-        if other.facts.precision == cell.facts.precision
-        and all(axis(other, key) == axis(cell, key) for key in other.runs.grid)
+    there = [other for other in others if all(axis(other, key) == axis(cell, key) for key in other.runs.grid)]
+    fitting = [other for other in there if other.facts.precision == cell.facts.precision] or [
+        other for other in there if None in (other.facts.precision, cell.facts.precision)
     ]
     profiles = {trial["profile"] for trial in cell.trials}
 

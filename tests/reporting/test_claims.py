@@ -241,6 +241,17 @@ def test_a_claim_waits_for_all_declared_seeds_and_says_how_many_there_are(tmp_pa
         assert f"| {word}" not in (folder / "claims.md").read_text()
 
 
+@pytest.mark.parametrize("without", ["Plain", "Sum"])
+def test_a_claim_waits_for_an_arm_without_a_run(tmp_path, capsys, without):
+    results = Results(tmp_path)
+    results.experiment("one", GRID + ARMS + CLAIM)
+    for seed in range(7):
+        for arm, more in (("Plain", {}), ("Sum", {"baseline": "Plain", **PROGRESSIVE})):
+            results.trial("one", arm, None if arm == without else [10.0, 60.0], seed=seed, epochs=2, **more)
+    told, _ = _told(results.write(), tmp_path / "out", capsys)
+    assert "Sum over Plain: not yet decided: 0 of 7 seeds" in told
+
+
 def test_a_claim_is_decided_with_the_last_declared_seed(tmp_path):
     results = Results(tmp_path)
     results.experiment("one", GRID + ARMS + CLAIM)
