@@ -63,7 +63,12 @@ def fold_(plain: fx.GraphModule) -> dict[str, list[str]]:
 
 
 def put_thresholds_(plain: fx.GraphModule, name: str, readers: list[str], made: Thresholds) -> None:
-    """Put ``made`` in the place of the batch norm ``name``; ``readers`` then read its output as it is."""
+    """Put ``made`` in the place of the batch norm ``name``; ``readers`` then read its output as it is.
+
+    timm's batch norms hold the activation behind them, which the graph calls by its own name: it stays there.
+    """
+    for child, module in plain.get_submodule(name).named_children():
+        made.add_module(child, module)
     plain.set_submodule(name, made)
     for reader in readers:
         plain.get_submodule(reader).activation = Activation(ActivationMap("identity"))

@@ -14,6 +14,7 @@ from torch import fx, nn
 from bench.errors import InputError
 from bench.export import foreign_formats
 from bench.export.files import latent_of, read_file, write_file
+from bench.export.folding import put_thresholds_
 from bench.export.modules import Activation, Thresholds
 from bench.export.plain import latent_weights, plain_network
 from bench.export.pt2 import write_pt2
@@ -55,6 +56,24 @@ def test_latent_weights_on_request(tmp_path):
 
 class TestThresholds:
     """Batch norm and activation as thresholds equal the two for every number, also near a threshold."""
+
+    def test_what_the_batch_norm_holds_stays_where_the_graph_calls_it(self):
+        """timm's batch norms hold the activation behind them. Thresholds of 0 with -1 and 1 are the sign."""
+
+        class Held(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.norm, self.read = nn.BatchNorm2d(2), nn.Identity()
+                self.norm.act = nn.Identity()
+
+            def forward(self, y):
+                return self.read(self.norm.act(self.norm(y)))
+
+        plain = fx.symbolic_trace(Held())
+        made = Thresholds(torch.zeros(2, 1), torch.ones(2), torch.tensor([-1.0, 1.0]))
+        put_thresholds_(plain, "norm", ["read"], made)
+        y = torch.tensor([-0.5, 0.0, 2.0]).expand(1, 2, 1, 3)
+        assert torch.equal(plain(y), torch.tensor([-1.0, 1.0, 1.0]).expand(1, 2, 1, 3))
 
     @pytest.mark.parametrize(
         "map",
