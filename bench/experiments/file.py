@@ -263,7 +263,7 @@ def declared_seeds(document: Mapping[str, Any]) -> dict[tuple[str | None, str], 
     for profile in (None, *(profiles if isinstance(profiles, dict) else ())):
         for arm in read_file(document, Problems(""), profile).arms:
             for axis in arm.axes:
-                if axis.path == ("seed",) and axis.where != "seed":
+                if axis.path == ("seed",) and axis.where != "seed":  # "seed": the default of one seed
                     found[profile, arm.name] = frozenset(s for s in axis.values if isinstance(s, int))
     return found
 

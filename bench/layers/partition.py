@@ -25,10 +25,10 @@ class Partition(nn.Module):
         self.register_buffer("held", torch.zeros_like(weight, requires_grad=False))
 
     def mixed(self, weight: Tensor, low: Tensor) -> Tensor:
-        """Return ``low`` for frozen weights and ``weight`` for others.
+        """Return ``low`` for frozen weights and ``weight`` for others, in the shape of the weights.
 
-        ``low`` is the quantized ``weight.detach()``: frozen weights get no gradient, the learned scales of a
-        quantizer get that of the frozen weights.
+        ``low``, of the same shape, is the quantized ``weight.detach()``: frozen weights get no gradient, the
+        learned scales of a quantizer get that of the frozen weights.
         """
         return torch.where(self.frozen, low, weight)
 

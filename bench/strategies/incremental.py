@@ -36,6 +36,7 @@ ENTRIES = [
         "help": "INQ: the largest weights are quantized and frozen, portion by portion",
         "title": "Incremental Network Quantization: Towards Lossless CNNs with Low-Precision Weights",
         "arxiv": "1702.03044",
+        "revision": 2,
         "options": {
             "portions": {
                 "type": "floats",

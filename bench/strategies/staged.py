@@ -52,6 +52,7 @@ ENTRIES = [
         "help": "Zhuang et al.: weights first, then activations; or falling bit widths; a twin may guide",
         "title": "Towards Effective Low-bitwidth Convolutional Neural Networks",
         "arxiv": "1711.00205",
+        "revision": 2,
         "options": {
             "stages": {
                 "type": "names",

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 RECIPE = re.search(r"^soak:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", re.findall(r"-m (tests\.\S+)", RECIPE))
 def test_a_command_of_make_soak_starts(module):
     command = [sys.executable, "-m", module, "--help"]
