@@ -1,4 +1,7 @@
-"""The examples of CONTRIBUTING.md are complete: each is registered as written and passes its checks."""
+"""The examples of CONTRIBUTING.md are complete: each is registered as written and passes its checks.
+
+The README's example is a quantizer of the suite, quoted to the letter.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,16 @@ from bench import registry
 from bench.machine.foreign import Grant, granted
 from tests.conformance import checks, tables
 
-PAGE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n# (\S+)(?:: (\w+))?\n(.*?)```", PAGE, flags=re.DOTALL)
+ROOT = Path(__file__).parents[2]
+
+
+def blocks(page: str) -> list[tuple[str, str, str]]:
+    """Return file, table ("" for a whole file) and text of every Python example of a page."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(r"```python\n# (\S+)(?:: (\w+))?\n(.*?)```", text, flags=re.DOTALL)
+
+
+BLOCKS = blocks("CONTRIBUTING.md")
 SOURCES = {Path(path).stem: (path, body) for path, _, body in BLOCKS if path.startswith("bench/")}
 LINES = {re.match(r'"(\w+)"', body)[1]: (table, body) for path, table, body in BLOCKS if table}
 PACKAGE = "examples_of_the_contributing_page"
@@ -53,6 +64,12 @@ def installed(tmp_path_factory):
 def row(name: str):
     """Return the line of the table that the page gives for an example."""
     return eval("{" + LINES[name][1] + "}", vars(tables))[name]
+
+
+def test_the_readme_quotes_a_quantizer_and_its_line():
+    (path, _, body), (table_path, table, line) = blocks("README.md")
+    assert body == (ROOT / path).read_text(encoding="utf-8")
+    assert table == "QUANTIZERS" and f"    {line}" in (ROOT / table_path).read_text(encoding="utf-8")
 
 
 def test_there_is_an_example_of_every_part():
