@@ -33,6 +33,7 @@ from bench.integer.levels import (
     sums_are_exact,
     weight_terms,
 )
+from bench.integer.ties import reads_sign_of_zero
 from bench.quantizers.deployed import ActivationMap, bits_of
 from bench.text import table
 
@@ -162,6 +163,10 @@ def _plan(network: fx.GraphModule, name: str, layer: InferenceConv2d | Inference
         return f"it would multiply {pairs} pairs of bit planes; up to {MOST_PAIRS} are worth it"
     if largest_sum(terms, x.numbers) >= _MOST_SUM:
         return "its sums could be too large for 32 bits"
+    if not sums_are_exact(terms, x.numbers, float(x.step[0])):
+        reader = reads_sign_of_zero(network, calls[0])
+        if reader is not None:
+            return f"{reader} tells its sums from 0, and float32 rounds sums of 0 to either side"
     return _Plan(values, x, terms, f"{levels.bits}/{bits_of(len(values))}")
 
 

@@ -52,7 +52,7 @@ class INQ(WeightsOnly):
 
     def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
         powers = self._powers(self.statistics(w) if statistics is None else statistics)
-        magnitude = w.detach().to(powers.dtype).abs()
+        magnitude = w.detach().to(powers.dtype).abs().contiguous()
         thresholds = torch.cat([powers[:1] * 0.5, powers[1:] * 0.75])
         levels = torch.cat([torch.zeros_like(powers[:1]), powers])
         return with_slope(

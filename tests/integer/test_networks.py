@@ -243,6 +243,55 @@ def test_groups_bias_and_dilation_of_a_user_s_network(tmp_path, monkeypatch):
         assert_near(plain, plain, images, made(images))
 
 
+def no_batch_norm(tmp_path, quantizer: str, bits: str, shift: str):
+    """Return a chain of three layers, with ``shift`` behind the second one, and images."""
+    module = f"bare_{tmp_path.name}"  # a process imports a name once
+    (tmp_path / f"{module}.py").write_text(
+        "from torch import nn\n\n\ndef net(num_classes):\n    return nn.Sequential(\n"
+        "        nn.Conv2d(3, 16, 3), nn.Hardtanh(),\n"
+        f"        nn.Conv2d(16, 24, 3, bias={shift == 'bias'}),\n"
+        f"        {shift if '(' in shift else ''} nn.Hardtanh(),\n"
+        "        nn.Conv2d(24, 16, 3), nn.Hardtanh(),\n"
+        "        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, num_classes),\n    )\n"
+    )
+    with granted(Grant((module,), str(tmp_path))):
+        kind = permission.sealed({"kind": f"python:{module}.net", "input_size": 16})
+        return plain_of(quantizer, bits, network=kind, width=1.0)
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "bits", "shift", "stays"),
+    [
+        ("xnor", "1/1", "", True),  # -a + a in float32: the sum of 144 numbers is rarely 0 where it should be
+        ("dorefa_pytorch", "2/1", "nn.MaxPool2d(2),", True),
+        ("bireal", "1/1", "nn.AvgPool2d(2),", True),
+        ("bireal", "1/1", "nn.BatchNorm2d(24),", False),
+        ("bireal", "1/1", "bias", False),
+        ("bnn", "1/1", "", False),  # float32 adds up +1 and -1 exactly
+        ("dorefa", "1/2", "", False),  # no threshold at 0
+    ],
+)
+def test_sums_of_zero_whose_sign_is_read_stay_in_float32(quantizer, bits, shift, stays, tmp_path):
+    plain, images = no_batch_norm(tmp_path, quantizer, bits, shift)
+    made = integer_network(plain)
+    first, second, third, last = layer_runs(made)
+    wanted = f"{third.name} tells its sums from 0, and float32 rounds sums of 0 to either side"
+    assert second.reason == (wanted if stays else None)
+    assert third.arithmetic == "integers" and {first.reason, last.reason} == {FULL}
+    with torch.no_grad():
+        torch.testing.assert_close(made(images), plain(images), rtol=1e-5, atol=1e-5)
+
+
+def test_batch_norm_without_a_shift_leaves_zero_where_it_is(tmp_path):
+    plain, _ = no_batch_norm(tmp_path, "xnor", "1/1", "nn.BatchNorm2d(24),")
+    norm = next(m for m in plain.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    assert layer_runs(integer_network(plain))[1].arithmetic == "integers"
+    norm.running_mean[3], norm.bias[3] = 0.0, 0.0
+    assert "sums of 0" in str(layer_runs(integer_network(plain))[1].reason)
+    norm.weight[3] = 0.0  # the channel is constant
+    assert layer_runs(integer_network(plain))[1].arithmetic == "integers"
+
+
 def test_copies_and_pickles_compute_the_same():
     plain, images = plain_of("ttq", "2/2")
     made = integer_network(plain)

@@ -239,6 +239,18 @@ def test_conv_after_conv_bias_dilation_rectangles_and_strings(merge):
     assert rows["3"].macs == 8 * 8 * 4 * 6 * 9 and rows["3"].bits == 216 + 32 * (4 + 1)
 
 
+def test_a_wide_padding_or_a_dilation_has_no_input_scale():
+    root = sequential(
+        nn.Conv2d(4, 4, 3, padding=2), nn.Conv2d(4, 4, 3, dilation=2), nn.Conv2d(4, 4, 3, padding=1)
+    )
+    network, _ = transformed(root, None, quantizer="xnor", bits="1/1")
+    found = decisions(network)
+    wide = "padded by more than half its kernel, for which the quantizer's input scale is not defined"
+    assert found["2"][1] == wide and found["3"][1].startswith("dilated")
+    assert [name for name, _ in network.low_precision_layers()] == ["4"]
+    assert network(torch.rand(2, 3, 16, 16)).shape == (2, 10)
+
+
 def test_a_smaller_kernel_of_the_branch_sees_the_centre():
     network, clock = transformed(
         sequential(nn.Conv2d(4, 4, (1, 5), padding=(0, 2))), "preactivation", kernel=3

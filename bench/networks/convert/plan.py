@@ -200,6 +200,10 @@ def _obstacle(plan: Plan, node: fx.Node, layer: nn.Conv2d | nn.Linear, count: in
             return "padded more on one side"
         if probe.scales_input and max(layer.dilation) > 1:
             return "dilated, for which the quantizer's input scale is not defined"
+        if probe.scales_input and any(
+            2 * pixels > size for pixels, size in zip(_padding(layer) or (), layer.kernel_size, strict=True)
+        ):
+            return "padded by more than half its kernel, for which the quantizer's input scale is not defined"
     parent = str(node.target).rpartition(".")[0]
     if isinstance(traced.modules.get(parent), SqueezeExcitation):
         return "squeeze and excitation: a gate"
