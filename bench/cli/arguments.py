@@ -6,8 +6,6 @@ import argparse
 import errno
 import math
 import os
-import shutil
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -90,34 +88,13 @@ def formats(text: str) -> list[str]:
     return chosen
 
 
-def filled(text: str) -> str:
-    """Return text in lines of the terminal's width, as argparse itself breaks help."""
-    return textwrap.fill(text, max(20, shutil.get_terminal_size().columns - 2))
-
-
-class Commands:
-    """Adds commands and the options that several of them share, in groups that ``--help`` shows."""
-
-    def __init__(self, parser: argparse.ArgumentParser) -> None:
-        self.added = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
-
-    def add(self, name: str, text: str, *examples: str) -> argparse.ArgumentParser:
-        """Add a command with its one-line help and examples of its use."""
-        lines = "\n".join(f"  bench {name} {example}".rstrip() for example in examples)
-        return self.added.add_parser(
-            name,
-            help=text,
-            description=filled(f"{text[0].upper()}{text[1:]}."),
-            epilog=f"Example{'s' * (len(examples) > 1)}:\n{lines}",
-            formatter_class=Help,
-            allow_abbrev=False,
-        )
-
-
-def option(
+def add(
     group: argparse._ActionsContainer, usage: str, text: str, kind: Callable | None = None, **more: Any
 ) -> None:
-    """Add the option ``usage``: "--jobs N" takes a value, which help calls N; "--fresh" is a switch."""
+    """Add the argument ``usage``: "--jobs N" takes a value, which help calls N; "--fresh" is a switch.
+
+    "trial TRIAL" is no option: it has its place in the command line.
+    """
     name, _, value = usage.partition(" ")
     taken: dict[str, Any] = {"metavar": value, "type": kind} if value else {"action": "store_true"}
     group.add_argument(name, help=text, **taken, **more)
@@ -125,46 +102,31 @@ def option(
 
 def add_selection(command: argparse.ArgumentParser, what: str = "what is run") -> None:
     group = command.add_argument_group(f"which trials ({what})")
-    option(group, "--profile P", "a profile of the file, for instance quick")
+    add(group, "--profile P", "a profile of the file, for instance quick")
     fields = "a field and its value, for instance epochs=3 or strategy.factor.until=0.25; may be repeated"
-    option(group, "--set KEY=VALUE", fields, action="append", default=[], dest="overrides")
-    option(group, "--only ARM", "this arm and its baseline; may be repeated", action="append", default=[])
-    option(group, "--seeds N", "the seeds 0 to N-1", number(int, 1))
+    add(group, "--set KEY=VALUE", fields, action="append", default=[], dest="overrides")
+    add(group, "--only ARM", "this arm and its baseline; may be repeated", action="append", default=[])
+    add(group, "--seeds N", "the seeds 0 to N-1", number(int, 1))
 
 
 def add_places(command: argparse.ArgumentParser, *, data: bool = True) -> argparse._ArgumentGroup:
     group = command.add_argument_group("where")
     records = "the folder of the records (runs)"
-    option(group, "--results DIR", records, path_argument, default=Path("runs"), action=Once)
+    add(group, "--results DIR", records, path_argument, default=Path("runs"), action=Once)
     if data:
         add_data(group)
     return group
 
 
-def add_recorded(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("instead of trials")
-    group.add_argument(
-        "--experiment",
-        metavar="NAME",
-        help="all final trials recorded of an experiment; the lines go to NAME/sharpness.jsonl in the "
-        "results, and `bench report` shows them",
-    )
-    group.add_argument(
-        "--only", metavar="ARM", action="append", default=[], help="this arm of it; may be repeated"
-    )
-
-
 def add_data(group: argparse._ActionsContainer) -> None:
-    option(group, "--data DIR", "the folder of the data sets ($BENCH_DATA, else a cache folder)")
+    add(group, "--data DIR", "the folder of the data sets ($BENCH_DATA, else a cache folder)")
 
 
 def add_code(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("code of your own")
     code = "parts may be imported from this module or package, and from what lies in it; may be repeated"
-    option(group, "--allow-code MODULE", code, action="append", default=[])
+    add(group, "--allow-code MODULE", code, action="append", default=[])
 
 
 def add_file(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "file", type=Path, metavar="FILE", help="an experiment file, or the name of a shipped experiment"
-    )
+    add(command, "file FILE", "an experiment file, or the name of a shipped experiment", Path)
