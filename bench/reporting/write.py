@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -23,14 +22,11 @@ from bench.reporting.formats import to_csv
 from bench.reporting.frames import epoch_frame, to_parquet, trial_frame
 from bench.reporting.merge import merge
 from bench.reporting.records import Records, experiments_in, read_experiment, recorded_config
-from bench.reporting.report import Report, cells_of, draw, make_report
+from bench.reporting.report import Report, cells_of, make_report
 from bench.reporting.selection import Selection
 from bench.reporting.tables import claim_texts
 from bench.reporting.tuned import choices_at_edges, standing
 from bench.text import clean, command
-
-if TYPE_CHECKING:
-    from bench.reporting.figures.forest import Row
 
 FORMATS = ("md", "tex", "csv", "png", "pdf", "html")
 ON_REQUEST = ("parquet",)  # formats that are written where they are asked for, and not by default
@@ -182,7 +178,11 @@ def _expanded(path: Path, selection: Selection, results: Path) -> Records:
 def _write(report: Report, folder: Path, formats: Sequence[str]) -> None:
     """Write an experiment's files; print how far its runs are, each claim with its verdict, and the paths."""
     kinds = [kind for kind in ("png", "pdf") if kind in formats or (kind == "png" and "html" in formats)]
-    drawings = draw(report, kinds) if kinds else []
+    drawings = []
+    if kinds:
+        from bench.reporting.figures import draw
+
+        drawings = draw(report, kinds)
     written: dict[str, bytes] = {}
     for table in report.tables:
         for kind in ("md", "tex", "csv"):
@@ -195,9 +195,8 @@ def _write(report: Report, folder: Path, formats: Sequence[str]) -> None:
     if "csv" in formats and (panels := ablations(report.cells, report.tuned)):
         written["heat.csv"] = to_csv(ablation_data(report.records.name, panels)).encode()
     for drawing in drawings:
-        written.update(
-            {f"{drawing.name}.{kind}": data for kind, data in drawing.files.items() if kind in formats}
-        )
+        files = drawing.files.items()
+        written |= {f"{drawing.name}.{kind}": data for kind, data in files if kind in formats}
     if "parquet" in formats:
         written["trials.parquet"] = to_parquet(trial_frame([report.records]))
         written["epochs.parquet"] = to_parquet(epoch_frame([report.records]))
@@ -254,32 +253,8 @@ def _write_gains(reports: Sequence[Report], out: Path, formats: Sequence[str]) -
         written["gains.csv"] = to_csv(pd.concat(frames, ignore_index=True)).encode()
     kinds = [kind for kind in ("png", "pdf") if kind in formats]
     if kinds:
-        from bench.reporting import figures
+        from bench.reporting.figures import gains_figure, render
 
-        figure = figures.forest_figure(*_primary(reports))
-        if figure is not None:
-            written.update({f"gains.{kind}": figures.render(figure, kind) for kind in kinds})
+        if (figure := gains_figure(reports)) is not None:
+            written.update({f"gains.{kind}": render(figure, kind) for kind in kinds})
     _save(out, written)
-
-
-def _primary(reports: Sequence[Report]) -> tuple[list[Row], str]:
-    """Return the gains of the figure over all experiments, and its title.
-
-    They are the declared claims; where none was declared, the exploratory gains with the most pairs.
-    """
-    from bench.reporting import figures
-
-    rows = [row for report in reports for row in figures.claim_rows(report.judged, report.records.name)]
-    if rows:
-        shown = f": the first {figures.ROWS} of {len(rows)}" if len(rows) > figures.ROWS else ""
-        return rows, f"Declared claims of all experiments{shown}"
-    cells: dict[object, Cell] = {}
-    for report in reports:
-        for cell in report.cells:
-            cells.setdefault(cell.identity, cell)
-    found = figures.gain_rows(list(cells.values()))
-    most = sorted(found, key=lambda row: -row.interval.n)[: figures.ROWS]
-    return (
-        most,
-        f"No claim was declared. The {len(most)} of {len(found)} exploratory gains with the most pairs",
-    )

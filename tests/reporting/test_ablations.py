@@ -21,7 +21,7 @@ from bench.reporting.page import leaderboard_page, page
 from bench.reporting.page.answer import answer
 from bench.reporting.page.leaderboard import _distinct, leaderboard, matrix
 from bench.reporting.records import read_experiment
-from bench.reporting.report import make_report, plans
+from bench.reporting.report import make_report
 from bench.reporting.selection import Selection
 from bench.reporting.write import write_report
 from bench.tuning import samplers
@@ -284,7 +284,7 @@ def test_what_a_search_chose_is_no_difference_from_the_baseline(tmp_path):
 
 def test_the_figures_of_many_searches_are_parts_with_a_look_for_each(tmp_path):
     report = _report(tmp_path, "factor")
-    made = {name: make for name, _, make in plans(report) if name.startswith("tuning")}
+    made = {name: make for name, _, make in figures.plans(report) if name.startswith("tuning")}
     assert list(made) == ["tuning-1", "tuning-2"]
     figure = made["tuning-1"]()
     assert figure is not None and faults(figure) == []

@@ -15,7 +15,7 @@ from bench.reporting import figures
 from bench.reporting.figures.forest import Row
 from bench.reporting.figures.style import accuracy_bars
 from bench.reporting.records import experiments_in, read_experiment
-from bench.reporting.report import make_report, plans
+from bench.reporting.report import make_report
 from bench.reporting.statistics import Interval
 from bench.reporting.tuned import searches
 
@@ -111,7 +111,7 @@ def _cut_or_doubled(figure: Figure) -> list[str]:
 def test_the_figures_of_the_committed_records_are_clean(name):
     report = make_report(read_experiment(RESULTS, name))
     told = []
-    for file, _, make in plans(report):
+    for file, _, make in figures.plans(report):
         figure = make()
         if figure is not None:
             told += [f"{file}: {fault}" for fault in faults(figure)]

@@ -663,7 +663,7 @@ def test_a_record_made_before_a_field_or_option_was_added_has_its_default(tmp_pa
 
 
 def test_the_forest_shows_the_declared_claims_alone_each_on_its_row(tmp_path):
-    from bench.reporting.report import plans
+    from bench.reporting.figures import plans
 
     results = Results(tmp_path)
     claim = '[[claims]]\narm = "S"\nover = "P"\nat = "equal epochs"\nwhere = { width = 0.5 }\n'

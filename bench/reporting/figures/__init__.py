@@ -7,11 +7,12 @@ versions of the libraries.
 from __future__ import annotations
 
 from bench.reporting.figures.convergence import convergence_figure
-from bench.reporting.figures.costs import COSTS, cost_figure
-from bench.reporting.figures.forest import ROWS, claim_rows, forest_figure, gain_rows
+from bench.reporting.figures.costs import cost_figure
+from bench.reporting.figures.forest import claim_rows, forest_figure, gain_rows
 from bench.reporting.figures.heat import heat_figure
+from bench.reporting.figures.plans import draw, gains_figure, plans
 from bench.reporting.figures.schedules import schedule_figure
 from bench.reporting.figures.series import curve_data, looks, panels
-from bench.reporting.figures.style import PANELS, TOGETHER, render
+from bench.reporting.figures.style import PANELS, render
 from bench.reporting.figures.tuning import tuning_figure
 from bench.reporting.figures.widths import width_figure

@@ -13,17 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bench.reporting.cells import Cell
+from bench.reporting.figures import style
 from bench.reporting.figures.series import Look, Panel, curve_data
-from bench.reporting.figures.style import (
-    COLUMN,
-    PAGE,
-    handle,
-    legend,
-    limit_to_accuracies,
-    new_figure,
-    style,
-    wrapped,
-)
 
 _Drawn = Sequence[tuple[Cell, pd.DataFrame | None]]  # the cells of a panel with their curves
 
@@ -67,10 +58,10 @@ def convergence_figure(
         return None
     fades = any((curve["factor"] > 0).any() for curve in curves)
     labels = [label for label in look if any(cell.label == label for panel in drawn for cell in panel.cells)]
-    width = COLUMN if len(drawn) == 1 and not wide else PAGE
+    width = style.COLUMN if len(drawn) == 1 and not wide else style.PAGE
     heights = [1.75, 0.95, *([0.6] if fades else [])]
-    with style():
-        figure = new_figure(title, width, sum(heights) + 0.55, labels, further=4)
+    with style.styled():
+        figure = style.new_figure(title, width, sum(heights) + 0.55, labels, further=4)
         axes = figure.subplots(
             len(heights), len(drawn), height_ratios=heights, sharex="col", sharey="row", squeeze=False
         )
@@ -78,13 +69,13 @@ def convergence_figure(
         engine.set(h_pad=0.03, w_pad=0.03, hspace=0.02)
         shown = _Shown()
         for j, (panel, column) in enumerate(zip(drawn, data, strict=True)):
-            axes[0][j].set_title(wrapped(panel.title, 46 if width / len(drawn) > 3 else 34))
+            axes[0][j].set_title(style.wrapped(panel.title, 46 if width / len(drawn) > 3 else 34))
             _draw_panel(list(axes[:, j]), column, epochs, look, shown)
         _name_axes(axes, fades)
         _limit(axes)
         sns.despine(figure)
         figure.align_ylabels()
-        legend(figure, _handles(labels, look, shown), labels)
+        style.legend(figure, _handles(labels, look, shown), labels)
     return figure
 
 
@@ -126,21 +117,23 @@ def _name_axes(axes: Any, fades: bool) -> None:
 
 def _limit(axes: Any) -> None:
     """Keep intervals of few seeds from widening the axes past what can be."""
-    limit_to_accuracies(axes[0][0])
+    style.limit_to_accuracies(axes[0][0])
     low, high = axes[1][0].get_ylim()
     axes[1][0].set_ylim(max(low, 0.0), high)
 
 
 def _handles(labels: Sequence[str], look: Mapping[str, Look], shown: _Shown) -> list[Line2D]:
     handles = [
-        handle(label, color=look[label].color, marker=look[label].marker, ls=look[label].line or "-", ms=3)
+        style.handle(
+            label, color=look[label].color, marker=look[label].marker, ls=look[label].line or "-", ms=3
+        )
         for label in labels
     ]
-    handles.append(handle("deployed (f = 0)" if shown.dashed else "deployed"))
-    handles += [handle("expanded, as trained", ls="--", lw=0.9)] * shown.dashed
-    handles += [handle("mean's 95 % interval", alpha=0.18, lw=5)] * shown.band
-    handles += [handle("a run that diverged", ls=":", lw=0.8)] * shown.dotted
-    handles += [handle("published", marker="<", ls="", mfc="white", ms=4)] * shown.published
+    handles.append(style.handle("deployed (f = 0)" if shown.dashed else "deployed"))
+    handles += [style.handle("expanded, as trained", ls="--", lw=0.9)] * shown.dashed
+    handles += [style.handle("mean's 95 % interval", alpha=0.18, lw=5)] * shown.band
+    handles += [style.handle("a run that diverged", ls=":", lw=0.8)] * shown.dotted
+    handles += [style.handle("published", marker="<", ls="", mfc="white", ms=4)] * shown.published
     return handles
 
 

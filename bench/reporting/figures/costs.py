@@ -10,19 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.reporting.cells import Cell
+from bench.reporting.figures import style
 from bench.reporting.figures.series import Look
-from bench.reporting.figures.style import (
-    COLUMN,
-    ERROR_BARS,
-    PAGE,
-    accuracy_bars,
-    handle,
-    legend,
-    limit_to_accuracies,
-    new_figure,
-    plain_log,
-    style,
-)
 
 COSTS = {
     "train_flops": "training operations",
@@ -45,9 +34,9 @@ def cost_figure(
     if not found:
         return None
     labels = [label for label in look if any(cell.label == label for cell in shown)]
-    width = COLUMN if len(found) == 1 else PAGE
-    with style():
-        figure = new_figure(title, width, 2.3, labels, further=1)
+    width = style.COLUMN if len(found) == 1 else style.PAGE
+    with style.styled():
+        figure = style.new_figure(title, width, 2.3, labels, further=1)
         axes = figure.subplots(1, len(found), sharey=True, squeeze=False)
         for axis, cost in zip(axes[0], found, strict=True):
             _draw(axis, shown, look, cost)
@@ -55,11 +44,11 @@ def cost_figure(
         axes[0][0].set_ylabel("test accuracy, %")
         sns.despine(figure)
         handles = [
-            handle(label, color=look[label].color, marker=look[label].marker or "o", ls="", ms=4)
+            style.handle(label, color=look[label].color, marker=look[label].marker or "o", ls="", ms=4)
             for label in labels
         ]
-        handles.append(handle("best at this cost", color="0.6", lw=0.8))
-        legend(figure, handles, labels)
+        handles.append(style.handle("best at this cost", color="0.6", lw=0.8))
+        style.legend(figure, handles, labels)
     return figure
 
 
@@ -71,8 +60,8 @@ def _draw(axis: Axes, cells: Sequence[Cell], look: Mapping[str, Look], cost: str
             continue
         how = look[cell.label]
         points.append((x, accuracy.mean))
-        marks: dict[str, Any] = {"fmt": how.marker or "o", "ms": 4, **ERROR_BARS}
-        axis.errorbar(x, accuracy.mean, accuracy_bars([accuracy]), color=how.color, **marks)
+        marks: dict[str, Any] = {"fmt": how.marker or "o", "ms": 4, **style.ERROR_BARS}
+        axis.errorbar(x, accuracy.mean, style.accuracy_bars([accuracy]), color=how.color, **marks)
     front, top = [], -1.0
     for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
         if y > top:
@@ -80,5 +69,5 @@ def _draw(axis: Axes, cells: Sequence[Cell], look: Mapping[str, Look], cost: str
             top = y
     axis.plot(*zip(*front, strict=True), color="0.6", lw=0.8, zorder=0, drawstyle="steps-post")
     axis.set_xscale("log")
-    plain_log(axis)
-    limit_to_accuracies(axis)
+    style.plain_log(axis)
+    style.limit_to_accuracies(axis)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from bench.reporting.cells import Cell
 from bench.reporting.claims import Judged, names
-from bench.reporting.figures.style import PAGE, PALETTE, new_figure, style, wrapped
+from bench.reporting.figures.style import PAGE, PALETTE, new_figure, styled, wrapped
 from bench.reporting.statistics import Interval
 from bench.text import signed
 
@@ -59,7 +59,7 @@ def forest_figure(rows: Sequence[Row], title: str = "") -> Figure | None:
     if not drawn:
         return None
     labels = [wrapped(row.label, 46, 2) for row in drawn]
-    with style():
+    with styled():
         figure = new_figure(title, PAGE, _STEP * len(drawn) + 0.6)
         axis = figure.subplots()
         axis.axvline(0, color="black", lw=0.7)

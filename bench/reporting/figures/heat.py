@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from bench.reporting.ablation import ARM, NOT_RUN, Ablation, Spot
-from bench.reporting.figures.style import COLUMN, PAGE, new_figure, style, wrapped
+from bench.reporting.figures.style import COLUMN, PAGE, new_figure, styled, wrapped
 from bench.text import fixed
 
 _ROOMY = 4  # columns of a panel that fit half a page
@@ -30,7 +30,7 @@ def heat_figure(panels: Sequence[Ablation], title: str = "") -> Figure | None:
     width = PAGE if wide else COLUMN * 1.35
     lines = [max(_text(spot).count("\n") + 1 for spot in panel.spots.values()) for panel in panels]
     heights = [0.13 * n * len(panel.rows) + 0.12 for n, panel in zip(lines, panels, strict=True)]
-    with style():
+    with styled():
         figure = new_figure(title, width, sum(heights) + 0.62 * len(panels) + 0.2)
         drawn = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
         for axis, panel in zip(drawn, panels, strict=True):

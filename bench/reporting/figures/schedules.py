@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from bench.errors import InputError, nearest
 from bench.reporting.cells import Cell
 from bench.reporting.figures.series import Look
-from bench.reporting.figures.style import COLUMN, handle, legend, new_figure, style
+from bench.reporting.figures.style import COLUMN, handle, legend, new_figure, styled
 
 
 def schedule_figure(
@@ -38,7 +38,7 @@ def schedule_figure(
     faded = [(cell, run) for cell, run in runs if (pd.to_numeric(run["factor"]) > 0).any()]
     labels = list(dict.fromkeys(cell.label for cell, _ in runs))
     rows = 1 + bool(faded)
-    with style():
+    with styled():
         figure = new_figure("", COLUMN, 1.3 * rows + 0.4, labels)
         axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
         for cell, run in runs:

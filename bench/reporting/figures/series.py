@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -17,6 +17,8 @@ from bench.reporting.figures.style import GREY, LINES, MARKERS, PALETTE, TOGETHE
 from bench.reporting.statistics.intervals import LEVEL, student_quantile
 from bench.reporting.tuned import Searched
 from bench.text import clean
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -134,13 +136,19 @@ def _multiples(title: str, cells: Sequence[Cell]) -> list[Panel]:
     """Return one panel of at most ``TOGETHER`` cells, or several, each with the first cell."""
     if len(cells) <= TOGETHER:
         return [Panel(title, tuple(cells))]
-    first, others = cells[0], cells[1:]
-    count = -(-len(others) // (TOGETHER - 1))
-    size = -(-len(others) // count)
+    first, *others = cells
+    parts = even_parts(others, TOGETHER - 1)
     return [
-        Panel(f"{title}, part {i + 1} of {count}", (first, *others[i * size : (i + 1) * size]))
-        for i in range(count)
+        Panel(f"{title}, part {number} of {len(parts)}", (first, *part))
+        for number, part in enumerate(parts, 1)
     ]
+
+
+def even_parts(items: Sequence[T], most: int) -> list[Sequence[T]]:
+    """Return the items in as few parts of at most ``most`` as hold them, all about as long."""
+    count = -(-len(items) // most)
+    size = -(-len(items) // max(1, count))
+    return [items[start : start + size] for start in range(0, len(items), max(1, size))]
 
 
 def _title_parts(group: Sequence[Cell]) -> list[str]:

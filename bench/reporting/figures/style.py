@@ -64,7 +64,7 @@ class Drawn(Figure):
 
 
 @contextlib.contextmanager
-def style() -> Iterator[None]:
+def styled() -> Iterator[None]:
     """Draw and save in the style of the figures."""
     settings: dict[Any, Any] = {**sns.axes_style("ticks"), **_STYLE}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
@@ -81,7 +81,7 @@ def wrapped(text: str, width: int, lines: int = 3) -> str:
 def new_figure(
     title: str, width: float, height: float, labels: Sequence[str] | None = None, further: int = 0
 ) -> Drawn:
-    """Return an empty figure, to be drawn in the ``style()``.
+    """Return an empty figure, to be drawn while ``styled()``.
 
     Args:
         title: Above the axes, on at most two lines.
@@ -156,6 +156,6 @@ def render(figure: Figure, kind: str) -> bytes:
     """Return the figure as ``png`` or ``pdf`` bytes without dates or versions, and close nothing."""
     out = io.BytesIO()
     omitted = ("Software",) if kind == "png" else ("CreationDate", "Creator", "Producer")
-    with style():
+    with styled():
         figure.savefig(out, format=kind, metadata=dict.fromkeys(omitted))
     return out.getvalue()

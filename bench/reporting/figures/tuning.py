@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.reporting.figures.series import numbered_looks
-from bench.reporting.figures.style import PAGE, handle, legend, new_figure, plain_log, style
+from bench.reporting.figures.style import PAGE, handle, legend, new_figure, plain_log, styled
 from bench.reporting.tuned import WITHIN, Searched
 
 
@@ -25,7 +25,7 @@ def tuning_figure(searches: Sequence[Searched], title: str = "") -> Figure | Non
     if not shown:
         return None
     labels = [search.label for search in shown]
-    with style():
+    with styled():
         figure = new_figure(title, PAGE, 2.5, labels, further=3)
         left, right = figure.subplots(1, 2, sharey=True)
         handles = []

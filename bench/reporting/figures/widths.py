@@ -12,20 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bench.reporting.cells import Cell
+from bench.reporting.figures import style
 from bench.reporting.figures.series import Look, full_precision, root_of
-from bench.reporting.figures.style import (
-    COLUMN,
-    ERROR_BARS,
-    PAGE,
-    PANELS,
-    accuracy_bars,
-    handle,
-    legend,
-    limit_to_accuracies,
-    new_figure,
-    style,
-    wrapped,
-)
 
 _Groups = dict[tuple, list[Cell]]  # the cells of each panel, by what the panel is about
 
@@ -41,17 +29,17 @@ def width_figure(cells: Sequence[Cell], look: Mapping[str, Look], title: str = "
     if len(widths) < 2:
         return None
     keys = sorted(groups, key=lambda key: (key[0], key[1], key[4] or 0, _first_order(groups[key]), key[3]))
-    keys = keys[:PANELS]
+    keys = keys[: style.PANELS]
     across = min(3, len(keys))
     down = -(-len(keys) // across)
     labels = [label for label in look if any(cell.label == label for key in keys for cell in groups[key])]
-    width = COLUMN if across == 1 else PAGE
-    with style():
-        figure = new_figure(title, width, 1.75 * down + 0.4, labels, further=3)
+    width = style.COLUMN if across == 1 else style.PAGE
+    with style.styled():
+        figure = style.new_figure(title, width, 1.75 * down + 0.4, labels, further=3)
         axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
         published = missing = False
         for name, key, axis in zip(_titles(keys), keys, axes.flat, strict=False):
-            axis.set_title(wrapped(name, 34, 2))
+            axis.set_title(style.wrapped(name, 34, 2))
             for label in dict.fromkeys(cell.label for cell in groups[key]):
                 own = [cell for cell in groups[key] if cell.label == label]
                 own.sort(key=lambda cell: cell.facts.width or 0.0)
@@ -59,7 +47,7 @@ def width_figure(cells: Sequence[Cell], look: Mapping[str, Look], title: str = "
                 missing |= _draw_missing(axis, own, look[label])
         _set_up_axes(axes, len(keys), widths)
         sns.despine(figure)
-        legend(figure, _handles(labels, look, published, missing), labels)
+        style.legend(figure, _handles(labels, look, published, missing), labels)
     return figure
 
 
@@ -96,7 +84,7 @@ def _set_up_axes(axes: Any, count: int, widths: Sequence[float]) -> None:
             ticks.append(width)
     first.set_xticks(ticks, [f"{width:g}" for width in ticks])
     first.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-    limit_to_accuracies(first)
+    style.limit_to_accuracies(first)
     for axis in list(axes.flat)[count:]:
         axis.set_axis_off()
     for j in range(len(axes[0])):
@@ -108,11 +96,11 @@ def _set_up_axes(axes: Any, count: int, widths: Sequence[float]) -> None:
 
 
 def _handles(labels: Sequence[str], look: Mapping[str, Look], published: bool, missing: bool) -> list[Line2D]:
-    handles = [handle(label, **look[label].marks, ms=3.5) for label in labels]
-    handles.append(handle("ours, 95 % interval", marker="o", ms=3.5))
+    handles = [style.handle(label, **look[label].marks, ms=3.5) for label in labels]
+    handles.append(style.handle("ours, 95 % interval", marker="o", ms=3.5))
     dots: dict[str, Any] = {"ls": (0, (1, 1)), "lw": 0.8}
-    handles += [handle("published", marker="o", ms=3.5, mfc="white", **dots)] * published
-    handles += [handle("no finished run", marker="x", ms=4, ls="")] * missing
+    handles += [style.handle("published", marker="o", ms=3.5, mfc="white", **dots)] * published
+    handles += [style.handle("no finished run", marker="x", ms=4, ls="")] * missing
     return handles
 
 
@@ -140,8 +128,8 @@ def _draw_widths(axis: Axes, own: Sequence[Cell], how: Look) -> bool:
     known = [cell for cell in own if cell.numbers.accuracy.mean is not None]
     x = [cell.facts.width or 0.0 for cell in known]
     y = [cell.numbers.accuracy.mean or 0.0 for cell in known]
-    bars = accuracy_bars([cell.numbers.accuracy for cell in known])
-    axis.errorbar(x, y, bars, **how.marks, ms=3.5, lw=1.1, **ERROR_BARS)
+    bars = style.accuracy_bars([cell.numbers.accuracy for cell in known])
+    axis.errorbar(x, y, bars, **how.marks, ms=3.5, lw=1.1, **style.ERROR_BARS)
     targets = [
         (cell.facts.width, c.match.row.accuracy)
         for cell in own

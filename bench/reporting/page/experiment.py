@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.reporting.cells import Cell
+from bench.reporting.figures.plans import Drawing
 from bench.reporting.figures.series import looks, panels
 from bench.reporting.page import charts
 from bench.reporting.page.answer import answer, question
 from bench.reporting.page.assets import render
 from bench.reporting.page.runs import COLUMNS, details
-from bench.reporting.report import Drawing, Report
+from bench.reporting.report import Report
 from bench.reporting.table import Table
 from bench.text import clean
 
