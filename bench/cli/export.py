@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.cli import OK
+from bench.cli import FAILED, OK
 from bench.errors import InputError
 from bench.launch.progress import say
 from bench.machine.folders import resolve_data_dir
@@ -63,33 +63,38 @@ def export_command(args: argparse.Namespace) -> int:
         say("not checked: the data set is not here (--data)")
         return OK
     checked = deploy.check(deployment, args.format, path)
-    passed = checked.passed(args.format)
+    status, verdict = _recorded(args, store, id, about, checked)
+    say(verdict)
+    if args.integers:
+        status = max(status, _check_on_integers(args, store, id, deployment, path, about))
+    return status
+
+
+def _recorded(
+    args: argparse.Namespace, store: Store, id: str, about: dict[str, Any], checked: Checked
+) -> tuple[int, str]:
+    """Record what a check found of the file that ``about`` describes; return the exit status and words."""
+    passed, but_for_ties = (checked.passed(about["format"], accept_ties=ties) for ties in (False, True))
     store.append_export(id, {**about, **vars(checked), "passed": passed})
-    but_for_ties = checked.passed(args.format, accept_ties=True)
-    say(_verdict(checked, passed, but_for_ties))
-    status = OK if passed or (args.accept_ties and but_for_ties) else 1
-    return (
-        max(status, _check_on_integers(args, store, id, deployment, path, about)) if args.integers else status
-    )
+    status = OK if passed or (args.accept_ties and but_for_ties) else FAILED
+    return status, _verdict(checked, passed, but_for_ties)
 
 
 def _check_on_integers(
     args: argparse.Namespace, store: Store, id: str, deployment: Deployment, path: Path, about: dict[str, Any]
 ) -> int:
     """Check the file once more with its low-precision layers on integers; return the exit status."""
-    format = deploy.ON_INTEGERS.format(args.format)
     layers = deploy.layers_on_integers(path)
     checked = deploy.check(deployment, "integers", path)
-    passed, but_for_ties = checked.passed(format), checked.passed(format, accept_ties=True)
-    store.append_export(id, {**about, "format": format, **layers, **vars(checked), "passed": passed})
+    about = {**about, "format": deploy.ON_INTEGERS.format(args.format), **layers}
+    status, verdict = _recorded(args, store, id, about, checked)
     how = f" ({layers['instructions']})" if layers["instructions"] else ""
     say(f"on integers{how}: {layers['integer_layers']} of {plural(layers['layers'], 'layer')}")
-    reasons = list(layers["in_float32"].values())
-    for reason in dict.fromkeys(reasons):
+    for reason in dict.fromkeys(layers["in_float32"].values()):
         names = [name for name, why in layers["in_float32"].items() if why == reason]
         say(f"in float32: {', '.join(names)}: {reason}")
-    say(f"{_verdict(checked, passed, but_for_ties)}; {checked.latency_ms:.2f} ms an image")
-    return OK if passed or (args.accept_ties and but_for_ties) else 1
+    say(f"{verdict}; {checked.latency_ms:.2f} ms an image")
+    return status
 
 
 def _verdict(checked: Checked, passed: bool, but_for_ties: bool) -> str:

@@ -130,9 +130,14 @@ class Cell:
         return f"W/A {self.bits_label}" if self.facts.bits else ""
 
     @property
+    def width_label(self) -> str:
+        """``0.25``, or "" where the width is not known."""
+        return "" if self.facts.width is None else f"{self.facts.width:g}"
+
+    @property
     def width_text(self) -> str:
         """``width 0.25``, or "" where the width is not known."""
-        return "" if self.facts.width is None else f"width {self.facts.width:g}"
+        return f"width {self.width_label}" if self.width_label else ""
 
     @property
     def place(self) -> tuple[str, str, str, str]:

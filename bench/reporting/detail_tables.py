@@ -25,9 +25,10 @@ def published_table(records: Records, cells: Sequence[Cell]) -> Table:
     for cell in cells:
         if cell.arm is not None:
             entries += [(cell, comparison) for comparison in cell.comparisons or (None,)]
+    shown = [cell for cell, _ in entries]
     ours = [_ours(cell, c) for cell, c in entries]
     columns = [
-        *cell_columns([cell for cell, _ in entries]),
+        *cell_columns(shown),
         Column("Ours, %", [with_interval(interval) for interval in ours], "r"),
         Column(
             "Published, %", [f"{c.match.row.accuracy:.2f}" if c else "not available" for _, c in entries], "r"
@@ -64,8 +65,7 @@ def published_table(records: Records, cells: Sequence[Cell]) -> Table:
         "paper), reproduction (a repository's own), quoted (copied), superseded (replaced or withdrawn "
         "by the source itself)."
     ]
-    rows = [cell for cell, _ in entries]
-    return Table("published", f"{records.title}: published values beside ours", columns, data, notes, rows)
+    return Table("published", f"{records.title}: published values beside ours", columns, data, notes, shown)
 
 
 def _ours(cell: Cell, comparison: Comparison | None) -> st.Interval:
@@ -137,8 +137,9 @@ _RECORDED = ("status", "reason", "epochs_done", "accuracy", "wall_seconds", "dev
 def runs_table(records: Records, cells: Sequence[Cell]) -> Table:
     """Return a row a trial, whatever became of it."""
     entries = [(cell, trial) for cell in cells for trial in cell.trials]
+    shown = [cell for cell, _ in entries]
     columns = [
-        *cell_columns([cell for cell, _ in entries]),
+        *cell_columns(shown),
         Column("Seed", [str(trial["seed"]) for _, trial in entries], "r"),
         Column("Run", [trial["id"] or "?" for _, trial in entries]),
         Column("Status", [trial["status"] for _, trial in entries]),
@@ -163,8 +164,7 @@ def runs_table(records: Records, cells: Sequence[Cell]) -> Table:
         }
         for cell, trial in entries
     ]
-    rows = [cell for cell, _ in entries]
-    return Table("runs", f"{records.title}: runs", columns, data, cells=rows)
+    return Table("runs", f"{records.title}: runs", columns, data, cells=shown)
 
 
 def _or_none(value: float | None) -> str:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
+from bench.experiments.overrides import flatten
 from bench.reporting.records import Records
 from bench.reporting.trial_rows import EPOCH_COLUMNS, TRIAL_COLUMNS
 
@@ -35,7 +36,8 @@ def trial_frame(experiments: Iterable[Records]) -> pd.DataFrame:
         for trial in records.trials.to_dict("records"):
             row = {"experiment": records.name, **{name: trial[name] for name in _PLAIN}}
             row |= {f"grid.{axis}": _cell(value) for axis, value in dict(trial["grid"] or {}).items()}
-            row |= {f"config.{name}": value for name, value in _flat(trial["config"] or {})}
+            config = flatten(trial["config"] or {})
+            row |= {f"config.{name}": _cell(value) for name, value in config.items() if value != {}}
             row |= {name: json.dumps(list(trial[name] or ())) for name in ("flags", "warnings")}
             rows.append({**row, "versions": json.dumps(trial["versions"] or {}, sort_keys=True)})
     frame = pd.DataFrame(rows, columns=None if rows else ["experiment", *_PLAIN])
@@ -71,14 +73,6 @@ def to_parquet(frame: pd.DataFrame) -> bytes:
     out = io.BytesIO()
     frame.to_parquet(out, index=False, engine="pyarrow")
     return out.getvalue()
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for name, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", _cell(value)
 
 
 def _cell(value: Any) -> Any:

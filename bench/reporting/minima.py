@@ -6,13 +6,13 @@ images, sizes) is another row: nothing is averaged over different ways of measur
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bench.reporting import statistics as st
 from bench.reporting.cells import Cell
+from bench.reporting.grouping import canonical
 from bench.reporting.records import Records
 from bench.reporting.table import NONE, Column, Table
 from bench.reporting.tables import cell_columns, cell_data, difference_text, interval_data, with_interval
@@ -99,7 +99,7 @@ def barrier_table(records: Records, cells: Sequence[Cell]) -> Table | None:
         ways: dict[str, list[Mapping[str, Any]]] = {}
         for line in pairs:
             if set(line["ids"]) <= own:
-                ways.setdefault(_text(line["with"]), []).append(line)
+                ways.setdefault(canonical(line["with"]), []).append(line)
         rows += [(cell, found) for found in ways.values()]
     if not rows:
         return None
@@ -136,20 +136,16 @@ def _difference(row: _Row) -> str:
 
 def _last(records: Records) -> list[Mapping[str, Any]]:
     """Return the lines of minima, of equal measurements the last."""
-    return list({_text([m.get("id"), m.get("ids"), m.get("with")]): m for m in records.minima}.values())
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
+    return list({canonical([m.get("id"), m.get("ids"), m.get("with")]): m for m in records.minima}.values())
 
 
 def _rows(records: Records, cells: Sequence[Cell]) -> Iterator[_Row]:
     """Yield the rows of the table of sharpness, in the order of the cells."""
     measured = [line for line in _last(records) if "id" in line]
-    ways = {_text(line["with"]): line["with"] for line in measured}
+    ways = {canonical(line["with"]): line["with"] for line in measured}
     for cell in cells:
         for way, numbers in ways.items():
-            of = {line["id"]: line for line in measured if _text(line["with"]) == way}
+            of = {line["id"]: line for line in measured if canonical(line["with"]) == way}
             mine = _by_seed(cell, of)
             against = _by_seed(cell.pairing.against, of) if cell.pairing is not None else {}
             for i, size in enumerate(numbers["sizes"] if mine else ()):

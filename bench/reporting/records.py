@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,12 +43,12 @@ class Records:
 
     name: str
     title: str
-    targets: tuple[str, ...]
-    arms: tuple[str, ...]
-    published: Mapping[str, Mapping[str, Any]]
-    trials: pd.DataFrame
-    epochs: pd.DataFrame
     text: str = ""
+    targets: tuple[str, ...] = ()
+    arms: tuple[str, ...] = ()
+    published: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    trials: pd.DataFrame = field(default_factory=pd.DataFrame)
+    epochs: pd.DataFrame = field(default_factory=pd.DataFrame)
     folder: Path | None = None
     notes: tuple[str, ...] = ()
     claims: tuple[Claim, ...] = ()
@@ -87,7 +87,7 @@ def read_experiment(
         InputError: The index is damaged.
     """
     store = Store(results)
-    described = _description(_stored_text(store, name) if text is None else text, name)
+    described = _described(_stored_text(store, name) if text is None else text, name)
     index = store.experiment_folder(name) / "index.jsonl"
     rows: list[dict[str, Any]] = []
     read: dict[Any, tuple[dict[str, Any], list[dict[str, Any]]]] = {}  # an id may stand under several arms
@@ -103,7 +103,11 @@ def read_experiment(
         if id not in read:
             read[id] = read_trial(store, id, (configs or {}).get(str(id)))
         rows.append({**read[id][0], **_place_in_experiment(line, read[id][0]["config"] or {})})
-    epochs = [_epoch_row(id, line) for id, (_, of_trial) in read.items() for line in of_trial]
+    epochs = [
+        {"id": id, **{key: line.get(key) for key in EPOCH_COLUMNS}}
+        for id, (_, of_trial) in read.items()
+        for line in of_trial
+    ]
     unreadable = [
         f"{path} is cut off in its last line, so that trials may be missing here; `bench run` writes it anew"
         for path in store.cut_off(name)
@@ -112,9 +116,10 @@ def read_experiment(
     exports = [{**line, "id": id} for id in ids for line in _lines(partial(store.exports, id), unreadable)]
     minima = _lines(partial(store.sharpness, name), unreadable)
     order = dict.fromkeys([*described.arms, *(row["arm"] for row in rows if row["arm"] is not None)])
-    return Records(
-        name=name,
-        **{**vars(described), "arms": tuple(order), "notes": (*described.notes, *unreadable)},
+    return replace(
+        described,
+        arms=tuple(order),
+        notes=(*described.notes, *unreadable),
         trials=pd.DataFrame(rows, columns=list(TRIAL_COLUMNS), dtype=object),
         epochs=pd.DataFrame(epochs, columns=["id", *EPOCH_COLUMNS]),
         folder=folder,
@@ -123,10 +128,6 @@ def read_experiment(
         exports=tuple(exports),
         minima=tuple(minima),
     )
-
-
-def _epoch_row(id: Any, line: Line) -> dict[str, Any]:
-    return {"id": id, **{key: line.get(key) for key in EPOCH_COLUMNS}}
 
 
 def recorded_config(store: Store, id: str) -> dict[str, Any] | None:
@@ -218,30 +219,16 @@ def _stored_text(store: Store, name: str) -> str:
     return ""
 
 
-@dataclass(frozen=True)
-class _Description:
-    """What an experiment file says of the report; ``notes`` are remarks on what could not be read."""
-
-    title: str
-    text: str = ""
-    targets: tuple[str, ...] = ()
-    arms: tuple[str, ...] = ()
-    published: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    claims: tuple[Claim, ...] = ()
-    seeds: Seeds = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-
-def _description(text: str, name: str) -> _Description:
-    """Return what the text of an experiment file says; what is damaged in it becomes a note."""
+def _described(text: str, name: str) -> Records:
+    """Return what the text of an experiment file says, without trials; what is damaged becomes a note."""
     if not text:
-        return _Description(name, notes=("the experiment file is not stored with the records",))
+        return Records(name, name, notes=("the experiment file is not stored with the records",))
     try:
         content: Mapping[str, Any] = tomllib.loads(text.removeprefix("\ufeff"))
     # not TOML, a number of thousands of digits, nested too deeply
     except (ValueError, RecursionError) as error:
         told = f"the experiment file stored with the records cannot be read ({error})"
-        return _Description(name, text, notes=(told,))
+        return Records(name, name, text, notes=(told,))
     title = content.get("title")
     arms = [
         arm
@@ -255,7 +242,8 @@ def _description(text: str, name: str) -> _Description:
         claims = read_claims(content, names, f"{name}.toml")
     except InputError as error:
         notes = (f"the claims of the experiment file cannot be read, so all gains are exploratory ({error})",)
-    return _Description(
+    return Records(
+        name=name,
         title=title if isinstance(title, str) and title.strip() else name,
         text=text,
         targets=tuple(target for target in _list(content.get("targets", ())) if isinstance(target, str)),

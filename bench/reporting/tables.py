@@ -14,7 +14,7 @@ from bench.reporting.claims import Judged, PairKey, names, verdict_of
 from bench.reporting.formats import csv_cell
 from bench.reporting.records import Records
 from bench.reporting.table import NONE, Column, Table
-from bench.reporting.tuned import searches, standing, trials_of
+from bench.reporting.tuned import searches, standing, table_of
 from bench.text import fixed, plural, signed
 
 PUBLISHED_IN_CELL = 3  # published values in the accuracy table itself; the table of published values has all
@@ -85,16 +85,12 @@ def kind_name(kind: str) -> str:
     return {"rerun_by_other_paper": "rerun", "superseded": "superseded by its source"}.get(kind, kind)
 
 
-def _width(cell: Cell) -> str:
-    return "" if cell.facts.width is None else f"{cell.facts.width:g}"
-
-
 def cell_columns(cells: Sequence[Cell]) -> list[Column]:
     """The columns that say which cell a row is about."""
     return [
         Column("Data set", [cell.facts.dataset for cell in cells], common=True),
         Column("Network", [cell.facts.network for cell in cells], common=True),
-        Column("Width", [_width(cell) for cell in cells], "r", common=True),
+        Column("Width", [cell.width_label for cell in cells], "r", common=True),
         Column("Arm", [cell.label for cell in cells]),
         Column("W/A", [cell.bits_label for cell in cells], common=True),
     ]
@@ -177,7 +173,7 @@ def accuracy_table(records: Records, cells: Sequence[Cell], known: Mapping[PairK
 
 def _tuning_notes(records: Records) -> list[str]:
     """Return what readers must know of the tuning trials, and which rows are still to come."""
-    chose = {id for line in records.searches for id in map(str, trials_of(line).values())}
+    chose = {str(id) for line in records.searches for id in table_of(line, "trials").values()}
     notes = [
         f"{plural(len(chose) or records.tuning, 'trial')} that chose the configurations never saw the test "
         "images and stand in no table; tuning.jsonl beside the records says what was chosen from what."

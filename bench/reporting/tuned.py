@@ -182,7 +182,7 @@ def searches(lines: Iterable[Mapping[str, Any]]) -> list[Searched]:
             place,
             tuple(map(_tried, group)),
             group[0].get("sampler") == "quasirandom",
-            _grid(group[0]),
+            table_of(group[0], "grid"),
             str(group[0]["profile"]) if group[0].get("profile") else None,
             next((n for line in group if isinstance(n := line.get("holdout"), int)), None),
         )
@@ -216,7 +216,7 @@ def as_recorded(
     lacks are filled in where all of its trials are through. ``read`` returns what is recorded of a trial,
     ``holdout`` the number of training images that a trial was measured on, where it is recorded.
     """
-    ids = [id for id in trials_of(line).values() if isinstance(id, str)]
+    ids = [id for id in table_of(line, "trials").values() if isinstance(id, str)]
     known = {"holdout": next((n for id in ids if (n := holdout(id)) is not None), None)}
     if line.get("accuracies") or not ids:
         return {**line, **known, "ended": len(ids)}
@@ -236,19 +236,16 @@ def as_recorded(
     }
 
 
-def trials_of(line: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the trials of a line of ``tuning.jsonl``, by tuning seed."""
-    trials = line.get("trials")
-    return trials if isinstance(trials, Mapping) else {}
-
-
-def _grid(line: Mapping[str, Any]) -> Mapping[str, Any]:
-    grid = line.get("grid")
-    return grid if isinstance(grid, Mapping) else {}
+def table_of(line: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return a table of a line of ``tuning.jsonl``: ``trials``, by tuning seed, or ``grid``."""
+    table = line.get(key)
+    return table if isinstance(table, Mapping) else {}
 
 
 def _place(line: Mapping[str, Any]) -> str:
-    parts = [f"{name.split('.')[-1]} {plain(value)}" for name, value in sorted(_grid(line).items())]
+    parts = [
+        f"{name.split('.')[-1]} {plain(value)}" for name, value in sorted(table_of(line, "grid").items())
+    ]
     return ", ".join([*parts, *([str(line["profile"])] if line.get("profile") else [])])
 
 
@@ -264,7 +261,7 @@ def _tried(line: Mapping[str, Any]) -> Tried:
         line.get("chosen") is True,
         _number(line.get("operations")),
         _number(line.get("seconds")) or 0.0,
-        len(trials_of(line)) or len(known),
+        len(table_of(line, "trials")) or len(known),
         ended if isinstance(ended, int) else len(known),
         _widening(line.get("widening")),
     )

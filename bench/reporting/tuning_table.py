@@ -50,13 +50,10 @@ def tuning_table(records: Records, searches: Sequence[Searched]) -> Table | None
         for tried in search.tried
     ]
     told = (
-        ""
-        if all(search.random for search in searches)
-        else (
-            " The configurations were not drawn at random, so this is a description of them, not an "
-            "expectation."
-        )
+        " The configurations were not drawn at random, so this is a description of them, not an expectation."
     )
+    if all(search.random for search in searches):
+        told = ""
     notes = [
         "Each configuration was trained without the held-out images and measured on them alone; the "
         f"test images were not evaluated. Rates within {WITHIN:g} point: the learning rates around the "
@@ -65,7 +62,7 @@ def tuning_table(records: Records, searches: Sequence[Searched]) -> Table | None
         "after k configurations: Dodge et al. 2019, 1909.03004." + told,
         _edge_note(searches),
     ]
-    return Table("tuning", f"{records.title}: tuning", columns, data, [note for note in notes if note])
+    return Table("tuning", f"{records.title}: tuning", columns, data, list(filter(None, notes)))
 
 
 def _edges(search: Searched) -> str:

@@ -187,11 +187,10 @@ def resized(
         cubic: As OpenCV does it: a = -0.75, half-pixel centres, edges repeated, no antialiasing. Otherwise
             bilinear with antialiasing, as PyTorch and Pillow compute it.
     """
+    pixels = torch.from_numpy(np.require(cut, requirements=["C", "W"]))
     if cubic:
-        return _cubic(
-            torch.from_numpy(np.require(cut, requirements=["C", "W"])), to_height, to_width, row, column, size
-        )
-    image = torch.from_numpy(np.require(cut, requirements=["C", "W"])).permute(2, 0, 1)[None]
+        return _cubic(pixels, to_height, to_width, row, column, size)
+    image = pixels.permute(2, 0, 1)[None]
     if (to_height, to_width) != cut.shape[:2]:
         image = interpolate(
             image, (to_height, to_width), mode="bilinear", antialias=True, align_corners=False

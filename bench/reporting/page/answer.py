@@ -39,22 +39,17 @@ def answer(report: Report) -> list[str]:
 
 
 def _exploratory_gains(report: Report) -> str:
-    gains = [cell for cell in report.cells if cell.pairing is not None and cell.pairing.gain.interval.n]
-    if not gains:
+    paired = [(cell, cell.pairing.gain.interval.mean) for cell in report.cells if cell.pairing is not None]
+    known = [(mean, cell) for cell, mean in paired if mean is not None]
+    if not known:
         return "No gain can be told yet."
-    ordered = sorted(gains, key=_gain)
-    least, most = ordered[0], ordered[-1]
+    gains = [cell for _, cell in sorted(known, key=lambda gain: gain[0])]
     told = f"Exploratory, no claim was declared: {plural(len(gains), 'gain')} over a baseline, "
     over_chance = sum(OVER_CHANCE in cell.flags for cell in gains)
     chance = f" In {over_chance} of them the baseline is at chance." if over_chance else ""
     if len(gains) == 1:
-        return f"{told}{_gain_and_place(most)}.{chance}"
-    return f"{told}from {_gain_and_place(least)} to {_gain_and_place(most)}.{chance}"
-
-
-def _gain(cell: Cell) -> float:
-    mean = cell.pairing.gain.interval.mean if cell.pairing is not None else None
-    return 0.0 if mean is None else mean
+        return f"{told}{_gain_and_place(gains[0])}.{chance}"
+    return f"{told}from {_gain_and_place(gains[0])} to {_gain_and_place(gains[-1])}.{chance}"
 
 
 def _gain_and_place(cell: Cell) -> str:

@@ -28,45 +28,34 @@ _HEADINGS = {  # in the order of the page
     "sharpness": "Sharpness of the minima",
     "barriers": "Barriers between seeds",
 }
-_FIGURES = {
-    "accuracy": ("costs", "widths", "heat"),
-    "gains": ("forest",),
-}  # beginnings of the names of still figures
-_COLUMNS = (
-    (
-        "Arm",
-        "the line of the comparison, as the experiment file names it, with grid axes that have no column",
+# The beginnings of the names of a section's still figures.
+_FIGURES = {"accuracy": ("costs", "widths", "heat"), "gains": ("forest",)}
+_COLUMNS = {
+    "Arm": "the line of the comparison, as the experiment file names it, with grid axes that have no column",
+    "W/A": (
+        "bits of weights and activations (and of gradients, where they are quantized); 32 is full precision"
     ),
-    (
-        "W/A",
-        "bits of weights and activations (and of gradients, where they are quantized); 32 is full precision",
-    ),
-    ("n", "finished runs, one a seed; '2 of 3': one is missing, diverged or failed, see Flags and Runs"),
-    (
-        "Test accuracy",
+    "n": "finished runs, one a seed; '2 of 3': one is missing, diverged or failed, see Flags and Runs",
+    "Test accuracy": (
         "of the network that would ship, at the last epoch, on the whole test set: the branch removed "
-        "(factor 0), fp32. Mean over seeds ± half the 95 % interval (Student's t). One run, or runs "
-        "that are all the same, have no interval",
+        "(factor 0), fp32. Mean over seeds ± half the 95 % interval (Student's t). One run, or runs that "
+        "are all the same, have no interval"
     ),
-    (
-        "Never removed",
-        "accuracy of a network that keeps its branch: an upper bound, not a network that would ship",
+    "Never removed": (
+        "accuracy of a network that keeps its branch: an upper bound, not a network that would ship"
     ),
-    (
-        "Gain",
-        "accuracy minus the baseline's at the same seed, mean over seeds, with its 95 % interval (paired)",
+    "Gain": (
+        "accuracy minus the baseline's at the same seed, mean over seeds, with its 95 % interval (paired)"
     ),
-    (
-        "Claim, Verdict",
-        "of comparisons that the experiment file declares before the runs; every other gain is exploratory",
+    "Claim, Verdict": (
+        "of comparisons that the experiment file declares before the runs; every other gain is exploratory"
     ),
-    (
-        "Published",
-        "what others printed for the same method, network, width and bits, with its kind; never averaged",
+    "Published": (
+        "what others printed for the same method, network, width and bits, with its kind; never averaged"
     ),
-    ("Budget", "epochs × training images of an epoch"),
-    ("Deployed, as trained", "with the factor forced to 0; with the branch as it stood at that epoch"),
-)
+    "Budget": "epochs × training images of an epoch",
+    "Deployed, as trained": "with the factor forced to 0; with the branch as it stood at that epoch",
+}
 RUNS = 600  # rows of the table of all runs; above, the page leaves it to runs.csv and to the opened rows
 _CURVES = (
     "Solid: deployed, mean over seeds; band: its 95 % interval. Dashed: expanded, while the branch is on. "
@@ -121,7 +110,7 @@ def page(report: Report, drawings: Sequence[Drawing] = ()) -> str:
         what=_what(report),
         sections=sections,
         unfinished=list(_missing(report)),
-        columns=_COLUMNS,
+        columns=_COLUMNS.items(),
         provenance=list(_provenance(report)),
         runs=by_name["runs"] if len(by_name["runs"].cells) <= RUNS else None,
         run_positions=positions(by_name["runs"], at),

@@ -54,7 +54,7 @@ def leaderboard(cells: Sequence[Cell], sources: Sequence[str] = ()) -> Table:
     columns = [
         Column("Data set", [cell.facts.dataset or "unknown" for cell in cells]),
         Column("Network", [cell.facts.network for cell in cells]),
-        Column("Width", ["" if c.facts.width is None else f"{c.facts.width:g}" for c in cells], "r"),
+        Column("Width", [cell.width_label for cell in cells], "r"),
         Column("W/A", [cell.bits_label for cell in cells]),
         Column("Arm", [cell.label for cell in cells]),
         Column("Test accuracy, %", [_accuracy(cell) for cell in cells], "r"),
