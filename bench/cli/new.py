@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from bench import registry
@@ -138,11 +137,8 @@ def _network_for(dataset: str, data_dir: Path) -> str:
 
 def _network_toml(network: str) -> str:
     """Return the network as the file has it: with the size that images get, where that can be chosen."""
-    size = (
-        registry.get("networks", as_table("networks", network)["kind"])
-        .options.get("input_size", {})
-        .get("default")
-    )
+    options = registry.get("networks", as_table("networks", network)["kind"]).options
+    size = options.get("input_size", {}).get("default")
     return json.dumps(network) if size is None else f'{{ kind = "{network}", input_size = {size} }}  # pixels'
 
 
@@ -150,14 +146,10 @@ def _ask(what: str, default: str, group: str) -> str:
     """Return the answer to a question on a terminal, ``default`` elsewhere and for an empty answer."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return default
-    print(f"{group}: {_names(registry.entries(group))}")
+    own = {"npz": "npz:NAME", "imagefolder": "imagefolder:NAME", "python": "python:MODULE.FACTORY"}
+    print(f"{group}: {', '.join(own.get(name, name) for name in registry.entries(group))}")
     try:
         return input(f"{what} [{default}]: ").strip() or default
     except EOFError:
         print()
         return default
-
-
-def _names(entries: Sequence[str] | dict[str, registry.Entry]) -> str:
-    own = {"npz": "npz:NAME", "imagefolder": "imagefolder:NAME", "python": "python:MODULE.FACTORY"}
-    return ", ".join(own.get(name, name) for name in entries)

@@ -6,6 +6,7 @@ adds them up without torch, so that `bench run` can start the longest trials fir
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import heapq
 import importlib.metadata
@@ -22,7 +23,7 @@ from bench.experiments import catalog
 from bench.experiments.config import TrialConfig
 from bench.machine.devices import device_name
 from bench.machine.folders import cache_folder
-from bench.records.files import write_atomic
+from bench.records.files import StoreError, write_atomic
 from bench.schedules import factor_value
 
 
@@ -137,11 +138,8 @@ class KeptCosts:
         A value that cannot be written to the file will be measured again.
         """
         self.kept = {**self._read(), **self.kept, self._key(what): value}
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(StoreError):
             write_atomic(self.path, json.dumps(self.kept, indent=0).encode())
-        except OSError:
-            pass
 
     def number(self, name: str) -> float | None:
         """Return the number kept under ``name``, or None."""

@@ -225,29 +225,22 @@ def _number(where: Path, name: str) -> int:
     return int(match[1])
 
 
-class _FilePart(io.RawIOBase):
-    """A part of an open file, read like a file."""
+class _FilePart:
+    """A part of an open file, with what ``tarfile`` asks of a file."""
 
     def __init__(self, stream: BinaryIO, start: int, length: int) -> None:
         self.stream, self.start, self.length, self.place = stream, start, length, 0
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
     def tell(self) -> int:
         return self.place
 
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self.place = max(0, offset + (0, self.place, self.length)[whence])
-        return self.place
+    def seek(self, place: int) -> None:
+        self.place = max(0, place)
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int) -> bytes:
         left = min(max(0, self.length - self.place), _MAX_READ)  # a header of more bytes is not a header
         self.stream.seek(self.start + self.place)
-        data = self.stream.read(left if size < 0 else min(size, left))
+        data = self.stream.read(min(size, left))
         self.place += len(data)
         return data
 
@@ -261,7 +254,8 @@ def _members(path: Path, start: int = 0, length: int | None = None) -> Iterator[
     try:
         with path.open("rb") as stream:
             length = path.stat().st_size - start if length is None else length
-            with tarfile.open(fileobj=_FilePart(stream, start, length), mode="r:") as archive:
+            part: Any = _FilePart(stream, start, length)
+            with tarfile.open(fileobj=part, mode="r:") as archive:
                 while (member := archive.next()) is not None:
                     archive.members = []  # type: ignore[attr-defined]  # there are 1.28 million of them
                     if member.isdir():

@@ -13,7 +13,7 @@ from bench.experiments.options import NAMED
 from bench.text import command, data_size, plural, table
 
 
-def _offered(data_dir: Path) -> dict[str, tuple[Source, dict]]:
+def offered(data_dir: Path) -> dict[str, tuple[Source, dict]]:
     """Return, by name, the suite's data sets and the user's own data sets in the data folder."""
     found: dict[str, tuple[Source, dict]] = {}
     for kind in registry.entries("datasets"):
@@ -23,15 +23,15 @@ def _offered(data_dir: Path) -> dict[str, tuple[Source, dict]]:
 
 
 def _find(name: str, data_dir: Path) -> tuple[Source, dict]:
-    offered = _offered(data_dir)
-    if name in offered:
-        return offered[name]
+    known = offered(data_dir)
+    if name in known:
+        return known[name]
     if name.startswith(NAMED):
         kind, _, own = name.partition(":")
         return registry.load("datasets", kind), {"name": own}
     raise InputError(
-        f"no data set is called '{name[:80]}'.{nearest(name, offered)} "
-        f"Known: {', '.join(offered)}, npz:NAME, imagefolder:NAME."
+        f"no data set is called '{name[:80]}'.{nearest(name, known)} "
+        f"Known: {', '.join(known)}, npz:NAME, imagefolder:NAME."
     )
 
 
@@ -39,8 +39,8 @@ def list_text(data_dir: Path) -> str:
     """Return a table of the data sets, with state, images, classes and size, and lines on missing files."""
     rows: list[tuple[str, ...]] = []
     notes = []
-    offered = _offered(data_dir)
-    for name, (source, options) in offered.items():
+    known = offered(data_dir)
+    for name, (source, options) in known.items():
         problem = source.problem(options, data_dir)
         try:
             facts = source.facts(options, data_dir)
@@ -56,14 +56,14 @@ def list_text(data_dir: Path) -> str:
         if problem and (begun or not source.fetchable):
             notes.append(problem)
         notes += [f"{name}: {line}" for line in source.remarks(options, data_dir)]
-    missing = [row[0] for row in rows if row[1] in ("missing", "incomplete") and offered[row[0]][0].fetchable]
+    missing = [row[0] for row in rows if row[1] in ("missing", "incomplete") and known[row[0]][0].fetchable]
     if missing:
         fetch_one = command("data", "fetch", "NAME", "--data", data_dir)
         notes.append(f"`{fetch_one}` downloads {', '.join(missing)}; nothing is downloaded without it.")
-    if "npz:svhn_subset" not in offered:
+    if "npz:svhn_subset" not in known:
         prepare_subset = command("data", "prepare", "svhn_subset", "--data", data_dir)
         notes.append(f"`{prepare_subset}` builds npz:svhn_subset from the files of svhn.")
-    notes += _unknown_folders(data_dir, offered)
+    notes += _unknown_folders(data_dir, known)
     notes += [
         "A file NAME.npz of yours in the data folder is the data set npz:NAME; a folder NAME of photographs,",
         "NAME/train/CLASS/* and NAME/val/CLASS/*, is imagefolder:NAME; `bench data prepare` writes shards.",
@@ -143,7 +143,7 @@ def verify(name: str | None, data_dir: Path) -> str:
 
     Raises ``InputError`` naming each corrupt file. Without ``name``, absent data sets are no error.
     """
-    chosen = _offered(data_dir) if name is None else {name: _find(name, data_dir)}
+    chosen = offered(data_dir) if name is None else {name: _find(name, data_dir)}
     lines, problems = [], []
     for label, (source, options) in chosen.items():
         paths = source.paths(options, data_dir)
@@ -178,21 +178,21 @@ def _contained(label: str, paths: list[Path], chosen: dict, data_dir: Path) -> b
     return any(there <= other for other in others)
 
 
-def _unknown_folders(data_dir: Path, offered: Mapping[str, tuple[Source, dict]]) -> list[str]:
+def _unknown_folders(data_dir: Path, sets: Mapping[str, tuple[Source, dict]]) -> list[str]:
     """Return a line for each folder that belongs to no data set: what the folder lacks to be one."""
     from bench.datasets.photographs.listing import class_folders, form_problem
 
     if not data_dir.is_dir():
         return []
-    known = {
+    taken = {
         path.relative_to(data_dir).parts[0]
-        for source, options in offered.values()
+        for source, options in sets.values()
         for path in source.paths(options, data_dir)
-    } | {name.partition(":")[2] for name in offered}
+    } | {name.partition(":")[2] for name in sets}
     return [
         f"{problem}, so it is no data set"
         for name in class_folders(data_dir)
-        if name not in known | {"imagenet", "imagenet.shards"} and (problem := form_problem(data_dir / name))
+        if name not in taken | {"imagenet", "imagenet.shards"} and (problem := form_problem(data_dir / name))
     ]
 
 

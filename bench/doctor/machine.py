@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench import registry
-from bench.experiments import catalog
+from bench.datasets import manage
 from bench.machine.devices import cpu_count, cpu_name, memory_bytes
 from bench.machine.folders import cache_folder
 from bench.text import plural
@@ -56,7 +55,11 @@ def facts(results: Path, data_dir: Path) -> dict[str, Any]:
             name: _room(folder)
             for name, folder in (("results", results), ("data", data_dir), ("cache", cache_folder()))
         },
-        "data": _data_sets(data_dir),
+        "data": [
+            name
+            for name, (source, options) in manage.offered(data_dir).items()
+            if source.problem(options, data_dir) is None
+        ],
     }
 
 
@@ -127,17 +130,6 @@ def _room(folder: Path) -> int | None:
             except OSError:
                 return None
     return None
-
-
-def _data_sets(data_dir: Path) -> list[str]:
-    """Return the names of the data sets that are ready to use."""
-    ready = []
-    for kind in registry.entries("datasets"):
-        source = registry.load("datasets", kind)
-        for name, options in source.labels(data_dir).items():
-            if catalog.source_of({"kind": kind, **options})[0].problem(options, data_dir) is None:
-                ready.append(name)
-    return ready
 
 
 def _gigabytes(count: int | None) -> str:

@@ -22,6 +22,7 @@ from bench.datasets.streamed_batches import PhotographData
 from bench.errors import InputError
 from bench.experiments import catalog
 from bench.experiments.config import make_config
+from bench.speed.timing import spread
 from bench.text import plural
 from bench.training import execution
 
@@ -68,7 +69,6 @@ def measure(name: str, data_dir: Path, rounds: int = 5, workers: int = 1) -> Ite
                 images = way()
                 taken[label].append((time.perf_counter() - begin) * BATCH / images)
     for label, seconds in taken.items():
-        low, middle, high = statistics.quantiles(seconds, n=4)
         yield {
             "kind": "data",
             "source": label,
@@ -78,7 +78,7 @@ def measure(name: str, data_dir: Path, rounds: int = 5, workers: int = 1) -> Ite
             "batch_size": BATCH,
             "workers": workers,
             "seconds": statistics.median(seconds),
-            "spread": (high - low) / middle,
+            "spread": spread(seconds),
             "images_per_second": BATCH / statistics.median(seconds),
             "speedup": statistics.median(a / b for a, b in zip(taken[REFERENCE], seconds, strict=True)),
         }

@@ -40,7 +40,6 @@ from bench.training.provenance import provenance
 
 SCHEMA = 1
 ROUNDS = 7
-MODES = ("eager", "compiled", "captured", "packed")
 PACK = 8  # trials at once on a GPU; on a CPU one trial a core
 Further = tuple[dict[str, Any], Callable[[], object], int]  # (fields of the row, the action, its images)
 # What is timed beside each network, from (the unit's run, network, width, mode): see docs/tools/peers.py.
@@ -182,14 +181,9 @@ def dtypes(device: str) -> list[str]:
 
 def modes(device: str) -> list[str]:
     """Return the modes that ``device`` supports."""
-    compiles = execution.has_compiler()
-    possible = {
-        "eager": True,
-        "compiled": compiles,
-        "captured": compiles and device.startswith("cuda"),
-        "packed": True,
-    }
-    return [mode for mode in MODES if possible[mode]]
+    if not execution.has_compiler():
+        return ["eager", "packed"]
+    return ["eager", "compiled", *(["captured"] if device.startswith("cuda") else []), "packed"]
 
 
 def text(row: dict[str, Any]) -> str:

@@ -239,6 +239,15 @@ class TestEstimate:
         (tmp_path / "calibration.json").write_text("{ damaged")
         assert KeptCosts("cpu").find(config(), "eager") is None
 
+    def test_a_cache_that_cannot_be_written_is_no_error(self, tmp_path, monkeypatch):
+        (tmp_path / "file").touch()
+        (tmp_path / "folder" / "calibration.json").mkdir(parents=True)
+        for place in ("file", "folder"):
+            monkeypatch.setattr(predict, "cache_folder", lambda place=place: tmp_path / place)
+            kept = KeptCosts("cpu")
+            kept.keep("start", 2.5)
+            assert kept.number("start") == 2.5 and KeptCosts("cpu").number("start") is None
+
     def test_known_seconds_are_of_kinds_measured_before(self, tmp_path, monkeypatch):
         monkeypatch.setattr(predict, "cache_folder", lambda: tmp_path)
         KeptCosts("cpu").remember(config(), "eager", Calibration(5.0, 0.0, 1.0, 0.0, 0.0, 0))
