@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from bench.cli import WRONG_INPUT
-from bench.cli.selection import Selection
 from bench.errors import InputError, nearest
-from bench.experiments.expand import load_experiment as _load_experiment
 from bench.experiments.shipped import locate
 from bench.experiments.trials import Experiment
 from bench.machine.folders import resolve_data_dir
@@ -26,7 +24,7 @@ from bench.machine.foreign import from_command_line, granted
 from bench.records.files import write_atomic
 from bench.reporting.frames import epoch_frame, to_parquet, trial_frame
 from bench.reporting.records import experiments_in, read_experiment
-from bench.reporting.selection import Selection as Shown
+from bench.reporting.selection import Selection
 from bench.reporting.write import write_report
 from bench.text import command
 
@@ -85,15 +83,9 @@ def load_experiment(
     Raises:
         InputError: Everything that is wrong with the file, a line each.
     """
+    selection = Selection(profile, _override_texts(overrides), tuple(only), seeds)
     with granted(from_command_line(allow_code)):
-        return _load_experiment(
-            Path(file),
-            profile=profile,
-            overrides=_override_texts(overrides),
-            only=tuple(only),
-            seeds=seeds,
-            data_dir=resolve_data_dir(data),
-        )
+        return selection.load(Path(file), resolve_data_dir(data))
 
 
 def run(
@@ -135,7 +127,7 @@ def run(
     from bench.launch.options import RunOptions
 
     path = Path(file)
-    selection = Selection(path, profile, _override_texts(overrides), tuple(only), seeds)
+    selection = Selection(profile, _override_texts(overrides), tuple(only), seeds)
     options = RunOptions(
         results=Path(results).absolute(),
         data_dir=resolve_data_dir(data),
@@ -153,7 +145,7 @@ def run(
     )
     shown = command("report", path, "--results", results)
     with granted(from_command_line(allow_code)):
-        if run_trials(selection, options, shown) == WRONG_INPUT:
+        if run_trials(path, selection, options, shown) == WRONG_INPUT:
             raise InputError(f"{path}: some trials were refused; the lines above say why")
     return _read(results, locate(path).stem)
 
@@ -219,8 +211,8 @@ def report(
     """
     folders = [Path(results)] if isinstance(results, str | PathLike) else [Path(each) for each in results]
     folder = Path(out) if out is not None else folders[0] / "report"
-    shown = Shown(profile, _override_texts(overrides), tuple(only), seeds)
-    write_report([Path(file) for file in experiments] or None, shown, folders, folder, formats)
+    selection = Selection(profile, _override_texts(overrides), tuple(only), seeds)
+    write_report([Path(file) for file in experiments] or None, selection, folders, folder, formats)
     return folder
 
 

@@ -11,5 +11,5 @@ from bench.reporting.write import write_report
 
 def report_command(args: argparse.Namespace) -> int:
     """Write tables, curves and the page from the records; return the exit status."""
-    selection = Selection(args.profile, tuple(args.overrides), tuple(args.only), args.seeds)
-    return write_report(args.files or None, selection, args.results or [Path("runs")], args.out, args.formats)
+    results = args.results or [Path("runs")]
+    return write_report(args.files or None, Selection.of(args), results, args.out, args.formats)

@@ -8,13 +8,13 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from bench.cli import OK, WRONG_INPUT
 from bench.cli import status as overview
 from bench.cli.log import log_folder
 from bench.cli.screen import Screen
-from bench.cli.selection import Selection
 from bench.cli.tuning import choices_text
 from bench.costs.predict import known_seconds
 from bench.errors import InputError
@@ -39,6 +39,7 @@ from bench.machine.folders import resolve_data_dir
 from bench.records.locks import Busy
 from bench.records.store import Store
 from bench.records.trackers import following
+from bench.reporting.selection import Selection
 from bench.text import command, inert, plural
 from bench.tuning.phases import WantedTrial
 from bench.tuning.search import ROLE, Search, Unfolded, progress_text, unfold
@@ -50,19 +51,19 @@ def run_command(args: argparse.Namespace) -> int:
     given = {field.name: getattr(args, field.name) for field in fields(RunOptions) if field.name in args}
     places = {"results": args.results.absolute(), "data_dir": resolve_data_dir(args.data)}
     options = RunOptions(**given | places, function=args.train)
-    report = command("report", *selection.words(), "--results", args.results)
+    report = command("report", args.file, *selection.words(), "--results", args.results)
     started = torchrun_workers()
     if not started:
-        return run(selection, options, report)
+        return run(args.file, selection, options, report)
     if not options.no_ray or options.workers_per_trial != started:
         raise InputError(f"torchrun started {started} workers: give --no-ray --workers-per-trial {started}")
     kind = find_devices(options.device)[0].partition(":")[0]
-    return run_as_team(kind, lambda: run(selection, options, report))
+    return run_as_team(kind, lambda: run(args.file, selection, options, report))
 
 
-def run(selection: Selection, options: RunOptions, report: str) -> int:
+def run(file: Path, selection: Selection, options: RunOptions, report: str) -> int:
     """Run the selected trials from here, say how they ended and, last, ``report``; return the exit status."""
-    experiment = selection.load(options.data_dir)
+    experiment = selection.load(file, options.data_dir)
     options.check()
     devices = _devices(experiment, options)
     store = Store(options.results)

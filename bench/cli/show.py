@@ -19,7 +19,6 @@ from bench import registry
 from bench.cli import OK
 from bench.cli.parser import LISTS
 from bench.cli.screen import PIPED, Screen
-from bench.cli.selection import Selection
 from bench.cli.tuning import phase_costs, phases_text
 from bench.errors import InputError, nearest
 from bench.experiments.config import TrialConfig, short_bits
@@ -30,6 +29,7 @@ from bench.experiments.toml_files import recipe_names
 from bench.experiments.trials import Experiment, IndexLine
 from bench.machine.folders import resolve_data_dir
 from bench.records.store import Store
+from bench.reporting.selection import Selection
 from bench.text import clean, command, plural
 from bench.tuning.search import Search
 
@@ -46,7 +46,8 @@ def list_command(args: argparse.Namespace) -> int:
 def show_command(args: argparse.Namespace) -> int:
     """Print what ``bench show`` shows; return the exit status."""
     data_dir = resolve_data_dir(args.data)
-    experiment, store, screen = Selection.of(args).load(data_dir), Store(args.results), Screen.of(sys.stdout)
+    experiment = Selection.of(args).load(args.file, data_dir)
+    store, screen = Store(args.results), Screen.of(sys.stdout)
     asked = {"diff": args.diff, "cost": args.cost, "layers": args.layers}
     print(show_text(experiment, store=store, data_dir=data_dir, screen=screen, **asked))
     return OK

@@ -12,7 +12,6 @@ from typing import Any
 
 from bench.cli import OK
 from bench.cli.screen import PIPED, Screen
-from bench.cli.selection import Selection
 from bench.cli.tuning import choices_text
 from bench.errors import InputError
 from bench.experiments.labels import value_text, values_text
@@ -21,6 +20,7 @@ from bench.launch.progress import pace
 from bench.machine.folders import resolve_data_dir
 from bench.records.files import StoreError
 from bench.records.store import State, Store
+from bench.reporting.selection import Selection
 from bench.text import command, inert, percent, plural
 from bench.tuning.search import unfold
 
@@ -34,7 +34,7 @@ def status_command(args: argparse.Namespace) -> int:
     store = Store(args.results)
     if args.file is not None:
         selection = Selection.of(args)
-        experiment, standing = unfold(selection.load(resolve_data_dir(args.data)), store)
+        experiment, standing = unfold(selection.load(args.file, resolve_data_dir(args.data)), store)
         lines = [line.as_dict() for line in experiment.index]
         states = {trial.id: store.inspect(trial.id) for trial in experiment.trials if trial.id is not None}
         epochs = {trial.id: trial.config.epochs for trial in experiment.trials if trial.id is not None}
@@ -44,7 +44,7 @@ def status_command(args: argparse.Namespace) -> int:
         }
         allowed = [word for module in args.allow_code for word in ("--allow-code", module)]
         data = ["--data", args.data] if args.data else []
-        run = command("run", *selection.words(), "--results", args.results, *data, *allowed)
+        run = command("run", args.file, *selection.words(), "--results", args.results, *data, *allowed)
         title, data_list = experiment.title or experiment.name, command("data", "list", *data)
         print(status_text(title, lines, states, epochs, run, Screen.of(sys.stdout), data_list))
         if standing is not None:

@@ -109,18 +109,19 @@ def checksum(run: Run) -> str:
 def checks(device: str, steps: int = STEPS) -> Iterator[Check]:
     """Yield the checks of exactness on ``device``, one after the other."""
     cuda = device.startswith("cuda")
-    yield _run_check("repeatable", lambda: _repeatable(device, steps))
+    yield _run_check("repeatable", _alike, device, steps, "two eager runs", "eager", "eager")
     emulated = "" if cuda else " (emulated: a CPU has no CUDA graphs)"
-    yield _run_check(f"captured = eager{emulated}", lambda: _captured(device, steps))
+    yield _run_check(f"captured = eager{emulated}", _captured, device, steps)
     if cuda and execution.has_compiler():
-        yield _run_check("captured = compiled", lambda: _captured_and_compiled(device, steps))
+        what = "the compiled step, captured and not"
+        yield _run_check("captured = compiled", _alike, device, steps, what, "compiled", "captured")
     elif cuda:
         yield Check("captured = compiled", "skipped", execution.NO_COMPILER)
     else:
         yield Check("captured = compiled", "skipped", "a CPU has no CUDA graphs")
-    yield _run_check("packed = alone", lambda: _packed(device, steps))
+    yield _run_check("packed = alone", _packed, device, steps)
     mode = "captured" if cuda and execution.has_compiler() else "eager"
-    yield _run_check(f"resumed = never stopped ({mode})", lambda: _resumed(device, mode, steps))
+    yield _run_check(f"resumed = never stopped ({mode})", _resumed, device, mode, steps)
 
 
 def throughput(device: str) -> Iterator[dict[str, Any]]:
@@ -139,11 +140,11 @@ def throughput(device: str) -> Iterator[dict[str, Any]]:
             yield from measure("svhn_convnet", 0.25, mode, dtype, device, ROUNDS, rates, CASES)
 
 
-def _run_check(name: str, check: Callable[[], tuple[bool, str]]) -> Check:
+def _run_check(name: str, check: Callable[..., tuple[bool, str]], *arguments: Any) -> Check:
     """Return what a check found; a check that cannot be finished has failed, and says why."""
     begin = time.perf_counter()
     try:
-        passed, found = check()
+        passed, found = check(*arguments)
     except Exception as error:  # of a device, a driver or a compiler: the other checks can still be done
         passed, found = False, kind_and_reason(error)
     return Check(name, "passed" if passed else "failed", found, round(time.perf_counter() - begin, 1))
@@ -153,22 +154,16 @@ def _compared(equal: bool, what: str, steps: int) -> tuple[bool, str]:
     return equal, f"{what}: {'equal, bit for bit' if equal else 'DIFFERENT'} after {steps} steps"
 
 
-def _repeatable(device: str, steps: int) -> tuple[bool, str]:
-    equal = checksum_of_run(device, "eager", steps) == checksum_of_run(device, "eager", steps)
-    return _compared(equal, "two eager runs", steps)
+def _alike(device: str, steps: int, what: str, *modes: str) -> tuple[bool, str]:
+    """One run in each of ``modes``, never stopped."""
+    return _compared(len({checksum_of_run(device, mode, steps) for mode in modes}) == 1, what, steps)
 
 
 def _captured(device: str, steps: int) -> tuple[bool, str]:
     """The captured step without the compiler, so that its arithmetic is eager arithmetic."""
-    eager = checksum_of_run(device, "eager", steps)
     with torch.compiler.set_stance("force_eager"):
-        captured = checksum_of_run(device, "captured", steps)
-    return _compared(eager == captured, "the captured step, not compiled, and the eager one", steps)
-
-
-def _captured_and_compiled(device: str, steps: int) -> tuple[bool, str]:
-    equal = checksum_of_run(device, "compiled", steps) == checksum_of_run(device, "captured", steps)
-    return _compared(equal, "the compiled step, captured and not", steps)
+        what = "the captured step, not compiled, and the eager one"
+        return _alike(device, steps, what, "eager", "captured")
 
 
 def _packed(device: str, steps: int) -> tuple[bool, str]:

@@ -1,23 +1,26 @@
-"""Which recorded trials a report shows: the options that ``bench report`` shares with ``bench run``.
-
-The index says what was run, the records say how: nothing is expanded and nothing of a user's own is imported.
-"""
+"""Which trials of an experiment are meant: the options that show, run, status and report share."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from bench.errors import InputError, nearest
 from bench.experiments.config import FIELDS, check_field
+from bench.experiments.expand import load_experiment
 from bench.experiments.toml_files import parse_override
-from bench.reporting.records import Line
+from bench.experiments.trials import Experiment
+
+if TYPE_CHECKING:
+    from bench.reporting.records import Line
 
 
 @dataclass(frozen=True)
 class Selection:
-    """``--profile``, ``--set``, ``--only`` and ``--seeds``; the default is everything that is recorded."""
+    """``--profile``, ``--set``, ``--only`` and ``--seeds``; the default is everything."""
 
     profile: str | None = None
     overrides: tuple[str, ...] = ()
@@ -28,10 +31,37 @@ class Selection:
         """Return whether anything is left out."""
         return bool(self.profile or self.overrides or self.only or self.seeds)
 
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Selection:
+        """Return the selection that parsed arguments hold."""
+        return cls(args.profile, tuple(args.overrides), tuple(args.only), args.seeds)
+
+    def words(self) -> list[object]:
+        """Return the options of a command that select the same trials."""
+        words: list[object] = ["--profile", self.profile] if self.profile else []
+        for option, values in (("--set", self.overrides), ("--only", self.only)):
+            for value in values:
+                words += [option, value]
+        return words + (["--seeds", self.seeds] if self.seeds else [])
+
+    def load(self, file: Path, data_dir: Path | None = None) -> Experiment:
+        """Return the expanded experiment; data checksums are those of the data sets in ``data_dir``."""
+        return load_experiment(
+            file,
+            profile=self.profile,
+            overrides=self.overrides,
+            only=self.only,
+            seeds=self.seeds,
+            data_dir=data_dir,
+        )
+
     def lines(
         self, lines: Sequence[Line], config_of: Callable[[str], Mapping[str, Any] | None]
     ) -> list[Line]:
         """Return the selected ones of the lines of ``index.jsonl``.
+
+        The index says what was run, the records say how: nothing is expanded and nothing of a user's own is
+        imported.
 
         ``config_of`` returns the recorded configuration of a trial; a trial without one is left out only by
         what its line says. Raises ``InputError`` where an arm of ``only`` has no line, or an override is no

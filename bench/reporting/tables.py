@@ -293,7 +293,9 @@ def claims_table(records: Records, judged: Sequence[Judged]) -> Table | None:
         *cell_columns(cells),
         Column("Over", [entry.claim.over for entry in entries], common=True),
         Column("At", [entry.claim.at for entry in entries], common=True),
-        Column("Operations", [_times(entry.operations) for entry in entries], "r"),
+        Column(
+            "Operations", [NONE if e.operations is None else f"× {e.operations:.2f}" for e in entries], "r"
+        ),
         Column("Pairs", [str(pairing.gain.interval.n) for pairing in pairings], "r"),
         Column("Gain, points", [gain_text(pairing) for pairing in pairings], "r"),
         Column("p, exact", [_p(test.p_value if test else None) for test in tests], "r"),
@@ -341,7 +343,3 @@ def _claim_text(name: str, entry: Judged) -> str:
     pairs = plural(entry.pairing.gain.interval.n, "pair")
     edges = f" {entry.at_edge}." if entry.at_edge else ""
     return f"{name}: {entry.verdict}, {gain_text(entry.pairing)} points, {pairs}.{edges}"
-
-
-def _times(ratio: float | None) -> str:
-    return NONE if ratio is None else f"× {ratio:.2f}"

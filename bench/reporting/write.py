@@ -153,15 +153,7 @@ def _read_file(path: Path, selection: Selection, folders: Sequence[Path]) -> Rec
 
 def _expanded(path: Path, selection: Selection, results: Path) -> Records:
     """Return the records of an experiment without an index: of the trials that its file expands to."""
-    from bench.experiments.expand import load_experiment
-
-    loaded = load_experiment(
-        path,
-        profile=selection.profile,
-        overrides=selection.overrides,
-        only=selection.only,
-        seeds=selection.seeds,
-    )
+    loaded = selection.load(path)
     return read_experiment(
         results,
         loaded.name,

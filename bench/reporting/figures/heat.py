@@ -46,9 +46,8 @@ def _text(spot: Spot) -> str:
     rate = [f"rate {spot.rate:.3g}"] if spot.rate is not None else []
     interval = spot.accuracy
     if interval.mean is None:
-        return "\n".join(
-            [*spot.state.replace(" ", "\n", 1 if spot.state != NOT_RUN else 0).split("\n"), *rate]
-        )
+        state = spot.state if spot.state == NOT_RUN else spot.state.replace(" ", "\n", 1)
+        return "\n".join([state, *rate])
     lines = [fixed(interval.mean, 1)]
     if interval.half is not None:
         lines.append(f"± {interval.half:.1f}")

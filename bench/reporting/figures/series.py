@@ -86,10 +86,9 @@ def numbered_looks(count: int) -> list[Look]:
     return found
 
 
-def search_looks(searches: Sequence[Searched], look: Mapping[str, Look] | None = None) -> list[Look]:
+def search_looks(searches: Sequence[Searched], look: Mapping[str, Look]) -> list[Look]:
     """Return the look of each search: that of its row of the tables, where each search has its own."""
-    known = look or {}
-    found = [known.get(search.label) for search in searches]
+    found = [look.get(search.label) for search in searches]
     if None in found or len(set(found)) < len(found):
         return numbered_looks(len(searches))
     return [how for how in found if how is not None]
