@@ -45,7 +45,8 @@ def sharpness_command(args: argparse.Namespace) -> int:
         "trials": [sharpness.measure(s, args.size, args.draws, stored=args.stored) for s in subjects],
     }
     screen = Screen.of(sys.stdout)
-    print(f"{_heading(subjects[0].config)}; {found['images']} training images without augmentation\n")
+    network, loss = label("networks", subjects[0].config.network), subjects[0].config.loss.replace("_", " ")
+    print(f"{network}, {loss}; {found['images']} training images without augmentation\n")
     print(screen.table(*_table(found, args.size), right=range(2, 3 + len(args.size))))
     print(f"\nRise of the loss under noise on the {found['noise_on']} weights, mean of {args.draws} draws.")
     print("The noise of a filter has the stated share of the norm of its weights.")
@@ -74,10 +75,6 @@ def _of_experiment(args: argparse.Namespace) -> int:
     for problem in problems:
         print(f"bench: not measured: {problem}", file=sys.stderr)
     return FAILED if problems else OK
-
-
-def _heading(config: Any) -> str:
-    return f"{label('networks', config.network)}, {config.loss.replace('_', ' ')}"
 
 
 def _table(found: dict[str, Any], sizes: list[float]) -> tuple[list[str], list[list[str]]]:

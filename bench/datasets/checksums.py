@@ -6,13 +6,13 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 from bench.errors import InputError, readable
 from bench.machine.folders import cache_folder
+from bench.records.files import StoreError, write_atomic
 
 
 def of_file(path: Path) -> str:
@@ -79,13 +79,8 @@ def _cached(path: Path, state: list[str | int]) -> str | None:
 
 def _store(path: Path, state: list[str | int], checksum: str) -> str:
     """Write the checksum into the cache, whole or not at all; a cache that cannot be written is ignored."""
-    file = _cache_file(path)
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=file.name)
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            json.dump({"file": state, "checksum": checksum}, out)
-        os.replace(temporary, file)
+    with contextlib.suppress(StoreError):
+        write_atomic(_cache_file(path), json.dumps({"file": state, "checksum": checksum}).encode())
     return checksum
 
 

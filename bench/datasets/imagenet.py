@@ -184,11 +184,9 @@ class ImageNet(PhotographSource):
         label = {synset: number for number, synset in enumerate(classes)}
         wrong = sorted({synset for synset in synsets.values() if synset not in label})
         if wrong or set(synsets) != set(range(1, count + 1)):
-            reason = (
-                f"{clean(wrong[0], 40)} is no training class"
-                if wrong
-                else f"{len(synsets):,} images of {count:,}"
-            )
+            reason = f"{len(synsets):,} images of {count:,}"
+            if wrong:
+                reason = f"{clean(wrong[0], 40)} is no training class"
             raise InputError(f"{clean(root)}: the classes of the validation images do not fit: {reason}")
         return {number: label[synset] for number, synset in synsets.items()}
 

@@ -154,9 +154,8 @@ def verify(name: str | None, data_dir: Path) -> str:
             continue
         found = source.verify(options, data_dir)
         problems += [problem for problem in found if problem not in problems]
-        lines.append(
-            f"{label}: corrupt or incomplete" if found else f"{label}: intact, {_checked_files(paths)}"
-        )
+        checked = f"{plural(len(paths), 'file')} checked" if paths else "embedded"
+        lines.append(f"{label}: corrupt or incomplete" if found else f"{label}: intact, {checked}")
         lines += [f"{label}: {line}" for line in source.remarks(options, data_dir, thorough=True)]
     if problems:
         intact = [line for line in lines if ": intact" in line]
@@ -194,7 +193,3 @@ def _unknown_folders(data_dir: Path, sets: Mapping[str, tuple[Source, dict]]) ->
         for name in class_folders(data_dir)
         if name not in taken | {"imagenet", "imagenet.shards"} and (problem := form_problem(data_dir / name))
     ]
-
-
-def _checked_files(paths: list[Path]) -> str:
-    return f"{plural(len(paths), 'file')} checked" if paths else "embedded"

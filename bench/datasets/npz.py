@@ -107,10 +107,8 @@ class _NPZ(Source):
                 others = sorted(set(archive.namelist()) - {f"{key}.npy" for key in (*KEYS, GROUPS)})
         except InputError:
             return []
-        shown = ", ".join(clean(name.removesuffix(".npy"), 40) for name in others[:5]) + ", ..." * (
-            len(others) > 5
-        )
-        return [f"{len(others):,} other arrays are not read: {shown}"] if others else []
+        shown = [clean(name.removesuffix(".npy"), 40) for name in others[:5]] + ["..."] * (len(others) > 5)
+        return [f"{len(others):,} other arrays are not read: {', '.join(shown)}"] if others else []
 
     def facts(self, options: Mapping[str, Any], data_dir: Path) -> Facts:
         facts = super().facts(options, data_dir)

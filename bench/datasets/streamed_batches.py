@@ -95,7 +95,7 @@ class PhotographData(ChosenImages):
                 future.cancel()
         for each in wanted:
             if each not in self._under_way:
-                numbers = self._numbers(each)
+                numbers = self._chosen[self.indices(each).cpu().numpy()]
                 begun = self._begin(self._images.train, numbers, self._windows(numbers, each))
                 self._under_way[each] = (*begun, numbers)
         futures, pixels, numbers = self._under_way.pop(step)
@@ -110,9 +110,6 @@ class PhotographData(ChosenImages):
     def prepare(self, images: Tensor, labels: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         """Return images and labels unchanged, since ``inputs`` returns finished batches."""
         return images, labels
-
-    def _numbers(self, step: int) -> np.ndarray:
-        return self._chosen[self.indices(step).cpu().numpy()]
 
     def _windows(self, numbers: np.ndarray, step: int) -> crops.Window:
         heights, widths = _sizes(self._images.train, numbers)

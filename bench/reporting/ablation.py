@@ -7,7 +7,7 @@ not run, or its tuning goes on.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +75,8 @@ def ablations(cells: Sequence[Cell], searches: Sequence[Searched] = ()) -> list[
     More than two axes of an arm make a panel for each value of the others.
     """
     panels: dict[tuple[str, tuple[Any, ...]], list[_Place]] = {}
-    for place in sorted(_places(cells, searches), key=_in_order(searches)):
+    order = {id(search): position for position, search in enumerate(searches)}  # that of the experiment file
+    for place in sorted(_places(cells, searches), key=lambda place: order.get(id(place.search), len(order))):
         panels.setdefault((place.arm, place.facts), []).append(place)
     found: list[Ablation] = []
     alone: dict[tuple[Any, ...], list[_Place]] = {}
@@ -158,12 +159,6 @@ def _facts_of_unknown(
     key = _panel_key(grid)
     only = next(iter(facts_of.values())) if len(set(facts_of.values())) == 1 else ((key,), "")
     return facts_of.get(key, only)
-
-
-def _in_order(searches: Sequence[Searched]) -> Callable[[_Place], int]:
-    """Return a place's position in the experiment file as the searches tell it; equal where none does."""
-    order = {id(search): position for position, search in enumerate(searches)}
-    return lambda place: order.get(id(place.search), len(order))
 
 
 def _panel_key(grid: Mapping[str, Any]) -> str:

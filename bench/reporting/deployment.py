@@ -43,7 +43,7 @@ def deployment_table(records: Records, cells: Sequence[Cell]) -> Table | None:
         Column("Seed", [str(trial["seed"]) for _, trial, _ in entries], "r"),
         Column("Format", [str(line.get("format")) for line in lines]),
         Column("Bits", [_count(trial["model_bits"]) for _, trial, _ in entries], "r"),
-        Column("Bytes of the bits", [_count(_bytes(trial)) for _, trial, _ in entries], "r"),
+        Column("Bytes of the bits", [_count(trial["model_bits"], 8) for _, trial, _ in entries], "r"),
         Column("Bytes of tensors", [_count(line.get("tensor_bytes")) for line in lines], "r"),
         Column("Bytes on disk", [_count(line.get("file_bytes")) for line in lines], "r"),
         Column("Bit-operations", [_count(trial["bit_operations"]) for _, trial, _ in entries], "r"),
@@ -101,16 +101,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and not pd.isna(value)
 
 
-def _count(value: Any) -> str:
-    return f"{value:,.0f}" if _is_number(value) else NONE
+def _count(value: Any, unit: int = 1) -> str:
+    return f"{value / unit:,.0f}" if _is_number(value) else NONE
 
 
 def _percent(value: Any) -> str:
     return f"{value:.2f}" if _is_number(value) else "not checked"
-
-
-def _bytes(trial: Mapping[str, Any]) -> float | None:
-    return trial["model_bits"] / 8 if _is_number(trial["model_bits"]) else None
 
 
 def _latency(line: Mapping[str, Any]) -> str:

@@ -137,7 +137,7 @@ _RECORDED = ("status", "reason", "epochs_done", "accuracy", "wall_seconds", "dev
 def runs_table(records: Records, cells: Sequence[Cell]) -> Table:
     """Return a row a trial, whatever became of it."""
     entries = [(cell, trial) for cell in cells for trial in cell.trials]
-    shown = [cell for cell, _ in entries]
+    shown, accuracies = [cell for cell, _ in entries], [trial["accuracy"] for _, trial in entries]
     columns = [
         *cell_columns(shown),
         Column("Seed", [str(trial["seed"]) for _, trial in entries], "r"),
@@ -148,7 +148,7 @@ def runs_table(records: Records, cells: Sequence[Cell]) -> Table:
             [f"{trial['epochs_done'] or 0:g}/{cell.facts.epochs or '?'}" for cell, trial in entries],
             "r",
         ),
-        Column("Accuracy, %", [_or_none(trial["accuracy"]) for _, trial in entries], "r"),
+        Column("Accuracy, %", [NONE if a is None else f"{a:.2f}" for a in accuracies], "r"),
         Column("Reason", [clean(trial["reason"] or "", 160) for _, trial in entries], note=True),
     ]
     data = [
@@ -165,7 +165,3 @@ def runs_table(records: Records, cells: Sequence[Cell]) -> Table:
         for cell, trial in entries
     ]
     return Table("runs", f"{records.title}: runs", columns, data, cells=shown)
-
-
-def _or_none(value: float | None) -> str:
-    return NONE if value is None else f"{value:.2f}"

@@ -51,7 +51,8 @@ def trial_frame(experiments: Iterable[Records]) -> pd.DataFrame:
     for name in frame.columns.difference(_PLAIN):  # a field may be text here and a number there
         frame[name] = frame[name].convert_dtypes()
         if frame[name].dtype == object:
-            frame[name] = frame[name].map(_text, na_action="ignore").astype("string")
+            texts = frame[name].map(lambda v: v if isinstance(v, str) else json.dumps(v), na_action="ignore")
+            frame[name] = texts.astype("string")
     return frame
 
 
@@ -77,7 +78,3 @@ def to_parquet(frame: pd.DataFrame) -> bytes:
 
 def _cell(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, list | tuple | dict) else value
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

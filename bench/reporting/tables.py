@@ -205,7 +205,7 @@ def _accuracy_data(
                 "wanted": len(cell.trials),
                 **interval_data("accuracy", numbers.accuracy),
                 "accuracy_note": numbers.accuracy.note,
-                "accuracy_by_seed": _by_seed(numbers.values),
+                "accuracy_by_seed": " ".join(f"{seed}:{csv_cell(a)}" for seed, a in numbers.values.items()),
                 "test_set_low": numbers.test_set and numbers.test_set[0],
                 "test_set_high": numbers.test_set and numbers.test_set[1],
                 **(interval_data("never_removed", numbers.expanded) if cell.kept else _NOTHING_KEPT),
@@ -226,10 +226,6 @@ def _accuracy_data(
 
 
 _NOTHING_KEPT = dict.fromkeys(("never_removed", "never_removed_low", "never_removed_high"))
-
-
-def _by_seed(values: Mapping[int, float]) -> str:
-    return " ".join(f"{seed}:{csv_cell(value)}" for seed, value in values.items())
 
 
 # -- gains and claims ----------------------------------------------------------------------------------------

@@ -98,13 +98,16 @@ class PhotographSource(Source):
                 "run the command again."
             )
         try:
-            return _decoded(images)
+            train, mean_sum = _part(images.parts["train"], shards.RESIDENT_BYTES)
+            left = shards.RESIDENT_BYTES - sum(each.nbytes for each in train.pixels)
+            test, _ = _part(images.parts["test"], left)
         except InputError as error:
             words = "data", "prepare", self.label(options), "--data", data_dir, "--max-corrupt", "N"
             remedy = clean(command(*words))
             raise InputError(
                 f"data set '{self.label(options)}': {error}. `{remedy}` leaves up to N out."
             ) from None
+        return Photographs(train, test, len(images.classes), mean_sum)
 
     def verify(self, options: Mapping[str, Any], data_dir: Path) -> list[str]:
         problem = self.problem(options, data_dir)
@@ -168,12 +171,6 @@ def _several_frames(item: Item) -> str | None:
         return item.name if decode.frames(item.bytes()) > 1 else None
     except BadImage:
         return None
-
-
-def _decoded(images: Listing) -> Photographs:
-    train, mean_sum = _part(images.parts["train"], shards.RESIDENT_BYTES)
-    test, _ = _part(images.parts["test"], shards.RESIDENT_BYTES - sum(each.nbytes for each in train.pixels))
-    return Photographs(train, test, len(images.classes), mean_sum)
 
 
 def _part(items: Sequence[Item], limit: int) -> tuple[InMemory, np.ndarray]:

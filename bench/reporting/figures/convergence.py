@@ -72,7 +72,9 @@ def convergence_figure(
             axes[0][j].set_title(style.wrapped(panel.title, 46 if width / len(drawn) > 3 else 34))
             _draw_panel(list(axes[:, j]), column, epochs, look, shown)
         _name_axes(axes, fades)
-        _limit(axes)
+        style.limit_to_accuracies(axes[0][0])
+        low, high = axes[1][0].get_ylim()
+        axes[1][0].set_ylim(max(low, 0.0), high)  # intervals of few seeds reach past what a loss can be
         sns.despine(figure)
         figure.align_ylabels()
         style.legend(figure, _handles(labels, look, shown), labels)
@@ -113,13 +115,6 @@ def _name_axes(axes: Any, fades: bool) -> None:
     if fades:
         axes[2][0].set_ylabel("factor")
         axes[2][0].set_ylim(-0.05, 1.05)
-
-
-def _limit(axes: Any) -> None:
-    """Keep intervals of few seeds from widening the axes past what can be."""
-    style.limit_to_accuracies(axes[0][0])
-    low, high = axes[1][0].get_ylim()
-    axes[1][0].set_ylim(max(low, 0.0), high)
 
 
 def _handles(labels: Sequence[str], look: Mapping[str, Look], shown: _Shown) -> list[Line2D]:
