@@ -28,7 +28,7 @@ from bench.launch.data_parallel import (
     torchrun_workers,
 )
 from bench.launch.execute import TRAIN, Task
-from bench.launch.feed import Enqueue, Feeder
+from bench.launch.feed import Feeder
 from bench.launch.options import RunOptions
 from bench.launch.placement import place, shared_gpus
 from bench.launch.plan import Planned, costs, plan, priorities, tuning_priority
@@ -132,9 +132,12 @@ def _train(
     _enqueue(session, options, wanted, planned, _labels(experiment), devices[0])
     if search:
         session.reduction = search.tuning.reduction
-        session.feed = Feeder(
-            search, session, _queue_filler(session, options, store, devices[0]), experiment.path.name
-        )
+
+        def enqueue(further: Sequence[WantedTrial], unfolded: Unfolded) -> None:
+            planned = plan([one.trial for one in further], store)
+            _enqueue(session, options, further, planned, _labels(unfolded.experiment), devices[0])
+
+        session.feed = Feeder(search, session, enqueue, experiment.path.name)
     trackers = following(store, experiment.name, options.log, log_folder(options.results, options.log or ""))
     with trackers, session.stop.watching(options.max_minutes), shared_gpus(options, session, devices):
         place(options, session, devices)
@@ -200,16 +203,6 @@ def _index_lines(experiment: Experiment) -> list[dict[str, Any]]:
 def _labels(experiment: Experiment) -> dict[str, str]:
     """Return the names of the trials for people, by id."""
     return {line["id"]: overview.label(line) for line in reversed(_index_lines(experiment))}
-
-
-def _queue_filler(session: Session, options: RunOptions, store: Store, device: str) -> Enqueue:
-    """Return what puts further trials of a search into the queue of a running session."""
-
-    def enqueue(wanted: Sequence[WantedTrial], unfolded: Unfolded) -> None:
-        planned = plan([one.trial for one in wanted], store)
-        _enqueue(session, options, wanted, planned, _labels(unfolded.experiment), device)
-
-    return enqueue
 
 
 def _enqueue(

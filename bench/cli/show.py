@@ -11,7 +11,6 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -134,44 +133,26 @@ def show_text(
     Raises:
         InputError: The arm ``diff`` does not exist or has no baseline.
     """
-    if experiment.tuning is not None and store is not None and diff is None:
-        return _search_text(Search(experiment, store), cost, layers, data_dir, screen)
     parts = [_heading(experiment, data_dir)]
+    decided, phases = experiment, [("", experiment, dict[str, float]())]
+    if experiment.tuning is not None and store is not None and diff is None:
+        search = Search(experiment, store)
+        unfolded = search.unfold()
+        parts.append(phases_text(search, unfolded.standing))
+        decided, phases = unfolded.experiment, phase_costs(search)
     if diff is not None:
         parts.append(_diff_text(experiment, diff, screen))
     else:
-        parts += [_trials_text(experiment, screen), _arms_text(experiment, screen)]
+        parts += [_trials_text(decided, screen), _arms_text(experiment, screen)]
     if cost:
-        parts.append(_estimate("cost_text", experiment, data_dir))
+        from bench.costs.tables import cost_text
+
+        parts += [title + cost_text(trials, data_dir, shares) for title, trials, shares in phases]
     if layers:
-        parts.append(_estimate("layers_text", experiment, data_dir))
+        from bench.costs.tables import layers_text
+
+        parts.append(layers_text(experiment, data_dir))
     return "\n\n".join(part for part in parts if part)
-
-
-def _search_text(
-    search: Search, cost: bool, layers: bool, data_dir: Path | str | None, screen: Screen
-) -> str:
-    """Return both phases of an experiment with ``[tuning]``, and the trials that are decided."""
-    unfolded = search.unfold()
-    parts = [
-        _heading(search.experiment, data_dir),
-        phases_text(search, unfolded.standing),
-        _trials_text(unfolded.experiment, screen),
-        _arms_text(search.experiment, screen),
-    ]
-    if cost:
-        parts += [
-            title + _estimate("cost_text", of_phase, data_dir, shares)
-            for title, of_phase, shares in phase_costs(search)
-        ]
-    if layers:
-        parts.append(_estimate("layers_text", search.experiment, data_dir))
-    return "\n\n".join(parts)
-
-
-def _estimate(function: str, experiment: Experiment, data_dir: Path | str | None, *more: Any) -> str:
-    """Return the text of ``bench.costs.tables.<function>(experiment, data_dir, *more) -> str``."""
-    return str(getattr(import_module("bench.costs.tables"), function)(experiment, data_dir, *more))
 
 
 def _heading(experiment: Experiment, data_dir: Path | str | None) -> str:

@@ -70,9 +70,7 @@ def _estimates(experiment: Experiment, meter: Meter, shares: Mapping[str, float]
     return found
 
 
-def cost_text(
-    experiment: Experiment, data_dir: Path | str | None, shares: Mapping[str, float] | None = None
-) -> str:
+def cost_text(experiment: Experiment, data_dir: Path | str | None, shares: Mapping[str, float]) -> str:
     """Return time and memory of each kind of trial and the device-hours of the whole experiment.
 
     ``shares`` maps the id of a trial that is expected to stop early to the share of its epochs that are
@@ -81,7 +79,7 @@ def cost_text(
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     meter = Meter(device, folders.resolve_data_dir(data_dir))
     jobs = cpu_count() if device == "cpu" else 1
-    found = _estimates(experiment, meter, shares or {})
+    found = _estimates(experiment, meter, shares)
     start = meter.number("start", start_seconds)
     slowdown = meter.number(f"slowdown of {jobs}", lambda: _slowdown(device, jobs)) if jobs > 1 else 1.0
     needs = {
