@@ -16,6 +16,8 @@ from bench.machine.foreign import Grant, adopt, current
 from bench.machine.processes import Child
 from bench.training import execution
 
+SECONDS = 0.5  # of one measurement, by the clock
+
 
 @dataclass(frozen=True)
 class AtOnce:
@@ -41,12 +43,7 @@ class AtOnce:
 
 
 def at_once(
-    configs: Sequence[TrialConfig],
-    count: int,
-    device: str,
-    mode: str = "eager",
-    rounds: int = 3,
-    seconds: float = 0.5,
+    configs: Sequence[TrialConfig], count: int, device: str, mode: str = "eager", rounds: int = 3
 ) -> list[AtOnce]:
     """Return, for each config, the seconds of a step in one process alone and in ``count`` processes at once.
 
@@ -59,7 +56,6 @@ def at_once(
         device: "cpu" or "cuda:N", shared by all processes.
         mode: "eager", "compiled" or "captured".
         rounds: The number of measurements of each config.
-        seconds: The length of one measurement, by the clock.
 
     Raises:
         EOFError: A process died, perhaps because memory ran out.
@@ -75,7 +71,7 @@ def at_once(
 
         def measured(number: int, who: Sequence[Child]) -> list[tuple[float, float]]:
             for child in who:
-                child.send((number, seconds))
+                child.send(number)
             return [child.receive() for child in who]
 
         rows: list[tuple[list, list, list, list]] = [([], [], [], []) for _ in configs]
@@ -100,7 +96,7 @@ def at_once(
 def _measure_asked(
     pipe: Connection, configs: Sequence[TrialConfig], device: str, mode: str, grant: Grant
 ) -> None:
-    """Run one of the processes of ``at_once``: train steps of the config asked for, for the seconds asked."""
+    """Run one of the processes of ``at_once``: train steps of the config asked for, for ``SECONDS``."""
     adopt(grant)
     arrays = synthetic(4 * max(config.batch_size for config in configs))
     runs = [make_run(config, arrays, device, mode) for config in configs]
@@ -108,11 +104,10 @@ def _measure_asked(
         for _ in range(3):
             step_at(run, 0)()
     pipe.send(None)
-    while (wanted := pipe.recv()) is not None:
-        number, seconds = wanted
+    while (number := pipe.recv()) is not None:
         action, steps = step_at(runs[number], 0), 0
         begin, work = time.perf_counter(), time.process_time()
-        while time.perf_counter() - begin < seconds:
+        while time.perf_counter() - begin < SECONDS:
             action()
             if device.startswith("cuda"):
                 torch.cuda.synchronize(device)

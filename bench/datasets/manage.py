@@ -113,9 +113,8 @@ def prepare(
     from bench.datasets.photographs.source import PhotographSource
 
     if name in (svhn_subset.NAME, f"npz:{svhn_subset.NAME}"):
-        return (
-            f"npz:{svhn_subset.NAME}: ready as {svhn_subset.build(data_dir)}, cut from SVHN's official files"
-        )
+        built = svhn_subset.build(data_dir)
+        return f"npz:{svhn_subset.NAME}: ready as {built}, cut from SVHN's official files"
     source, options = _find(name, data_dir)
     if not isinstance(source, PhotographSource):
         raise InputError(
@@ -132,10 +131,8 @@ def prepare(
         say=say,
     )
     without = f", without {len(manifest.corrupt)} corrupt ones" if manifest.corrupt else ""
-    images = sum(manifest.counts.values())
-    return (
-        f"{name}: {images:,} images ready in {manifest.folder} ({data_size(manifest.total_bytes)}){without}"
-    )
+    images, size = sum(manifest.counts.values()), data_size(manifest.total_bytes)
+    return f"{name}: {images:,} images ready in {manifest.folder} ({size}){without}"
 
 
 def verify(name: str | None, data_dir: Path) -> str:

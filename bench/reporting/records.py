@@ -103,11 +103,7 @@ def read_experiment(
         if id not in read:
             read[id] = read_trial(store, id, (configs or {}).get(str(id)))
         rows.append({**read[id][0], **_place_in_experiment(line, read[id][0]["config"] or {})})
-    epochs = [
-        {"id": id, **{key: line.get(key) for key in EPOCH_COLUMNS}}
-        for id, (_, of_trial) in read.items()
-        for line in of_trial
-    ]
+    epochs = [_epoch_row(id, line) for id, (_, of_trial) in read.items() for line in of_trial]
     unreadable = [
         f"{path} is cut off in its last line, so that trials may be missing here; `bench run` writes it anew"
         for path in store.cut_off(name)
@@ -128,6 +124,10 @@ def read_experiment(
         exports=tuple(exports),
         minima=tuple(minima),
     )
+
+
+def _epoch_row(id: Any, line: Line) -> dict[str, Any]:
+    return {"id": id, **{key: line.get(key) for key in EPOCH_COLUMNS}}
 
 
 def recorded_config(store: Store, id: str) -> dict[str, Any] | None:

@@ -5,8 +5,7 @@
 - ``verdicts``: published values; ``times``: convergence and removal;
 - ``search``: the best of several configurations.
 
-SciPy provides the distributions, Welch's and Wilson's intervals and the one-sided t-tests. statsmodels was
-looked at: of what it adds the report needs Holm's correction alone, which is eight lines here.
+SciPy provides the distributions, Welch's and Wilson's intervals and the one-sided t-tests.
 """
 
 from __future__ import annotations
