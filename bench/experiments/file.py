@@ -253,21 +253,6 @@ def _assignments(text: str, path: AxisPath, value: Any, problems: Problems) -> l
     return [Assignment(path, value, "--set")]
 
 
-def declared_seeds(document: Mapping[str, Any]) -> dict[tuple[str | None, str], frozenset[int]]:
-    """Return the seeds that a file's grids give its arms, by profile (None: without one) and name of the arm.
-
-    A file that names no seeds in a grid declares none. What is wrong in the file is left out.
-    """
-    found: dict[tuple[str | None, str], frozenset[int]] = {}
-    profiles = document.get("profiles")
-    for profile in (None, *(profiles if isinstance(profiles, dict) else ())):
-        for arm in read_file(document, Problems(""), profile).arms:
-            for axis in arm.axes:
-                if axis.path == ("seed",) and axis.where != "seed":  # "seed": the default of one seed
-                    found[profile, arm.name] = frozenset(s for s in axis.values if isinstance(s, int))
-    return found
-
-
 def _place_axes(
     grid: Mapping[AxisPath, list[Any]], arms: Sequence[PlannedArm], replaced: _Replacements, seeded: bool
 ) -> list[Axis]:

@@ -38,11 +38,11 @@ ENTRIES = [
 
 
 def _tanh_levels(w: Tensor, n: int, maximum: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (tanh w, m, levels), with 2 round(n (tanh w / (2 m) + 1/2)) / n - 1; m = 0 counts as 1."""
+    """Return (tanh w, m, levels), with 2 round(n (tanh w / (2 m) + 1/2)) / n - 1; of m = 0, 1 divides."""
     t = torch.tanh(w.detach().to(compute_dtype(w)))
     m = t.abs().amax() if maximum is None else maximum.detach()
-    m = m + (m < 2.0**-126)
-    codes = (t / (2.0 * m)).add_(0.5).mul_(n).round_().mul_(2.0).sub_(n)
+    divisor = m + (m < 2.0**-126)
+    codes = (t / (2.0 * divisor)).add_(0.5).mul_(n).round_().mul_(2.0).sub_(n)
     return t, m, level_(codes, n)
 
 
@@ -53,6 +53,7 @@ class DoReFaPyTorch(DoReFaReleased):
                         weights are 0 here and NaN there
     weight, k bits:     m (2 round_k(tanh(w) / (2 m) + 1/2) - 1), m = max |tanh w|, a constant of the
                         gradient; so the levels reach to +-m instead of +-1. Gradient: 1 - tanh(w)^2.
+                        All-zero weights are 0 here and NaN there, too.
     activation, 1 bit:  1 where x > 0, else 0 (the sign of the clipped x); gradient 1[0 <= x <= 1]
     activation:         round_k(clip(x, 0, 1)) as ``dorefa``'s
     """
@@ -92,7 +93,7 @@ class DoReFaBITorch(DoReFa):
 
     weight:      2 round_k(tanh(w) / (2 max |tanh w|) + 1/2) - 1 at every bit width: at 1 bit +-1 without a
                  scale, and a weight of exactly 0 becomes -1. The gradient passes unchanged, also around
-                 tanh.
+                 tanh. All-zero weights are the level of 0, 1/n for k > 1 bits, here and NaN there.
     activation:  round_k(clip(x, 0, 1)); the gradient passes unchanged, outside of [0, 1] as well
     """
 

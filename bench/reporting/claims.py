@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bench.experiments.claims import EQUAL_EPOCHS, Claim, same_value
+from bench.experiments.declared import Point
+from bench.experiments.labels import plain
+from bench.experiments.overrides import has_values
 from bench.reporting import statistics as st
 from bench.reporting.cells import UNFINISHED, Cell, Pairing
 from bench.reporting.pairing import axis, best_partners, compare
@@ -67,12 +70,12 @@ def judge(
 ) -> list[Judged]:
     """Return the declared claims of an experiment with their verdicts, in their order.
 
-    A claim covers each grid point that its pair of arms has, and each of them is one test of the family that
-    Holm's correction runs over. A claim is tested on all seeds of its pair, which ``pool`` has:
-    ``seeds_of_all`` of every experiment of the report. A claim has no verdict before all declared seeds of
-    its pair are through, nor before every arm is tuned, since neither the number of pairs nor that of the
-    tests is the declared one. Until then its p-value counts as 1 in the correction of the others, so that
-    their verdicts stay what they are.
+    A claim covers each grid point that the file declares for its arm, or that the arm has a run at. Each of
+    them is one test of the family that Holm's correction runs over, with runs or without. A claim is tested
+    on all seeds of its pair, which ``pool`` has: ``seeds_of_all`` of every experiment of the report. A claim
+    has no verdict before all declared seeds of its pair are through, nor before every arm is tuned, since
+    neither the number of pairs nor that of the tests is the declared one. Until then its p-value counts as 1
+    in the correction of the others, so that their verdicts stay what they are.
     """
     pool = seeds_of_all(cells) if pool is None else pool
     found = [entry for claim in records.claims for entry in _tested(claim, records, cells, pool)]
@@ -148,7 +151,39 @@ def _tested(
         operations = ours / other if ours and other else None
         waiting = _waiting(records, (cell, against), pool)
         found.append(Judged(claim, waiting, cell, pairing, operations, p_equivalence=equivalence))
-    return found or [Judged(claim, f"no run of {claim.arm}")]
+    found += [Judged(claim, _no_run(claim.arm, point)) for point in _without_run(claim, records, cells)]
+    return found or [Judged(claim, _no_run(claim.arm, {}))]
+
+
+def _no_run(arm: str, point: Point) -> str:
+    return f"no run of {arm}" + "".join(f", {axis} = {plain(value)}" for axis, value in point.items())
+
+
+def _without_run(claim: Claim, records: Records, cells: Sequence[Cell]) -> list[Point]:
+    """Return the grid points of a claim that no cell has, of the profiles that have runs."""
+    found: list[Point] = []
+    own = [cell for cell in cells if cell.arm == claim.arm]
+    for profile in dict.fromkeys(records.trials["profile"]):
+        for point in records.declared.points.get((profile, claim.arm), ()):
+            named = [key for key in claim.where if key in point]
+            meant = all(same_value(key, point[key], claim.where[key]) for key in named)
+            if meant and point not in found and not any(_is_at(cell, point) for cell in own):
+                found.append(point)
+    return found
+
+
+def _is_at(cell: Cell, point: Point) -> bool:
+    """Return whether a cell is at a grid point of the file; at all of them where nothing is known of it.
+
+    A start and the checksum of a network's own code are not compared: the file has neither as recorded.
+    """
+    config = dict(cell.runs.config)
+    if isinstance(network := config.get("network"), Mapping):
+        config["network"] = {key: value for key, value in network.items() if key != "source"}
+    return not config or all(
+        key == "start" or same_value(key, axis(cell, key), value) or has_values(config, {key: value})
+        for key, value in point.items()
+    )
 
 
 def _waiting(records: Records, sides: Sequence[Cell], pool: Mapping[object, Mapping[int, float]]) -> str:
@@ -160,7 +195,9 @@ def _waiting(records: Records, sides: Sequence[Cell], pool: Mapping[object, Mapp
     wanted, through = [], []
     for cell in sides:
         profiles = {trial["profile"] for trial in cell.trials}
-        declared = [records.seeds.get((profile, cell.arm or ""), frozenset()) for profile in profiles]
+        declared = [
+            records.declared.seeds.get((profile, cell.arm or ""), frozenset()) for profile in profiles
+        ]
         wanted.append({trial["seed"] for trial in cell.trials}.union(*declared))
         ended = {trial["seed"] for trial in cell.trials if trial["status"] not in UNFINISHED}
         through.append(ended | set(pool.get(cell.identity, {})))

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from bench.experiments.declared import Declared
 from bench.reporting.grouping import canonical
 from bench.reporting.records import Records
 from bench.text import plural
@@ -65,7 +66,7 @@ def merge(parts: Sequence[Records]) -> Records:
         text=next((part.text for part in parts if part.text), ""),
         notes=tuple(dict.fromkeys(notes)),
         claims=next((part.claims for part in parts if part.claims), ()),
-        seeds=next((part.seeds for part in parts if part.claims), {}),
+        declared=next((part.declared for part in parts if part.claims), Declared()),
         tuning=max(part.tuning for part in parts),
         searches=tuple(_searches(parts)),
         exports=tuple({canonical(line): line for part in parts for line in part.exports}.values()),

@@ -19,7 +19,7 @@ import pandas as pd
 
 from bench.errors import InputError, shown
 from bench.experiments.claims import Claim, read_claims
-from bench.experiments.file import declared_seeds
+from bench.experiments.declared import Declared, declared
 from bench.records.files import StoreError
 from bench.records.store import Store
 from bench.reporting.trial_rows import EPOCH_COLUMNS, TRIAL_COLUMNS, read_trial
@@ -28,7 +28,6 @@ from bench.tuning.results import Results
 
 TUNING = "tuning"  # the role of the index lines of trials that choose a configuration
 Line = Mapping[str, Any]  # of index.jsonl
-Seeds = Mapping[tuple[str | None, str], frozenset[int]]  # by profile and arm
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Records:
 
     ``text`` is the experiment file and ``folder`` the folder that it lies in, None where the stored copy was
     read. ``published`` maps arms to the published rows that they name. ``claims`` are the declared
-    comparisons, ``seeds`` those that the file declares for them, by profile and arm. ``tuning`` counts the
+    comparisons, ``declared`` the seeds and grid points that the file has for them. ``tuning`` counts the
     trials that were run to choose configurations: they never saw the test images and stand in no table.
     """
 
@@ -52,7 +51,7 @@ class Records:
     folder: Path | None = None
     notes: tuple[str, ...] = ()
     claims: tuple[Claim, ...] = ()
-    seeds: Seeds = field(default_factory=dict)
+    declared: Declared = field(default_factory=Declared)
     tuning: int = 0
     searches: tuple[Line, ...] = ()  # the lines of tuning.jsonl, as ``tuned.as_recorded`` has them
     exports: tuple[Line, ...] = ()  # the lines of exports.jsonl of all trials, each with the trial's ``id``
@@ -250,7 +249,7 @@ def _described(text: str, name: str) -> Records:
         arms=names,
         published={arm["name"]: arm["published"] for arm in arms if isinstance(arm.get("published"), dict)},
         claims=claims,
-        seeds=declared_seeds(content) if claims else {},
+        declared=declared(content) if claims else Declared(),
         notes=notes,
     )
 

@@ -466,6 +466,16 @@ def test_table_of_differences():
     assert one["dorefa_bitorch"]["activation_gradient"] == "1 1 1 1 1"
 
 
+@pytest.mark.parametrize("bits", [2, 3, 8])
+def test_all_zero_weights_of_a_range_of_zero_are_zero(bits):
+    """The levels of ``dorefa_pytorch`` are m (2 i - n) / n: a weight of 0 is m / n, and 0 where m is 0."""
+    q, n = make_quantizer("dorefa_pytorch", bits, 1), 2**bits - 1
+    assert torch.equal(q.weight(torch.zeros(2, 3)), torch.zeros(2, 3))
+    assert torch.equal(q.weight_levels(torch.zeros(2, 3)).weight(), torch.zeros(2, 3))
+    zero, largest = q.weight(torch.tensor([0.0, -0.5])).tolist()
+    assert zero == pytest.approx(np.tanh(0.5) / n) and largest == pytest.approx(-np.tanh(0.5))
+
+
 def test_the_page_of_variants_is_current():
     from docs.tools.variants import PAGE, page
 

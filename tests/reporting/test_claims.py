@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.experiments.file import declared_seeds
+from bench.experiments.declared import declared
 from bench.reporting.assembly import make_cells
 from bench.reporting.claims import judge, names
 from bench.reporting.formats import to_csv, to_markdown
@@ -266,7 +266,7 @@ def test_a_claim_is_decided_with_the_last_declared_seed(tmp_path):
 def test_the_declared_seeds_are_those_of_the_profile_and_of_both_arms(tmp_path):
     """The profile declares two seeds; without it Plain has the seven of the file and Sum its own three."""
     text = GRID + ARMS.replace('name = "Sum"', 'name = "Sum"\ngrid = { seed = [0, 1, 2] }') + CLAIM
-    assert declared_seeds(tomllib.loads(text + "[profiles.quick]\ngrid = { seed = [0, 1] }\n")) == {
+    assert declared(tomllib.loads(text + "[profiles.quick]\ngrid = { seed = [0, 1] }\n")).seeds == {
         (None, "Plain"): set(range(7)),
         (None, "Longer"): set(range(7)),
         (None, "Sum"): {0, 1, 2},
@@ -274,7 +274,7 @@ def test_the_declared_seeds_are_those_of_the_profile_and_of_both_arms(tmp_path):
         ("quick", "Longer"): {0, 1},
         ("quick", "Sum"): {0, 1},
     }
-    assert declared_seeds(tomllib.loads(ARMS + CLAIM)) == {}  # the seed 0 of a file without seeds
+    assert declared(tomllib.loads(ARMS + CLAIM)).seeds == {}  # the seed 0 of a file without seeds
     results = Results(tmp_path)
     results.experiment("one", text)
     _pair(results, "one", GAINS[:3])
@@ -305,6 +305,53 @@ def test_a_claim_that_waits_leaves_the_verdicts_of_the_others_as_they_will_be(tm
     decided, waits = _rows(_tables(results.write())["claims"])
     assert (decided["verdict"], float(decided["p_holm"])) == ("better", pytest.approx(4 / 128))
     assert (waits["verdict"], waits["p_holm"]) == ("not yet decided: 6 of 7 seeds", "")
+
+
+@pytest.mark.parametrize(
+    ("axes", "where", "missing", "tests"),
+    [
+        ("width = [0.25, 0.5]", "", [", width = 0.5"], 2),
+        ("width = [0.25, 0.5, 1]", "", [", width = 0.5", ", width = 1"], 3),
+        ("width = [0.25, 0.5]", "where = { width = 0.25 }\n", [], 1),
+        ("width = [0.25]\nbits = ['1/1', '1/2']", "", [", width = 0.25, bits = 1/2"], 2),
+        ("'strategy.factor' = ['linear', 'cosine']", "", [", strategy.factor = linear"], 2),
+    ],
+)
+def test_a_declared_grid_point_without_a_line_in_the_index_counts(tmp_path, axes, where, missing, tests):
+    """One pair has run, p = 2 / 128; Holm multiplies it by the number of declared points."""
+    results = Results(tmp_path)
+    fields = '[defaults]\nquantizer = "dorefa"\nstrategy = { kind = "progressive", merge = "sum" }\n'
+    results.experiment("one", f"{ARMS}{CLAIM}{where}{fields}[grid]\n{axes}\n")
+    for seed, gain in enumerate(GAINS):
+        common = {"seed": seed, "width": 0.25, "grid": {"seed": seed, "width": 0.25}, "seen": 10_000}
+        results.trial("one", "Plain", [10.0, 50.0 + seed], **common)
+        common["grid"]["strategy.factor"] = "cosine"
+        results.trial("one", "Sum", [10.0, 50.0 + seed + gain], baseline="Plain", **PROGRESSIVE, **common)
+    tables = _tables(results.write())
+    (row,) = _rows(tables["claims"])
+    assert float(row["p_holm"]) == pytest.approx(tests * 2 / 128) and row["verdict"] == "better"
+    for point in missing:
+        assert f"Sum over Plain: not yet decided: no run of Sum{point}." in tables["claims"].notes
+
+
+def test_a_claim_of_an_arm_without_a_line_counts_each_of_its_points(tmp_path):
+    results = Results(tmp_path)
+    results.experiment(
+        "one",
+        f"{ARMS}{CLAIM}{CLAIM.replace('Sum', 'Longer')}[grid]\nwidth = [0.25, 0.5]\n"
+        '[profiles.quick]\nonly = ["Longer"]\ngrid = { width = [1, 2, 3] }\n',
+    )
+    for width in (0.25, 0.5):
+        for seed, gain in enumerate(GAINS):
+            common = {"seed": seed, "width": width, "grid": {"seed": seed, "width": width}, "seen": 10_000}
+            results.trial("one", "Plain", [10.0, 50.0 + seed], **common)
+            results.trial("one", "Sum", [10.0, 50.0 + seed + gain], baseline="Plain", **PROGRESSIVE, **common)
+    table = _tables(results.write())["claims"]
+    rows = _rows(table)
+    for width in (0.25, 0.5):
+        told = f"Longer over Plain: not yet decided: no run of Longer, width = {width}."
+        assert told in table.notes
+    assert float(rows[0]["p_holm"]) == pytest.approx(4 * 2 / 128)  # four tests, two of them waiting
 
 
 def test_unreadable_claims_make_everything_exploratory_and_are_told(tmp_path):
