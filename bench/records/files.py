@@ -14,7 +14,7 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,25 +68,40 @@ def explained(path: Path, option: str = "--results") -> Iterator[None]:
 def write_atomic(path: Path, data: bytes, option: str = "--results") -> None:
     """Write a whole file so that, whenever the machine stops, either the old or the new content is there.
 
-    A temporary name in the same folder (created where it is missing), flush, fsync, rename, fsync of the
-    folder. Raises ``StoreError`` where the disk is full or the folder cannot be written; the old content is
-    then untouched. ``option`` of the command line names the folder.
+    Raises ``StoreError`` where the disk is full or the folder cannot be written; the old content is then
+    untouched. ``option`` of the command line names the folder.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
-    with explained(path, option):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
+    write_together({Path(path): data}, option)
+
+
+def write_together(files: Mapping[Path, bytes], option: str = "--results") -> None:
+    """Write whole files as ``write_atomic`` does; a full disk leaves the old content of all of them.
+
+    Each under a temporary name in its folder (created where it is missing), flush, fsync; then all are
+    renamed, in their order, and the folders are fsynced.
+    """
+    pending: list[tuple[Path, Path]] = []
+    try:
+        for path, data in files.items():
+            temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+            pending.append((temporary, path))
+            with explained(path, option):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with open(temporary, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+        for temporary, path in pending:
+            with explained(path, option):
+                os.replace(temporary, path)
+    except BaseException:
+        for temporary, _ in pending:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-            raise
-        sync_folder(path.parent)
+        raise
+    for folder in dict.fromkeys(path.parent for path in files):
+        with explained(folder, option):
+            sync_folder(folder)
 
 
 def strict_json(value: Any) -> Any:

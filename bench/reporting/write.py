@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pandas as pd
 from bench.errors import InputError
 from bench.experiments.shipped import locate, shipped_experiments
 from bench.experiments.toml_files import read_text
-from bench.records.files import StoreError, exclusive_folder, explained, write_atomic
+from bench.records.files import StoreError, exclusive_folder, explained, write_atomic, write_together
 from bench.records.store import Store
 from bench.reporting.ablation import ablation_data, ablations
 from bench.reporting.cells import Cell
@@ -74,9 +74,11 @@ def write_report(
     if "html" in wanted and (len(reports) > 1 or (reports and not experiments)):
         from bench.reporting.page import leaderboard_page
 
-        _save(out, {"index.html": leaderboard_page(reports).encode()})
+        with _collected(problems):
+            _save(out, {"index.html": leaderboard_page(reports).encode()})
     if not experiments and len(reports) > 1:
-        _write_gains(reports, out, wanted)
+        with _collected(problems):
+            _write_gains(reports, out, wanted)
     if problems:
         raise InputError("\n".join(problems))
     return 0
@@ -205,10 +207,11 @@ def _write(report: Report, folder: Path, formats: Sequence[str]) -> None:
     _update(folder, written, formats)
 
 
-def _save(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files into a folder and print their paths."""
-    for name, data in files.items():
-        write_atomic(folder / name, data, "--out")
+def _save(folder: Path, files: Mapping[str, bytes], manifest: bytes | None = None) -> None:
+    """Write files into a folder, all or, on a full disk, none, and ``manifest`` before them; print paths."""
+    first = {} if manifest is None else {folder / MANIFEST: manifest}
+    write_together({**first, **{folder / name: data for name, data in files.items()}}, "--out")
+    for name in files:
         print(f"  {clean(folder / name)}")
 
 
@@ -216,23 +219,25 @@ def _update(folder: Path, written: dict[str, bytes], formats: Sequence[str]) -> 
     """Write files into a report's folder, and remove the files of an earlier report that are obsolete.
 
     Only files that the manifest says a report wrote are removed, and only those of the formats that are
-    written now. Another report into the same folder waits.
+    written now. Whenever the machine stops, the manifest names every file. Another report into the same
+    folder waits.
     """
     manifest = folder / MANIFEST
     with exclusive_folder(folder, "--out"), explained(manifest, "--out"):
-        _save(folder, written)
         earlier = manifest.read_bytes().decode(errors="replace").splitlines() if manifest.is_file() else []
-        kept = []
-        for name in earlier:
-            if name in written or Path(name).name != name or not (folder / name).is_file():
-                continue
-            if name.rpartition(".")[2] in formats:
-                (folder / name).unlink()
-                print(f"  removed {clean(folder / name)}: of an earlier report")
-            else:
-                kept.append(name)
-        names = "".join(f"{name}\n" for name in sorted([*written, *kept]))
-        write_atomic(manifest, names.encode(), "--out")
+        there = [name for name in earlier if Path(name).name == name and (folder / name).is_file()]
+        names = {*written, *there}
+        _save(folder, written, _listed(names))
+        obsolete = [n for n in there if n not in written and n.rpartition(".")[2] in formats]
+        for name in obsolete:
+            (folder / name).unlink()
+            print(f"  removed {clean(folder / name)}: of an earlier report")
+        if obsolete:
+            write_atomic(manifest, _listed(names.difference(obsolete)), "--out")
+
+
+def _listed(names: Iterable[str]) -> bytes:
+    return "".join(f"{name}\n" for name in sorted(names)).encode()
 
 
 def _write_gains(reports: Sequence[Report], out: Path, formats: Sequence[str]) -> None:

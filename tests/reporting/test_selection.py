@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import os
 from pathlib import Path
 from unittest import mock
 
@@ -126,6 +127,33 @@ def test_an_output_folder_that_cannot_be_written_is_one_message(place, capsys):
         assert main([*words, "--out", str(results / "out")]) == 2
     told = capsys.readouterr().err
     assert "Permission denied. Give --out a folder" in told and "Traceback" not in told
+
+
+@pytest.mark.parametrize("written", [0, 1, 5])
+def test_a_full_disk_leaves_the_earlier_report_as_it_was(place, capsys, written):
+    """The disk is full after so many files of the new report: not one table of it is there."""
+    results, file = place
+    folder = results / "report" / "own"
+    words = ["report", str(file), "--results", str(results), "--format", "md"]
+    assert main(words) == 0
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    left, sync = [written], os.fsync
+
+    def fsync(number: int) -> None:
+        if not left[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        left[0] -= 1
+        sync(number)
+
+    capsys.readouterr()
+    with mock.patch("os.fsync", fsync):
+        assert main([*words, "--format", "csv", "--only", "Plain"]) == 2
+    told = capsys.readouterr().err
+    assert "the disk is full" in told and f"{folder}/" in told and "Traceback" not in told
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert main([*words, "--format", "csv", "--only", "Plain"]) == 0
+    names = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST)
+    assert (folder / MANIFEST).read_text().split() == names and "gains.md" not in names
 
 
 def test_an_index_that_is_cut_off_is_told_and_a_seed_that_is_none_refused(place, capsys):

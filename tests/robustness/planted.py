@@ -38,8 +38,8 @@ PLANTED: dict[str, tuple[str, str, str, str]] = {
     ),
     "fsync before the rename (the call, not the order)": (
         "bench/records/files.py",
-        "                file.flush()\n                os.fsync(file.fileno())\n",
-        "                file.flush()\n",
+        "                    file.flush()\n                    os.fsync(file.fileno())\n",
+        "                    file.flush()\n",
         f"{RECORDS}::TestWriting::test_keeps_the_old_content_when_it_fails",
     ),
     "the lock of a trial": (
