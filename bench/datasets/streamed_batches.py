@@ -65,8 +65,7 @@ class PhotographData(ChosenImages):
         if config.augmentation not in crops.AUGMENTATIONS:
             raise InputError(
                 f"augmentation: '{config.augmentation}' is for images of one small size; "
-                "photographs take one of "
-                f"{', '.join(crops.AUGMENTATIONS)}"
+                f"photographs take one of {', '.join(crops.AUGMENTATIONS)}"
             )
         counts = len(photographs.train.index), len(photographs.test.index)
         super().__init__(config, *counts, photographs.num_classes, device, worker)

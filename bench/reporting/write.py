@@ -56,7 +56,10 @@ def write_report(
     """
     folders = [Path(results)] if isinstance(results, str | Path) else [Path(folder) for folder in results]
     out = Path(out) if out is not None else folders[0] / "report"
-    wanted = _checked(formats)
+    wanted = list(formats or FORMATS)
+    for name in wanted:
+        if name not in (*FORMATS, *ON_REQUEST):
+            raise InputError(f"--format: '{clean(name)}' is none of {', '.join((*FORMATS, *ON_REQUEST))}")
     problems: list[str] = []
     read: list[tuple[Records, list[Cell]]] = []
     for reader in _readers(experiments, selection, folders):
@@ -104,14 +107,6 @@ def _reports(read: Sequence[tuple[Records, list[Cell]]]) -> list[Report]:
         make_report(records, cells, entries, known)
         for (records, cells), entries in zip(read, judged, strict=True)
     ]
-
-
-def _checked(formats: Sequence[str] | None) -> list[str]:
-    chosen = list(formats or FORMATS)
-    for name in chosen:
-        if name not in (*FORMATS, *ON_REQUEST):
-            raise InputError(f"--format: '{clean(name)}' is none of {', '.join((*FORMATS, *ON_REQUEST))}")
-    return chosen
 
 
 def _readers(

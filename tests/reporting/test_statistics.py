@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from bench.reporting import statistics as st
+from bench.reporting.statistics.claims import holm
 
 REPS = 4000
 SLACK = 3 * math.sqrt(0.05 * 0.95 / REPS)  # three standard errors of a simulated 5 %
@@ -70,8 +71,8 @@ def test_gain_without_spread_is_not_tested():
 
 def test_holm_by_hand():
     # sorted 0.01, 0.03, 0.04 times 3, 2, 1 = 0.03, 0.06, 0.04 -> made monotone: 0.03, 0.06, 0.06
-    assert st.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
-    assert st.holm([]) == [] and st.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([]) == [] and holm([0.9, 0.8]) == [1.0, 1.0]
 
 
 def test_sign_flips_by_hand():
@@ -277,7 +278,7 @@ def test_family_wise_error_of_the_claims(n):
         gains = [row - table[0] for row in table[1:]]
         tests = [st.sign_flip(gain) for gain in gains]
         intervals = [st.mean_interval(gain) for gain in gains]
-        adjusted = st.holm([test.p_value for test in tests])
+        adjusted = holm([test.p_value for test in tests])
         words = [
             st.verdict_on_claim(i, t, p, None) for i, t, p in zip(intervals, tests, adjusted, strict=True)
         ]

@@ -179,10 +179,8 @@ def problems(manifest: Manifest) -> list[str]:
         path = manifest.folder / name
         try:
             with path.open("rb") as stream:
-                if os.fstat(stream.fileno()).st_size != size:
-                    found.append(
-                        f"{path} is cut short or too long: {os.fstat(stream.fileno()).st_size:,} of {size:,}"
-                    )
+                if (there := os.fstat(stream.fileno()).st_size) != size:
+                    found.append(f"{path} is cut short or too long: {there:,} of {size:,}")
                 elif checksums.compute(stream) != digest:
                     found.append(f"{path} is corrupt: its checksum is not the manifest's")
         except OSError as error:

@@ -119,8 +119,7 @@ class PhotographSource(Source):
                 return shards.problems(manifest)
             except InputError as error:
                 return [str(error)]
-        found = list(in_threads(_examined, self.listing(options, data_dir).images))
-        return [line for line in found if line]
+        return list(filter(None, in_threads(_examined, self.listing(options, data_dir).images)))
 
     def begun(self, options: Mapping[str, Any], data_dir: Path) -> bool:
         root = self.root(options, data_dir)

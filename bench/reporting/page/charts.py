@@ -175,9 +175,9 @@ def rates(searches: Sequence[Searched], look: Mapping[str, Look]) -> list[Plot]:
     own = search_looks(searches, look)
     for search, how in zip(searches, own, strict=True):
         curve, label = search.curve(), clean(search.label)
+        line = {"color": how.color, "dash": _DASHES[how.line]}
         if curve:
             x, y = [r for r, _ in curve], [round(a, 2) for _, a in curve]
-            line = {"color": how.color, "dash": _DASHES[how.line]}
             base: Plot = {"type": "scatter", "legendgroup": label, "name": label, "line": line}
             rate.append({**base, "x": x, "y": y, "mode": "lines+markers"})
             seeds = [(r, a) for r, values in search.points() for a in values]
@@ -191,9 +191,7 @@ def rates(searches: Sequence[Searched], look: Mapping[str, Look]) -> list[Plot]:
                 rate.append({**base, **star, **at, "showlegend": False, "name": f"{label}, chosen"})
         expected = search.expected_best()
         if expected:
-            k = list(range(1, len(expected) + 1))
-            line = {"color": how.color, "dash": _DASHES[how.line]}
-            values = _rounded(expected)
+            k, values = list(range(1, len(expected) + 1)), _rounded(expected)
             best.append({"type": "scatter", "name": label, "x": k, "y": values, "line": line})
     found = []
     if rate:

@@ -10,14 +10,7 @@ SciPy provides the distributions, Welch's and Wilson's intervals and the one-sid
 
 from __future__ import annotations
 
-from bench.reporting.statistics.claims import (
-    EXPLORATORY,
-    NO_CLAIM,
-    NOT_YET,
-    holm,
-    holm_of_known,
-    verdict_on_claim,
-)
+from bench.reporting.statistics.claims import EXPLORATORY, NO_CLAIM, NOT_YET, holm_of_known, verdict_on_claim
 from bench.reporting.statistics.intervals import Interval, mean_interval, welch, wilson
 from bench.reporting.statistics.pairs import (
     DeviationRatio,
