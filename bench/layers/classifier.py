@@ -38,6 +38,7 @@ class Classifier(ActivationInput, nn.Linear):
         self.set_up_input(quantizer, clock, merge, blend, magnitude_first)
         self.average = average
         self.reads = reads
+        quantizer.keep_("activation" if reads == "quantized" else "bound")
         self.register_parameter("weight_extra", nn.Parameter(torch.zeros(classes, extra)) if extra else None)
 
     @property

@@ -106,6 +106,8 @@ class LowPrecisionLayer(ActivationInput):
         shape = (self.weight.shape[0], channels, *self.weight.shape[2:])
         self.weight_extra = nn.Parameter(torch.zeros(shape))
         self.quantizer_extra = quantizer
+        if quantizer is not None:
+            quantizer.keep_()  # it reads no activations
 
     def operate(self, x: Tensor, weight: Tensor) -> Tensor:
         """Return the convolution or the product of the prepared input with a weight."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,15 @@ class Quantizer(nn.Module):
     the random numbers of stochastic maps, set by the layer; None: one fixed stream, the same each step.
     ``running``: names of the buffers, vectors, that training moves with the activations; workers average
     them. ``scales_input``: True where the convolution's output is to be multiplied by ``input_scale`` of
-    its input.
+    its input. ``read_by``: the learned parameters of the activations, each with the maps that read it, of
+    "bound" and "activation". ``absolute_levels``: whether a level is the same one where its value is; else
+    where its place from 0 is, since the values move with a scale.
     """
 
     scales_input = False
     running: tuple[str, ...] = ()
+    read_by: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    absolute_levels = False
 
     def __init__(self, w_bits: int = 32, a_bits: int = 32, g_bits: int = 32) -> None:
         super().__init__()
@@ -44,6 +48,12 @@ class Quantizer(nn.Module):
         A quantizer with parameters a channel has one set for all channels until this is called. One value a
         layer needs no call: it is created with the quantizer.
         """
+
+    def keep_(self, *maps: str) -> None:
+        """Drop the learned parameters of the activations that none of ``maps`` reads; see ``read_by``."""
+        for name, readers in self.read_by.items():
+            if not set(readers) & set(maps):
+                setattr(self, name, None)
 
     def start_(self, w: Tensor) -> None:
         """Set the learned scales in place from the weights that training starts from; nothing by default."""
@@ -137,6 +147,9 @@ class _Wrapped(Quantizer):
         super().__init__(w_bits, a_bits, quantizer.g_bits)
         self.quantizer = quantizer
         self.scales_input = quantizer.scales_input and a_bits < 32
+
+    def keep_(self, *maps: str) -> None:
+        self.quantizer.keep_(*maps)
 
     def bound(self, x: Tensor) -> Tensor:
         return self.quantizer.bound(x)

@@ -37,6 +37,7 @@ class INQ(WeightsOnly):
     """
 
     below: Tensor
+    absolute_levels = True  # powers of two: the highest one may move, the others keep their values
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

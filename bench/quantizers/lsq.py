@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,8 @@ class LSQ(Rectified):
     batch norm stands before most inputs. The number of activations in g is that of one sample. Both steps
     are parameters of shape ().
     """
+
+    read_by: ClassVar = {"input_step": ("activation",)}
 
     def __init__(self, *args: Any, activation_mean: float = 0.4, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

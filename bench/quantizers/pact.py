@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,8 @@ class PACT(DoReFa):
     paper itself has these numbers could not be seen.
     """
 
+    read_by: ClassVar = {"alpha": ("bound", "activation")}
+
     def __init__(self, *args: Any, alpha: float = 8.0, decay: float = 0.0002, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.decay = decay
@@ -112,5 +114,5 @@ class PACT(DoReFa):
     @torch.no_grad()
     def add_penalty_(self, *weights: Tensor) -> None:
         """Add d alpha to the gradient of alpha."""
-        if self.alpha.grad is not None:
+        if self.alpha is not None and self.alpha.grad is not None:
             self.alpha.grad.add_(self.alpha, alpha=self.decay)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,10 @@ class ReActNet(BiReal):
     slope: nn.Parameter
     shift_out: nn.Parameter
     threshold: nn.Parameter
+    read_by: ClassVar = {
+        **dict.fromkeys(("shift_in", "slope", "shift_out"), ("bound", "activation")),
+        "threshold": ("activation",),
+    }
 
     def __init__(self, *args: Any, slope: float = 0.25, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

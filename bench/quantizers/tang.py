@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,7 @@ class Tang(SignWeights):
     """
 
     slope: nn.Parameter
+    read_by: ClassVar = {"slope": ("bound", "activation")}
 
     def __init__(self, *args: Any, bipolar: float = 5e-7, slope: float = 0.25, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

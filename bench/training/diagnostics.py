@@ -11,7 +11,8 @@ one. The arrays of the file, E rows and L layers:
     sign_changed      (E, L) share of the stored weights whose sign is another than in the row before
     level_changed     (E, L) share of the quantized weights that have another level than in the row before;
                       levels count from 0 to either side, so that they keep their names where the table of
-                      levels changes (CLIP-Q's sides, the zero of a released quantizer)
+                      levels changes (CLIP-Q's sides, the zero of a released quantizer); INQ's are their
+                      powers of two, which stay what they are where the highest one moves
     weight_scale      (E, L) mean |Q(w)|
     weight_error      (E, L) min over s of |w - s Q(w)| / |w|: what no scale makes up for
 
@@ -144,7 +145,7 @@ def read(path: Path) -> dict[str, np.ndarray] | None:
 def _codes(layer: LowPrecisionLayer) -> tuple[Tensor, bool]:
     """Return 2 x level + (1 where w >= 0), int16 in the weight's shape, and whether the levels are known.
 
-    The levels are told apart by ``_places``.
+    The levels are told apart by ``_places``, powers of two by ``_powers``.
     """
     codes = (layer.weight >= 0).to(torch.int16)
     try:
@@ -153,7 +154,9 @@ def _codes(layer: LowPrecisionLayer) -> tuple[Tensor, bool]:
         levels = None
     if levels is None:
         return codes, False
-    return codes + 2 * _places(levels, layer.quantizer.w_bits).to(torch.int16), True
+    quantizer = layer.quantizer
+    places = _powers(levels) if quantizer.absolute_levels else _places(levels, quantizer.w_bits)
+    return codes + 2 * places.to(torch.int16), True
 
 
 def _places(levels: Levels, bits: int) -> Tensor:
@@ -172,6 +175,14 @@ def _places(levels: Levels, bits: int) -> Tensor:
         for row in values
     ]
     return look_up(levels.codes, torch.stack(places))
+
+
+def _powers(levels: Levels) -> Tensor:
+    """Return a name of each weight's level that is 0 or a power of two: the exponent, by sign; int64."""
+    values = levels.values
+    exponents = torch.frexp(values.abs()).exponent.long()  # from -148 to 128
+    places = torch.where(values > 0, 1024 + exponents, torch.where(values < 0, 2048 + exponents, _ZERO))
+    return look_up(levels.codes, places)
 
 
 def _share(x: Tensor) -> float:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from bench.costs.measure import make_run, synthetic
 from bench.networks import build, costs, describe_layers
 from bench.quantizers import make_quantizer
 from bench.randomness import Clock, Draws
@@ -68,6 +69,22 @@ def test_lsq_starts_at_twice_the_mean_magnitude_over_the_root_of_the_highest_cod
         q.start_(torch.tensor(w).float())
         assert q.weight_step.item() == pytest.approx(2 * np.abs(w).mean() / high**0.5, rel=1e-6)
         assert q.input_step.item() == pytest.approx(0.8 / (2**bits - 1) ** 0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "bits", "of_classifier"),
+    [("lsq", "2/2", 0), ("pact", "2/2", 1), ("tang", "1/1", 1), ("reactnet", "1/1", 3)],
+)
+def test_a_layer_creates_the_parameters_that_it_reads(quantizer, bits, of_classifier):
+    """The classifier bounds its input and the extra weights of concat read none: each parameter learns."""
+    factor = {"kind": "cosine", "until": 0.5}
+    strategy = {"kind": "progressive", "merge": "concat", "factor": factor}
+    run = make_run(make_config(quantizer=quantizer, bits=bits, strategy=strategy), synthetic(96), "cpu")
+    learned = list(run.network.linear.quantizer.parameters())
+    assert sum(parameter.numel() for parameter in learned) == of_classifier
+    run.train_step()
+    without = [name for name, p in run.network.named_parameters() if p.grad is None]
+    assert without == []
 
 
 def test_the_gradient_of_an_input_step_is_slowed_by_the_activations_of_one_sample():

@@ -88,6 +88,25 @@ def test_levels_keep_their_names_where_the_table_of_levels_changes(quantizer):
     assert found["level_changed"] == pytest.approx(changed) and 0 < changed < 0.3
 
 
+def test_a_power_of_two_is_the_same_level_where_the_highest_one_moves():
+    """INQ at 4 bits: powers 1/32 to 1/4, then 1/8 to 1. A weight of 0.3 is 1/4 before and after."""
+    run = make_run(make_config(quantizer="inq", bits="4/32"), synthetic(96), "cpu")
+    name, layer = run.diagnostics.layers[0]
+    before = torch.linspace(-0.35, 0.35, layer.weight.numel()).view(layer.weight.shape)
+    after = before.clone()
+    after.view(-1)[-1] = 0.9
+    low = [layer.quantizer.weight(w) for w in (before, after)]
+    assert [w.abs().max().item() for w in low] == [0.25, 1.0] and layer.quantizer.statistics(before) == 0.25
+    with torch.no_grad():
+        layer.weight.copy_(before)
+        run.diagnostics.codes = {n: _codes(one)[0] for n, one in run.diagnostics.layers}
+        layer.weight.copy_(after)
+        found = run.diagnostics._measure(name, layer)
+    changed = (low[0] != low[1]).double().mean().item()
+    assert found["level_changed"] == pytest.approx(changed) and 0.1 < changed < 0.4
+    assert found["sign_changed"] == 0.0
+
+
 def test_activations_are_the_formulas():
     run = make_run(make_config(bits="1/2"), synthetic(96), "cpu")
     read_by = {}

@@ -126,6 +126,7 @@ class Bound(nn.Module):
 
     def __init__(self, quantizer: Quantizer) -> None:
         super().__init__()
+        quantizer.keep_("bound")
         self.quantizer = quantizer
 
     def forward(self, y: Tensor) -> Tensor:

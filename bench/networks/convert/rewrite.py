@@ -342,6 +342,8 @@ class _Rewriter:
 
         self.builder.set_up(layer, name, quantizer, extra=extra, dropout=dropout, blended=not last)
         layer.reads_images = reads_images
+        if reads_images:
+            layer.quantizer.keep_()
         if last:
             layer.full_precision_reason = self.plan.reason(name)  # type: ignore[assignment]
 
