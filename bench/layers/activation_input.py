@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +37,12 @@ class ActivationInput(nn.Module):
     def acting(self) -> Quantizer:
         """The quantizer in use: the stage's while the factor is above 0, else the layer's own."""
         return self.interims[self.clock.stage] if self.interims and self.clock.active else self.quantizer
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, also of the stages' quantizers, which are no children: their state is the layer's."""
+        for interim in self.interims:
+            interim.train(mode)
+        return super().train(mode)
 
     def bounded(self, y: Tensor) -> Tensor:
         """Return the bounded ``y``, any shape; with ``magnitude_first`` min(1, |y|) is bounded instead."""

@@ -7,6 +7,7 @@ import torch
 
 from bench.costs.measure import make_run, synthetic
 from bench.errors import InputError
+from bench.layers.diagnostics import in_evaluation
 from bench.quantizers.functional import round_unit
 from bench.strategies import make_strategy
 from tests.configs import make_config
@@ -81,6 +82,21 @@ def test_learned_steps_of_weights_begin_where_the_weights_are_quantized(stage, b
     run.strategy.before_step(run.network, 5)  # the first step of the second half
     after = layer.quantizer.weight_step.item()
     assert after == (pytest.approx(2 * layer.weight.abs().mean().item(), rel=1e-6) if begins else before)
+
+
+def test_what_draws_in_training_alone_does_so_at_the_widths_of_a_stage_too():
+    """BinaryConnect's stochastic weights are sign(w) in evaluation, the expanded network's as well."""
+    run = run_of("1/2", {"kind": "binaryconnect", "stochastic": True}, stages=["1/8"])
+    run.clock.set(0, run.strategy.factor(0))
+    layer = run.network.conv2
+    sign = torch.where(layer.weight >= 0, 1.0, -1.0)
+    assert layer.acting.a_bits == 8
+    for _ in range(2):
+        assert not torch.equal(layer.low_precision_weight(False), sign)
+        with in_evaluation(run.network):
+            assert torch.equal(layer.low_precision_weight(False), sign)
+    run.network.eval()
+    assert torch.equal(layer.low_precision_weight(False), sign)
 
 
 @pytest.mark.parametrize("quantizer", ["bnn", "xnor", "tang"])
