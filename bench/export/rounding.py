@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from bench.export.modules import Activation, channelwise
+from bench.layers.diagnostics import watched
 
 TOLERANCE = 1e-4  # how far logits may be off, as a part of their spread
 NEAR = 5e-6  # of the unit of ``_distance``: the least rounding that is reckoned with
@@ -102,14 +103,12 @@ def _watched(network: nn.Module, images: Tensor) -> tuple[list[tuple[Activation,
     """Return each activation that quantizes with its input and output, in order of the calls; the logits."""
     calls: list[tuple[Activation, Tensor, Tensor]] = []
 
-    def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        assert isinstance(module, Activation)
-        calls.append((module, inputs[0], output))
+    def keep(_name: str, activation: Activation, inputs: tuple[Tensor], output: Tensor) -> None:
+        calls.append((activation, inputs[0], output))
 
-    with contextlib.ExitStack() as hooks:
-        for module in network.modules():
-            if isinstance(module, Activation) and module.map.quantizes:
-                hooks.enter_context(module.register_forward_hook(hook))
+    named = network.named_modules()
+    quantizing = [(n, m) for n, m in named if isinstance(m, Activation) and m.map.quantizes]
+    with watched(quantizing, keep):
         return calls, network(images)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -30,6 +31,21 @@ def in_evaluation(network: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextlib.contextmanager
+def watched(
+    modules: Iterable[tuple[str, nn.Module]], watch: Callable[..., None], *, before: bool = False
+) -> Iterator[None]:
+    """Call ``watch(name, module, inputs, output)`` behind each call of ``modules`` within the context.
+
+    With ``before`` it is ``watch(name, module, inputs)`` before each call.
+    """
+    with contextlib.ExitStack() as hooks:
+        for name, module in modules:
+            register = module.register_forward_pre_hook if before else module.register_forward_hook
+            hooks.enter_context(register(functools.partial(watch, name)))
+        yield
+
+
 @torch.no_grad()
 def layer_diagnostics(
     network: nn.Module, images: Tensor, *, detailed: bool = False
@@ -46,9 +62,7 @@ def layer_diagnostics(
     found = _Diagnosis(detailed)
     kinds = (LowPrecisionLayer, Classifier, Meeting)
     layers = [(name, module) for name, module in network.named_modules() if isinstance(module, kinds)]
-    with contextlib.ExitStack() as hooks, in_evaluation(network):
-        for name, layer in layers:
-            hooks.enter_context(layer.register_forward_hook(found.hook(name, layer)))
+    with in_evaluation(network), watched(layers, found.watch):
         network(images)
     ratios = {**found.at_output, **found.at_meeting}
     return {
@@ -78,29 +92,27 @@ class _Diagnosis:
         # id of a returned tensor -> (name of its layer, the tensor, whose reference keeps the id valid)
         self._handed_on: dict[int, tuple[str, Tensor]] = {}
 
-    def hook(self, name: str, layer: LowPrecisionLayer | Classifier | Meeting) -> Callable[..., None]:
-        """Return the forward hook of ``layer``."""
-
-        def watch(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            y, side = (*inputs, None)[:2]
-            if isinstance(layer, Meeting):
-                if side is not None and output[1] is None:
-                    self.at_meeting[self._handed_on[id(side)][0]] = _ratio(side, y)
-                return
-            low = layer.activate(y)
-            if side is not None and id(side) in self._handed_on:
-                self.at_meeting[self._handed_on[id(side)][0]] = _ratio(side, low)
-            if isinstance(layer, LowPrecisionLayer):
-                self.one_level[name] = low.amax() == low.amin()
-                self._look_at_branch(name, layer, y, side, output)
-                if self.detailed:
-                    bounded, read = layer.bounded(y), y.abs() if layer.magnitude_first else y
-                    self.details[name] = {
-                        "saturation": (bounded != read).double().mean(),
-                        "activation_error": _ratio(low - bounded, bounded),
-                    }
-
-        return watch
+    def watch(
+        self, name: str, layer: LowPrecisionLayer | Classifier | Meeting, inputs: tuple[Any, ...], output: Any
+    ) -> None:
+        """Look at a call of ``layer``."""
+        y, side = (*inputs, None)[:2]
+        if isinstance(layer, Meeting):
+            if side is not None and output[1] is None:
+                self.at_meeting[self._handed_on[id(side)][0]] = _ratio(side, y)
+            return
+        low = layer.activate(y)
+        if side is not None and id(side) in self._handed_on:
+            self.at_meeting[self._handed_on[id(side)][0]] = _ratio(side, low)
+        if isinstance(layer, LowPrecisionLayer):
+            self.one_level[name] = low.amax() == low.amin()
+            self._look_at_branch(name, layer, y, side, output)
+            if self.detailed:
+                bounded, read = layer.bounded(y), y.abs() if layer.magnitude_first else y
+                self.details[name] = {
+                    "saturation": (bounded != read).double().mean(),
+                    "activation_error": _ratio(low - bounded, bounded),
+                }
 
     def _look_at_branch(
         self, name: str, layer: LowPrecisionLayer, y: Tensor, side: Tensor | None, output: tuple[Tensor, Any]

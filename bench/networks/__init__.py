@@ -10,9 +10,6 @@ makes. The first convolution and the last linear layer are full precision and ha
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +18,7 @@ from bench.errors import InputError
 from bench.experiments.config import TrialConfig
 from bench.experiments.options import keywords
 from bench.layers.branch import Branch
-from bench.layers.diagnostics import in_evaluation
+from bench.layers.diagnostics import in_evaluation, watched
 from bench.networks.builder import Builder, Network
 from bench.networks.costs import Costs, LayerRow, costs, describe_layers
 from bench.networks.initialization import initialize
@@ -71,17 +68,12 @@ def _check_single_image(network: Network) -> None:
     """Raise where an image gives a batch norm a single value a channel, which has no variance."""
     few: list[str] = []
 
-    def watch(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if inputs[0].numel() == inputs[0].shape[1]:
-                few.append(name)
+    def watch(name: str, _norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0].numel() == inputs[0].shape[1]:
+            few.append(name)
 
-        return hook
-
-    with contextlib.ExitStack() as hooks, in_evaluation(network):
-        for name, module in network.named_modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                hooks.enter_context(module.register_forward_pre_hook(watch(name)))
+    norms = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    with in_evaluation(network), watched(norms, watch, before=True):
         network(network.blank_image())
     if few:
         raise InputError(

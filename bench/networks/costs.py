@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bench.layers.branch import BranchConv2d, BranchLinear
 from bench.layers.classifier import Classifier
-from bench.layers.diagnostics import in_evaluation
+from bench.layers.diagnostics import in_evaluation, watched
 from bench.layers.low_precision import LowPrecisionLayer
 from bench.networks.builder import Network
 from bench.quantizers import Quantizer
@@ -152,23 +152,17 @@ def _positions(network: Network) -> dict[str, int]:
 
     One image goes through the deployed form of the network; mode and clocks are restored.
     """
-    found: dict[str, int] = {}  # 0 for a layer that is never called
+    layers = [(name, m) for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    found = {name: 0 for name, _ in layers}  # 0 for a layer that is never called
 
-    def watch(name: str):
-        def hook(module: Any, _inputs: Any, output: Any) -> None:
-            y: Tensor = output[0] if isinstance(output, tuple) else output
-            found[name] += y[0].numel() // module.weight.shape[0]
-
-        return hook
+    def watch(name: str, layer: Any, _inputs: Any, output: Any) -> None:
+        y: Tensor = output[0] if isinstance(output, tuple) else output
+        found[name] += y[0].numel() // layer.weight.shape[0]
 
     clocks = {m.clock: m.clock.active for m in network.modules() if isinstance(m, LowPrecisionLayer)}
-    with contextlib.ExitStack() as hooks, in_evaluation(network):
-        for name, module in network.named_modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                found[name] = 0
-                hooks.enter_context(module.register_forward_hook(watch(name)))
+    with contextlib.ExitStack() as restored, in_evaluation(network), watched(layers, watch):
         for clock, active in clocks.items():
-            hooks.callback(setattr, clock, "active", active)
+            restored.callback(setattr, clock, "active", active)
             clock.active = False
         network(network.blank_image())
     return found

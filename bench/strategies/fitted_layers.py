@@ -6,8 +6,6 @@ the whole input of a linear layer. The same positions are drawn for all passes t
 
 from __future__ import annotations
 
-import contextlib
-import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bench.errors import InputError
 from bench.layers.activation_input import ActivationInput
 from bench.layers.classifier import Classifier
+from bench.layers.diagnostics import watched
 from bench.layers.low_precision import LowPrecisionConv2d, LowPrecisionLayer
 from bench.networks import Network
 from bench.quantizers.deployed import ActivationMap
@@ -59,9 +58,7 @@ class Survey:
         def keep(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
             found[name].append(_drawn(output[0], self._of_batch(name, found[name], output[0])))
 
-        with contextlib.ExitStack() as hooks:
-            for name, layer in layers.items():
-                hooks.enter_context(layer.register_forward_hook(functools.partial(keep, name)))
+        with watched(layers.items(), keep):
             calls = _calls(network, images[:1])
             for parts in found.values():
                 parts.clear()
@@ -124,13 +121,11 @@ def _calls(network: nn.Module, image: Tensor) -> list[_Call]:
     """Return the calls of all modules that stand between a layer and the next activation, of one image."""
     calls: list[_Call] = []
 
-    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+    def keep(_name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         calls.append(_Call(module, inputs[0], output))
 
-    with contextlib.ExitStack() as hooks:
-        for module in network.modules():
-            if isinstance(module, nn.MaxPool2d | _BatchNorm | ActivationInput):
-                hooks.enter_context(module.register_forward_hook(keep))
+    kinds = (nn.MaxPool2d, _BatchNorm, ActivationInput)
+    with watched([(n, m) for n, m in network.named_modules() if isinstance(m, kinds)], keep):
         network(image)
     return calls
 

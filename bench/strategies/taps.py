@@ -8,7 +8,6 @@ pre-activation order).
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from bench.errors import InputError, nearest
 from bench.layers.activation_input import ActivationInput
 from bench.layers.classifier import Classifier
-from bench.layers.diagnostics import in_evaluation
+from bench.layers.diagnostics import in_evaluation, watched
 from bench.networks import Network
 
 Shape = tuple[int, ...]
@@ -100,12 +99,10 @@ class Taps:
         """Return the shapes of what the layers read for one image, without the batch: (C, H, W) or (C,)."""
         network, found = self._network, dict[str, Shape]()
 
-        def watch(name: str) -> Any:
-            return lambda _layer, inputs: found.__setitem__(name, tuple(inputs[0].shape[1:]))
+        def keep(name: str, _layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+            found[name] = tuple(inputs[0].shape[1:])
 
-        with contextlib.ExitStack() as hooks, in_evaluation(network):
-            for name, layer in self.layers.items():
-                hooks.enter_context(layer.register_forward_pre_hook(watch(name)))
+        with in_evaluation(network), watched(self.layers.items(), keep, before=True):
             network(network.blank_image())
         return [found[name] for name in self.layers]
 

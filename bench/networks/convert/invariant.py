@@ -15,8 +15,8 @@ value; a network that only runs in float32 is held to 1e-5 (logits) and 1e-3 (gr
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from torchvision.ops import StochasticDepth
 
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
+from bench.layers.diagnostics import watched
 from bench.networks.builder import Builder
 from bench.networks.convert.rewrite import TransformedNetwork, transform
 from bench.randomness import Clock
@@ -190,10 +191,8 @@ def _state_problem(original: nn.Module, transformed: TransformedNetwork, toleran
 def _first_difference(original: nn.Module, transformed: nn.Module, images: Tensor, tolerance: float) -> str:
     """Return ", first in LAYER" for the first layer, in the order of the original, whose output differs."""
     outputs: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
-    with contextlib.ExitStack() as hooks:
-        for network, found in zip((original, transformed), outputs, strict=True):
-            for name, module in network.named_modules():
-                hooks.enter_context(module.register_forward_hook(_keep(found, name)))
+    for network, found in zip((original, transformed), outputs, strict=True):
+        with watched(network.named_modules(), partial(_keep, found)):
             network(images)
     for name, wanted in outputs[0].items():
         got = outputs[1].get(name)
@@ -202,10 +201,7 @@ def _first_difference(original: nn.Module, transformed: nn.Module, images: Tenso
     return ""
 
 
-def _keep(found: dict[str, Tensor], name: str) -> Callable[..., None]:
-    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        value = output[0] if isinstance(output, tuple) else output
-        if isinstance(value, Tensor):
-            found.setdefault(name, value)
-
-    return hook
+def _keep(found: dict[str, Tensor], name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+    value = output[0] if isinstance(output, tuple) else output
+    if isinstance(value, Tensor):
+        found.setdefault(name, value)
