@@ -48,8 +48,16 @@ class _Normalized(Function):
         return to_x, to_weight, to_bias, None
 
 
-class AnyShapeBatchNorm(_BatchNorm):
-    """Batch norm of (B, C, ...), whatever the number of dimensions."""
+class FactorBatchNorm(_BatchNorm):
+    """f times batch norm of (B, C, ...): the factor multiplies scale and shift, not the data."""
+
+    def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Return batch norm of ``x``, times ``factor`` of shape () where given."""
+        momentum = self.counted_momentum() if self.training else 0.0
+        weight, bias = self.scale_and_shift(factor)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, weight, bias, self.training, momentum, self.eps
+        )
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
@@ -65,7 +73,7 @@ class AnyShapeBatchNorm(_BatchNorm):
         return (self.weight, self.bias) if factor is None else (self.weight * factor, self.bias * factor)
 
 
-class ReplacedBatchNorm(AnyShapeBatchNorm):
+class ReplacedBatchNorm(FactorBatchNorm):
     """A batch norm that takes the place of ``like``, with the same parameters and buffers."""
 
     def __init__(self, like: _BatchNorm) -> None:
@@ -86,12 +94,10 @@ class AccurateBatchNorm(ReplacedBatchNorm):
 
     def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Return batch norm of ``x`` (B, C, ...), times ``factor`` of shape () where given."""
-        weight, bias = self.scale_and_shift(factor)
-        momentum = self.counted_momentum() if self.training else 0.0
         if not self.training or not _is_summed_in_float32(x):
-            return F.batch_norm(
-                x, self.running_mean, self.running_var, weight, bias, self.training, momentum, self.eps
-            )
+            return super().forward(x, factor)
+        weight, bias = self.scale_and_shift(factor)
+        momentum = self.counted_momentum()
         y, mean, variance = _Normalized.apply(x, weight, bias, self.eps)
         count = x.numel() // x.shape[1]
         with torch.no_grad():

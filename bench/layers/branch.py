@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.layers.batch_norm import AnyShapeBatchNorm
+from bench.layers.batch_norm import FactorBatchNorm
 
 MERGES = ("sum", "difference", "concat", "preactivation")
 
@@ -39,18 +39,6 @@ class Branch:
     relu: bool = False
     layers: tuple[str, ...] | None = None
     statistics: str = "main"
-
-
-class FactorBatchNorm(AnyShapeBatchNorm):
-    """f times batch norm of (B, C) or (B, C, H, W): the factor multiplies scale and shift, not the data."""
-
-    def forward(self, x: Tensor, factor: Tensor) -> Tensor:  # type: ignore[override]
-        """Return ``factor * BN(x)``; ``factor`` of shape ()."""
-        momentum = self.counted_momentum() if self.training else 0.0
-        weight, bias = self.scale_and_shift(factor)
-        return F.batch_norm(
-            x, self.running_mean, self.running_var, weight, bias, self.training, momentum, self.eps
-        )
 
 
 class BranchConv2d(nn.Conv2d):

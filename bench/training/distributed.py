@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -240,7 +239,7 @@ class SharedBatchNorm(ReplacedBatchNorm):
     by their own statistics, and the workers exchange nothing. The running statistics then take the mean over
     the groups (and over the workers: see ``average_statistics``). Variances in the running statistics are
     unbiased, as in ``nn.BatchNorm2d``. With a ``factor`` the output is the factor times batch norm, as in
-    ``bench.layers.branch.FactorBatchNorm``. The layer works on any device and backend.
+    ``FactorBatchNorm``. The layer works on any device and backend.
     """
 
     def __init__(self, like: _BatchNorm, team: Team, group: int | None) -> None:
@@ -252,9 +251,9 @@ class SharedBatchNorm(ReplacedBatchNorm):
 
     def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Return batch norm of ``x``, times ``factor`` where given; statistics in float32 at least."""
-        weight, bias = self.scale_and_shift(factor)
         if not self.training:
-            return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, False, 0.0, self.eps)
+            return super().forward(x, factor)
+        weight, bias = self.scale_and_shift(factor)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         groups = 1 if self.group is None else -1
         grouped = wide.unflatten(0, (groups, self.group or len(x)))  # (groups, images, C, ...)

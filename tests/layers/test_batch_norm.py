@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from bench.experiments.config import make_config
-from bench.layers.batch_norm import AccurateBatchNorm
-from bench.layers.branch import FactorBatchNorm
+from bench.layers.batch_norm import AccurateBatchNorm, FactorBatchNorm
 from bench.networks import build, initialize
 from bench.randomness import Clock
 from bench.training.distributed import SOLO, batch_norm_for

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from bench.experiments.config import TrialConfig
-from bench.layers.branch import Branch, FactorBatchNorm
+from bench.layers.batch_norm import FactorBatchNorm
+from bench.layers.branch import Branch
 from bench.layers.dropout import Dropout
 from bench.layers.low_precision import LowPrecisionConv2d
 from bench.networks import Builder

@@ -20,7 +20,7 @@ from bench.experiments.config import TrialConfig
 from bench.experiments.config import make_config as complete_config
 from bench.launch.data_parallel import check_workers, device_groups
 from bench.launch.execute import Task, execute
-from bench.layers.branch import FactorBatchNorm
+from bench.layers.batch_norm import FactorBatchNorm
 from bench.networks import build, initialize
 from bench.randomness import Clock
 from bench.records.store import Store

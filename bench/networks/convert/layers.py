@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.layers.activation_input import Pair
-from bench.layers.branch import BranchConv2d, FactorBatchNorm
+from bench.layers.batch_norm import FactorBatchNorm
+from bench.layers.branch import BranchConv2d
 from bench.layers.dropout import Dropout
 from bench.layers.low_precision import LowPrecisionConv2d, LowPrecisionLayer, LowPrecisionLinear
 from bench.quantizers import Quantizer
