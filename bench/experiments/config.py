@@ -62,10 +62,6 @@ def _choice(group: str) -> BeforeValidator:
     return _before(lambda value: complete(group, value))
 
 
-def _canonical_bits(value: Any) -> str:
-    return "/".join(map(str, parse_bits(value)))
-
-
 class Recipe(BaseModel):
     """How a network is trained: the flat fields that recipes and experiment files set."""
 
@@ -156,7 +152,9 @@ class TrialConfig(Recipe):
     quantizer: Annotated[dict[str, Any], _choice("quantizers")] = Field(
         {"kind": "full_precision"}, description="the maps to low precision"
     )
-    bits: Annotated[str, _before(_canonical_bits)] = Field("32/32/32", description='"W/A" or "W/A/G"')
+    bits: Annotated[str, _before(lambda value: "/".join(map(str, parse_bits(value))))] = Field(
+        "32/32/32", description='"W/A" or "W/A/G"'
+    )
     strategy: Annotated[dict[str, Any], _choice("strategies")] = Field(
         {"kind": "plain"}, description="how the low-precision network is trained"
     )
@@ -237,8 +235,6 @@ def _photographs_fit(config: TrialConfig) -> list[str]:
 
 
 FIELDS = TrialConfig.model_fields
-
-
 RECIPE_FIELDS = Recipe.model_fields
 
 

@@ -33,16 +33,15 @@ def json_schema() -> Schema:
         "type": "object",
         "required": ["arms"],
         "additionalProperties": False,
-        "properties": _properties(FileTable)
-        | {
-            "defaults": _described(FileTable, "defaults") | _ref("fields"),
-            "grid": _described(FileTable, "grid") | _ref("grid"),
-            "arms": _described(FileTable, "arms") | {"type": "array", "minItems": 1, "items": _ref("arm")},
-            "tuning": _described(FileTable, "tuning") | _ref("tuning"),
-            "claims": _described(FileTable, "claims") | {"type": "array", "items": _ref("claim")},
-            "profiles": _described(FileTable, "profiles")
-            | {"type": "object", "additionalProperties": _ref("profile")},
-        },
+        "properties": _properties(
+            FileTable,
+            defaults=_ref("fields"),
+            grid=_ref("grid"),
+            arms={"type": "array", "minItems": 1, "items": _ref("arm")},
+            tuning=_ref("tuning"),
+            claims={"type": "array", "items": _ref("claim")},
+            profiles={"type": "object", "additionalProperties": _ref("profile")},
+        ),
         "$defs": _definitions(),
     }
 
@@ -52,11 +51,12 @@ def _definitions() -> dict[str, Schema]:
     bits = {"anyOf": [fields["bits"], {"type": "array", "minItems": 1, "items": fields["bits"]}]}
     own = {"published": {"type": "object"}, "grid": _ref("grid")}
     arm = {name: schema | own.get(name, {}) for name, schema in _properties(ArmTable).items()}
-    profile = _properties(ProfileTable) | {
-        "grid": _described(ProfileTable, "grid") | _ref("grid"),
-        "defaults": _described(ProfileTable, "defaults") | _ref("fields"),
-        "arms": _described(ProfileTable, "arms") | {"type": "object", "additionalProperties": _ref("fields")},
-    }
+    profile = _properties(
+        ProfileTable,
+        grid=_ref("grid"),
+        defaults=_ref("fields"),
+        arms={"type": "object", "additionalProperties": _ref("fields")},
+    )
     not_in_profiles = ("bits", "seed", "quantizer")
     return {
         "fields": _table(fields),
@@ -75,9 +75,7 @@ def _definitions() -> dict[str, Schema]:
 
 def field_schemas() -> dict[str, Schema]:
     """Return the schema of each field of a trial, and of ``recipe``, by name."""
-    fields = _properties(TrialConfig)
-    for name, group in CHOICES.items():
-        fields[name] = _described(TrialConfig, name) | _ref(group)
+    fields = _properties(TrialConfig, **{name: _ref(group) for name, group in CHOICES.items()})
     fields["bits"]["pattern"] = r"^\d{1,2}/\d{1,2}(/\d{1,2})?$"
     return fields | {
         "recipe": {"type": "string", "description": "a shipped recipe, or one in recipes/ beside the file"}
@@ -143,13 +141,13 @@ def _option(spec: Any) -> Schema:
     return schema | described | ({"default": spec["default"]} if "default" in spec else {})
 
 
-def _properties(model: type[BaseModel]) -> dict[str, Schema]:
-    return model.model_json_schema()["properties"]
-
-
-def _described(model: type[BaseModel], name: str) -> Schema:
-    description = model.model_fields[name].description
-    return {"description": description} if description else {}
+def _properties(model: type[BaseModel], **replaced: Schema) -> dict[str, Schema]:
+    """Return the schemas of a model's fields; of those ``replaced`` the model's description stays."""
+    fields = model.model_fields
+    described = {
+        name: {"description": fields[name].description} | schema for name, schema in replaced.items()
+    }
+    return model.model_json_schema()["properties"] | described
 
 
 def _table(properties: dict[str, Any], required: list[str] | None = None) -> Schema:

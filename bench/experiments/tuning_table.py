@@ -169,7 +169,7 @@ def read_tuning(table: Mapping[str, Any], problems: Problems) -> Tuning | None:
         problems.add("tuning.seeds", "'asha' stops single trials: it goes with one tuning seed")
     if len(set(read.seeds)) < len(read.seeds):
         problems.add("tuning.seeds", "a seed stands there twice")
-    space = tuple(filter(None, (_dimension(*item, problems) for item in flattened(read.space))))
+    space = tuple(filter(None, (_noted_dimension(*item, problems) for item in flattened(read.space))))
     names = [d.name for d in space]
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
         problems.add(f"tuning.space.{name}", "the field is given twice")
@@ -208,74 +208,66 @@ def flattened(space: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
             yield key, value
 
 
-def _dimension(name: str, spec: Any, problems: Problems) -> Dimension | None:
+def _noted_dimension(name: str, spec: Any, problems: Problems) -> Dimension | None:
     """Return one dimension of the space, None after noting what is wrong with it."""
-    key = f"tuning.space.{name}"
+    try:
+        return _dimension(name, spec, problems)
+    except InputError as error:
+        problems.add(f"tuning.space.{name}", str(error))
+        return None
+
+
+def _dimension(name: str, spec: Any, problems: Problems) -> Dimension | None:
+    """Return one dimension of the space, None for a table with wrong keys, which are noted.
+
+    Raises ``InputError``, which does not name the key, for everything else.
+    """
     path = tuple(part.strip() for part in name.split("."))
     if path[0] not in SETTABLE:
-        problems.add(key, f"no field is called {shown(path[0])}.{nearest(path[0], SETTABLE)}")
-        return None
+        raise InputError(f"no field is called {shown(path[0])}.{nearest(path[0], SETTABLE)}")
     if path[0] in FORBIDDEN or (path[0] in METHODS and path[1:] in ((), ("kind",))):
-        problems.add(key, f"'{name}' is no hyper-parameter and cannot be tuned")
-        return None
+        raise InputError(f"'{name}' is no hyper-parameter and cannot be tuned")
     if path[0] == "strategy" and set(path[2:3]) & {*FORBIDDEN, *METHODS}:
-        problems.add(key, f"'{path[2]}' of a further network is no hyper-parameter and cannot be tuned")
-        return None
+        raise InputError(f"'{path[2]}' of a further network is no hyper-parameter and cannot be tuned")
     if len(path) > 1 and path[0] not in CHOICES:
-        problems.add(key, f"'{path[0]}' has no options")
-        return None
+        raise InputError(f"'{path[0]}' has no options")
     if isinstance(spec, list):
-        return _list(path, spec, key, problems)
+        return _list(path, spec)
     if isinstance(spec, dict):
-        return _range(path, spec, key, problems)
-    problems.add(
-        key,
+        read = read_table(_Range, spec, f"tuning.space.{name}.", problems)
+        return None if read is None else _range(path, read)
+    raise InputError(
         "expected a list, { log = [low, high] }, { linear = [low, high] } or { int = [low, high] }, "
-        f"not {shown(spec)}",
+        f"not {shown(spec)}"
     )
-    return None
 
 
-def _list(path: AxisPath, values: list[Any], key: str, problems: Problems) -> Dimension | None:
+def _list(path: AxisPath, values: list[Any]) -> Dimension:
     if not values:
-        problems.add(key, "the list is empty")
-        return None
+        raise InputError("the list is empty")
     try:
         texts = [json.dumps(value, sort_keys=True, allow_nan=False) for value in values]
     except (TypeError, ValueError):  # a date; NaN or infinity
-        problems.add(key, "expected text, finite numbers, true or false, lists or tables of them")
-        return None
+        raise InputError("expected text, finite numbers, true or false, lists or tables of them") from None
     if len(set(texts)) < len(texts):
-        problems.add(key, "the list holds a value twice")
-        return None
+        raise InputError("the list holds a value twice")
     if len(path) == 1:
-        try:
-            for value in values:
-                check_field(path[0], value)
-        except InputError as error:
-            problems.add(key, str(error))
-            return None
+        for value in values:
+            check_field(path[0], value)
     return Dimension(path, "list", tuple(values))
 
 
-def _range(path: AxisPath, spec: dict[str, Any], key: str, problems: Problems) -> Dimension | None:
-    read = read_table(_Range, spec, f"{key}.", problems)
-    if read is None:
-        return None
-    given = {kind: ends for kind, ends in read.model_dump().items() if ends is not None}
+def _range(path: AxisPath, spec: _Range) -> Dimension:
+    given = {kind: ends for kind, ends in spec.model_dump().items() if ends is not None}
     if len(given) != 1:
-        problems.add(key, "expected exactly one of log, linear and int")
-        return None
+        raise InputError("expected exactly one of log, linear and int")
     ((kind, ends),) = given.items()
     if len(ends) != 2 or not ends[0] < ends[1]:
-        problems.add(key, f"{kind}: expected [low, high] with low below high, not {shown(ends)}")
-        return None
+        raise InputError(f"{kind}: expected [low, high] with low below high, not {shown(ends)}")
     if kind == "log" and not ends[0] > 0:
-        problems.add(key, f"log: {shown(ends[0])} must be above 0")
-        return None
+        raise InputError(f"log: {shown(ends[0])} must be above 0")
     if kind != "int":
         ends = [float(end) for end in ends]
     if not math.isfinite(ends[1] - ends[0]):
-        problems.add(key, f"{kind}: the range is too wide")
-        return None
+        raise InputError(f"{kind}: the range is too wide")
     return Dimension(path, kind, tuple(ends))
