@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -78,10 +79,8 @@ class Bits(nn.Module):
         self.groups, self.channels = groups, channels
         self.planes = len(planes.factors)
         self.words = -(-channels // BLOCK)
-        start = planes.codes[0]
-        codes = [code ^ start for code in planes.codes]  # all bits are 0 at the lowest level
-        assert start == 0, "levels rise"
-        changes = [codes[i] ^ codes[i - 1] for i in range(1, len(codes))]
+        assert planes.codes[0] == 0, "levels rise"  # so all bits are 0 at the lowest level
+        changes = [one ^ other for one, other in itertools.pairwise(planes.codes)]
         self.lowest = planes.lowest
         self.register_buffer("thresholds", self._spread(thresholds, torch.inf), persistent=False)
         self.register_buffer(

@@ -103,9 +103,10 @@ def weight_terms(levels: Levels) -> list[Term] | str:
     varies so (SYQ). Other levels are a term for each value but 0 (TTQ), and opposite values share one. Terms
     whose bits are equal tensors (the same object) share their planes.
     """
+    # four axes: output, input, kernel row, kernel column
     shape = tuple(levels.codes.shape) + (1,) * (4 - levels.codes.dim())
     codes = levels.codes.reshape(*shape[:2], -1)
-    values = levels.values.reshape(len(levels.values), *_padded(levels.values.shape[1:]))
+    values = levels.values.reshape(*levels.values.shape, *(1,) * (5 - levels.values.dim()))
     if values.shape[2] != 1:
         return "its weights have a scale for each input channel"
     if codes.shape[-1] > MOST_TAPS:
@@ -129,11 +130,6 @@ def weight_terms(levels: Levels) -> list[Term] | str:
         bits = torch.stack([codes == one for one in pair])
         terms += _split(values[code].double(), shape, 0, (1, -1)[: len(pair)], bits)
     return terms
-
-
-def _padded(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the shape of a level's values with four axes: output, input, kernel row, kernel column."""
-    return (*shape, *(1,) * (4 - len(shape)))
 
 
 def _split(

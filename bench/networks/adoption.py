@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from bench.errors import InputError, NetworkError
+from bench.errors import InputError, NetworkError, nearest
 from bench.networks.builder import Builder, Network
 from bench.networks.convert.invariant import check_is_original
 from bench.networks.convert.plan import Choices
@@ -79,6 +79,12 @@ def _made(make: Callable[[], Any], builder: Builder, who: str) -> nn.Module:
     if not isinstance(root, nn.Module):
         raise NetworkError(f"network: {who} returned {type(root).__name__}, not a torch.nn.Module")
     return root
+
+
+def check_known(library: str, known: Collection[str], name: str, field: str) -> None:
+    """Raise ``InputError`` unless ``name``, of ``field``, is among the networks ``known`` to a library."""
+    if name not in known:
+        raise InputError(f"{field}: {library} has no network {name[:80]!r}.{nearest(name, known)}")
 
 
 def cached_file(source: str, url: str) -> Path:

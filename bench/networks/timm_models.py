@@ -7,8 +7,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from bench.errors import InputError, nearest
-from bench.networks.adoption import adopted, cached_file
+from bench.errors import InputError
+from bench.networks.adoption import adopted, cached_file, check_known
 from bench.networks.builder import Builder, Network
 from bench.text import clean
 
@@ -32,7 +32,7 @@ ENTRIES = [
 def timm(builder: Builder, num_classes: int, *, name: str, input_size: int, **choices: str) -> Network:
     """Return timm's network ``name``; raises ``InputError`` for unknown names and where timm is absent."""
     library = _library("network.name")
-    _check_name(library, name, "network.name")
+    check_known("timm", library.list_models(), name, "network.name")
     if builder.config.width != 1.0:
         raise InputError(f"width: {builder.config.width:g}, but timm's networks have no width; use 1")
 
@@ -58,12 +58,6 @@ def _library(field: str) -> ModuleType:
         ) from None
 
 
-def _check_name(library: ModuleType, name: str, field: str) -> None:
-    known = library.list_models()
-    if name not in known:
-        raise InputError(f"{field}: timm has no network {name[:80]!r}.{nearest(name, known)}")
-
-
 def trained_file(name: str) -> Path:
     """Return the file of timm's default trained weights of ``name``, in the local cache.
 
@@ -71,7 +65,7 @@ def trained_file(name: str) -> Path:
     ``InputError`` for an unknown name, for a network without trained weights, and where the file is absent.
     """
     library = _library("start")
-    _check_name(library, name, "start")
+    check_known("timm", library.list_models(), name, "start")
     settings = library.get_pretrained_cfg(name)
     if settings is not None and settings.hf_hub_id:
         from huggingface_hub import try_to_load_from_cache

@@ -6,13 +6,14 @@ prints them with their reasons.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torchvision import models
 
-from bench.errors import InputError, nearest
-from bench.networks.adoption import adopted, cached_file
+from bench.errors import InputError
+from bench.networks.adoption import adopted, cached_file, check_known
 from bench.networks.builder import Builder, Network
 
 ENTRIES = [
@@ -51,25 +52,9 @@ ENTRIES = [
 ]
 
 
-def mobilenet_v2(builder: Builder, num_classes: int, **options: Any) -> Network:
-    """Return MobileNetV2, 17 inverted residuals; a block quantizes the linear bottleneck that it reads."""
-    return _torchvision("mobilenet_v2", builder, num_classes, **options)
-
-
-def squeezenet1_1(builder: Builder, num_classes: int, **options: Any) -> Network:
-    """Return SqueezeNet 1.1, eight fire modules, without batch norm; its classifier is a 1x1 convolution."""
-    return _torchvision("squeezenet1_1", builder, num_classes, **options)
-
-
-def torchvision(builder: Builder, num_classes: int, *, name: str, **options: Any) -> Network:
+def torchvision(builder: Builder, num_classes: int, *, name: str, input_size: int, **choices: str) -> Network:
     """Return torchvision's classification network ``name``; raises ``InputError`` for unknown names."""
-    return _torchvision(name, builder, num_classes, **options)
-
-
-def _torchvision(
-    name: str, builder: Builder, num_classes: int, *, input_size: int, **choices: str
-) -> Network:
-    _check_name(name, "network.name")
+    check_known("torchvision", models.list_models(module=models), name, "network.name")
     arguments: dict[str, Any] = {"weights": None, "num_classes": num_classes}
     if name in ("googlenet", "inception_v3"):
         arguments |= {"aux_logits": False, "init_weights": False}
@@ -87,10 +72,10 @@ def _torchvision(
     )
 
 
-def _check_name(name: str, field: str) -> None:
-    known = models.list_models(module=models)
-    if name not in known:
-        raise InputError(f"{field}: torchvision has no network {name[:80]!r}.{nearest(name, known)}")
+# 17 inverted residuals; a block quantizes the linear bottleneck that it reads
+mobilenet_v2 = partial(torchvision, name="mobilenet_v2")
+# eight fire modules, without batch norm; the classifier is a 1x1 convolution
+squeezenet1_1 = partial(torchvision, name="squeezenet1_1")
 
 
 def trained_file(name: str) -> Path:
@@ -99,6 +84,6 @@ def trained_file(name: str) -> Path:
     Nothing is downloaded. Raises ``InputError`` for an unknown name, for a network without trained weights,
     and where the file is absent.
     """
-    _check_name(name, "start")
+    check_known("torchvision", models.list_models(module=models), name, "start")
     weights = models.get_model_weights(name).DEFAULT
     return cached_file(f"torchvision:{name}", weights.url)

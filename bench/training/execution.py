@@ -30,12 +30,10 @@ _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_
 
 def instruction_sets() -> list[str]:
     """Return the instruction sets of this processor that change results or speed, sorted."""
-    try:
+    with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("flags", "Features")):
                 return sorted(set(line.split(":", 1)[1].split()) & set(_CPU_FLAGS))
-    except OSError:
-        pass
     return []
 
 
@@ -206,12 +204,10 @@ def peak_memory(device: str) -> int:
     """Return the peak bytes since ``reset_peak_memory``: of the GPU, or of this process on a CPU."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
-    try:
+    with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM"):
                 return int(line.split()[1]) * 1024
-    except OSError:
-        pass
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -235,6 +235,7 @@ class Run:
         hits = self.team.total(self.correct).item()
         self._tick()
         seconds, images = self.training_seconds, self.steps_per_epoch * self.config.batch_size
+        signs_before, self.signs = self.signs, signs_of(self.network)
         line: dict[str, Any] = {
             "epoch": epoch,
             "step": self.step,
@@ -250,7 +251,7 @@ class Run:
             "lr": self._learning_rate(last),
             "seconds": seconds,
             "images_per_second": images / seconds if seconds > 0 else None,
-            "sign_flip_rate": self._sign_flip_rate(),
+            "sign_flip_rate": flip_rate(signs_before, self.signs),
             "branch_ratio": None,
         }
         self.problem = self._divergence(loss, epoch)
@@ -355,11 +356,6 @@ class Run:
         """Re-estimate the batch-norm statistics of ``network`` over ``count`` training batches, in place."""
         reestimate_batch_norm(network, self.data.estimation_batches(count, self.config.batch_size))
         average_statistics([network], self.team)
-
-    def _sign_flip_rate(self) -> float | None:
-        """Return the share of low-precision weights whose sign changed in the epoch; None without any."""
-        before, self.signs = self.signs, signs_of(self.network)
-        return flip_rate(before, self.signs)
 
     def _tick(self) -> None:
         now = time.perf_counter()

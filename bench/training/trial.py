@@ -55,7 +55,8 @@ def run_trial(job: Job, team: Team = SOLO) -> str:
     source = provenance(checksum(config.dataset, job.data_dir))
     check_same_data(team, run.data, source["data"], config.dump())
     if team.first and (recorded is None or (state is None and changed)):
-        _write_record(store, trial_id, config, how, source, needs)
+        about = {"config": config.dump(), "execution": how, "provenance": source}
+        store.write_trial(trial_id, about | ({"needs": needs} if needs else {}))
     known = team.from_first(lambda: store.epochs(trial_id))
     taken_up = _resume_from(run, state, len(known), store, trial_id)
     if team.first and (taken_up or known):
@@ -75,20 +76,6 @@ def run_trial(job: Job, team: Team = SOLO) -> str:
     if outcome != "stopped" and team.first:
         _finish(job, run, recorder, outcome)
     return outcome
-
-
-def _write_record(
-    store: Store,
-    trial_id: str,
-    config: TrialConfig,
-    how: Mapping[str, Any],
-    source: Mapping[str, Any],
-    needs: Mapping[str, str],
-) -> None:
-    """Write what is trained, how it is executed, and on what machine, code and data it began."""
-    about = {"config": config.dump(), "execution": how, "provenance": source}
-    needed = {"needs": dict(needs)} if needs else {}
-    store.write_trial(trial_id, {**about, **needed})
 
 
 def _resume_from(run: Run, state: dict[str, Any] | None, epochs: int, store: Store, trial_id: str) -> bool:

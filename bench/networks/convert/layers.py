@@ -179,10 +179,7 @@ def carried(y: Tensor, side: Tensor | None, difference: bool) -> Tensor:
 def sum_of_sides(sides: list[Tensor | None]) -> Tensor | None:
     """Return the sum of the sides of the terms of a sum, None where no term has a side."""
     found = [side for side in sides if side is not None]
-    total = found[0] if found else None
-    for side in found[1:]:
-        total = total + side  # type: ignore[operator]
-    return total
+    return sum(found[1:], found[0]) if found else None
 
 
 def concatenated_sides(sides: list[Tensor | None], mains: list[Tensor] | None) -> Tensor | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -285,7 +286,7 @@ def _make_norm(
     path = owner(node)
     old = root.get_submodule(path)
     values: dict[str, Tensor | None] = {
-        role: None if tensor is None else _tensor(root, str(tensor.target))
+        role: None if tensor is None else operator.attrgetter(str(tensor.target))(root)
         for role, tensor in tensors.items()
     }
     mean = values["running_mean"]
@@ -312,11 +313,6 @@ def _make_norm(
             holder, _, name = str(tensor.target).rpartition(".")
             delattr(root.get_submodule(holder), name)
     return _put_beside(root, node, "batch_norm" if batch else "instance_norm", layer)
-
-
-def _tensor(root: nn.Module, target: str) -> Tensor:
-    path, _, name = target.rpartition(".")
-    return getattr(root.get_submodule(path), name)
 
 
 class BatchNormOfAnyShape(nn.BatchNorm2d):

@@ -14,8 +14,9 @@ from bench.networks.convert.plan import Decision
 class TransformedNetwork(Network):
     """A module's layers under their own names, connected by the rewritten graph.
 
-    ``decisions`` says what became of each layer; ``original_keys`` what the entries of the original's state
-    dict are called here: None for those that are gone, because ``forward`` never read them.
+    ``decisions`` says what became of each layer and activation, and why, in order; ``original_keys`` what the
+    entries of the original's state dict are called here: None for those that are gone, because ``forward``
+    never read them.
     """
 
     def __init__(
@@ -24,7 +25,7 @@ class TransformedNetwork(Network):
         super().__init__()
         self.input_size = input_size
         self.original_keys: dict[str, str | None] = {}
-        self._decisions = tuple(decisions)
+        self.decisions = tuple(decisions)
         for name, child in root.named_children():
             if hasattr(self, name):
                 raise InputError(f"network: a layer cannot be called {name!r} here; give it another name")
@@ -34,11 +35,6 @@ class TransformedNetwork(Network):
         for name, buffer in root.named_buffers(recurse=False):
             self.register_buffer(name, buffer, persistent=name not in root._non_persistent_buffers_set)
         self._steps: Callable[..., Tensor] = type(fx.GraphModule(root, graph)).forward
-
-    @property
-    def decisions(self) -> tuple[Decision, ...]:
-        """What became of each layer and each activation, and why, in order."""
-        return self._decisions
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, 3, S, S) to logits (B, classes)."""
