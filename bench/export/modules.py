@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.quantizers.deployed import ActivationMap, Levels, look_up
+from bench.quantizers.functional import channelwise
 
 _LARGEST = 2.0**106  # of what is binarized several times, so that means of magnitudes are finite
 
@@ -104,11 +105,6 @@ class Activation(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.map}, magnitude_first={self.magnitude_first}"
-
-
-def channelwise(values: Tensor, x: Tensor) -> Tensor:
-    """Return a value a channel, shaped to meet dimension 1 of ``x``; one value as it is."""
-    return values if values.numel() == 1 else values.reshape(-1, *[1] * (x.dim() - 2))
 
 
 class Thresholds(nn.Module):

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
-from bench.export.modules import Activation, channelwise
+from bench.export.modules import Activation
 from bench.layers.diagnostics import watched
+from bench.quantizers.functional import channelwise
 
 TOLERANCE = 1e-4  # how far logits may be off, as a part of their spread
 NEAR = 5e-6  # of the unit of ``_distance``: the least rounding that is reckoned with

@@ -96,10 +96,8 @@ def execute(
     began = time.monotonic()
     try:
         with store.lock(task.id) as lock:
-            store.tidy(task.id)  # what a killed process was writing
             settled = outcome_without_training(store, task)
             if settled is not None:
-                store.tidy(task.id, finished=settled.status in ("done", "diverged"))
                 return settled
             if stop():
                 return Outcome(task.id, "stopped")
@@ -136,8 +134,12 @@ class RungStop:
 
 
 def outcome_without_training(store: Store, task: Task) -> Outcome | None:
-    """Return how a trial stands that needs no training; else set old records aside and return None."""
+    """Return how a trial stands that needs no training; else set old records aside and return None.
+
+    What a killed process was writing is removed.
+    """
     state = store.inspect(task.id, mine=True)
+    store.tidy(task.id, finished=state.status in ("done", "diverged"))
     if state.newer:
         raise Newer(state.reason)
     if state.status == "damaged":  # a torn summary alone loses nothing: the trial goes on from its checkpoint

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import multiprocessing
 import os
 import signal
@@ -173,13 +172,12 @@ def _run_trials(pipe: connection.Connection) -> None:
             os._exit(1)  # the launcher is gone; the last checkpoint stands
         return bool(asked)
 
-    def send_epoch(id: str, line: dict[str, Any]) -> None:
-        pipe.send((id, line))
+    def send_epoch(line: dict[str, Any]) -> None:
+        pipe.send((task.id, line))
 
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while (task := pipe.recv()) is not None:
-            told = functools.partial(send_epoch, task.id)
-            pipe.send(execute(task, stop=stop, on_epoch=told, isolated=True))
+            pipe.send(execute(task, stop=stop, on_epoch=send_epoch, isolated=True))
             if "torch" in sys.modules and task.device.startswith("cuda"):
                 sys.modules["torch"].cuda.empty_cache()
 

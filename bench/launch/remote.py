@@ -71,10 +71,8 @@ class Home:
         stack = contextlib.ExitStack()
         try:
             lock = stack.enter_context(self.store.lock(task.id))
-            self.store.tidy(task.id)
             settled = outcome_without_training(self.store, task)
             if settled is not None:
-                self.store.tidy(task.id, finished=settled.status in ("done", "diverged"))
                 stack.close()
                 return settled
             files: dict[str, bytes] = {}

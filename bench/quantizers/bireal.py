@@ -57,8 +57,7 @@ class BiReal(SignActivations):
     def weight(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
         if self.w_bits == 32:
             return w
-        alpha = self.statistics(w) if statistics is None else statistics
-        assert alpha is not None
+        alpha = mean_magnitude(w, per_channel=True) if statistics is None else statistics
         real = w.detach()
         return with_slope(w, bipolar(real).mul_(alpha), inside(real, -1.0, 1.0))
 
@@ -70,9 +69,7 @@ class BiReal(SignActivations):
         """Return -alpha and alpha, (2, out, 1, ...)."""
         if self.w_bits == 32:
             return None
-        alpha = self.statistics(w) if statistics is None else statistics
-        assert alpha is not None
-        return two_levels(alpha, w)
+        return two_levels(mean_magnitude(w, per_channel=True) if statistics is None else statistics, w)
 
     def sign(self, x: Tensor) -> Tensor:
         return approximate_sign(x)

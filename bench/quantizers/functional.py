@@ -205,6 +205,11 @@ def to_levels(x: Tensor, thresholds: Tensor, levels: Tensor) -> Tensor:
     return levels[torch.bucketize(x.detach().to(levels.dtype).contiguous(), thresholds)]
 
 
+def channelwise(values: Tensor, x: Tensor) -> Tensor:
+    """Return a value a channel, shaped to meet dimension 1 of ``x``; one value as it is."""
+    return values if values.numel() == 1 else values.reshape(-1, *[1] * (x.dim() - 2))
+
+
 def inside(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
     """Return 1 where low <= x <= high and 0 elsewhere, in the compute dtype; any shape and bounds."""
     return ((x >= low) & (x <= high)).to(compute_dtype(x))

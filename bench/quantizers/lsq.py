@@ -51,9 +51,7 @@ class _LearnedStep(Function):
         scaled = v.to(compute_dtype(v)) / step
         kept = ((scaled > ctx.low) & (scaled < ctx.high)).to(scaled.dtype)
         clipped = scaled.clamp(ctx.low, ctx.high)
-        slope = (
-            torch.round(clipped) - clipped * kept
-        )  # at the ends the level itself, inside the rounding's error
+        slope = torch.round(clipped) - clipped * kept  # at the ends the level, inside the rounding's error
         to_step = (grad * slope).sum().mul_(ctx.slowed).to(step.dtype)
         return (grad * kept).to(grad.dtype), to_step, None, None, None
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bench.quantizers.bireal import BiReal, approximate_sign
 from bench.quantizers.deployed import ActivationMap
-from bench.quantizers.functional import compute_dtype
+from bench.quantizers.functional import channelwise, compute_dtype
 
 ENTRIES = [
     {
@@ -58,40 +58,29 @@ class ReActNet(BiReal):
 
     def create_input_parameters(self, channels: int, device: Any = None) -> None:
         """Create shifts, slopes and thresholds of shape (channels,), at their initial values."""
-        for name, value in (
-            ("shift_in", 0.0),
-            ("slope", self.initial_slope),
-            ("shift_out", 0.0),
-            ("threshold", 0.0),
-        ):
+        starts = {"shift_in": 0.0, "slope": self.initial_slope, "shift_out": 0.0, "threshold": 0.0}
+        for name, value in starts.items():
             setattr(self, name, nn.Parameter(torch.full((channels,), value, device=device)))
 
-    @staticmethod
-    def _along_channels(parameter: Tensor, x: Tensor) -> Tensor:
-        """Return the parameter shaped to meet dimension 1 of ``x``."""
-        return parameter if parameter.numel() == 1 else parameter.view(-1, *[1] * (x.dim() - 2))
-
     def _rprelu(self, x: Tensor) -> Tensor:
-        z = x.to(compute_dtype(x)) + self._along_channels(self.shift_in, x)
-        bent = torch.where(z > 0, z, z * self._along_channels(self.slope, x))
-        return bent + self._along_channels(self.shift_out, x)
+        z = x.to(compute_dtype(x)) + channelwise(self.shift_in, x)
+        bent = torch.where(z > 0, z, z * channelwise(self.slope, x))
+        return bent + channelwise(self.shift_out, x)
 
     def bound_map(self) -> ActivationMap:
-        names = ("shift_in", "slope", "shift_out")
-        return ActivationMap("rprelu", tensors=self._tensors(names))
+        learned = {"shift_in": self.shift_in, "slope": self.slope, "shift_out": self.shift_out}
+        return ActivationMap("rprelu", tensors={name: tensor.detach() for name, tensor in learned.items()})
 
     def activation_map(self) -> ActivationMap:
-        return ActivationMap("rsign", tensors=self._tensors(("shift_in", "slope", "shift_out", "threshold")))
-
-    def _tensors(self, names: tuple[str, ...]) -> dict[str, Tensor]:
-        return {name: getattr(self, name).detach() for name in names}
+        tensors = {**self.bound_map().tensors, "threshold": self.threshold.detach()}
+        return ActivationMap("rsign", tensors=tensors)
 
     def bound(self, x: Tensor) -> Tensor:
         """Return RPReLU(x), (B, channels, ...), or any shape where one set of parameters serves the layer."""
         return self._rprelu(x).to(x.dtype)
 
     def activation(self, x: Tensor) -> Tensor:
-        return approximate_sign(self._rprelu(x) + self._along_channels(self.threshold, x)).to(x.dtype)
+        return approximate_sign(self._rprelu(x) + channelwise(self.threshold, x)).to(x.dtype)
 
     def stored_scales(self, w: Tensor) -> int:
         """Return the number of filters and of the activations' parameters."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.quantizers.deployed import ActivationMap
-from bench.quantizers.functional import bipolar, compute_dtype, inside, with_slope
+from bench.quantizers.functional import bipolar, channelwise, compute_dtype, inside, with_slope
 from bench.quantizers.shared import SignWeights
 
 ENTRIES = [
@@ -95,8 +95,7 @@ class Tang(SignWeights):
 
     def _prelu(self, x: Tensor) -> Tensor:
         real = x.to(compute_dtype(x))
-        slope = self.slope if self.slope.numel() == 1 else self.slope.view(-1, *[1] * (x.dim() - 2))
-        return torch.where(real > 0, real, real * slope)
+        return torch.where(real > 0, real, real * channelwise(self.slope, x))
 
     def bound(self, x: Tensor) -> Tensor:
         """Return PReLU(x), (B, channels, ...), or any shape where one slope serves the layer."""

@@ -127,16 +127,21 @@ def json_line(value: dict[str, Any]) -> bytes:
     return (json.dumps(strict_json(value), ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def _parse(data: bytes) -> Any:
-    """Parse strict JSON; raises ``ValueError`` for whatever is wrong."""
+def _object(path: Path, data: bytes, line: int = 1) -> dict[str, Any]:
+    """Return the object that strict JSON says, ``line`` being its first; raises ``Damaged`` for all else."""
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=lambda name: _refuse(f"{name} is not JSON"))
-    except RecursionError:
-        raise ValueError("nested too deep") from None
+        value = json.loads(data.decode("utf-8"), parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        line += getattr(error, "lineno", 1) - 1
+        reason = "nested too deep" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+        raise Damaged(f"{path}, line {line}: not JSON ({reason})") from None
+    if not isinstance(value, dict):
+        raise Damaged(f"{path}, line {line}: expected an object, not {type(value).__name__}")
+    return value
 
 
-def _refuse(message: str) -> Any:
-    raise ValueError(message)
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _read(path: Path) -> bytes | None:
@@ -153,13 +158,7 @@ def read_document(path: Path) -> dict[str, Any] | None:
     data = _read(path)
     if data is None:
         return None
-    try:
-        value = _parse(data)
-    except ValueError as error:
-        line = getattr(error, "lineno", 1)
-        raise Damaged(f"{path}, line {line}: not JSON ({_first_line(error)})") from None
-    if not isinstance(value, dict):
-        raise Damaged(f"{path}, line 1: expected an object, not {type(value).__name__}")
+    value = _object(path, data)
     schema = value.get("schema")
     if isinstance(schema, bool) or not isinstance(schema, int) or schema < 1:
         raise Damaged(f"{path}: 'schema' must be a number from 1 to {SCHEMA}, not {schema!r}")
@@ -179,17 +178,12 @@ def read_lines(path: Path, *, check: Any = None) -> list[dict[str, Any]]:
     found = []
     *whole, last = data.split(b"\n")
     for number, text in enumerate([*whole, last] if last else whole, start=1):
-        complete = number <= len(whole)
         try:
-            value = _parse(text)
-        except ValueError as error:
-            if not complete:
+            value = _object(path, text, number)
+        except Damaged:
+            if number > len(whole):
                 break
-            raise Damaged(f"{path}, line {number}: not JSON ({_first_line(error)})") from None
-        if not isinstance(value, dict):
-            if not complete:
-                break
-            raise Damaged(f"{path}, line {number}: expected an object, not {type(value).__name__}")
+            raise
         if check is not None and (problem := check(number, value)):
             raise Damaged(f"{path}, line {number}: {problem}")
         found.append(value)
@@ -200,10 +194,6 @@ def cut_off(path: Path) -> bool:
     """Return whether a file of lines that is always written whole ends within a line."""
     data = _read(path) or b"\n"
     return not data.endswith(b"\n")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def append(path: Path, value: dict[str, Any]) -> None:
@@ -219,9 +209,9 @@ def append(path: Path, value: dict[str, Any]) -> None:
                 data = path.read_bytes()
                 start = data.rfind(b"\n") + 1
                 try:
-                    isinstance(_parse(data[start:]), dict) or _refuse("no object")
+                    _object(path, data[start:])
                     line = b"\n" + line  # only the line feed is missing
-                except ValueError:
+                except Damaged:
                     os.ftruncate(fd, start)
                     end = start
             written = 0

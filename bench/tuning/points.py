@@ -165,17 +165,14 @@ def with_choices(
 
     Points without a choice are left out, and so is the partner of a trial whose baseline has no choice yet.
     """
-    chosen: dict[int, Trial] = {}  # by the identity of the file's own trial and its point
+    chosen: dict[tuple[str | None, int], Trial] = {}  # by arm and the identity of the file's own trial
     lines = []
     for line in experiment.index:
         key = point_key(line.arm, line.grid)
         if line.arm is not None and key in choices:
-            chosen[id(line)] = trials.final(line, choices[key])
-    partners = {
-        (line.arm, id(line.trial)): chosen[id(line)] for line in experiment.index if id(line) in chosen
-    }
-    for line in experiment.index:
-        if id(line) in chosen:
-            partner = partners.get((line.baseline, id(line.baseline_trial)))
-            lines.append(replace(line, trial=chosen[id(line)], baseline_trial=partner))
-    return lines
+            chosen[line.arm, id(line.trial)] = trial = trials.final(line, choices[key])
+            lines.append((line, trial))
+    return [
+        replace(line, trial=trial, baseline_trial=chosen.get((line.baseline, id(line.baseline_trial))))
+        for line, trial in lines
+    ]

@@ -16,7 +16,6 @@ from bench.records.files import StoreError
 from bench.records.store import Store
 from bench.tuning import choice, samplers
 from bench.tuning.phases import (
-    Candidate,
     PointSearch,
     Standing,
     WantedTrial,
@@ -284,13 +283,12 @@ def tuning_lines(
 
 def progress_text(standing: Standing) -> str:
     """Return one line that says where the search stands."""
-    tried = [(search, tried) for search in standing.points for tried in search.tried]
-    through = sum(bool(one.accuracies) and not _has_wanted_trials(search, one) for search, one in tried)
+    through = count = 0
+    for search in standing.points:
+        wanted, count = {w.trial.id for w in search.wanted}, count + len(search.tried)
+        through += sum(
+            bool(one.accuracies) and wanted.isdisjoint(t.id for t in one.trials) for one in search.tried
+        )
     chosen = sum(search.chosen is not None for search in standing.points)
     points = len(standing.points)
-    return f"tuning: {through} of {len(tried)} configurations tried, {chosen} of {points} choices made"
-
-
-def _has_wanted_trials(search: PointSearch, tried: Candidate) -> bool:
-    wanted = {w.trial.id for w in search.wanted}
-    return any(trial.id in wanted for trial in tried.trials)
+    return f"tuning: {through} of {count} configurations tried, {chosen} of {points} choices made"
