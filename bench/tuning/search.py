@@ -15,13 +15,7 @@ from bench.experiments.tuning_table import Tuning
 from bench.records.files import StoreError
 from bench.records.store import Store
 from bench.tuning import choice, samplers
-from bench.tuning.phases import (
-    PointSearch,
-    Standing,
-    WantedTrial,
-    equal_operation_efforts,
-    find_standing,
-)
+from bench.tuning.phases import PointSearch, Standing, WantedTrial, equal_operation_efforts, find_standing
 from bench.tuning.points import Point, Trials, find_points, with_choices
 from bench.tuning.results import Results
 
@@ -285,7 +279,8 @@ def progress_text(standing: Standing) -> str:
     """Return one line that says where the search stands."""
     through = count = 0
     for search in standing.points:
-        wanted, count = {w.trial.id for w in search.wanted}, count + len(search.tried)
+        count += len(search.tried)
+        wanted = {w.trial.id for w in search.wanted}
         through += sum(
             bool(one.accuracies) and wanted.isdisjoint(t.id for t in one.trials) for one in search.tried
         )
