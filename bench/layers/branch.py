@@ -44,6 +44,7 @@ class Branch:
 class BranchConv2d(nn.Conv2d):
     """The convolution of a branch, ``f * pool(BN'(FP x))``; its output is as large as the main layer's.
 
+    ``kernel``: its rows and columns. ``pool``: None also where the network pools the branch itself.
     ``pool_first``: pooling comes before the batch norm, as on the main path. ``relu``: a ReLU stands at the
     end. f is at least 0, so f commutes with max-pooling and with the ReLU.
     """
@@ -55,18 +56,25 @@ class BranchConv2d(nn.Conv2d):
         main: nn.Conv2d,
         in_channels: int,
         out_channels: int,
-        kernel: int,
+        kernel: tuple[int, int],
         norm_eps: float | None,
-        pool: nn.Module | None,
-        pool_first: bool,
+        pool: nn.Module | None = None,
+        pool_first: bool = False,
     ) -> None:
-        margin = (main.kernel_size[0] - kernel) // 2
-        padding = int(main.padding[0]) - margin
+        margins = [(size - own) // 2 for size, own in zip(main.kernel_size, kernel, strict=True)]
+        paddings = [int(main.padding[i]) - margins[i] * main.dilation[i] for i in range(2)]
         super().__init__(
-            in_channels, out_channels, kernel, main.stride[0], max(padding, 0), groups=main.groups, bias=False
+            in_channels,
+            out_channels,
+            kernel,
+            main.stride,  # type: ignore[arg-type]
+            (max(paddings[0], 0), max(paddings[1], 0)),
+            main.dilation,  # type: ignore[arg-type]
+            main.groups,
+            bias=False,
         )
-        self.margin = margin
-        self.crop = max(-padding, 0)
+        self.margins = margins
+        self.crops = [max(-padding, 0) for padding in paddings]
         self.norm = None if norm_eps is None else FactorBatchNorm(out_channels, eps=norm_eps)
         self.pool = pool
         self.pool_first = pool_first
@@ -77,12 +85,13 @@ class BranchConv2d(nn.Conv2d):
         return torch.relu(y) if self.relu else y
 
     def _convolved(self, x: Tensor, factor: Tensor) -> Tensor:
-        if self.crop:
-            x = x[:, :, self.crop : -self.crop, self.crop : -self.crop]
+        if any(self.crops):
+            rows, columns = self.crops
+            x = x[:, :, rows : x.shape[2] - rows, columns : x.shape[3] - columns]
+        weight = self.weight if self.norm is not None else self.weight * factor
+        y = F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
         if self.norm is None:
-            y = F.conv2d(x, self.weight * factor, None, self.stride, self.padding, groups=self.groups)
             return y if self.pool is None else self.pool(y)
-        y = F.conv2d(x, self.weight, None, self.stride, self.padding, groups=self.groups)
         if self.pool is not None and self.pool_first:
             return self.norm(self.pool(y), factor)
         y = self.norm(y, factor)
@@ -90,7 +99,8 @@ class BranchConv2d(nn.Conv2d):
 
     def centred(self) -> Tensor:
         """Return the kernel, padded with zeros to the size of the main kernel."""
-        return F.pad(self.weight, [self.margin] * 4) if self.margin else self.weight
+        rows, columns = self.margins
+        return F.pad(self.weight, [columns, columns, rows, rows]) if any(self.margins) else self.weight
 
 
 class BranchLinear(nn.Linear):

@@ -237,7 +237,7 @@ class LowPrecisionConv2d(LowPrecisionLayer, nn.Conv2d):  # type: ignore[misc]
         return torch.cat([part.unflatten(1, (self.groups, -1)) for part in (x, side)], 2).flatten(1, 2)
 
     def operate(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.conv2d(x, weight, None, self.stride, self.padding, groups=self.groups)
+        return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
 
     def input_scale(self, y: Tensor) -> Tensor:
         real = self.bounded(y.detach())

@@ -232,7 +232,7 @@ class Builder:
 
         def branch(width: int, eps: float | None) -> BranchConv2d:
             size = self.branch_kernel(name, kernel)
-            return BranchConv2d(layer, in_channels + extra, width, size, eps, pool, pool_first)
+            return BranchConv2d(layer, in_channels + extra, width, (size, size), eps, pool, pool_first)
 
         self.set_up(layer, name, quantizer, extra=extra, dropout=dropout)
         self.add_branch(layer, branch, by_default=True)

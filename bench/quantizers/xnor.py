@@ -110,17 +110,8 @@ class XNOR(FilterSigns, SignActivations):
     """
 
     relu_at_32 = True
+    input_scale = staticmethod(box_magnitude)  # of the layer's input before its sign
 
     def __init__(self, *args, input_scale: bool = True, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.scales_input = input_scale and self.a_bits == 1
-
-    def input_scale(
-        self,
-        x: Tensor,
-        kernel_size: int | tuple[int, ...],
-        stride: int | tuple[int, ...] = 1,
-        padding: int | tuple[int, ...] = 0,
-    ) -> Tensor:
-        """Return K of the layer's input before its sign, (B, 1, H', W') or (B, 1); see ``box_magnitude``."""
-        return box_magnitude(x, kernel_size, stride, padding)

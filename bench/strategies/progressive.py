@@ -7,6 +7,8 @@ branch and ends at exactly 0.
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from bench.errors import InputError, nearest
 from bench.layers.branch import Branch
 from bench.layers.low_precision import low_precision_modules
@@ -120,14 +122,6 @@ class Progressive(Faded):
 
     @property
     def branch(self) -> Branch:
-        options = self.options
-        layers = options["layers"]
-        return Branch(
-            merge=options["merge"],
-            kernel=options["kernel"],
-            width_ratio=options["width_ratio"],
-            batch_norm=options["batch_norm"],
-            relu=options["relu"],
-            layers=None if layers is None else tuple(layers),
-            statistics=options["statistics"],
-        )
+        given = {field.name: self.options[field.name] for field in fields(Branch)}
+        layers = given.pop("layers")
+        return Branch(**given, layers=None if layers is None else tuple(layers))

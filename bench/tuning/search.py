@@ -261,9 +261,7 @@ def tuning_lines(
                 "accuracies": tried.accuracies,
                 "mean": choice.mean(tried.accuracies),
                 "dropped_at": tried.dropped,
-                "widening": None
-                if tried.edge is None
-                else f"{tried.edge[0]} {tried.edge[1]} {tried.edge[2]}",
+                "widening": None if tried.edge is None else " ".join(map(str, tried.edge)),
                 "operations": sum(known) if len(known) == len(operations) else None,
                 "seconds": sum(result.seconds for result in found),
                 "sampler": tuning.sampler,

@@ -10,12 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.layers.activation_input import Pair
-from bench.layers.batch_norm import FactorBatchNorm
-from bench.layers.branch import BranchConv2d
 from bench.layers.dropout import Dropout
 from bench.layers.low_precision import LowPrecisionConv2d, LowPrecisionLayer, LowPrecisionLinear
 from bench.quantizers import Quantizer
@@ -61,9 +58,6 @@ class ConvertedConv2d(_Converted, LowPrecisionConv2d):  # type: ignore[misc]
         )
         self.weight, self.bias = conv.weight, conv.bias  # type: ignore[assignment]
 
-    def operate(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
-
 
 class ConvertedLinear(_Converted, LowPrecisionLinear):  # type: ignore[misc]
     """A linear layer with bias: (B, in) -> (B, out)."""
@@ -74,52 +68,6 @@ class ConvertedLinear(_Converted, LowPrecisionLinear):  # type: ignore[misc]
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False)
         self.weight, self.bias = linear.weight, linear.bias  # type: ignore[assignment]
-
-
-class ConvertedBranch(BranchConv2d):
-    """The ancillary convolution of a ``ConvertedConv2d``: ``f * BN'(FP x)``; the network pools it."""
-
-    def __init__(
-        self,
-        main: nn.Conv2d,
-        in_channels: int,
-        out_channels: int,
-        kernel: tuple[int, int],
-        norm_eps: float | None,
-    ) -> None:
-        margins = [
-            (size - own) // 2 * step
-            for size, own, step in zip(main.kernel_size, kernel, main.dilation, strict=True)
-        ]
-        paddings = [int(main.padding[i]) - margins[i] for i in range(2)]
-        nn.Conv2d.__init__(
-            self,
-            in_channels,
-            out_channels,
-            kernel,
-            main.stride,  # type: ignore[arg-type]
-            (max(paddings[0], 0), max(paddings[1], 0)),
-            main.dilation,  # type: ignore[arg-type]
-            main.groups,
-            bias=False,
-        )
-        self.crops = [max(-padding, 0) for padding in paddings]
-        self.sizes = main.kernel_size
-        self.norm = None if norm_eps is None else FactorBatchNorm(out_channels, eps=norm_eps)
-        self.pool = None
-
-    def forward(self, x: Tensor, factor: Tensor) -> Tensor:  # type: ignore[override]
-        """Map ``x`` (B, in, H, W) to f times the branch, (B, out, H', W')."""
-        rows, columns = self.crops
-        x = x[:, :, rows : x.shape[2] - rows, columns : x.shape[3] - columns]
-        weight = self.weight if self.norm is not None else self.weight * factor
-        y = F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
-        y = y if self.norm is None else self.norm(y, factor)
-        return torch.relu(y) if self.relu else y
-
-    def centred(self) -> Tensor:
-        rows, columns = ((size - own) // 2 for size, own in zip(self.sizes, self.kernel_size, strict=True))
-        return F.pad(self.weight, [columns, columns, rows, rows])
 
 
 class Bound(nn.Module):

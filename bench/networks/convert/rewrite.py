@@ -34,12 +34,11 @@ from torch import fx, nn
 from torchvision.ops import StochasticDepth
 
 from bench.errors import InputError
-from bench.layers.branch import BranchLinear
+from bench.layers.branch import BranchConv2d, BranchLinear
 from bench.layers.dropout import Dropout
 from bench.networks.builder import Builder
 from bench.networks.convert.layers import (
     Bound,
-    ConvertedBranch,
     ConvertedConv2d,
     ConvertedLinear,
     CountedStochasticDepth,
@@ -350,7 +349,7 @@ class _Rewriter:
     def _branch(self, layer: Layer, name: str, extra: int, node: fx.Node) -> bool:
         """Give a layer its branch where it gets one, and return whether it does."""
 
-        def make(width: int, eps: float | None) -> ConvertedBranch | BranchLinear:
+        def make(width: int, eps: float | None) -> BranchConv2d | BranchLinear:
             if isinstance(layer, ConvertedLinear):
                 return BranchLinear(layer.in_features + extra, width, eps)
             rows, columns = (self.builder.branch_kernel(name, size) for size in layer.kernel_size)
@@ -359,7 +358,7 @@ class _Rewriter:
                     f"strategy.width_ratio: {width} channels of {name}'s branch are not a multiple of its "
                     f"{layer.groups} groups"
                 )
-            return ConvertedBranch(layer, layer.in_channels + extra, width, (rows, columns), eps)
+            return BranchConv2d(layer, layer.in_channels + extra, width, (rows, columns), eps)
 
         if not self.builder.add_branch(layer, make, by_default=isinstance(layer, ConvertedConv2d)):
             return False
