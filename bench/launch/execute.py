@@ -101,13 +101,20 @@ def execute(
                 return settled
             if stop():
                 return Outcome(task.id, "stopped")
-            rung = RungStop(task.until, on_epoch)
+            reached = False  # whether the trial has recorded the epoch at which it is to stop
+
+            def hear(line: dict[str, Any]) -> None:
+                nonlocal reached
+                reached = reached or (task.until is not None and line.get("epoch", 0) >= task.until)
+                if on_epoch is not None:
+                    on_epoch(line)
+
             with _output_to(store.log(task.id), isolated), granted(task.grant):
-                outcome = _train(store, task, lambda: lock.lost or stop() or rung.reached, rung.hear, began)
+                outcome = _train(store, task, lambda: lock.lost or stop() or reached, hear, began)
             if outcome.status == "stopped" and lock.lost:
                 reason = "another runner took it over: no sign of life from here"
                 return replace(outcome, status="busy", reason=reason)
-            if outcome.status == "stopped" and rung.reached:
+            if outcome.status == "stopped" and reached:
                 return replace(outcome, status="rung", reason=f"trained to epoch {task.until}")
             return outcome
     except Busy as error:
@@ -116,21 +123,6 @@ def execute(
         return Outcome(task.id, "refused", str(error), no_space=error.no_space)
     except InputError as error:
         return Outcome(task.id, "refused", str(error))
-
-
-class RungStop:
-    """Notices when a trial has recorded the epoch ``until``, at which it is to stop (None: never)."""
-
-    def __init__(self, until: int | None, on_epoch: Callable[[dict[str, Any]], None] | None) -> None:
-        self.until, self._on_epoch = until, on_epoch
-        self.reached = False
-
-    def hear(self, line: dict[str, Any]) -> None:
-        """Take the line of an epoch, or a note, and pass it on."""
-        if self.until is not None and line.get("epoch", 0) >= self.until:
-            self.reached = True
-        if self._on_epoch is not None:
-            self._on_epoch(line)
 
 
 def outcome_without_training(store: Store, task: Task) -> Outcome | None:

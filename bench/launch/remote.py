@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,8 @@ class Home:
                 return settled
             files: dict[str, bytes] = {}
             for id in (task.id, *task.needs.values()):
-                read = _read(self.store.folder(id), None if id == task.id else ("weights.pt",))
+                folder = self.store.folder(id)
+                read = _read(folder, [e.name for e in _files(folder)] if id == task.id else ["weights.pt"])
                 files |= {f"trials/{id}/{name}": data for name, data in read.items()}
         except Busy as error:
             return Outcome(task.id, "busy", str(error))
@@ -118,18 +119,18 @@ class Home:
             held[1].close()
 
 
-def _read(folder: Path, names: tuple[str, ...] | None = None) -> dict[str, bytes]:
-    """Return the content of a folder's files by name, reading those of ``_LAST`` first, in reverse."""
+def _files(folder: Path) -> list[os.DirEntry[str]]:
+    """Return a folder's files but the half-written ones; none where there is no folder."""
+    with contextlib.suppress(FileNotFoundError):
+        return [e for e in os.scandir(folder) if e.is_file() and not e.name.startswith(".")]
+    return []
+
+
+def _read(folder: Path, names: Collection[str]) -> dict[str, bytes]:
+    """Return the content of files that are there, by name, reading those of ``_LAST`` first, in reverse."""
     found: dict[str, bytes] = {}
-    if names is None:
-        with contextlib.suppress(FileNotFoundError):
-            there = {
-                entry.name
-                for entry in os.scandir(folder)
-                if entry.is_file() and not entry.name.startswith(".")
-            }
-            names = (*reversed(_LAST), *sorted(there - set(_LAST)))
-    for name in names or ():
+    last = [name for name in reversed(_LAST) if name in names]
+    for name in (*last, *sorted(set(names) - set(_LAST))):
         with contextlib.suppress(FileNotFoundError):
             found[name] = (folder / name).read_bytes()
     return found
@@ -148,12 +149,8 @@ class _Mirror:
     def _signatures(self) -> dict[str, tuple[int, int, int]]:
         found = {}
         with contextlib.suppress(FileNotFoundError):
-            for entry in os.scandir(self.folder):
-                if (
-                    entry.is_file()
-                    and not entry.name.startswith(".")
-                    and not entry.name.endswith(".previous")
-                ):
+            for entry in _files(self.folder):
+                if not entry.name.endswith(".previous"):
                     status = os.stat(entry.path)
                     found[entry.name] = (status.st_mtime_ns, status.st_size, status.st_ino)
         return found
@@ -164,8 +161,7 @@ class _Mirror:
 
         now = self._signatures()
         changed = {name for name, signature in now.items() if self._sent.get(name) != signature}
-        order = (*(name for name in reversed(_LAST) if name in changed), *sorted(changed - set(_LAST)))
-        going_on = ray.get(self.home.keep.remote(self.id, self.token, _read(self.folder, order)))
+        going_on = ray.get(self.home.keep.remote(self.id, self.token, _read(self.folder, changed)))
         self._sent = now
         self.stopping = self.stopping or not going_on
 

@@ -44,6 +44,7 @@ from bench.records.files import write_atomic
 log = logging.getLogger("bench.trial")
 OBSERVED = ("branch_ratio", "saturation", "activation_error")
 MEASURED = ("sign_changed", "level_changed", "weight_scale", "weight_error")
+_ROW = ("epoch", "factor", *OBSERVED, *MEASURED)
 LARGEST = 64 << 20
 _ZERO = 256  # no place among the levels, of which there are at most 256
 EVERY, SHORT = 10, 20  # epochs from row to row; trials of at most so many epochs have a row an epoch
@@ -113,9 +114,8 @@ class Diagnostics:
             if epoch and self.layers:
                 log.warning("%s: damaged or absent; the rows up to epoch %d are lost", path, epoch)
             return
-        keys = ("epoch", "factor", *OBSERVED, *MEASURED)
         self.rows = [
-            {key: found[key][i].tolist() for key in keys}
+            {key: found[key][i].tolist() for key in _ROW}
             for i in range(len(found["epoch"]))
             if found["epoch"][i] <= epoch
         ]
@@ -126,13 +126,12 @@ def read(path: Path) -> dict[str, np.ndarray] | None:
 
     The file is not trusted: nothing is unpickled, and nothing that unpacks to more than ``LARGEST`` bytes is.
     """
-    keys = ("layers", "epoch", "factor", *OBSERVED, *MEASURED)
     found: dict[str, np.ndarray] = {}
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(member.file_size for member in archive.infolist()) > LARGEST:
                 return None
-            for key in keys:
+            for key in ("layers", *_ROW):
                 with archive.open(f"{key}.npy") as member:
                     found[key] = np.lib.format.read_array(member, allow_pickle=False)
     except Exception:  # whatever reading bytes that are no such archive raises; a record is whole without it

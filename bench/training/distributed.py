@@ -14,7 +14,7 @@ import contextlib
 import socket
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -149,20 +149,7 @@ class Team:
 
     def accuracy(self, found: Accuracy) -> Accuracy:
         """Return the counts of all workers together."""
-        if self.size == 1:
-            return found
-        counts = [found.correct, found.top5, found.seen, found.not_finite, *found.predicted, *found.labelled]
-        correct, top5, seen, infinite, *histograms = _summed(torch.tensor(counts)).tolist()
-        classes = len(found.predicted)
-        return replace(
-            found,
-            correct=correct,
-            top5=top5,
-            seen=seen,
-            predicted=tuple(histograms[:classes]),
-            labelled=tuple(histograms[classes:]),
-            not_finite=infinite,
-        )
+        return found if self.size == 1 else Accuracy.of(_summed(torch.tensor(found.counts())).tolist())
 
 
 SOLO = Team()

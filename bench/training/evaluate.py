@@ -25,6 +25,17 @@ class Accuracy:
     labelled: tuple[int, ...]
     not_finite: int = 0  # images with a logit that is NaN or infinite
 
+    @classmethod
+    def of(cls, counts: list[int]) -> Accuracy:
+        """Return what ``counts`` say, in the order of ``counts()``."""
+        correct, top5, seen, not_finite, *histograms = counts
+        classes = len(histograms) // 2
+        return cls(correct, top5, seen, tuple(histograms[:classes]), tuple(histograms[classes:]), not_finite)
+
+    def counts(self) -> list[int]:
+        """Return the four numbers, then the images of each class as they are predicted and labelled."""
+        return [self.correct, self.top5, self.seen, self.not_finite, *self.predicted, *self.labelled]
+
     @property
     def percent(self) -> float:
         """Top-1 accuracy in percent."""
@@ -71,9 +82,7 @@ def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_c
             totals = counts if totals is None else totals + counts
     if totals is None:
         raise ValueError("nothing to evaluate: the set is empty")
-    correct, top5, seen, not_finite, *histograms = totals.tolist()
-    predicted, labelled = tuple(histograms[:num_classes]), tuple(histograms[num_classes:])
-    return Accuracy(correct, top5, seen, predicted, labelled, not_finite)
+    return Accuracy.of(totals.tolist())
 
 
 @torch.no_grad()

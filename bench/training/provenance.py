@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import os
@@ -24,11 +25,9 @@ def code_revision() -> tuple[str | None, bool | None]:
         command = ["git", "-C", str(folder), *words]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
-    try:
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
         if git("ls-files", "--", "__init__.py"):  # otherwise the package lies inside someone else's checkout
             return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", str(folder)))
-    except (OSError, subprocess.SubprocessError):
-        pass
     return os.environ.get("BENCH_COMMIT"), None
 
 
