@@ -195,13 +195,9 @@ def _scalar(value: Any, kind: str, spec: Mapping[str, Any], where: str) -> Any:
             value = float(value) + 0.0  # -0.0 becomes 0.0
         except OverflowError:
             raise InputError(f"{where}: {shown(value)} is too large") from None
-    return _in_range(value, spec, where) if kind in ("float", "int") else value
-
-
-def _in_range(value: Any, spec: Mapping[str, Any], where: str) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{where}: {value!r} is not a finite number")
-    for key, (holds, words) in _BOUNDS.items():
-        if key in spec and not holds(value, spec[key]):
+    for key, (fits, words) in _BOUNDS.items():
+        if key in spec and not fits(value, spec[key]):
             raise InputError(f"{where}: {shown(value)} must be {words} {spec[key]}")
     return value

@@ -119,7 +119,8 @@ def resolve(
     stacked = stack_fields(file, arm, point, {})
     name = stacked.fields.get("recipe")
     if name is None:
-        name = _default_recipe(stacked.fields.get("dataset"))
+        dataset = entry_of("datasets", as_table("datasets", stacked.fields.get("dataset")))
+        name = dataset.facts.get("default_recipe") if dataset else None
     if name is not None:
         where = stacked.origin.get(("recipe",))
         place = f"{where}.recipe" if where else f"{arm.where}.recipe (the data set's default)"
@@ -136,11 +137,6 @@ def resolve(
     except InputError as error:
         return Resolution(stacked, name, None, error)
     return Resolution(stacked, name, Run(arm.name, config, name, stacked.applied, needs))
-
-
-def _default_recipe(dataset: Any) -> str | None:
-    entry = entry_of("datasets", as_table("datasets", dataset))
-    return entry.facts.get("default_recipe") if entry else None
 
 
 def sealed(config: TrialConfig) -> TrialConfig:

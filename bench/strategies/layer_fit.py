@@ -126,17 +126,14 @@ def improve_codes_(codes: Array, gram: Array, product: Array, levels: Array) -> 
             alongs = along + change * product[j]
             scores = _scores(alongs, energies, least)
             place = scores.argmax(0)
-            better = scores[place, _all(place)] > _scores(along, energy, least) * (1.0 + _LEAST)
+            best = place, np.arange(len(place))
+            better = scores[best] > _scores(along, energy, least) * (1.0 + _LEAST)
             if better.any():
-                energy = np.where(better, energies[place, _all(place)], energy)
-                along = np.where(better, alongs[place, _all(place)], along)
-                reached += own[:, k, None] * np.where(better, change[place, _all(place)], 0.0)
+                energy = np.where(better, energies[best], energy)
+                along = np.where(better, alongs[best], along)
+                reached += own[:, k, None] * np.where(better, change[best], 0.0)
                 codes[j] = np.where(better, levels[place], codes[j])
     return np.maximum(np.divide(along, energy, out=np.zeros_like(along), where=energy > least), 0.0)
-
-
-def _all(place: Any) -> Any:
-    return np.arange(len(place))
 
 
 def _scores(along: Array, energy: Array, least: float) -> Array:

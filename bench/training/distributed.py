@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -310,14 +310,3 @@ def average_statistics(networks: Iterable[nn.Module], team: Team) -> None:
         mean = _summed(torch.cat(buffers)) / team.size
         for buffer, part in zip(buffers, mean.split([len(b) for b in buffers]), strict=True):
             buffer.copy_(part)
-
-
-def check_same_data(team: Team, data: Any, checksum: str | None, config: Mapping[str, Any]) -> None:
-    """Raise ``InputError`` unless all workers have the same images, their number and the configuration."""
-    team.check_same(
-        data=checksum,
-        number_of_training_images=data.train_count,
-        number_of_test_images=data.test_count,
-        configuration=repr(sorted(config.items())),
-        version_of_torch=torch.__version__,
-    )

@@ -56,8 +56,7 @@ def train(
     while run.step < run.total_steps:
         run.train_step()
         if run.step % run.steps_per_epoch == 0:
-            line = run.end_epoch()
-            record(line)
+            record(run.end_epoch())
             if run.problem is not None:
                 return "diverged"
         if run.step == run.total_steps:

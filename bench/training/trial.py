@@ -22,7 +22,7 @@ from bench.randomness import Clock
 from bench.records.store import Store
 from bench.text import clean, duration, first_few
 from bench.training import checkpoint, execution, setup
-from bench.training.distributed import SOLO, Team, check_same_data
+from bench.training.distributed import SOLO, Team
 from bench.training.divergence import not_finite
 from bench.training.job import Job
 from bench.training.loop import Run, train
@@ -53,7 +53,13 @@ def run_trial(job: Job, team: Team = SOLO) -> str:
     state = team.from_first(lambda: checkpoint.load(store.checkpoint(trial_id), team.reader(job.device)))
     run, how, changed = _prepare(job, needs, arrays, recorded, team)
     source = provenance(checksum(config.dataset, job.data_dir))
-    check_same_data(team, run.data, source["data"], config.dump())
+    team.check_same(
+        data=source["data"],
+        number_of_training_images=run.data.train_count,
+        number_of_test_images=run.data.test_count,
+        configuration=repr(sorted(config.dump().items())),
+        version_of_torch=torch.__version__,
+    )
     if team.first and (recorded is None or (state is None and changed)):
         about = {"config": config.dump(), "execution": how, "provenance": source}
         store.write_trial(trial_id, about | ({"needs": needs} if needs else {}))
