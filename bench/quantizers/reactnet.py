@@ -21,6 +21,7 @@ ENTRIES = [
         "options": {"slope": {"default": 0.25, "help": "what the learned slopes of RPReLU start at"}},
         "w_bits": [1],
         "a_bits": [1],
+        "revision": 2,
     }
 ]
 

@@ -28,6 +28,7 @@ ENTRIES = [
         },
         "w_bits": [1],
         "a_bits": [1, 2, 3, 4],
+        "revision": 2,
     }
 ]
 
