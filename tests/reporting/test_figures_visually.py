@@ -13,6 +13,7 @@ from matplotlib.transforms import Bbox
 
 from bench.reporting import figures
 from bench.reporting.figures.forest import Row
+from bench.reporting.figures.series import Look
 from bench.reporting.figures.style import accuracy_bars
 from bench.reporting.records import experiments_in, read_experiment
 from bench.reporting.report import make_report
@@ -170,5 +171,11 @@ def test_the_figure_of_a_search_is_clean():
     found = searches(lines)
     assert found[0].width() == (2e-3, 8e-3)  # one point below the best on both sides
     assert found[0].expected_best()[-1] == pytest.approx(70.5, abs=0.5)
-    figure = figures.tuning_figure(found, "Tuning")
+    own = [Look("#123456", "s"), Look("#654321", "o"), Look("#abcdef", "v")]  # those of the other figures
+    look = {search.label: how for search, how in zip(found, own, strict=True)}
+    figure = figures.tuning_figure(found, look, "Tuning")
     assert figure is not None and faults(figure) == []
+    expected_best = figure.axes[1].lines
+    assert [(line.get_color(), line.get_marker()) for line in expected_best] == [
+        (a.color, a.marker) for a in own
+    ]

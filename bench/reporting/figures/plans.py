@@ -72,7 +72,7 @@ def _searches(report: Report) -> Iterator[Plan]:
     parts = even_parts([search for search in report.tuned if search.scored], TOGETHER)
     for number, own in enumerate(parts, 1):
         name = "tuning" if len(parts) == 1 else f"tuning-{number}"
-        yield name, caption, partial(tuning_figure, own, report.records.title)
+        yield name, caption, partial(tuning_figure, own, looks(report.cells), report.records.title)
 
 
 def _forest(report: Report) -> Plan:

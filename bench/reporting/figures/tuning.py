@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.reporting.figures.series import numbered_looks
+from bench.reporting.figures.series import Look, search_looks
 from bench.reporting.figures.style import PAGE, handle, legend, new_figure, plain_log, styled
 from bench.reporting.tuned import WITHIN, Searched
 
 
-def tuning_figure(searches: Sequence[Searched], title: str = "") -> Figure | None:
+def tuning_figure(searches: Sequence[Searched], look: Mapping[str, Look], title: str = "") -> Figure | None:
     """Return held-out accuracy by learning rate, and the expected best; None where nothing was measured.
 
     Left: every seed, the best mean at each rate, and the chosen configuration marked; the thick line below
     the points is the range of rates within a point of the best. Right: the expected best score after k
-    configurations.
+    configurations. ``look`` is that of each row of the tables, by its label.
     """
     shown = [search for search in searches if search.scored]
     if not shown:
@@ -29,7 +29,7 @@ def tuning_figure(searches: Sequence[Searched], title: str = "") -> Figure | Non
         figure = new_figure(title, PAGE, 2.5, labels, further=3)
         left, right = figure.subplots(1, 2, sharey=True)
         handles = []
-        for number, (search, how) in enumerate(zip(shown, numbered_looks(len(shown)), strict=True)):
+        for number, (search, how) in enumerate(zip(shown, search_looks(shown, look), strict=True)):
             look = how.marks
             handles.append(handle(search.label, **look, ms=3))
             _draw_rates(left, search, look, number)
