@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -74,22 +75,39 @@ def judge(
     them is one test of the family that Holm's correction runs over, with runs or without. A claim is tested
     on all seeds of its pair, which ``pool`` has: ``seeds_of_all`` of every experiment of the report. A claim
     has no verdict before all declared seeds of its pair are through, nor before every arm is tuned, since
-    neither the number of pairs nor that of the tests is the declared one. Until then its p-value counts as 1
-    in the correction of the others, so that their verdicts stay what they are.
+    neither the number of pairs nor that of the tests is the declared one. The others have a verdict where it
+    stays the same whatever the p-value of a claim that waits will be, between 0 and 1.
     """
     pool = seeds_of_all(cells) if pool is None else pool
     found = [entry for claim in records.claims for entry in _tested(claim, records, cells, pool)]
     if goes_on := standing(searches(records.searches)):
         found = [replace(entry, waiting=goes_on) for entry in found]
-    decided = [entry if not entry.waiting else None for entry in found]
-    tests = [entry.pairing.test if entry and entry.pairing else None for entry in decided]
-    p_holm = st.holm_of_known([test.p_value if test else None for test in tests])
-    e_holm = st.holm_of_known([entry.p_equivalence if entry else None for entry in decided])
-    judged = []
-    for entry, p, e in zip(found, p_holm, e_holm, strict=True):
-        corrected = replace(entry, p_holm=p, p_equivalence_holm=e)
-        judged.append(replace(corrected, verdict=_verdict(corrected)))
-    return judged
+    worst, best = _corrected(found, 1.0), _corrected(found, 0.0)
+    return [
+        entry if entry.verdict == other.verdict else _waits_for_others(entry)
+        for entry, other in zip(worst, best, strict=True)
+    ]
+
+
+def _waits_for_others(entry: Judged) -> Judged:
+    waits = replace(entry, waiting="it depends on a claim that waits", p_holm=None, p_equivalence_holm=None)
+    return replace(waits, verdict=_verdict(waits))
+
+
+def _corrected(found: Sequence[Judged], unknown: float) -> list[Judged]:
+    """Return claims with corrected p-values and verdicts; the p-value of one that waits is ``unknown``."""
+    tests = [entry.pairing.test if entry.pairing else None for entry in found]
+    p_values = [test.p_value if test else math.nan for test in tests]
+    equivalences = [math.nan if entry.p_equivalence is None else entry.p_equivalence for entry in found]
+    p_holm, e_holm = (
+        st.holm_of_known([None if e.waiting else p for e, p in zip(found, values, strict=True)], unknown)
+        for values in (p_values, equivalences)
+    )
+    corrected = [
+        replace(entry, p_holm=p, p_equivalence_holm=e)
+        for entry, p, e in zip(found, p_holm, e_holm, strict=True)
+    ]
+    return [replace(entry, verdict=_verdict(entry)) for entry in corrected]
 
 
 def names(judged: Sequence[Judged]) -> list[str]:

@@ -293,17 +293,26 @@ def test_a_run_that_diverged_is_through_and_one_that_failed_is_not(tmp_path):
     assert claim["verdict"] == "no claim: 1 pair lost to diverged runs"
 
 
-def test_a_claim_that_waits_leaves_the_verdicts_of_the_others_as_they_will_be(tmp_path):
-    """Of two claims one waits: its p-value counts as 1, so that of the other is doubled, not raised less."""
+@pytest.mark.parametrize(
+    ("gains", "verdict", "p_holm"),
+    [
+        (GAINS, "better", 4 / 128),  # also where the other p-value is 1, and counts in the correction
+        ([-0.5, *GAINS[1:]], "not yet decided: it depends on a claim that waits", None),  # p: 4 / 128
+        ([-3.0, 3.0, -3.0, 3.0, -3.0, 3.0, 0.5], "not settled", 1.0),  # also where it is 0
+    ],
+)
+def test_a_claim_has_a_verdict_where_the_claims_that_wait_cannot_change_it(tmp_path, gains, verdict, p_holm):
+    """Of two claims one waits: the other's p-value is doubled at most, and at least what it is."""
     results = Results(tmp_path)
     second = '[[claims]]\narm = "Longer"\nover = "Plain"\nat = "equal epochs"\n'
     results.experiment("one", GRID + ARMS + CLAIM + second)
-    _pair(results, "one", GAINS)
+    _pair(results, "one", gains)
     for seed in range(6):
         values = {"seed": seed, "seen": 10_000, "strategy": {**SUM, "merge": "concat"}}
-        results.trial("one", "Longer", [10.0, 50.0 + seed + GAINS[seed]], baseline="Plain", **values)
-    decided, waits = _rows(_tables(results.write())["claims"])
-    assert (decided["verdict"], float(decided["p_holm"])) == ("better", pytest.approx(4 / 128))
+        results.trial("one", "Longer", [10.0, 50.0 + seed + gains[seed]], baseline="Plain", **values)
+    found, waits = _rows(_tables(results.write())["claims"])
+    assert found["verdict"] == verdict
+    assert found["p_holm"] == "" if p_holm is None else float(found["p_holm"]) == pytest.approx(p_holm)
     assert (waits["verdict"], waits["p_holm"]) == ("not yet decided: 6 of 7 seeds", "")
 
 
@@ -342,7 +351,7 @@ def test_a_claim_of_an_arm_without_a_line_counts_each_of_its_points(tmp_path):
         '[profiles.quick]\nonly = ["Longer"]\ngrid = { width = [1, 2, 3] }\n',
     )
     for width in (0.25, 0.5):
-        for seed, gain in enumerate(GAINS):
+        for seed, gain in enumerate([*GAINS, 1.3]):
             common = {"seed": seed, "width": width, "grid": {"seed": seed, "width": width}, "seen": 10_000}
             results.trial("one", "Plain", [10.0, 50.0 + seed], **common)
             results.trial("one", "Sum", [10.0, 50.0 + seed + gain], baseline="Plain", **PROGRESSIVE, **common)
@@ -351,7 +360,7 @@ def test_a_claim_of_an_arm_without_a_line_counts_each_of_its_points(tmp_path):
     for width in (0.25, 0.5):
         told = f"Longer over Plain: not yet decided: no run of Longer, width = {width}."
         assert told in table.notes
-    assert float(rows[0]["p_holm"]) == pytest.approx(4 * 2 / 128)  # four tests, two of them waiting
+    assert float(rows[0]["p_holm"]) == pytest.approx(4 * 2 / 256)  # four tests, two of them waiting
 
 
 def test_unreadable_claims_make_everything_exploratory_and_are_told(tmp_path):

@@ -146,10 +146,11 @@ def test_verdicts_on_claims_by_hand():
     assert verdict(up[:5]) == "not settled: 5 pairs cannot show it (smallest possible p 0.0625)"
     assert verdict(up, obstacle="1 pair lost to diverged runs") == "no claim: 1 pair lost to diverged runs"
     assert verdict([]) == "no claim: no pair"
-    assert st.holm_of_known([0.01, None, 0.02]) == pytest.approx(
-        [0.03, None, 0.04]
-    )  # all three were declared
-    assert st.holm_of_known([0.04, math.nan, 0.01]) == pytest.approx([0.08, None, 0.03])
+    waits = [0.01, None, 0.02]  # all three were declared
+    assert st.holm_of_known(waits) == pytest.approx([0.03, None, 0.04])
+    assert st.holm_of_known(waits, unknown=0.0) == pytest.approx([0.02, None, 0.02])
+    for unknown in (0.0, 1.0):  # what cannot be tested counts as 1
+        assert st.holm_of_known([0.04, math.nan, 0.01], unknown) == pytest.approx([0.08, None, 0.03])
 
 
 @pytest.mark.parametrize(

@@ -32,14 +32,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def holm_of_known(p_values: Sequence[float | None]) -> list[float | None]:
-    """Return ``holm`` of the known p-values; an unknown one counts as 1, since its claim was declared.
+def holm_of_known(p_values: Sequence[float | None], unknown: float = 1.0) -> list[float | None]:
+    """Return ``holm`` of the known p-values, with None for the others.
 
-    Unknown is None, and NaN, which a test of values that are not finite gives; None is returned for both.
+    The others count as tests, too, since their claims were declared: None, which waits for runs, as
+    ``unknown``; NaN, a claim that cannot be tested, as 1.
     """
-    known = [None if p is None or math.isnan(p) else p for p in p_values]
-    adjusted = holm([1.0 if p is None else p for p in known])
-    return [None if p is None else a for p, a in zip(known, adjusted, strict=True)]
+    counted = [unknown if p is None else 1.0 if math.isnan(p) else p for p in p_values]
+    pairs = zip(p_values, holm(counted), strict=True)
+    return [None if p is None or math.isnan(p) else a for p, a in pairs]
 
 
 def verdict_on_claim(
