@@ -17,6 +17,7 @@ import pandas as pd
 
 from bench.cli import WRONG_INPUT
 from bench.errors import InputError, nearest
+from bench.experiments.selection import Selection
 from bench.experiments.shipped import locate
 from bench.experiments.trials import Experiment
 from bench.machine.folders import resolve_data_dir
@@ -24,7 +25,6 @@ from bench.machine.foreign import from_command_line, granted
 from bench.records.files import write_atomic
 from bench.reporting.frames import epoch_frame, to_parquet, trial_frame
 from bench.reporting.records import experiments_in, read_experiment
-from bench.reporting.selection import Selection
 from bench.reporting.write import write_report
 from bench.text import command
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bench.reporting.selection import Selection
+from bench.experiments.selection import Selection
 from bench.reporting.write import write_report
 
 

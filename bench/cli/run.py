@@ -19,6 +19,7 @@ from bench.cli.tuning import choices_text
 from bench.costs.predict import known_seconds
 from bench.errors import InputError
 from bench.experiments import catalog
+from bench.experiments.selection import Selection
 from bench.experiments.trials import Experiment
 from bench.launch.data_parallel import (
     TRAIN_TOGETHER,
@@ -39,7 +40,6 @@ from bench.machine.folders import resolve_data_dir
 from bench.records.locks import Busy
 from bench.records.store import Store
 from bench.records.trackers import following
-from bench.reporting.selection import Selection
 from bench.text import command, inert, plural
 from bench.tuning.phases import WantedTrial
 from bench.tuning.search import ROLE, Search, Unfolded, progress_text, unfold

@@ -23,12 +23,12 @@ from bench.errors import InputError, nearest
 from bench.experiments.config import TrialConfig, short_bits
 from bench.experiments.labels import label, value_text
 from bench.experiments.overrides import differences, flatten, listed
+from bench.experiments.selection import Selection
 from bench.experiments.shipped import shipped_experiments
 from bench.experiments.toml_files import recipe_names
 from bench.experiments.trials import Experiment, IndexLine
 from bench.machine.folders import resolve_data_dir
 from bench.records.store import Store
-from bench.reporting.selection import Selection
 from bench.text import clean, command, plural
 from bench.tuning.search import Search
 

@@ -15,12 +15,12 @@ from bench.cli.screen import PIPED, Screen
 from bench.cli.tuning import choices_text
 from bench.errors import InputError
 from bench.experiments.labels import value_text, values_text
+from bench.experiments.selection import Selection
 from bench.launch.plan import ACTIONS
 from bench.launch.progress import pace
 from bench.machine.folders import resolve_data_dir
 from bench.records.files import StoreError
 from bench.records.store import State, Store
-from bench.reporting.selection import Selection
 from bench.text import command, inert, percent, plural
 from bench.tuning.search import unfold
 

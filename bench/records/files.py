@@ -128,7 +128,7 @@ def json_line(value: dict[str, Any]) -> bytes:
 
 
 def _object(path: Path, data: bytes, line: int = 1) -> dict[str, Any]:
-    """Return the object that strict JSON says, ``line`` being its first; raises ``Damaged`` for all else."""
+    """Return the JSON object that starts at ``line`` of a file; raises ``Damaged`` for anything else."""
     try:
         value = json.loads(data.decode("utf-8"), parse_constant=_refuse)
     except (ValueError, RecursionError) as error:

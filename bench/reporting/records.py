@@ -20,6 +20,7 @@ import pandas as pd
 from bench.errors import InputError, shown
 from bench.experiments.claims import Claim, read_claims
 from bench.experiments.declared import Declared, declared
+from bench.experiments.selection import Line
 from bench.records.files import StoreError
 from bench.records.store import Store
 from bench.reporting.trial_rows import EPOCH_COLUMNS, TRIAL_COLUMNS, read_trial
@@ -27,7 +28,6 @@ from bench.reporting.tuned import as_recorded
 from bench.tuning.results import Results
 
 TUNING = "tuning"  # the role of the index lines of trials that choose a configuration
-Line = Mapping[str, Any]  # of index.jsonl
 
 
 @dataclass(frozen=True)

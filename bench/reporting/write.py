@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.errors import InputError
+from bench.experiments.selection import Selection
 from bench.experiments.shipped import locate, shipped_experiments
 from bench.experiments.toml_files import read_text
 from bench.records.files import StoreError, exclusive_folder, explained, write_atomic, write_together
@@ -23,7 +24,6 @@ from bench.reporting.frames import epoch_frame, to_parquet, trial_frame
 from bench.reporting.merge import merge
 from bench.reporting.records import Records, experiments_in, read_experiment, recorded_config
 from bench.reporting.report import Report, cells_of, make_report
-from bench.reporting.selection import Selection
 from bench.reporting.tables import claim_texts
 from bench.reporting.tuned import choices_at_edges, standing
 from bench.text import clean, command

@@ -13,6 +13,7 @@ import pytest
 
 from bench.experiments.expand import load_experiment
 from bench.experiments.labels import plain
+from bench.experiments.selection import Selection
 from bench.experiments.shipped import shipped_experiments
 from bench.reporting import figures
 from bench.reporting.ablation import ablations
@@ -22,7 +23,6 @@ from bench.reporting.page.answer import answer
 from bench.reporting.page.leaderboard import _distinct, leaderboard, matrix
 from bench.reporting.records import read_experiment
 from bench.reporting.report import make_report
-from bench.reporting.selection import Selection
 from bench.reporting.write import write_report
 from bench.tuning import samplers
 from bench.tuning.points import find_points

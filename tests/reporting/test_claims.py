@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from bench.experiments.declared import declared
+from bench.experiments.selection import Selection
 from bench.reporting.assembly import make_cells
 from bench.reporting.claims import judge, names
 from bench.reporting.formats import to_csv, to_markdown
 from bench.reporting.records import read_experiment
 from bench.reporting.report import make_report
-from bench.reporting.selection import Selection
 from bench.reporting.write import write_report
 from tests.reporting.fake_records import SUM, Results
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.experiments.config import TrialConfig
 from bench.experiments.identity import identity
-from bench.reporting.selection import Selection
+from bench.experiments.selection import Selection
 from bench.reporting.write import write_report
 
 ROOT = Path(__file__).parents[2]

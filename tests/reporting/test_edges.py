@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from bench.experiments.selection import Selection
 from bench.reporting.records import read_experiment
-from bench.reporting.selection import Selection
 from bench.reporting.tuned import Searched, choices_at_edges, searches
 from bench.reporting.tuning_table import tuning_table
 from bench.reporting.write import write_report

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bench.experiments.selection import Selection
 from bench.reporting.assembly import make_cells
 from bench.reporting.merge import merge
 from bench.reporting.records import read_experiment
-from bench.reporting.selection import Selection
 from bench.reporting.write import write_report
 from tests.reporting.fake_records import Results
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.reporting.selection import Selection
+from bench.experiments.selection import Selection
 from bench.reporting.write import write_report
 from tests.reporting.fake_records import SUM, Results
 from tests.reporting.tuned_records import ABLATIONS, record

@@ -15,6 +15,7 @@ import pytest
 
 from bench import text
 from bench.errors import InputError
+from bench.experiments.selection import Selection
 from bench.reporting import published_tables, targets
 from bench.reporting.assembly import make_cells
 from bench.reporting.formats import FORMATS, to_csv, to_latex, to_markdown
@@ -23,7 +24,6 @@ from bench.reporting.page.answer import answer
 from bench.reporting.pairing import OVER_CHANCE
 from bench.reporting.records import read_experiment
 from bench.reporting.report import make_report
-from bench.reporting.selection import Selection
 from bench.reporting.write import write_report
 from docs.tools.compare import compare_tables
 from tests.reporting.fake_records import SUM, Results

@@ -13,7 +13,7 @@ import pytest
 from bench import text
 from bench.cli.main import main
 from bench.errors import InputError
-from bench.reporting.selection import Selection
+from bench.experiments.selection import Selection
 from bench.reporting.write import MANIFEST, write_report
 from tests.reporting.fake_records import SUM, Results
 

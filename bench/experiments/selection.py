@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bench.errors import InputError, nearest
 from bench.experiments.config import FIELDS, check_field
@@ -14,8 +14,7 @@ from bench.experiments.expand import load_experiment
 from bench.experiments.toml_files import parse_override
 from bench.experiments.trials import Experiment
 
-if TYPE_CHECKING:
-    from bench.reporting.records import Line
+Line = Mapping[str, Any]  # of index.jsonl
 
 
 @dataclass(frozen=True)
