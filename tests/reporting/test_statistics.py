@@ -143,6 +143,7 @@ def test_verdicts_on_claims_by_hand():
     assert verdict(up) == "better" and verdict([-v for v in up]) == "worse"
     assert verdict(up, p=0.051) == "not settled"
     assert verdict(up, p=0.051, equal=0.05) == "equivalent" and verdict(up, equal=0.01) == "better"
+    assert verdict(up[:1]) == "not settled: 1 pair cannot show it (smallest possible p 1)"
     assert verdict(up[:5]) == "not settled: 5 pairs cannot show it (smallest possible p 0.0625)"
     assert verdict(up, obstacle="1 pair lost to diverged runs") == "no claim: 1 pair lost to diverged runs"
     assert verdict([]) == "no claim: no pair"

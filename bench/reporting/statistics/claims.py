@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from bench.reporting.statistics.intervals import LEVEL, Interval
 from bench.reporting.statistics.pairs import SignFlip
+from bench.text import plural
 
 BETTER, WORSE, EQUIVALENT, NOT_SETTLED = "better", "worse", "equivalent", "not settled"
 EXPLORATORY, NO_CLAIM, NOT_YET = "exploratory", "no claim", "not yet decided"
@@ -77,5 +78,6 @@ def verdict_on_claim(
     if p_equivalence is not None and p_equivalence <= limit:
         return EQUIVALENT
     if test.smallest > limit:
-        return f"{NOT_SETTLED}: {gain.n} pairs cannot show it (smallest possible p {test.smallest:.3g})"
+        pairs = plural(gain.n, "pair")
+        return f"{NOT_SETTLED}: {pairs} cannot show it (smallest possible p {test.smallest:.3g})"
     return NOT_SETTLED
