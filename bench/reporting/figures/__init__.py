@@ -1,7 +1,7 @@
 """Figures: curves, accuracy by width, gains, costs, searches, ablations; for a paper's column or its page.
 
-A column is 3.5 inches wide, a page 7.16. Files hold no dates, so equal records give equal files on equal
-versions of the libraries.
+A column is 3.5 inches wide, a page 7.16. Files hold no dates, so equal records give equal pictures on equal
+versions of the libraries; a PDF may differ in the tenth digit of a label's position.
 """
 
 from __future__ import annotations
