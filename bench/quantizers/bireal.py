@@ -36,14 +36,15 @@ class BiReal(SignActivations):
     """Bi-Real Net (arXiv 1808.00278).
 
     weight:      alpha sign(w), alpha = mean |w| of the filter, a constant of the gradient; sign(0) = +1.
-                 Gradient: dL/dw = dL/dq where |w| <= 1, else 0. So the sign flips as the magnitude allows.
+                 Gradient: dL/dw = dL/dq where |w| <= 1, else 0.
     activation:  sign(x), see ``approximate_sign``; at 32 bits clip(x, -1, 1)
     bound:       clip(x, -1, 1)
 
     The forward maps and gradients are those of the authors' PyTorch code, compared formula by formula
     (github.com/liuzechun/Bi-Real-net, pytorch_implementation/BiReal18_34/birealnet.py, commit 27cf653), but
     that a weight or activation of exactly 0 is +1 here and 0 there. The paper takes one alpha for the
-    layer. The deployed network may leave alpha out: the batch norm behind the convolution absorbs it.
+    layer, and its magnitude-aware gradient of the weights has alpha as a further factor, which that code
+    leaves out. The deployed network may leave alpha out: the batch norm behind the convolution absorbs it.
 
     The paper's network is ``resnet18`` with ``block = "post"``, ``shortcut_per = "convolution"`` and
     ``shortcut = "D"``. Its start is a network trained with 32/32 bits of this quantizer, whose activations

@@ -62,9 +62,11 @@ class HWGQ(BWN):
     bound:       the clipped ReLU, min(max(x, 0), highest level); ReLU at 32 bits
     weight:      BWN's, alpha sign(w)
 
-    Forward and gradient are those of the authors' Caffe layer, compared formula by formula
-    (github.com/zhaoweicai/hwgq, src/caffe/layers/quant_layer.cpp, commit f0b1945). The inputs are taken to be
-    normal, which batch norm in front of the activation sees to. The paper uses 2 bits.
+    Levels and gradient of the activations are those of the authors' Caffe layer, compared formula by formula
+    (github.com/zhaoweicai/hwgq, src/caffe/layers/quant_layer.cpp, commit f0b1945). Of the weights that is
+    true of the levels alone: its binary_conv_layer.cpp passes their gradient straight. The inputs are taken
+    to be normal, which batch norm in front of the activation sees to; that of the authors' networks has no
+    learned scale and shift. The paper uses 2 bits.
     """
 
     levels: Tensor

@@ -19,6 +19,7 @@ ENTRIES = [
         "arxiv": "1909.10788",
         "w_bits": [1],
         "a_bits": [1, 32],
+        "revision": 2,
     }
 ]
 
@@ -42,14 +43,16 @@ class IRNet(SignActivations):
     weight:      Libra-PB: 2^s sign(v), v = (w - mean) / deviation, each of the filter, s = round(log2(mean
                  |v|)), an integer of the filter (eq. 6 to 8). The deviation has n - 1 in its denominator.
                  Gradient: that of ``decaying_sign`` at v, through v's mean and deviation; s is a constant.
-    activation:  sign(x), see ``decaying_sign``; at 32 bits clip(x, -1, 1)
-    bound:       clip(x, -1, 1)
+    activation:  sign(bound(x)), see ``decaying_sign``; so the gradient is 0 where |x| > 1. At 32 bits the
+                 bound
+    bound:       clip(x, -1, 1), the hard tanh that stands in front of each binary convolution of the
+                 authors' networks
 
     The progress p is (step / steps of the whole trial); the authors' code, compared formula by formula
-    (github.com/htqin/IR-Net, CIFAR-10/ResNet20/1w1a, commit 831282f), moves t once an epoch and has sign(0)
-    = 0. A filter of equal weights becomes 0, and its deviation counts as 1. The paper's CIFAR networks have
-    a shortcut around each convolution. Statistic: (mean, deviation, 2^s), the first two with their
-    gradients.
+    (github.com/htqin/IR-Net, CIFAR-10, commit 831282f), moves t once an epoch and has sign(0) = 0. Its
+    VGG-Small lets t start at 0.1, as the paper does, its ResNet-20 at 0.001. A filter of equal weights
+    becomes 0, and its deviation counts as 1. The paper's CIFAR ResNets have a shortcut around each
+    convolution. Statistic: (mean, deviation, 2^s), the first two with their gradients.
     """
 
     def statistics(self, w: Tensor) -> Tensor:
@@ -77,4 +80,4 @@ class IRNet(SignActivations):
         return two_levels((self.statistics(w) if statistics is None else statistics)[2].detach(), w)
 
     def sign(self, x: Tensor) -> Tensor:
-        return decaying_sign(x, self.progress)
+        return decaying_sign(self.bound(x), self.progress)

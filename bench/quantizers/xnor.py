@@ -29,6 +29,7 @@ ENTRIES = [
         },
         "w_bits": [1],
         "a_bits": [1, 32],
+        "revision": 2,
     }
 ]
 
@@ -101,12 +102,13 @@ class XNOR(FilterSigns, SignActivations):
                   it
     input_scale:  K = box-filtered channel mean of |x|, which multiplies the convolution's output (1-bit
                   activations; off with ``input_scale=False``, as in the authors' released code). x is the
-                  tensor before its sign.
+                  batch-normalised tensor before its sign, not bounded.
     bound:        clip(x, -1, 1); ReLU at 32 bits
 
     The paper gives no gradient through K: it is a constant here. Its blocks are BN, sign, convolution,
-    pool. Nothing is done to the stored weights; the authors' code also centres and clips them, which the
-    paper does not mention. Statistic: alpha.
+    pool. Nothing is done to the stored weights; the authors' code (github.com/allenai/XNOR-Net, util.lua,
+    commit 8a96d94) also centres and clips them, and multiplies the weights' gradient by n (1 - 1/in), which
+    the paper does not mention. Statistic: alpha.
     """
 
     relu_at_32 = True

@@ -244,7 +244,7 @@ QUANTIZERS: dict[str, QuantizerOracle] = {
     ),
     "irnet": QuantizerOracle(
         _without_scales(oracle.libra),
-        _hard_tanh_or(lambda x, g: oracle.decaying_sign(x, g, 0.0)),
+        _hard_tanh_or(lambda x, g: oracle.decaying_sign(x, g * (np.abs(x) <= 1), 0.0)),
         exact=False,
     ),
     "lqnets": QuantizerOracle(_lqnets, _lqnets_activation, exact=False),
