@@ -86,7 +86,8 @@ class LSQ(Rectified):
     The paper takes m from the first batch. Here m is an option, so that a trial's start depends on no
     batch. Its default is about the mean of a rectified standard normal variable, 1 / sqrt(2 pi), since
     batch norm stands before most inputs. The number of activations in g is that of one sample. Both steps
-    are parameters of shape ().
+    are parameters of shape (). The paper trains with SGD, from trained full-precision weights, and has 8 bits
+    in the first and the last layer; Adam divides a gradient by its own size, so there g changes nothing.
     """
 
     read_by: ClassVar = {"input_step": ("activation",)}

@@ -40,7 +40,8 @@ class ReActNet(BiReal):
     are added, all start at 0, slopes at 0.25. In the authors' network RPReLU stands behind each sum and the
     shortcut carries its output, while RSign stands in front of the convolution: that is ``resnet18`` with
     ``block = "react"``. In a chain of layers without shortcuts the two follow each other. The
-    distributional loss of the paper is a strategy's matter.
+    distributional loss of the paper is a strategy's matter, and so are its two steps, first binary
+    activations beside full-precision weights, then both: ``staged`` with ``stages = ["32/1"]``.
     """
 
     shift_in: nn.Parameter
