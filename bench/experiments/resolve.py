@@ -165,13 +165,23 @@ def _factors(spec: Mapping[str, Any], option: str, value: Any) -> dict[str, Any]
 
 
 def check_steps(config: TrialConfig, library: Library) -> None:
-    """Raise where the data set is too small for the recipe, or a factor does not end at 0 in these steps."""
+    """Raise where the data set is too small for the recipe, or the strategy does not end in these steps.
+
+    A factor ends at 0. An option ``until`` below 1 is a share of all steps, with a last stage behind it;
+    ``staged`` without stages has no use for it.
+    """
     steps = library.steps_per_epoch(config)
-    for option, spec in registry.get("strategies", config.strategy["kind"]).options.items():
+    options = registry.get("strategies", config.strategy["kind"]).options
+    for option, spec in options.items():
         for name, factor in _factors(spec, option, config.strategy[option]).items():
             reason = schedules.never_removed(factor, config.epochs, steps)
             if reason:
                 raise InputError(f"strategy.{name}: {reason}")
+    is_share = options.get("until", {}).get("below") == 1
+    if is_share and steps is not None and config.strategy.get("stages", ()) is not None:
+        reason = schedules.no_step_behind(config.strategy["until"], config.epochs, steps)
+        if reason:
+            raise InputError(f"strategy.until: {reason}")
 
 
 def with_teachers(config: TrialConfig, library: Library) -> tuple[TrialConfig, dict[str, TrialConfig]]:

@@ -6,7 +6,7 @@ training (``until``, ``at``) or epochs (``until_epochs``, ``at_epochs``): a sche
 shape when the budget changes. Plain floats, no torch.
 """
 
-from bench.schedules.checks import never_removed, problems
+from bench.schedules.checks import never_removed, no_step_behind, problems
 from bench.schedules.values import factor_value, learning_rate_value
 
-__all__ = ["factor_value", "learning_rate_value", "never_removed", "problems"]
+__all__ = ["factor_value", "learning_rate_value", "never_removed", "no_step_behind", "problems"]

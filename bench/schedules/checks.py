@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench import registry
+from bench.schedules.times import shares_passed
 from bench.schedules.values import factor_value
 
 Found = list[tuple[str, str]]  # (option, message)
@@ -74,3 +75,11 @@ def never_removed(spec: Mapping[str, Any], epochs: int, steps_per_epoch: int | N
     return (
         f"the factor is still {last:.3g} at the last step of {length}; it must end at 0, or say keep = true"
     )
+
+
+def no_step_behind(share: float, epochs: int, steps_per_epoch: int) -> str | None:
+    """Return that no step is left behind the ``share`` of all steps, None where there is one."""
+    total = epochs * steps_per_epoch
+    if shares_passed([share], total - 1, total):
+        return None
+    return f"{share:g} of {total} steps leaves no step behind it; train longer, or end it earlier"

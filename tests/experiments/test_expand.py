@@ -550,6 +550,16 @@ class TestRemoval:
         assert "strategy.factor" in refused(text)[0]  # 132 steps: the last is at 0.992
         assert len(load(text.replace("epochs = 12", "epochs = 20")).trials) == 2
 
+    @pytest.mark.parametrize("method", ["fitnets", "incremental", "staged"])
+    def test_a_last_stage_without_a_step_is_refused(self, method, load, refused):
+        stages = ', stages = ["32/32"]' if method == "staged" else ""
+        kind = f'strategy = {{ kind = "{method}", until = 0.995{stages} }}'
+        text = BASE + "\n".join(kind if line.startswith("strategy") else line for line in ARMS.splitlines())
+        (line,) = refused(text)  # 132 steps, and 0.995 of them are 131.3
+        assert "arm 'branch'.strategy.until: 0.995 of 132 steps leaves no step behind it" in line
+        load(text.replace("0.995", "0.992"))  # 130.9: the last step has the number 131
+        load(BASE + ARMS.replace(ARMS.splitlines()[-1], 'strategy = { kind = "staged", guided = true }'))
+
     def test_data_too_small_for_the_recipe(self, refused):
         assert "defaults.batch_size: 1200" in refused((BASE + ARMS).replace("= 100", "= 1200"))[0]
         assert "holdout" in refused(BASE + "holdout = 1195\n" + ARMS)[0]

@@ -7,10 +7,12 @@ import torch
 
 from bench import datasets
 from bench.costs import measure
+from bench.costs.operations import training_operations
 from bench.records.store import Store
 from bench.training import trial
 from bench.training.job import Job
 from tests.configs import make_config
+from tests.strategies.toys import FULL
 
 ID = "0" * 16
 CASES = {
@@ -50,3 +52,27 @@ def test_trial_and_measurement_train_the_same_network(case, tmp_path, monkeypatc
     weights, expected = measured.network.state_dict(), trained[0].network.state_dict()
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in weights)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        {"kind": "auxiliary"},
+        {"kind": "fitnets", "teacher": FULL},
+        {"kind": "distillation", "teacher": FULL},
+        {"kind": "mutual", "peer": FULL, "peers": 2},
+        {"kind": "progressive", "merge": "sum", "factor": {"kind": "cosine", "until": 0.5}},
+    ],
+    ids=lambda strategy: strategy["kind"],
+)
+def test_operations_known_beforehand_count_all_that_a_strategy_trains_and_asks(strategy):
+    run = measure.make_run(make_config(strategy=strategy), measure.synthetic(96), "cpu")
+    assert training_operations(run.config, run.steps_per_epoch, 10) == run.train_flops(run.total_steps)
+
+
+def test_what_is_measured_without_a_factor_is_the_last_step():
+    """FitNets' first stage goes back through a part of the network, its second one through all of it."""
+    strategy = {"kind": "fitnets", "teacher": FULL}
+    run = measure.make_run(make_config(strategy=strategy), measure.synthetic(96), "cpu")
+    assert measure.on_and_off(run) == (None, run.total_steps - 1)
+    assert run.strategy.stage(run.total_steps - 1) == run.strategy.DISTILLATION
