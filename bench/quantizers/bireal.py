@@ -48,7 +48,8 @@ class BiReal(SignActivations):
 
     The paper's network is ``resnet18`` with ``block = "post"``, ``shortcut_per = "convolution"`` and
     ``shortcut = "D"``. Its start is a network trained with 32/32 bits of this quantizer, whose activations
-    are clipped instead of rectified; an arm begins from it with ``start``. Statistic: alpha.
+    are clipped instead of rectified; an arm begins from it with ``start``. (The authors' README trains the
+    start with ReLU, then with a leaky clip, then with the clip.) Statistic: alpha.
     """
 
     def statistics(self, w: Tensor) -> Tensor | None:

@@ -15,8 +15,8 @@ is thrown away at the end, so the deployed network is the low-precision one alon
 Read beside the paper: the authors' released code (github.com/1157942086/CVPR2020_Auxiliary_Quantization,
 commit 1703204c7600), whose adaptors stand at the output of every block before its activation, the first one
 without ReLU. Differences: there the network starts from trained full-precision weights (here: the field
-``start``). Where a size does not divide (unpadded convolutions), the result of the strided convolution is
-cropped to the centre.
+``start``), and the module from weights trained with them; here the module begins anew. Where a size does not
+divide (unpadded convolutions), the result of the strided convolution is cropped to the centre.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ logits z_T, the network's logits z and the recipe's loss L on the labels y. Both
 temperature T in the first term, and L is computed at temperature 1. The factor T^2 keeps the size of the
 first term's gradient when T changes.
 
-The paper does not fix w and T: it asks for "a considerably lower weight" on the labels, and used T from 2 to
+The paper does not fix w and T: it asks for "a considerably lower weight" on the labels, and tried T from 1 to
 20. The defaults here are w = 0.9 and T = 4. ``apprentice`` with the scheme B is the special case T = 1, w =
 0.5.
 """

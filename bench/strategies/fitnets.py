@@ -14,6 +14,12 @@ network as in the teacher. v is what that layer reads bounded, not quantized. Th
 ``until`` of all steps, where the paper trains it until the hints stop getting better; the squared distance
 is a mean over all elements, where the paper sums. Where the feature maps of the network are larger than the
 teacher's, the regressor's kernel takes up the difference (section 2.2).
+
+Read beside the paper: the authors' released code (github.com/adri-romsor/FitNets, commit 1402bfd79f7f).
+Differences: it puts no regressor between layers of equal channels and size, where the network is compared
+with the teacher channel by channel; here a regressor always stands there, of one pixel then. Its second stage
+is a training of its own, with a new learning rate and new moments; here both go on. ``train_flops`` counts
+every step as a step of the whole network and the regressor.
 """
 
 from __future__ import annotations

@@ -13,10 +13,13 @@ network, as in the paper. The last portion is frozen at the share ``until``; beh
 full-precision layers are trained alone. The factor is the free share of the weights.
 
 Differences: frozen weights keep their stored value and are quantized at each step, so that the scale of a
-layer is that of all its weights in training and when deployed (with ``inq`` it is fixed by the largest
-weight, which is frozen first). Learned scales begin with the first weights that are frozen, and are trained
-by the frozen weights. Activations are quantized from the first step on, where the trial's bits say so; the
-paper leaves them in full precision.
+layer is that of all its weights in training and when deployed. With ``inq`` the largest weight fixes it,
+which is frozen first; a free weight that reaches 1.5 times the highest level moves all levels. The authors'
+code (github.com/AojunZhou/Incremental-Network-Quantization) finds the levels at each portion, from all
+weights, and keeps the values in between. Each portion of theirs is a training of its own, with a new learning
+rate and new moments, and none follows the last one; here both go on. Learned scales begin with the first
+weights that are frozen, and are trained by the frozen weights. Activations are quantized from the first step
+on, where the trial's bits say so; the paper leaves them in full precision.
 """
 
 from __future__ import annotations

@@ -7,8 +7,13 @@ trial's own network is the first one; it alone is evaluated and deployed.
 
 The paper updates one network after the other and computes the answers anew in between. Here all networks
 take their step at once from the same answers, which costs one forward pass for each network instead of two.
-The peers differ in their initial weights, as in the paper; dropout and
-stochastic quantizers draw the same numbers in layers of the same name.
+The peers differ in their initial weights, as in the paper; dropout and stochastic quantizers draw the same
+numbers in layers of the same name. A peer is full precision unless ``peer`` says otherwise.
+
+Read beside the paper: the authors' released code (github.com/YingZhangDUT/Deep-Mutual-Learning, commit
+c3d6ff1ecae2), which takes the same direction of the divergence. Differences: it sums the divergences, where
+the paper and this take their mean (``weight`` = K - 1 gives the sum), and each network has a batch of its
+own.
 """
 
 from __future__ import annotations

@@ -14,7 +14,13 @@ Here the network is the light net because of its precision, not its depth: the b
 network in full precision, and what both share is the first convolution, which is full precision in both.
 ``shared`` names other modules; the weights of low-precision layers can be shared, too, and are then
 quantized in the network alone. Batch norms of shared modules share scale and shift; running statistics are
-each network's own. The paper leaves lambda open; 1 here.
+each network's own. Layers of the same name begin with the same weights, shared or not.
+
+Read beside the paper: the authors' released code (github.com/zhougr1993/Rocket-Launching, README at commit
+012a6cf80467). The loss and the gradient block are the same. Differences: all of its commands take lambda =
+0.03, where the default here is 1; give ``weight = 0.03`` to do as the authors did. It shares convolutions
+alone, of whole groups of blocks, and each network has batch norms of its own; names of convolutions in
+``shared`` do so, too.
 """
 
 from __future__ import annotations

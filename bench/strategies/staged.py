@@ -9,9 +9,11 @@ Source: Zhuang, Shen, Tan, Liu and Reid, *Towards Effective Low-bitwidth Convolu
 
 and any of them together. Each of n stages takes 1/n of the first ``until`` of all steps; then the bit widths
 are the trial's own. So every arm has the same number of steps, where the paper trains each stage to its end;
-the learning rate goes on as the recipe says. The factor is the share of stages still to come, 0 in the last
-one: while it is above 0, "expanded" accuracies are of the network at the stage's bit widths, deployed ones
-of the trial's own.
+the learning rate goes on as the recipe says, and so do the optimizer's moments. The paper begins with trained
+full-precision weights, in the network (here: the field ``start``) and in the twin, which here begins anew
+with the initial weights of a network of the same seed. The factor is the share of stages still to come, 0 in
+the last one: while it is above 0, "expanded" accuracies are of the network at the stage's bit widths,
+deployed ones of the trial's own.
 
 Guided, what is minimised is ``L(network) + L(twin) + lambda R``, R half the mean squared difference of the
 activations that the layers in ``layers`` read, quantized in the network and bounded in the twin; the
@@ -23,7 +25,8 @@ noise. A width between 32 and the trial's own needs a quantizer without learned 
 for one width has no meaning at another. A stage of 32 and own widths alone takes every quantizer.
 
 ``stages = ["32/32"]`` alone is delayed quantization (brevitas' ``quant_delay_steps``): full precision up to
-a step, and the trial's own bit widths behind it.
+a step, and the trial's own bit widths behind it. Activations are bounded from the start; brevitas clips
+them from that step on.
 """
 
 from __future__ import annotations
