@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import itertools
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from bench import registry
@@ -66,3 +69,31 @@ def digest(document: dict[str, Any], data_checksum: str) -> str:
     whole = {"config": document, "data": data_checksum}
     text = json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def raised_revisions(config: TrialConfig, id: str, data_checksum: str) -> str | None:
+    """Return which revisions were raised since ``id`` was the configuration's trial; None where none was."""
+    document = identity_document(config)
+    revised = list(_revised(document))
+    for numbers in itertools.islice(
+        itertools.product(*(range(1, entry["revision"] + 1) for _, entry in revised)), 4096
+    ):
+        earlier = copy.deepcopy(document)
+        for (_, entry), number in zip(_revised(earlier), numbers, strict=True):
+            entry["revision"] = number
+            if number == 1:
+                del entry["revision"]
+        if earlier != document and digest(earlier, data_checksum) == id:
+            then_and_now = [(name, n, e["revision"]) for (name, e), n in zip(revised, numbers, strict=True)]
+            raised = ", ".join(f"{name} from {n} to {now}" for name, n, now in then_and_now if n != now)
+            return f"the revision was raised since: {raised}; its numbers have changed"
+    return None
+
+
+def _revised(document: dict[str, Any], where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (description, table) of every choice with a revision in the document of an identity."""
+    for key, value in document.items():
+        if isinstance(value, dict):
+            if isinstance(value.get("revision"), int):
+                yield f"{where}{key} '{value.get('kind', '?')}'", value
+            yield from _revised(value, f"{where}{key}.")

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, fx
 
+from bench import registry
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig
 from bench.export.folding import fold_, foldable, put_thresholds_
@@ -109,6 +110,7 @@ def write_file(
         "version": str(VERSION),
         "form": "packed" if packed else "levels",
         "config": json.dumps(config.dump(), sort_keys=True, separators=(",", ":")),
+        "revisions": json.dumps(_revisions(config)),
         "classes": str(classes),
         "layers": json.dumps(layers, separators=(",", ":")),
         "folded": json.dumps(folded, separators=(",", ":")),
@@ -123,15 +125,24 @@ def read_file(path: Path) -> fx.GraphModule:
     """Return the plain network in ``path``, in evaluation mode, on the CPU in channels-last memory.
 
     Raises ``InputError`` for a file that cannot be read, is damaged or edited, was written by a newer
-    version, or names a network that this process cannot or may not build.
+    version, names a network that this process cannot or may not build, or was written with another revision
+    of the network or quantizer, which computes other numbers.
     """
     metadata, tensors = _read(path)
     try:
         config = TrialConfig.model_validate(json.loads(metadata["config"]))
+        revisions = dict(json.loads(metadata.get("revisions", "{}")))
         layers, folded = json.loads(metadata["layers"]), json.loads(metadata["folded"])
         classes = int(metadata["classes"])
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise InputError(f"{path}: config: not one of this version ({clean(error, 300)})") from None
+    for part, now in _revisions(config).items():
+        if (then := revisions.get(part, 1)) != now:
+            kind = getattr(config, part)["kind"]
+            raise InputError(
+                f"{path}: it was written with revision {clean(then, 20)} of the {part} '{kind}', which has "
+                f"revision {now} here and computes other numbers; export the trial again"
+            )
     with torch.random.fork_rng(devices=[]):
         network = build(config, num_classes=classes, clock=Clock(config.seed))
     plain = plain_network(network.to(memory_format=torch.channels_last))
@@ -146,6 +157,14 @@ def latent_of(path: Path) -> dict[str, Tensor]:
     """Return the full-precision weights that a file holds, by layer; nothing where it was written without."""
     _, tensors = _read(path)
     return {n.removesuffix(".latent"): t for n, t in tensors.items() if n.endswith(".latent")}
+
+
+def _revisions(config: TrialConfig) -> dict[str, int]:
+    """Return the revision of the network and of the quantizer of this version of the suite."""
+    return {
+        "network": registry.get("networks", config.network["kind"]).revision,
+        "quantizer": registry.get("quantizers", config.quantizer["kind"]).revision,
+    }
 
 
 def checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:

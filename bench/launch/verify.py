@@ -5,10 +5,8 @@ Records are equal except for clocks, or the difference is shown beside the devia
 
 from __future__ import annotations
 
-import copy
-import itertools
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 from bench.errors import InputError
 from bench.experiments import catalog, permission
 from bench.experiments.config import TrialConfig
-from bench.experiments.identity import digest, identity, identity_document
+from bench.experiments.identity import identity, identity_document, raised_revisions
 from bench.experiments.trials import Trial
 from bench.launch.data_parallel import TRAIN_TOGETHER, device_groups
 from bench.launch.execute import TRAIN, Task
@@ -164,12 +162,16 @@ def _check_identity(
             f"{data_dir}: the data set '{config.dataset['kind']}' is not here; see "
             f"`{command('data', 'list', '--data', data_dir)}`"
         )
-    now = identity(config, checksum)
-    if now != id:
-        raise InputError(
-            f"{folder}: the same configuration is trial {now} today: "
-            f"{_reason_for_another_id(config, id, record, checksum)}"
-        )
+    now, then = identity(config, checksum), _table(record, "provenance").get("data")
+    if now == id:
+        return
+    if then is not None and then != checksum:
+        kind = config.dataset["kind"]
+        reason = f"the data set '{kind}' has changed: checksum {then} then, {checksum} now"
+    else:
+        other = "the data set, or a quantizer, network, strategy or data set's revision has changed since"
+        reason = raised_revisions(config, id, checksum) or other
+    raise InputError(f"{folder}: the same configuration is trial {now} today: {reason}")
 
 
 def _table(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -196,37 +198,6 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     dirty = [when for when, source in (("then", before), ("now", after)) if source.get("dirty")]
     found = [f"{name} {was} is now {is_now}" for name, was, is_now in pairs if was != is_now]
     return found + [f"the code had uncommitted changes {when}" for when in dirty]
-
-
-def _reason_for_another_id(config: TrialConfig, id: str, record: Mapping[str, Any], checksum: str) -> str:
-    """Return why a configuration has another identity today: the data, or an entry's revision."""
-    data = _table(record, "provenance").get("data")
-    if data is not None and data != checksum:
-        return f"the data set '{config.dataset['kind']}' has changed: checksum {data} then, {checksum} now"
-    document = identity_document(config)
-    revised = list(_revised(document))
-    for numbers in itertools.islice(
-        itertools.product(*(range(1, entry["revision"] + 1) for _, entry in revised)), 4096
-    ):
-        earlier = copy.deepcopy(document)
-        for (_, entry), number in zip(_revised(earlier), numbers, strict=True):
-            entry["revision"] = number
-            if number == 1:
-                del entry["revision"]
-        if digest(earlier, checksum) == id:
-            then_and_now = [(name, n, e["revision"]) for (name, e), n in zip(revised, numbers, strict=True)]
-            raised = ", ".join(f"{name} from {n} to {now}" for name, n, now in then_and_now if n != now)
-            return f"the revision was raised since: {raised}; its numbers have changed"
-    return "the data set, or a quantizer, network, strategy or data set's revision has changed since"
-
-
-def _revised(document: dict[str, Any], where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (description, table) of every choice with a revision in the document of an identity."""
-    for key, value in document.items():
-        if isinstance(value, dict):
-            if isinstance(value.get("revision"), int):
-                yield f"{where}{key} '{value.get('kind', '?')}'", value
-            yield from _revised(value, f"{where}{key}.")
 
 
 def _run_again(

@@ -10,6 +10,7 @@ from torch import Tensor
 from bench.errors import InputError
 from bench.experiments import permission
 from bench.experiments.config import TrialConfig
+from bench.experiments.identity import raised_revisions
 from bench.networks import Network, build
 from bench.randomness import Clock
 from bench.records.store import Store
@@ -22,7 +23,8 @@ def finished_trial(
     """Return configuration, final weights (on the CPU) and summary of the finished trial ``id``.
 
     Raises ``InputError`` where the trial is not finished (``purpose`` says what it cannot be), its weights
-    are absent, or its network is code that the command line does not allow.
+    are absent, its network is code that the command line does not allow, or the code computes other numbers
+    today than when it was trained (a raised revision).
     """
     record, summary = store.read_trial(id), store.summary(id)
     if record is None or summary is None or summary["status"] != "done":
@@ -31,9 +33,14 @@ def finished_trial(
     where = store.folder(id) / "trial.json"
     try:
         config = TrialConfig.model_validate(record.get("config"))
+        provenance = record.get("provenance")
+        checksum = provenance.get("data") if isinstance(provenance, dict) else None
+        changed = raised_revisions(config, id, checksum) if isinstance(checksum, str) else None
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{where}: not a configuration of this version ({reason})") from None
+    if changed is not None:
+        raise InputError(f"{where}: {changed}; train the trial again")
     permission.sealed(config.network, f"{where}: network")
     return config, final_weights(store, id, "trial", "cpu"), summary
 

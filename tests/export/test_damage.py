@@ -25,6 +25,7 @@ from bench.export.plain import plain_network
 from bench.export.pt2 import run_pt2, write_pt2
 from bench.export.seal import opened, sealed
 from tests.export.networks_for_export import trained
+from tests.revisions import raise_revision
 
 READERS: dict[str, Callable[[Path], object]] = {
     "safetensors": read_file,
@@ -128,6 +129,29 @@ def test_tensors_of_another_network_with_a_right_checksum(whole, tmp_path):
         other = {**metadata, "config": json.dumps({**config, **change})}
         save_file(tensors, file, {**other, "sha256": checksum(other, tensors)})
         refused(file, "packed", "does not fit the network|not one of this version")
+
+
+def test_another_revision_computes_other_numbers(whole, tmp_path, monkeypatch):
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(whole["packed"])
+    with safe_open(file, framework="pt") as stored:
+        metadata = stored.metadata()
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    assert json.loads(metadata["revisions"]) == {"network": 1, "quantizer": 1}
+    for text, message in (
+        ('{"quantizer": 2}', "revision 2 of the quantizer 'dorefa', which has revision 1 here"),
+        ('{"network": 7}', "revision 7 of the network 'svhn_convnet', which has revision 1 here"),
+        ("[1]", "not one of this version"),
+        ("3", "not one of this version"),
+    ):
+        other = {**metadata, "revisions": text}
+        save_file(tensors, file, {**other, "sha256": checksum(other, tensors)})
+        refused(file, "packed", message)
+    earlier = {key: value for key, value in metadata.items() if key not in ("revisions", "sha256")}
+    save_file(tensors, file, {**earlier, "sha256": checksum(earlier, tensors)})
+    read_file(file)  # a file without revisions is of the first ones
+    raise_revision(monkeypatch, "dorefa")
+    refused(file, "packed", "revision 1 of the quantizer 'dorefa', which has revision 2 here")
 
 
 class Payload:

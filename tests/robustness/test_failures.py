@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from bench import registry
 from bench.cli.main import main
 from bench.experiments.config import TrialConfig
 from bench.experiments.expand import load_experiment
@@ -23,6 +22,7 @@ from bench.experiments.identity import identity
 from bench.launch.execute import Task, execute, failure_text
 from bench.records.store import Store
 from bench.training.evaluate import Accuracy
+from tests.revisions import raise_revision
 from tests.robustness.disturbance import SETTINGS, make_config, progressive, run, unlike
 
 ROOT = Path(__file__).parents[2]
@@ -196,15 +196,18 @@ def dead_network(job):
 
 @pytest.mark.slow
 class TestVerify:
+    @staticmethod
+    def good(runs: Path) -> str:
+        """Return the id of the trial that neither fails nor diverges."""
+        store = Store(runs)
+        return next(
+            id for id in store.ids() if store.read_trial(id)["config"]["learning_rate"]["initial"] == 1e-3
+        )
+
     def verify(self, trained, capsys) -> tuple[int, str]:
         _, runs = trained
         capsys.readouterr()
-        good = next(
-            id
-            for id in Store(runs).ids()
-            if Store(runs).read_trial(id)["config"]["learning_rate"]["initial"] == 1e-3
-        )
-        status = main(["verify", good, "--results", str(runs)])
+        status = main(["verify", self.good(runs), "--results", str(runs)])
         seen = capsys.readouterr()
         return status, seen.out + seen.err
 
@@ -232,18 +235,19 @@ class TestVerify:
         assert "since then: commit c0ffee is now" in text and "since then: torch 2.9 is now" in text
 
     def test_a_raised_revision_is_named(self, trained, capsys, monkeypatch):
-        import dataclasses
-
-        real = registry.get
-
-        def revised(group: str, name: str, where: str = ""):
-            entry = real(group, name, where)
-            raised = (group, name) == ("quantizers", "dorefa")
-            return dataclasses.replace(entry, revision=entry.revision + 1) if raised else entry
-
-        monkeypatch.setattr(registry, "get", revised)
+        raise_revision(monkeypatch, "dorefa")
         status, text = self.verify(trained, capsys)
         assert status == 2 and "the revision was raised since: quantizer 'dorefa' from 1 to 2" in text
+
+    @pytest.mark.parametrize("words", [["export"], ["sharpness"]], ids=lambda words: words[0])
+    def test_weights_of_a_lower_revision_are_not_read(self, words, trained, capsys, monkeypatch):
+        """Today's code would compute other numbers from them than the record has."""
+        _, runs = trained
+        id = self.good(runs)
+        raise_revision(monkeypatch, "dorefa")
+        assert main([*words, id, "--results", str(runs)]) == 2
+        error = capsys.readouterr().err
+        assert "trial.json: the revision was raised since: quantizer 'dorefa' from 1 to 2" in error
 
     def test_a_damaged_teacher_is_named(self, tmp_path, capsys):
         """Found by fuzzing: a record's configuration whose teacher is none."""

@@ -73,7 +73,7 @@ def store(tmp_path_factory):
     for id, fields in (
         (ONE, {"strategy": branch, "seed": 1}),
         (OTHER, {"seed": 2}),
-        (XNOR, {"quantizer": "xnor", "epochs": 1}),
+        (XNOR, {"quantizer": "xnor", "epochs": 6}),
     ):
         assert run_trial(Job(make_config(**fields), id, {}, store, folder)) == "done"
     return store
