@@ -124,7 +124,7 @@ PLANTED: dict[str, tuple[str, str, str, str]] = {
     ),
     "a data set that changed is noticed": (
         "bench/launch/verify.py",
-        "if data is not None and data != checksum:",
+        "if then is not None and then != checksum:",
         "if False:",
         f"{FAILURES}::TestVerify::test_changed_data_is_named",
     ),
