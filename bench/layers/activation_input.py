@@ -44,17 +44,20 @@ class ActivationInput(nn.Module):
             interim.train(mode)
         return super().train(mode)
 
+    def real(self, y: Tensor) -> Tensor:
+        """Return what the activation maps read: ``y``, or min(1, |y|) with ``magnitude_first``; any shape."""
+        return torch.clamp(torch.abs(y), max=1.0) if self.magnitude_first else y
+
     def bounded(self, y: Tensor) -> Tensor:
-        """Return the bounded ``y``, any shape; with ``magnitude_first`` min(1, |y|) is bounded instead."""
-        return self.acting.bound(_magnitude(y) if self.magnitude_first else y)
+        """Return the bounded ``real(y)``, any shape."""
+        return self.acting.bound(self.real(y))
 
     def activate(self, y: Tensor) -> Tensor:
         """Return the low-precision activations of ``y``, any shape.
 
         With ``blend`` they are mixed with the bounded activations, which have the weight f.
         """
-        if self.magnitude_first:
-            y = _magnitude(y)
+        y = self.real(y)
         x = self.acting.activation(y)
         if self.blend_activations and self.clock.active:
             x = x + self.clock.factor * (self.quantizer.bound(y) - x)
@@ -67,7 +70,3 @@ class ActivationInput(nn.Module):
         if self.merge == "concat":
             return torch.cat([x, side], 1)
         return x - side if self.merge == "difference" else x + side
-
-
-def _magnitude(y: Tensor) -> Tensor:
-    return torch.clamp(torch.abs(y), max=1.0)

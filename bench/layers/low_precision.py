@@ -240,7 +240,7 @@ class LowPrecisionConv2d(LowPrecisionLayer, nn.Conv2d):  # type: ignore[misc]
         return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
 
     def input_scale(self, y: Tensor) -> Tensor:
-        real = self.bounded(y.detach())
+        real = self.real(y.detach())
         if self.groups > 1:
             real = real.unflatten(1, (self.groups, -1)).flatten(0, 1)
         window = (self.kernel_size, self.stride, self.padding)
@@ -264,7 +264,7 @@ class LowPrecisionLinear(LowPrecisionLayer, nn.Linear):  # type: ignore[misc]
         return F.linear(x, weight)
 
     def input_scale(self, y: Tensor) -> Tensor:
-        real = self.bounded(y.detach()).flatten(1)
+        real = self.real(y.detach()).flatten(1)
         return self._scaled(self.quantizer.input_scale(real, 1), y)  # type: ignore[operator]
 
 

@@ -29,6 +29,7 @@ ENTRIES = [
         },
         "w_bits": [1],
         "a_bits": [1, 32],
+        "revision": 3,
     }
 ]
 
@@ -101,8 +102,7 @@ class XNOR(FilterSigns, SignActivations):
                   it
     input_scale:  K = box-filtered channel mean of |x|, which multiplies the convolution's output (1-bit
                   activations; off with ``input_scale=False``, as in the authors' released code). x is the
-                  batch-normalised tensor before its sign, bounded to [-1, 1] here, so that a network of
-                  this suite and one that was converted have the same K; the paper does not bound it.
+                  batch-normalised tensor before its sign, not bounded.
     bound:        clip(x, -1, 1); ReLU at 32 bits
 
     The paper gives no gradient through K: it is a constant here. Its blocks are BN, sign, convolution,

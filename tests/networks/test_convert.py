@@ -251,6 +251,58 @@ def test_a_wide_padding_or_a_dilation_has_no_input_scale():
     assert network(torch.rand(2, 3, 16, 16)).shape == (2, 10)
 
 
+class BeforeAndBehindPools(nn.Module):
+    """A layer right behind an activation, one behind a max pool, one behind an average pool, one behind both."""
+
+    def __init__(self):
+        super().__init__()
+        for i in range(5):
+            self.add_module(f"conv{i}", nn.Conv2d(3 if i == 0 else 8 if i == 4 else 4, 4, 3, padding=1))
+            self.add_module(f"bn{i}", nn.BatchNorm2d(4))
+        self.pool = nn.MaxPool2d(2)
+        self.linear = nn.Linear(4, 10)
+
+    def forward(self, x):
+        x = self.conv1(F.relu(self.bn0(self.conv0(x))))
+        x = self.conv2(self.pool(F.relu(self.bn1(x))))
+        x = F.relu(self.bn2(x))
+        x = torch.cat([x, F.relu(self.bn3(self.conv3(F.avg_pool2d(x, 3, 1, 1))))], 1)
+        x = F.relu(self.bn4(self.conv4(self.pool(x))))
+        return self.linear(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("merge", [None, *MERGES])
+def test_the_input_scale_is_that_of_the_values_before_the_bounding_map(merge):
+    """Behind max-pooling and concatenation too, with which the bounding map commutes; not behind an average."""
+    torch.manual_seed(0)
+    network, clock = transformed(BeforeAndBehindPools(), merge, quantizer="xnor", bits="1/1")
+    seen = {}
+    for name, module in network.named_modules():
+        if name.startswith(("conv", "bn")):
+            module.register_forward_hook(
+                lambda module, inputs, out, name=name: seen.update({name: (inputs[0], out)})
+            )
+    pooled, bounded = [], []
+    network.bounding.register_forward_hook(lambda module, inputs, out: bounded.append(out))
+    network.pool.register_forward_hook(lambda module, inputs, out: pooled.append(out))
+    clock.set(0, 0.0)
+    network(3 * torch.rand(2, 3, 16, 16))
+    read = {name: seen[f"conv{name}"][0] for name in (1, 2, 3, 4)}
+    norm = {name: seen[f"bn{name}"][1] for name in (0, 1, 2, 3)}
+    assert norm[0].abs().max() > 1.5
+    assert torch.equal(read[1], norm[0])
+    assert torch.equal(read[2], F.max_pool2d(norm[1], 2))
+    assert torch.equal(read[3], F.avg_pool2d(norm[2].clamp(-1, 1), 3, 1, 1))
+    assert torch.equal(read[4], F.max_pool2d(torch.cat([norm[2], norm[3]], 1), 2))
+    layer = network.get_submodule("conv1")
+    scale = F.avg_pool2d(norm[0].abs().mean(1, keepdim=True), 3, 1, 1)
+    torch.testing.assert_close(layer.input_scale(norm[0]), scale)
+    # only the average pool and the last layer read bounded values (and a side's zeros, which have their shape)
+    assert len(bounded) == (3 if merge in ("sum", "difference") else 2)
+    assert len(pooled) == 2
+    check_removal(network, clock)
+
+
 def test_a_smaller_kernel_of_the_branch_sees_the_centre():
     network, clock = transformed(
         sequential(nn.Conv2d(4, 4, (1, 5), padding=(0, 2))), "preactivation", kernel=3

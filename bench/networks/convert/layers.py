@@ -24,6 +24,9 @@ class _Converted(LowPrecisionLayer):
     bias: nn.Parameter | None
     reads_images = False
 
+    def real(self, y: Tensor) -> Tensor:
+        return y if self.reads_images else super().real(y)
+
     def bounded(self, y: Tensor) -> Tensor:
         return y if self.reads_images else super().bounded(y)
 

@@ -9,7 +9,8 @@ Parameters keep their names.
 - A low-precision layer quantizes its input. An activation function such as ReLU becomes the quantizer's
   bounding map where a low-precision layer or the last layer reads the activation's values: to quantize
   bounded values is to quantize the original ones, and other readers (a shortcut, a pooling) read bounded
-  values, as in the networks of this package.
+  values, as in the networks of this package. A layer with XNOR-Net's input scale K reads the original ones,
+  since K is that of the values before the bounding map.
 - Formulas (``y * relu6(y + 3) / 6``), gates (squeeze and excitation) and activations that are their input
   times a gate (SiLU, GELU, Hardswish) stay. A layer that reads no bounding map bounds its input itself.
 - The output of a branch, called the side, follows the main path to the layers that read it. It passes batch
@@ -49,6 +50,7 @@ from bench.networks.convert.layers import (
     sum_of_sides,
 )
 from bench.networks.convert.plan import LAYERS, Choices, Plan, make_plan
+from bench.networks.convert.roles import commutes_with_bounds
 from bench.networks.convert.trace import Traced, trace
 from bench.networks.convert.transformed import TransformedNetwork, has_module, remove_unused
 from bench.quantizers import Quantizer
@@ -133,6 +135,7 @@ class _Rewriter:
         self.root = traced.root
         self.graph = fx.Graph()
         self.values: dict[fx.Node, _Value] = {}
+        self.unbounded: dict[fx.Node, fx.Node | None] = {}
         self.merge = builder.merge
         self.concat = self.merge == "concat"
         self.plain = builder.config.quantizer["kind"] == "full_precision"
@@ -152,6 +155,7 @@ class _Rewriter:
                 'strategy.merge: "concat": extra channels reach no layer that reads them: '
                 f"{first_few(reasons, 5, '; ')}.{advice}"
             )
+        self._erase_unread_bounds()
         self.graph.lint()
         return self.graph
 
@@ -211,6 +215,33 @@ class _Rewriter:
         if not has_module(self.root, name) or not isinstance(self.root.get_submodule(name), Bound):
             self.root.set_submodule(name, Bound(self.builder.quantizer(name, None)))
         return self.graph.call_module(name, (self._main(node.all_input_nodes[0]),))
+
+    def _before_bounds(self, node: fx.Node) -> fx.Node | None:
+        """Return the main path of ``node`` without the bounding maps in front, None where this has no sense.
+
+        It has sense where only max-pooling, moves and concatenation stand between them and ``node``: the
+        bounded result is the same in either order.
+        """
+        if node not in self.unbounded:
+            self.unbounded[node] = self._find_before_bounds(node)
+        return self.unbounded[node]
+
+    def _find_before_bounds(self, node: fx.Node) -> fx.Node | None:
+        if node in self.plan.bounded:
+            return self._main(node.all_input_nodes[0])
+        if node in self.plan.moved:
+            return self._before_bounds(node.all_input_nodes[0])
+        if self.plan.roles.get(node) != "cat" and not commutes_with_bounds(self.traced, node):
+            return None
+        if all(self._before_bounds(source) is None for source in node.all_input_nodes):
+            return None
+        return self.graph.node_copy(node, lambda n: self._before_bounds(n) or self._main(n))
+
+    def _erase_unread_bounds(self) -> None:
+        """Remove the bounding maps, and what followed them, that layers have passed by and nothing reads."""
+        for node in reversed(self.traced.graph.nodes):
+            if self.unbounded.get(node) and node not in self.plan.moved and not self._main(node).users:
+                self.graph.erase_node(self._main(node))
 
     def _side_along(self, node: fx.Node) -> _Value:
         """Copy a node, and apply its operation to the side as well."""
@@ -318,7 +349,9 @@ class _Rewriter:
         )
         has_branch = not last and self._branch(layer, name, extra, node)
         self.root.set_submodule(name, layer)
-        arguments = (source.main,) if side is None else (source.main, side)
+        scaled = layer.quantizer.scales_input
+        read = (self._before_bounds(node.all_input_nodes[0]) if scaled else None) or source.main
+        arguments = (read,) if side is None else (read, side)
         pair = self.graph.call_module(name, arguments)
         main = self.graph.call_function(operator.getitem, (pair, 0))
         if not has_branch or self.merge == "preactivation" or layer.merge_here:

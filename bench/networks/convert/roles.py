@@ -42,6 +42,9 @@ _SPATIAL = (
 _SPATIAL_FUNCTIONS = set(
     "max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d lp_pool2d interpolate contiguous".split()
 )
+# a bounding map never falls, and it maps 0 to 0
+_COMMUTING = (nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.ZeroPad2d, nn.Identity, nn.Flatten)
+_COMMUTING_FUNCTIONS = {"max_pool2d", "adaptive_max_pool2d", "contiguous", "flatten"}
 _MOVES = set("view reshape transpose permute chunk split getitem unflatten squeeze flip".split())
 WEIGHTED = set(
     "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear bilinear".split()
@@ -88,6 +91,18 @@ def saturates(traced: Traced, node: fx.Node) -> bool:
     if module is not None:
         return isinstance(module, _SATURATING)
     return node.op in ("call_function", "call_method") and function_name(node) in _SATURATING_FUNCTIONS
+
+
+def commutes_with_bounds(traced: Traced, node: fx.Node) -> bool:
+    """Return whether an operation gives the same before a bounding map as behind it.
+
+    Max-pooling does, and so does what moves numbers or pads with 0.
+    """
+    module = traced.module(node)
+    if module is not None:
+        return isinstance(module, _COMMUTING)
+    role = role_of(traced, node)
+    return role == "move" or (role == "spatial" and function_name(node) in _COMMUTING_FUNCTIONS)
 
 
 def multiplies(node: fx.Node) -> bool:
