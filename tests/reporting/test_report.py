@@ -154,10 +154,31 @@ def test_gains_over_a_baseline_at_chance_say_so_and_bars_end_where_accuracies_do
     assert OVER_CHANCE in rows["EXP-Net"].flags and OVER_CHANCE not in rows["DoReFa-Net"].flags
     told = answer(report)[0]
     assert "+69.00" in told and told.endswith("In 1 of them the baseline is at chance.")
+    for seed in (
+        0,
+        1,
+    ):  # at 2/2 bits a difference of -9 between two arms at chance: no gain, it leads no range
+        results.trial("two", "DoReFa-Net", [10.0], seed=seed, epochs=1, bits="2/2/32", summary=chance)
+        arm = {"baseline": "DoReFa-Net", "strategy": SUM, "summary": chance}
+        results.trial("two", "EXP-Net", [1.0], seed=seed, epochs=1, bits="2/2/32", **arm)
+    with_chance = answer(make_report(read_experiment(results.write(), "two")))[0]
+    assert with_chance == f"{told} Left out: 1 pair of arms of which both are at chance."
     plot = charts.operations(report.cells, {})
     bars = {trace["name"]: trace["error_y"] for trace in plot["traces"]}
     arm = next(bar for name, bar in bars.items() if "EXP-Net" in name)
     assert (arm["arrayminus"], arm["array"], arm["symmetric"]) == ([79.0], [21.0], False)
+
+
+def test_a_page_of_runs_at_chance_tells_no_gain(tmp_path):
+    results = Results(tmp_path)
+    results.experiment("two", EXPERIMENT)
+    for seed in (0, 1):
+        chance = {"flags": ["at_chance"]}
+        results.trial("two", "DoReFa-Net", [10.0], seed=seed, epochs=1, summary=chance)
+        arm = {"baseline": "DoReFa-Net", "strategy": SUM, "summary": chance}
+        results.trial("two", "EXP-Net", [11.0 + seed], seed=seed, epochs=1, **arm)
+    told = answer(make_report(read_experiment(results.write(), "two")))[0]
+    assert told == "No gain can be told: in 1 pair of arms both are at chance."
 
 
 def test_nothing_is_dropped(tmp_path):

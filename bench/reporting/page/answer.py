@@ -43,13 +43,22 @@ def _exploratory_gains(report: Report) -> str:
     known = [(mean, cell) for cell, mean in paired if mean is not None]
     if not known:
         return "No gain can be told yet."
-    gains = [cell for _, cell in sorted(known, key=lambda gain: gain[0])]
+    gains = [cell for _, cell in sorted(known, key=lambda gain: gain[0]) if not _both_at_chance(cell)]
+    untold = len(known) - len(gains)
+    if not gains:
+        return f"No gain can be told: in {plural(untold, 'pair')} of arms both are at chance."
     told = f"Exploratory, no claim was declared: {plural(len(gains), 'gain')} over a baseline, "
     over_chance = sum(OVER_CHANCE in cell.flags for cell in gains)
     chance = f" In {over_chance} of them the baseline is at chance." if over_chance else ""
+    if untold:
+        chance += f" Left out: {plural(untold, 'pair')} of arms of which both are at chance."
     if len(gains) == 1:
         return f"{told}{_gain_and_place(gains[0])}.{chance}"
     return f"{told}from {_gain_and_place(gains[0])} to {_gain_and_place(gains[-1])}.{chance}"
+
+
+def _both_at_chance(cell: Cell) -> bool:
+    return cell.at_chance and cell.pairing is not None and cell.pairing.against.at_chance
 
 
 def _gain_and_place(cell: Cell) -> str:
