@@ -83,13 +83,15 @@ def describe_layers(network: Network) -> list[LayerRow]:
             shape, bits = (module.num_features,), 32 * 2 * parameters
             reason = "batch norm: four numbers a channel"
             rows.append(LayerRow(name, "batch norm", shape, parameters, 0, 0, 32, 32, bits, False, reason))
-        elif not isinstance(module, Quantizer) and (
-            own := [p.numel() for p in module.parameters(recurse=False)]
-        ):
-            rows.append(
-                LayerRow(name, type(module).__name__, (), sum(own), 0, 0, 32, 32, 32 * sum(own), False, _KEPT)
-            )
+        elif not isinstance(module, Quantizer) and (own := _own_parameters(module)):
+            rows.append(LayerRow(name, type(module).__name__, (), own, 0, 0, 32, 32, 32 * own, False, _KEPT))
     return rows
+
+
+def _own_parameters(module: nn.Module) -> int:
+    """Return how many parameters a module has itself, those of its quantizer (a learned bound) included."""
+    parts = [module, *(child for child in module.children() if isinstance(child, Quantizer))]
+    return sum(p.numel() for part in parts for p in part.parameters(recurse=False))
 
 
 def costs(network: Network, input_size: int | None = None) -> Costs:

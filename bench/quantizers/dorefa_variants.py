@@ -33,6 +33,7 @@ ENTRIES = [
         "help": "dorefa as BITorch has it: gradients pass unchanged, 1-bit weights have no scale and zero "
         "is -1",
         "w_bits": [1, 2, 3, 4, 5, 6, 7, 8],
+        "revision": 2,
     },
 ]
 
@@ -96,6 +97,8 @@ class DoReFaBITorch(DoReFa):
                  tanh. All-zero weights are the level of 0, 1/n for k > 1 bits, here and NaN there.
     activation:  round_k(clip(x, 0, 1)); the gradient passes unchanged, outside of [0, 1] as well
     """
+
+    beyond_bounds = True
 
     def statistics(self, w: Tensor) -> Tensor:
         """Return max |tanh w|, float32 of shape (), without gradient."""

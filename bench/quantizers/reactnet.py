@@ -21,7 +21,7 @@ ENTRIES = [
         "options": {"slope": {"default": 0.25, "help": "what the learned slopes of RPReLU start at"}},
         "w_bits": [1],
         "a_bits": [1],
-        "revision": 2,
+        "revision": 3,
     }
 ]
 
@@ -48,6 +48,7 @@ class ReActNet(BiReal):
     slope: nn.Parameter
     shift_out: nn.Parameter
     threshold: nn.Parameter
+    beyond_bounds = True
     read_by: ClassVar = {
         **dict.fromkeys(("shift_in", "slope", "shift_out"), ("bound", "activation")),
         "threshold": ("activation",),

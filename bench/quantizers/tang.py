@@ -28,7 +28,7 @@ ENTRIES = [
         },
         "w_bits": [1],
         "a_bits": [1, 2, 3, 4],
-        "revision": 2,
+        "revision": 3,
     }
 ]
 
@@ -75,6 +75,7 @@ class Tang(SignWeights):
     """
 
     slope: nn.Parameter
+    beyond_bounds = True
     read_by: ClassVar = {"slope": ("bound", "activation")}
 
     def __init__(self, *args: Any, bipolar: float = 5e-7, slope: float = 0.25, **kwargs: Any) -> None:

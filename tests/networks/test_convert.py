@@ -171,7 +171,9 @@ CASES = (
 )
 
 
-@pytest.mark.parametrize(("quantizer", "bits"), [("dorefa", "1/2"), ("xnor", "1/1"), ("syq", "2/2")])
+@pytest.mark.parametrize(
+    ("quantizer", "bits"), [("dorefa", "1/2"), ("dorefa_bitorch", "2/2"), ("xnor", "1/1"), ("syq", "2/2")]
+)
 @pytest.mark.parametrize(("kind", "merge"), CASES)
 def test_a_plain_network_becomes_the_one_of_this_package(kind, merge, quantizer, bits):
     """Same parameters by name, same logits and gradients while the branch fades."""
@@ -197,6 +199,51 @@ def test_a_plain_network_becomes_the_one_of_this_package(kind, merge, quantizer,
     others = dict(made.named_parameters())
     for name, parameter in ours.named_parameters():
         torch.testing.assert_close(parameter.grad, others[name].grad, rtol=2e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(("quantizer", "bits"), [("pact", "2/2"), ("tang", "1/2"), ("reactnet", "1/1")])
+@pytest.mark.parametrize("kind", ["chain", "pre"])
+def test_learned_activations_act_once_in_each_layer_with_parameters_of_its_own(kind, quantizer, bits):
+    """The layers of the package's network and of the converted one, with unlike learned values, are the same."""
+    native = {"kind": "resnet20", "block": kind, "shortcut": "B"} if kind != "chain" else "vgg_small"
+    fields = config(native, quantizer, bits, width=0.125 if kind != "chain" else 1 / 64)
+    ours = build(fields, num_classes=10, clock=Clock(3), branch=None)
+    initialize(ours, 5, "he_normal")
+    root = Chain([2, 2, 4, 4, 8, 8]) if kind == "chain" else PlainResNet(kind == "pre")
+    made, _ = transformed(root, None, size=32, quantizer=quantizer, bits=bits)
+    low = [name for name, _ in made.low_precision_layers()]
+    learned = {name for name, _ in ours.named_parameters() if name.split(".quantizer")[0] in low}
+    others = dict(made.named_parameters())
+    generator = torch.Generator().manual_seed(8)
+    for name, parameter in ours.named_parameters():
+        if ".quantizer." in name and name in learned:
+            assert others[name].shape == parameter.shape, name
+            values = 0.1 + torch.rand(parameter.shape, generator=generator)
+            parameter.data, others[name].data = values, values.clone()
+    x = images(ours, 6) * 2 - 0.5
+    for network in (ours, made):
+        network.train()
+        network(x).square().mean().backward()
+    torch.testing.assert_close(ours(x), made(x), rtol=1e-4, atol=1e-5)
+    compared = [name for name, _ in ours.named_parameters() if name in others]
+    assert learned <= set(compared)
+    for name in compared:
+        torch.testing.assert_close(
+            ours.get_parameter(name).grad, others[name].grad, rtol=2e-3, atol=1e-5, msg=name
+        )
+
+
+def test_each_place_has_a_learned_bounding_map_of_its_own():
+    """``relu`` is called three times, at two numbers of channels; the shortcuts and the last layer read it."""
+    network, clock = transformed(PlainResNet(False), None, size=32, quantizer="reactnet", bits="1/1")
+    bounds = {name: m for name, m in network.named_modules() if isinstance(m, Bound)}
+    slopes = [m.quantizer.slope for m in bounds.values()]
+    assert len({id(slope) for slope in slopes}) == len(slopes) > 9
+    assert sorted({slope.numel() for slope in slopes}) == [2, 4, 8]
+    clock.set(0, 0.0)
+    network(images(network)).sum().backward()
+    assert all(slope.grad is not None for slope in slopes)
+    check_removal(network, clock)
 
 
 # -- single constructions ------------------------------------------------------------------------------------

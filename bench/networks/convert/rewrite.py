@@ -9,8 +9,9 @@ Parameters keep their names.
 - A low-precision layer quantizes its input. An activation function such as ReLU becomes the quantizer's
   bounding map where a low-precision layer or the last layer reads the activation's values: to quantize
   bounded values is to quantize the original ones, and other readers (a shortcut, a pooling) read bounded
-  values, as in the networks of this package. A layer with XNOR-Net's input scale K reads the original ones,
-  since K is that of the values before the bounding map.
+  values, as in the networks of this package. A layer whose quantizer depends on more than the bounded values
+  (``Quantizer.beyond_bounds``: XNOR-Net's input scale, BITorch's gradient, a learned PReLU or clip) reads the
+  original ones.
 - Formulas (``y * relu6(y + 3) / 6``), gates (squeeze and excitation) and activations that are their input
   times a gate (SiLU, GELU, Hardswish) stay. A layer that reads no bounding map bounds its input itself.
 - The output of a branch, called the side, follows the main path to the layers that read it. It passes batch
@@ -27,6 +28,7 @@ Parameters keep their names.
 
 from __future__ import annotations
 
+import itertools
 import operator
 from dataclasses import dataclass
 from typing import cast
@@ -210,11 +212,22 @@ class _Rewriter:
         return _Value(made, source.side, source.channels, source.sources, source.activated)
 
     def _bound(self, node: fx.Node) -> fx.Node:
-        """Replace an activation by the bounding map."""
+        """Replace an activation by the bounding map; each place has its own where the map has parameters."""
         name = str(node.target) if node.op == "call_module" else "bounding"
-        if not has_module(self.root, name) or not isinstance(self.root.get_submodule(name), Bound):
-            self.root.set_submodule(name, Bound(self.builder.quantizer(name, None)))
+        if not self._is_bound(name):
+            self.root.set_submodule(name, self._make_bound(name, node))
+        elif any(True for _ in self.root.get_submodule(name).parameters()):
+            free = (f"{name}_{i}" for i in itertools.count(1))
+            name = next(other for other in free if not has_module(self.root, other))
+            self.root.set_submodule(name, self._make_bound(name, node))
         return self.graph.call_module(name, (self._main(node.all_input_nodes[0]),))
+
+    def _is_bound(self, name: str) -> bool:
+        return has_module(self.root, name) and isinstance(self.root.get_submodule(name), Bound)
+
+    def _make_bound(self, name: str, node: fx.Node) -> Bound:
+        shape = self.traced.shapes.get(node, ())
+        return Bound(self.builder.quantizer(name, None, shape[1] if len(shape) == 4 else None))
 
     def _before_bounds(self, node: fx.Node) -> fx.Node | None:
         """Return the main path of ``node`` without the bounding maps in front, None where this has no sense.
@@ -349,8 +362,8 @@ class _Rewriter:
         )
         has_branch = not last and self._branch(layer, name, extra, node)
         self.root.set_submodule(name, layer)
-        scaled = layer.quantizer.scales_input
-        read = (self._before_bounds(node.all_input_nodes[0]) if scaled else None) or source.main
+        beyond = layer.quantizer.beyond_bounds
+        read = (self._before_bounds(node.all_input_nodes[0]) if beyond else None) or source.main
         arguments = (read,) if side is None else (read, side)
         pair = self.graph.call_module(name, arguments)
         main = self.graph.call_function(operator.getitem, (pair, 0))
@@ -370,8 +383,9 @@ class _Rewriter:
                 return Quantizer()
             if reads_images:
                 return _weights_alone(self.builder, stream, shape)
-            return self.builder.quantizer(stream, shape)
+            return self.builder.quantizer(stream, shape, channels if stream == name else None)
 
+        channels = layer.in_channels if isinstance(layer, nn.Conv2d) else None
         self.builder.set_up(layer, name, quantizer, extra=extra, dropout=dropout, blended=not last)
         layer.reads_images = reads_images
         if reads_images:
