@@ -55,7 +55,7 @@ ENTRIES = [
         "help": "Zhuang et al.: weights first, then activations; or falling bit widths; a twin may guide",
         "title": "Towards Effective Low-bitwidth Convolutional Neural Networks",
         "arxiv": "1711.00205",
-        "revision": 2,
+        "revision": 3,
         "options": {
             "stages": {
                 "type": "names",
@@ -98,6 +98,8 @@ ENTRIES = [
 class Stages(Strategy):
     """The network at the bit widths of its stages: ``widths`` in order, then the trial's own.
 
+    Layers in full precision, such as the last one of a converted network, stay so in every stage.
+
     A subclass has the options ``until`` and ``bn_reestimate``.
     """
 
@@ -118,7 +120,7 @@ class Stages(Strategy):
 
     def prepare(self, network: Network, build: Build, weights: Weights) -> None:
         for layer in network.modules():
-            if isinstance(layer, ActivationInput):
+            if isinstance(layer, ActivationInput) and type(layer.quantizer) is not Quantizer:
                 layer.interims = tuple(self._interim(layer, w, a) for w, a in self.widths)
 
     def before_step(self, network: Network, step: int) -> None:

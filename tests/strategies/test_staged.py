@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from bench.costs.measure import make_run, synthetic
 from bench.errors import InputError
 from bench.layers.diagnostics import in_evaluation
+from bench.networks import Builder, initialize
+from bench.networks.convert.rewrite import transform
 from bench.quantizers.functional import round_unit
+from bench.randomness import Clock
 from bench.strategies import make_strategy
 from tests.configs import make_config
 from tests.strategies.toys import FULL
@@ -53,6 +58,25 @@ def test_each_stage_quantizes_at_its_own_widths_and_evaluation_at_the_trials():
         run.clock.set_factor(0.0)  # deployed
         torch.testing.assert_close(layer.low_precision_weight(False), one_bit)
         torch.testing.assert_close(layer.activate(y), round_unit(y, 1))
+
+
+def test_a_layer_in_full_precision_stays_so_in_every_stage():
+    """The last layer of a converted network: its weights and its input are not quantized at 4 bits either."""
+    root = nn.Sequential(
+        *(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)),
+    )
+    config = make_config(bits="2/2", strategy=staged(stages=["4/4"]), epochs=2)
+    clock = Clock(3)
+    builder = Builder(config, clock, None, None)
+    network = builder.finish(transform(root, builder, 10, input_size=16))
+    initialize(network, 5, "he_normal")
+    make_strategy(config, 5).prepare(network, lambda *_: network, {})
+    clock.set(0, 1.0)
+    y = torch.linspace(0.0, 1.0, 24).reshape(6, 4)
+    assert torch.equal(network.get_submodule("8")(y)[0], F.linear(y, root[8].weight, root[8].bias))
+    layer = network.get_submodule("3")
+    assert len(layer.low_precision_weight(False).unique()) > 4 and len(layer.activate(y).unique()) == 16
 
 
 def test_two_step_quantization_learns_the_codes_before_the_weights_are_quantized():
