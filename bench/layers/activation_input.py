@@ -13,15 +13,31 @@ from bench.randomness import Clock
 Pair = tuple[Tensor, Tensor | None]
 
 
-class ActivationInput(nn.Module):
-    """The input of a layer that reads a pair ``(y, side)``: ``y`` is quantized, ``side`` joined."""
+class Quantizing(nn.Module):
+    """A module with a quantizer, and with others in its place in the stages of a strategy."""
 
     quantizer: Quantizer
     clock: Clock
+    interims: tuple[Quantizer, ...] = ()  # the quantizers of a strategy's stages, the last stage left out
+
+    @property
+    def acting(self) -> Quantizer:
+        """The quantizer in use: the stage's while the factor is above 0, else the module's own."""
+        return self.interims[self.clock.stage] if self.interims and self.clock.active else self.quantizer
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, also of the stages' quantizers: they are no children, their state is the module's."""
+        for interim in self.interims:
+            interim.train(mode)
+        return super().train(mode)
+
+
+class ActivationInput(Quantizing):
+    """The input of a layer that reads a pair ``(y, side)``: ``y`` is quantized, ``side`` joined."""
+
     merge: str | None
     magnitude_first: bool
     weight_extra: nn.Parameter | None
-    interims: tuple[Quantizer, ...] = ()  # the quantizers of a strategy's stages, the last stage left out
 
     def set_up_input(
         self, quantizer: Quantizer, clock: Clock, merge: str | None, blend: str | None, magnitude_first: bool
@@ -32,17 +48,6 @@ class ActivationInput(nn.Module):
         self.merge = merge
         self.blend_activations = blend in ("both", "activations")
         self.magnitude_first = magnitude_first
-
-    @property
-    def acting(self) -> Quantizer:
-        """The quantizer in use: the stage's while the factor is above 0, else the layer's own."""
-        return self.interims[self.clock.stage] if self.interims and self.clock.active else self.quantizer
-
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode, also of the stages' quantizers, which are no children: their state is the layer's."""
-        for interim in self.interims:
-            interim.train(mode)
-        return super().train(mode)
 
     def real(self, y: Tensor) -> Tensor:
         """Return what the activation maps read: ``y``, or min(1, |y|) with ``magnitude_first``; any shape."""

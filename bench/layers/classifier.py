@@ -68,9 +68,8 @@ class Classifier(ActivationInput, nn.Linear):
         self.quantizer.add_penalty_()
 
     def strip_(self) -> None:
-        """Remove the extra weights and the quantizers of a strategy's stages."""
+        """Remove the extra weights."""
         self.weight_extra = None
-        self.interims = ()
         self.merge = None
 
 

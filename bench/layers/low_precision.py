@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.layers.activation_input import ActivationInput, Pair
+from bench.layers.activation_input import ActivationInput, Pair, Quantizing
 from bench.layers.branch import BranchConv2d, BranchLinear
 from bench.layers.classifier import Classifier
 from bench.layers.dropout import Dropout
@@ -219,7 +219,6 @@ class LowPrecisionLayer(ActivationInput):
             statistics = self.joint_statistics()
             self.fixed_statistics = None if statistics is None else statistics.detach().clone()
         self.branch = self.weight_extra = self.quantizer_extra = self.merge = self.partition = None
-        self.interims = ()
         self.one_convolution = False
         self.extra_out = 0
 
@@ -284,6 +283,8 @@ def strip(network: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {**clocks}
     stripped = copy.deepcopy(network, memo)
     for module in stripped.modules():
+        if isinstance(module, Quantizing):
+            module.interims = ()
         if isinstance(module, LowPrecisionLayer | Classifier):
             module.strip_()
     return stripped

@@ -40,7 +40,7 @@ from bench import registry
 from bench.errors import InputError
 from bench.experiments.config import TrialConfig, parse_bits, short_bits
 from bench.experiments.options import keywords
-from bench.layers.activation_input import ActivationInput
+from bench.layers.activation_input import Quantizing
 from bench.networks import Network
 from bench.quantizers import FullPrecisionWeights, Interim, Quantizer, make_quantizer
 from bench.schedules.times import shares_passed
@@ -119,9 +119,10 @@ class Stages(Strategy):
         return (count - self.stage(step)) / count if count else 0.0
 
     def prepare(self, network: Network, build: Build, weights: Weights) -> None:
-        for layer in network.modules():
-            if isinstance(layer, ActivationInput) and type(layer.quantizer) is not Quantizer:
-                layer.interims = tuple(self._interim(layer, w, a) for w, a in self.widths)
+        device = next(network.parameters()).device
+        for module in network.modules():
+            if isinstance(module, Quantizing) and type(module.quantizer) is not Quantizer:
+                module.interims = tuple(self._interim(module.quantizer, w, a, device) for w, a in self.widths)
 
     def before_step(self, network: Network, step: int) -> None:
         """Start the learned scales of the weights anew at the step from which on they are quantized."""
@@ -134,9 +135,9 @@ class Stages(Strategy):
         stage = self.stage(step)
         return stage < len(self.widths) and self.widths[stage][0] == 32
 
-    def _interim(self, layer: ActivationInput, w_bits: int, a_bits: int) -> Quantizer:
-        """Return what quantizes weights and input of ``layer`` at these widths."""
-        own, (own_w, own_a, g_bits) = layer.quantizer, self.config.bit_widths
+    def _interim(self, own: Quantizer, w_bits: int, a_bits: int, device: torch.device) -> Quantizer:
+        """Return what quantizes at these widths what ``own`` quantizes at the trial's."""
+        own_w, own_a, g_bits = self.config.bit_widths
         if w_bits in (32, own_w) and a_bits in (32, own_a):
             return Interim(own, w_bits, a_bits)
         kind, bits = self.config.quantizer["kind"], short_bits(self.config.bits)
@@ -151,7 +152,7 @@ class Stages(Strategy):
             own_a if a_bits == 32 else a_bits,
             g_bits,
             **keywords(self.config.quantizer),
-        ).to(next(layer.parameters()).device)
+        ).to(device)
         made.draws = own.draws
         return Interim(
             FullPrecisionWeights(made) if isinstance(own, FullPrecisionWeights) else made, w_bits, a_bits

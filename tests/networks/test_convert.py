@@ -30,6 +30,7 @@ from bench.networks.convert.rewrite import transform
 from bench.randomness import Clock
 from bench.records.store import Store
 from bench.reporting import cells
+from bench.strategies import make_strategy
 from tests.configs import make_config
 
 MERGES = ["sum", "difference", "concat", "preactivation"]
@@ -231,6 +232,33 @@ def test_learned_activations_act_once_in_each_layer_with_parameters_of_its_own(k
         torch.testing.assert_close(
             ours.get_parameter(name).grad, others[name].grad, rtol=2e-3, atol=1e-5, msg=name
         )
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "bits", "stage"),
+    [("hwgq", "1/2", "1/4"), ("dorefa", "2/2", "4/4"), ("xnor", "1/1", "32/32"), ("pact", "2/2", "32/32")],
+)
+@pytest.mark.parametrize("kind", ["chain", "post"])
+def test_a_stage_of_a_converted_network_is_that_of_the_package_s(kind, quantizer, bits, stage):
+    """The bounding maps in front of shortcuts and the last layer follow the stage as well: HWGQ's does."""
+    native = {"kind": "resnet20", "block": kind, "shortcut": "B"} if kind != "chain" else "vgg_small"
+    strategy = {"kind": "staged", "stages": [stage]}
+    fields = config(
+        native, quantizer, bits, width=0.125 if kind != "chain" else 1 / 64, strategy=strategy, epochs=2
+    )
+    clock = Clock(3)
+    ours = build(fields, num_classes=10, clock=clock, branch=None)
+    initialize(ours, 5, "he_normal")
+    root = Chain([2, 2, 4, 4, 8, 8]) if kind == "chain" else PlainResNet(False)
+    made, own_clock = transformed(root, None, size=32, quantizer=quantizer, bits=bits)
+    found, x = [], images(ours, 6) * 2 - 0.5
+    for network in (ours, made):
+        make_strategy(fields, 5).prepare(network, None, {})
+        for set_clock in (clock, own_clock):
+            set_clock.set(0, 1.0)
+        found.append([network.train()(x), strip(network).train()(x)])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+    assert not torch.equal(*found[0])
 
 
 def test_each_place_has_a_learned_bounding_map_of_its_own():

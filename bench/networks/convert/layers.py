@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.layers.activation_input import Pair
+from bench.layers.activation_input import Pair, Quantizing
 from bench.layers.dropout import Dropout
 from bench.layers.low_precision import LowPrecisionConv2d, LowPrecisionLayer, LowPrecisionLinear
 from bench.quantizers import Quantizer
+from bench.randomness import Clock
 
 
 class _Converted(LowPrecisionLayer):
@@ -73,17 +74,17 @@ class ConvertedLinear(_Converted, LowPrecisionLinear):  # type: ignore[misc]
         self.weight, self.bias = linear.weight, linear.bias  # type: ignore[assignment]
 
 
-class Bound(nn.Module):
+class Bound(Quantizing):
     """The quantizer's bounding map, where the network had an activation; any shape. Its readers quantize."""
 
-    def __init__(self, quantizer: Quantizer) -> None:
+    def __init__(self, quantizer: Quantizer, clock: Clock) -> None:
         super().__init__()
         quantizer.keep_("bound")
-        self.quantizer = quantizer
+        self.quantizer, self.clock = quantizer, clock
 
     def forward(self, y: Tensor) -> Tensor:
         """Return the bounded ``y``."""
-        return self.quantizer.bound(y)
+        return self.acting.bound(y)
 
 
 class CountedStochasticDepth(Dropout):

@@ -227,7 +227,8 @@ class _Rewriter:
 
     def _make_bound(self, name: str, node: fx.Node) -> Bound:
         shape = self.traced.shapes.get(node, ())
-        return Bound(self.builder.quantizer(name, None, shape[1] if len(shape) == 4 else None))
+        channels = shape[1] if len(shape) == 4 else None
+        return Bound(self.builder.quantizer(name, None, channels), self.builder.clock)
 
     def _before_bounds(self, node: fx.Node) -> fx.Node | None:
         """Return the main path of ``node`` without the bounding maps in front, None where this has no sense.
