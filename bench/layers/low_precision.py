@@ -32,9 +32,12 @@ from bench.layers.branch import BranchConv2d, BranchLinear
 from bench.layers.classifier import Classifier
 from bench.layers.dropout import Dropout
 from bench.layers.partition import Partition
+from bench.machine.onednn import guard_convolutions
 from bench.quantizers import Quantizer
 from bench.quantizers.deployed import Levels
 from bench.randomness import Clock
+
+guard_convolutions()
 
 
 class LowPrecisionLayer(ActivationInput):
