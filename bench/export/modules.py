@@ -139,12 +139,12 @@ class InputScale(nn.Module):
     """XNOR-Net's K (1603.05279, section 3.2): the box-filtered channel mean of the input's magnitude.
 
     (B, C, H, W) -> (B, 1, H', W'), or (B, out, H', W') with groups; (B, F) -> (B, 1).
-    ``magnitude_first``: the input is min(1, \\|x\\|) instead.
+    ``read``: the identity, or min(1, \\|x\\|) where the layer takes the magnitude first.
     """
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, magnitude_first: bool) -> None:
+    def __init__(self, read: Activation, layer: nn.Conv2d | nn.Linear) -> None:
         super().__init__()
-        self.magnitude_first = magnitude_first
+        self.read = read
         self.window = None
         self.groups, self.repeats = 1, 1
         if isinstance(layer, nn.Conv2d):
@@ -153,7 +153,7 @@ class InputScale(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         """Return K of a layer's input ``y`` before its sign."""
-        x = torch.clamp(torch.abs(y), max=1.0) if self.magnitude_first else y
+        x = self.read(y)
         if self.window is None:
             return x.flatten(1).abs().mean(dim=1, keepdim=True)
         if self.groups > 1:

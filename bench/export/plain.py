@@ -91,9 +91,8 @@ def _layer(layer: LowPrecisionLayer, name: str) -> InferenceConv2d | InferenceLi
     raw = getattr(layer, "reads_images", False)
     activation = Activation(ActivationMap("identity")) if raw else _activation(layer, name, bound=False)
     bound = Activation(ActivationMap("identity")) if raw else _activation(layer, name, bound=True)
-    scale = None
-    if quantizer.scales_input:
-        scale = InputScale(layer, activation.magnitude_first)  # type: ignore[arg-type]
+    read = Activation(ActivationMap("identity"), activation.magnitude_first)
+    scale = InputScale(read, layer) if quantizer.scales_input else None  # type: ignore[arg-type]
     kind = InferenceConv2d if isinstance(layer, nn.Conv2d) else InferenceLinear
     made = kind(layer, activation, scale)  # type: ignore[arg-type]
     made.take(weight if levels is None else levels.weight(), levels, layer.bias)  # type: ignore[arg-type]

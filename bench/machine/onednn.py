@@ -12,10 +12,11 @@ from torch import Tensor
 def guard_convolutions() -> None:
     """Make ``F.conv2d`` avoid the 1x1 convolutions whose gradient damages memory; once a process.
 
-    The input's gradient of a strided 1x1 convolution of less than 8 channels (oneDNN's brgconv_strided:avx2,
-    torch 2.14) writes beyond its memory, and the process dies sooner or later. Such a convolution reads every
-    s-th pixel, so the guard picks these pixels and convolves them with stride 1. Other CPUs and convolutions
-    are left as they are.
+    The gradient of the input of a strided 1x1 convolution with fewer than 8 input channels writes beyond its
+    memory (``brgconv_strided:avx2`` of oneDNN in torch 2.14.1, float32, channels last), and the process dies
+    sooner or later. Such a convolution reads every s-th pixel, so the guard picks these pixels and convolves
+    them with stride 1, in evaluation too: both modes add up alike. Other CPUs and convolutions stay as they
+    are.
     """
     original = F.conv2d
     if torch.backends.cpu.get_cpu_capability() != "AVX2" or hasattr(original, "guarded"):

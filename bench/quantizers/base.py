@@ -25,10 +25,10 @@ class Quantizer(nn.Module):
     ``running``: names of the buffers, vectors, that training moves with the activations; workers average
     them. ``scales_input``: True where the convolution's output is to be multiplied by ``input_scale`` of
     its input. ``beyond_bounds``: whether a layer depends on more than its bounded input (its input scale, a
-    gradient beyond the bounds) or has a learned bounding map, which would act twice.
-    ``read_by``: the learned parameters of the activations, each with the maps that read it, of
-    "bound" and "activation". ``absolute_levels``: whether a level is the same one where its value is; else
-    where its place from 0 is, since the values move with a scale.
+    gradient beyond the bounds) or has a learned bounding map, which would act twice. ``read_by``: the
+    learned parameters of the activations, each with the maps that read it, of "bound" and "activation".
+    ``absolute_levels``: whether a level is the same one where its value is; else where its place from 0 is,
+    since the values move with a scale.
     """
 
     scales_input = False

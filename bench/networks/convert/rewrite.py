@@ -137,7 +137,7 @@ class _Rewriter:
         self.root = traced.root
         self.graph = fx.Graph()
         self.values: dict[fx.Node, _Value] = {}
-        self.unbounded: dict[fx.Node, fx.Node | None] = {}
+        self.unbounded: dict[fx.Node, fx.Node | None] = {}  # what ``_before_bounds`` has found
         self.merge = builder.merge
         self.concat = self.merge == "concat"
         self.plain = builder.config.quantizer["kind"] == "full_precision"
@@ -231,10 +231,10 @@ class _Rewriter:
         return Bound(self.builder.quantizer(name, None, channels), self.builder.clock)
 
     def _before_bounds(self, node: fx.Node) -> fx.Node | None:
-        """Return the main path of ``node`` without the bounding maps in front, None where this has no sense.
+        """Return the main path of ``node`` without the bounding maps in front, None where there is none.
 
-        It has sense where only max-pooling, moves and concatenation stand between them and ``node``: the
-        bounded result is the same in either order.
+        There is one where only max-pooling, moves and concatenation stand between the maps and ``node``: the
+        bounded result is the same in either order. A layer behind an average reads bounded values.
         """
         if node not in self.unbounded:
             self.unbounded[node] = self._find_before_bounds(node)

@@ -42,7 +42,8 @@ _SPATIAL = (
 _SPATIAL_FUNCTIONS = set(
     "max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d lp_pool2d interpolate contiguous".split()
 )
-# a bounding map never falls, and it maps 0 to 0
+# A bounding map never falls and maps 0 to 0. A learned one may leave that as it trains: its layers then act
+# behind these operations, as in the networks of this package.
 _COMMUTING = (nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.ZeroPad2d, nn.Identity, nn.Flatten)
 _COMMUTING_FUNCTIONS = {"max_pool2d", "adaptive_max_pool2d", "contiguous", "flatten"}
 _MOVES = set("view reshape transpose permute chunk split getitem unflatten squeeze flip".split())
