@@ -357,7 +357,7 @@ def compare_compiled(cases, backend, tolerance):
         clock.set(step, 0.0)
         results = []
         for function in (module, compiled):
-            # Multiples of 2^-12: their sum is exact, so a mean is one number in whatever order a processor sums it.
+            # The sum of multiples of 2^-12 is exact, so every order of summing gives the same mean.
             w = (torch.tensor(values(CONV, scale=0.7)) * 4096).round().div(4096).float().requires_grad_()
             x = torch.tensor(values((2, 5, 8, 8), seed=1)).float().requires_grad_()
             with torch.no_grad():
@@ -367,7 +367,7 @@ def compare_compiled(cases, backend, tolerance):
             loss = sum((o * (i + 1)).pow(2).sum() for i, o in enumerate(outputs))
             results.append((outputs, torch.autograd.grad(loss, [w, x, *module.parameters()])))
         for i, (eager, other) in enumerate(zip(*(r[0] for r in results), strict=True)):
-            if backend == "inductor":  # tanh, and a division by n as a product with 1/n: one unit in the last place
+            if backend == "inductor":  # its tanh and its division by n: one unit in the last place
                 torch.testing.assert_close(
                     other, eager, rtol=2.0**-23, atol=0, msg=lambda m, i=i: f"output {i}: {m}"
                 )
