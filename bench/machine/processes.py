@@ -14,6 +14,7 @@ import os
 import pickle
 import signal
 import sys
+import types
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection
 from typing import Any
@@ -31,7 +32,8 @@ class Child:
         parent = os.getpid() if CONTEXT.get_start_method() == "spawn" else None
         self.process = CONTEXT.Process(target=_begin, args=(parent, target, far, arguments), name=name)
         try:
-            self.process.start()
+            with _no_main_module():
+                self.process.start()
         except OSError as error:  # no memory, too many processes
             self.pipe.close()
             raise InputError(f"no further process can be started: {error.strerror}") from error
@@ -76,6 +78,21 @@ class Child:
             self.process.kill()
         self.process.join()
         self.pipe.close()
+
+
+@contextlib.contextmanager
+def _no_main_module() -> Iterator[None]:
+    """Let a process that is started here not run the user's script, which ``multiprocessing`` imports there.
+
+    Nothing of the script is needed there. A script without ``if __name__ == "__main__"`` would start the whole
+    run once more, and a script that came through a pipe has no file to import.
+    """
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 def wait(children: Sequence[Child], timeout: float) -> None:

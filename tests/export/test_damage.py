@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import pickle
 import re
 import zipfile
@@ -58,7 +59,10 @@ def refused(file: Path, form: str, message: str) -> None:
     assert str(file) in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.fixture(params=[pytest.param(40, id="few"), pytest.param(4000, id="many", marks=pytest.mark.slow)])
+MANY = 4000 if os.environ.get("BENCH_EXPORT_CASES") == "all" else 800  # `make soak` tries all
+
+
+@pytest.fixture(params=[pytest.param(40, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.slow)])
 def places(request, form, whole):
     """Return places in a file: evenly spread, and all at its beginning and in its seal."""
     length = len(whole[form])
