@@ -84,8 +84,8 @@ class Child:
 def _no_main_module() -> Iterator[None]:
     """Let a process that is started here not run the user's script, which ``multiprocessing`` imports there.
 
-    Nothing of the script is needed there. A script without ``if __name__ == "__main__"`` would start the whole
-    run once more, and a script that came through a pipe has no file to import.
+    Nothing of the script is needed there. A script without ``if __name__ == "__main__"`` would start the run
+    once more, and a script that came through a pipe has no file to import.
     """
     script = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")

@@ -1,4 +1,4 @@
-"""A slice of the matrix of exports; ``make soak`` runs the whole of it (``matrix.py``), the deepest network too."""
+"""A slice of the matrix of exports; ``make soak`` runs the whole of it (``matrix.py``)."""
 
 from __future__ import annotations
 
