@@ -25,6 +25,10 @@ class Quantizing(nn.Module):
         """The quantizer in use: the stage's while the factor is above 0, else the module's own."""
         return self.interims[self.clock.stage] if self.interims and self.clock.active else self.quantizer
 
+    def add_penalty_(self) -> None:
+        """Add the gradients of the quantizer's penalty on its activations' parameters."""
+        self.quantizer.add_penalty_()
+
     def train(self, mode: bool = True) -> Self:
         """Set the mode, also of the stages' quantizers: they are no children, their state is the module's."""
         for interim in self.interims:

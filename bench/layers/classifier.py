@@ -63,10 +63,6 @@ class Classifier(ActivationInput, nn.Linear):
             weight = torch.cat([weight, self.weight_extra], 1)
         return F.linear(x, weight, self.bias)
 
-    def add_penalty_(self) -> None:
-        """Add the gradients of the quantizer's penalty on its activations' parameters."""
-        self.quantizer.add_penalty_()
-
     def strip_(self) -> None:
         """Remove the extra weights."""
         self.weight_extra = None

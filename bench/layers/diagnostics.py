@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.layers.activation_input import ActivationInput
+from bench.layers.activation_input import Quantizing
 from bench.layers.classifier import Classifier, Meeting
 from bench.layers.low_precision import LowPrecisionLayer
 
@@ -20,7 +20,7 @@ from bench.layers.low_precision import LowPrecisionLayer
 def in_evaluation(network: nn.Module) -> Iterator[None]:
     """Keep ``network`` in evaluation mode within the context; each module's own mode is restored after it."""
     modules = list(network.modules())
-    for layer in [module for module in modules if isinstance(module, ActivationInput)]:
+    for layer in [module for module in modules if isinstance(module, Quantizing)]:
         modules += [module for interim in layer.interims for module in interim.modules()]
     modes = [(module, module.training) for module in modules]
     try:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bench.errors import InputError, nearest
 from bench.experiments.config import TrialConfig
 from bench.experiments.options import keywords
+from bench.layers.activation_input import Quantizing
 from bench.layers.branch import MERGES, Branch, BranchConv2d, BranchLinear
 from bench.layers.classifier import Classifier
 from bench.layers.dropout import Dropout
@@ -51,7 +52,7 @@ class Network(nn.Module):
     def add_penalty_(self) -> None:
         """Add the gradients of the quantizers' penalties, between the backward pass and the update."""
         for module in self.modules():
-            if isinstance(module, LowPrecisionLayer | Classifier):
+            if isinstance(module, Quantizing):
                 module.add_penalty_()
 
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from bench.errors import InputError
 from bench.experiments import start as field
 from bench.experiments.config import TrialConfig
-from bench.layers.classifier import Classifier
-from bench.layers.low_precision import LowPrecisionLayer
+from bench.layers.activation_input import Quantizing
 from bench.networks import Network
 from bench.networks.adoption import renamed
 from bench.text import clean
@@ -59,9 +58,9 @@ class Start:
 
 
 def _own_names(network: nn.Module) -> tuple[str, ...]:
-    """Return how names begin that the suite adds to a layer: branches, extra weights, learned scales."""
+    """Return how names begin that the suite adds: branches, extra weights, learned scales and bounds."""
     parts = ("branch.", "weight_extra", "quantizer.", "quantizer_extra.", "fixed_statistics")
-    layers = [name for name, m in network.named_modules() if isinstance(m, LowPrecisionLayer | Classifier)]
+    layers = [name for name, m in network.named_modules() if isinstance(m, Quantizing)]
     return tuple(f"{name}.{part}" for name in layers for part in parts)
 
 
