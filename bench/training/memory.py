@@ -12,22 +12,24 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from bench.layers.low_precision import low_precision_modules
+from bench.networks.convert.transformed import TransformedNetwork
 from bench.quantizers import Quantizer
 
 
 def recompute_activations(network: nn.Module) -> None:
     """Make ``network`` keep only the inputs of its parts for the backward pass, in place.
 
-    A part is an element of a ``ModuleList`` (the blocks of a residual network), elsewhere a low-precision
-    layer with its branch. What is computed again is the same bit for bit: draws are functions of step and
-    sample, batch norm normalises by the same statistics without adding them to the running ones a second
-    time, and a quantizer whose levels move with the activations (LQ-Nets) has those of the first time.
+    A part is an element of a ``ModuleList`` (the blocks of a residual network), elsewhere and in a converted
+    network a low-precision layer with its branch. What is computed again is the same bit for bit: draws are
+    functions of step and sample, batch norm normalises by the same statistics without adding them to the
+    running ones a second time, and a quantizer whose levels move with the activations (LQ-Nets) has those of
+    the first time.
     """
     parts: list[nn.Module] = []
     inside: set[nn.Module] = set()
-    lists = [
-        element for module in network.modules() if isinstance(module, nn.ModuleList) for element in module
-    ]
+    # a converted network calls its layers one by one, never the module that holds them
+    holders = () if isinstance(network, TransformedNetwork) else network.modules()
+    lists = [element for module in holders if isinstance(module, nn.ModuleList) for element in module]
     for part in (*lists, *(layer for _, layer in low_precision_modules(network))):
         if part not in inside:
             parts.append(part)
