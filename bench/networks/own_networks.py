@@ -22,7 +22,7 @@ ENTRIES = [
         "factory": "own_network",
         "help": 'a network of your own, "python:module.factory", transformed; needs --allow-code module',
         "input_size": None,
-        "revision": 3,
+        "revision": 4,
         "open": True,
         "options": {
             "source": {

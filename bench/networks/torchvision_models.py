@@ -20,6 +20,7 @@ ENTRIES = [
     {
         "name": "mobilenet_v2",
         "help": "MobileNetV2 of torchvision, transformed; width is its width_mult",
+        "revision": 2,
         "title": "MobileNetV2: Inverted Residuals and Linear Bottlenecks",
         "arxiv": "1801.04381",
         "input_size": 224,
@@ -29,6 +30,7 @@ ENTRIES = [
     {
         "name": "squeezenet1_1",
         "help": "SqueezeNet 1.1 of torchvision, transformed; its last layer is a convolution; width 1 alone",
+        "revision": 2,
         "title": "SqueezeNet: AlexNet-level accuracy with 50x fewer parameters and <0.5MB model size",
         "arxiv": "1602.07360",
         "input_size": 224,
@@ -39,7 +41,7 @@ ENTRIES = [
         "name": "torchvision",
         "help": "any classification network of torchvision by its name there, transformed",
         "input_size": 224,
-        "revision": 2,
+        "revision": 3,
         "options": {
             "name": {"type": "str", "help": "torchvision's name, for instance shufflenet_v2_x1_0"},
             "input_size": "shared",

@@ -24,15 +24,12 @@ class Quantizer(nn.Module):
     the random numbers of stochastic maps, set by the layer; None: one fixed stream, the same each step.
     ``running``: names of the buffers, vectors, that training moves with the activations; workers average
     them. ``scales_input``: True where the convolution's output is to be multiplied by ``input_scale`` of
-    its input. ``beyond_bounds``: whether a layer depends on more than its bounded input (its input scale, a
-    gradient beyond the bounds) or has a learned bounding map, which would act twice. ``read_by``: the
-    learned parameters of the activations, each with the maps that read it, of "bound" and "activation".
-    ``absolute_levels``: whether a level is the same one where its value is; else where its place from 0 is,
-    since the values move with a scale.
+    its input. ``read_by``: the learned parameters of the activations, each with the maps that read it, of
+    "bound" and "activation". ``absolute_levels``: whether a level is the same one where its value is; else
+    where its place from 0 is, since the values move with a scale.
     """
 
     scales_input = False
-    beyond_bounds = False
     running: tuple[str, ...] = ()
     read_by: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     absolute_levels = False
@@ -150,7 +147,6 @@ class _Wrapped(Quantizer):
         super().__init__(w_bits, a_bits, quantizer.g_bits)
         self.quantizer = quantizer
         self.scales_input = quantizer.scales_input and a_bits < 32
-        self.beyond_bounds = quantizer.beyond_bounds
 
     def keep_(self, *maps: str) -> None:
         self.quantizer.keep_(*maps)

@@ -98,8 +98,6 @@ class DoReFaBITorch(DoReFa):
     activation:  round_k(clip(x, 0, 1)); the gradient passes unchanged, outside of [0, 1] as well
     """
 
-    beyond_bounds = True
-
     def statistics(self, w: Tensor) -> Tensor:
         """Return max |tanh w|, float32 of shape (), without gradient."""
         return torch.tanh(w.detach().to(compute_dtype(w))).abs().amax()

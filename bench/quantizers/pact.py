@@ -88,7 +88,6 @@ class PACT(DoReFa):
     paper itself has these numbers could not be seen.
     """
 
-    beyond_bounds = True
     read_by: ClassVar = {"alpha": ("bound", "activation")}
 
     def __init__(self, *args: Any, alpha: float = 8.0, decay: float = 0.0002, **kwargs: Any) -> None:

@@ -48,7 +48,6 @@ class ReActNet(BiReal):
     slope: nn.Parameter
     shift_out: nn.Parameter
     threshold: nn.Parameter
-    beyond_bounds = True
     read_by: ClassVar = {
         **dict.fromkeys(("shift_in", "slope", "shift_out"), ("bound", "activation")),
         "threshold": ("activation",),

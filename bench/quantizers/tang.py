@@ -75,7 +75,6 @@ class Tang(SignWeights):
     """
 
     slope: nn.Parameter
-    beyond_bounds = True
     read_by: ClassVar = {"slope": ("bound", "activation")}
 
     def __init__(self, *args: Any, bipolar: float = 5e-7, slope: float = 0.25, **kwargs: Any) -> None:

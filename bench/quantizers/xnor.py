@@ -116,4 +116,4 @@ class XNOR(FilterSigns, SignActivations):
 
     def __init__(self, *args, input_scale: bool = True, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.scales_input = self.beyond_bounds = input_scale and self.a_bits == 1
+        self.scales_input = input_scale and self.a_bits == 1

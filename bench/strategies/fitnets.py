@@ -100,7 +100,7 @@ class FitNets(Strategy):
         self.hints = Taps(self.teacher, [hint], "strategy.hint", frozen=True)
         self.guided = Taps(network, [guided], "strategy.guided")
         self.regressor = Regressor(*self.guided.shapes(), *self.hints.shapes())
-        self.clock: Clock = self.guided.layers[guided].clock
+        self.clock: Clock = self.guided.layers[guided].layer.clock
         self.first = next(step for step in range(self.total_steps) if self.stage(step) == self.DISTILLATION)
 
     def trained(self) -> dict[str, Helper]:

@@ -3,7 +3,9 @@
 A tap stands at the input of a layer that reads activations: a low-precision layer or the classifier. It
 gives the main path's tensor before the activation: in a chain what the layer before wrote, batch norm and
 pooling included, in a residual network the sum that a block hands on (behind the next batch norm in the
-pre-activation order).
+pre-activation order). In a converted network it stands in front of the activation whose values the layer
+reads, so that a pooling between both, as in front of the last layer, comes after it. Where a layer reads
+something else, a concatenation for instance, the tap gives the layer's input as it is.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ from torch import Tensor, nn
 
 from bench.errors import InputError, nearest
 from bench.layers.activation_input import ActivationInput
-from bench.layers.classifier import Classifier
 from bench.layers.diagnostics import in_evaluation, watched
 from bench.networks import Network
+from bench.networks.convert.layers import Tap
+from bench.quantizers import Quantizer
 
 Shape = tuple[int, ...]
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def readers(network: nn.Module) -> dict[str, ActivationInput]:
@@ -33,22 +37,47 @@ def readers(network: nn.Module) -> dict[str, ActivationInput]:
     return {name: layer for name, layer in layers.items() if not getattr(layer, "reads_images", False)}
 
 
-def class_count(network: nn.Module) -> int:
-    """Return how many classes the network's logits have."""
-    return next(m.out_features for m in network.modules() if isinstance(m, Classifier))
+@torch.no_grad()
+def class_count(network: Network) -> int:
+    """Return how many classes the network's logits have; the last layer may be of any kind."""
+    with in_evaluation(network):
+        return network(network.blank_image()).shape[1]
 
 
 def block_inputs(network: nn.Module) -> list[str]:
     """Return the names of the layers that read a block's input, in order.
 
     Where a module of the network holds several layers (a residual block), these are its first one; layers
-    that the network holds itself (of a chain, the classifier) are a block each.
+    that the network holds itself (of a chain, the classifier) are a block each. A layer in an
+    ``nn.Sequential`` or a list belongs to the module around it.
     """
     found: dict[str, str] = {}
     for name in readers(network):
-        parent = name.rpartition(".")[0]
-        found.setdefault(parent or name, name)
+        block = name.rpartition(".")[0]
+        while block and isinstance(network.get_submodule(block), _CONTAINERS):
+            block = block.rpartition(".")[0]
+        found.setdefault(block or name, name)
     return list(found.values())
+
+
+class Reader:
+    """A layer that reads activations, and where the tensor before its activation passes: ``place``."""
+
+    def __init__(self, network: nn.Module, layer: ActivationInput) -> None:
+        name: str | None = getattr(layer, "tap", None)
+        self.layer = layer
+        self.place: nn.Module = layer if name is None else network.get_submodule(name)
+        self._activation: Tap | None = None  # of a layer without a quantizer, whose input is activated
+        if isinstance(self.place, Tap) and type(layer.quantizer) is Quantizer:
+            self._activation = self.place
+
+    def bounded(self, y: Tensor) -> Tensor:
+        """Return what passes the tap bounded, or as the activation in full precision gives it; any shape."""
+        return self.layer.bounded(y) if self._activation is None else self._activation.activated(y)
+
+    def activate(self, y: Tensor) -> Tensor:
+        """Return the activations that the layer makes of what passes the tap, or reads of it; any shape."""
+        return self.layer.activate(y) if self._activation is None else self._activation.activated(y)
 
 
 class Taps:
@@ -68,18 +97,18 @@ class Taps:
                 f"{where}: no layer that reads activations is called {', '.join(unknown)}. "
                 f"Layers: {', '.join(known)}."
             )
-        self.layers = {name: known[name] for name in layers}
+        self.layers = {name: Reader(network, known[name]) for name in layers}
         self._network = network
         self._frozen = frozen
         self._kept: dict[str, Tensor] = {}
-        for name, layer in self.layers.items():
-            layer.register_forward_pre_hook(self._hook(name))
+        for name, reader in self.layers.items():
+            reader.place.register_forward_pre_hook(self._hook(name))
 
     def _hook(self, name: str) -> Any:
         kept, frozen = self._kept, self._frozen
 
-        def keep(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if frozen or (layer.training and torch.is_grad_enabled()):
+        def keep(place: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if frozen or (place.training and torch.is_grad_enabled()):
                 kept[name] = inputs[0]
 
         return keep
@@ -90,8 +119,8 @@ class Taps:
         self._kept.clear()
         return values
 
-    def read(self) -> list[tuple[ActivationInput, Tensor]]:
-        """Return what ``take`` returns, each tensor with the layer that read it."""
+    def read(self) -> list[tuple[Reader, Tensor]]:
+        """Return what ``take`` returns, each tensor with its reader."""
         return list(zip(self.layers.values(), self.take(), strict=True))
 
     @torch.no_grad()
@@ -102,7 +131,8 @@ class Taps:
         def keep(name: str, _layer: nn.Module, inputs: tuple[Any, ...]) -> None:
             found[name] = tuple(inputs[0].shape[1:])
 
-        with in_evaluation(network), watched(self.layers.items(), keep, before=True):
+        places = [(name, reader.place) for name, reader in self.layers.items()]
+        with in_evaluation(network), watched(places, keep, before=True):
             network(network.blank_image())
         return [found[name] for name in self.layers]
 

@@ -73,8 +73,8 @@ def test_a_layer_in_full_precision_stays_so_in_every_stage():
     initialize(network, 5, "he_normal")
     make_strategy(config, 5).prepare(network, None, {})
     clock.set(0, 1.0)
-    y = torch.linspace(0.0, 1.0, 24).reshape(6, 4)
-    assert torch.equal(network.get_submodule("8")(y)[0], F.linear(y, root[8].weight, root[8].bias))
+    y, last = torch.linspace(0.0, 1.0, 24).reshape(6, 4), root.get_submodule("8")
+    assert torch.equal(network.get_submodule("8")(y)[0], F.linear(y, last.weight, last.bias))
     layer = network.get_submodule("3")
     assert len(layer.low_precision_weight(False).unique()) > 4 and len(layer.activate(y).unique()) == 16
 

@@ -24,6 +24,7 @@ class _Converted(LowPrecisionLayer):
 
     bias: nn.Parameter | None
     reads_images = False
+    tap: str | None = None  # the name of the ``Tap`` before the activation that the layer reads
 
     def real(self, y: Tensor) -> Tensor:
         return y if self.reads_images else super().real(y)
@@ -85,6 +86,26 @@ class Bound(Quantizing):
     def forward(self, y: Tensor) -> Tensor:
         """Return the bounded ``y``."""
         return self.acting.bound(y)
+
+
+class Tap(nn.Identity):
+    """The place in front of an activation that layers read, for strategies that look at what flows there.
+
+    ``activated`` is what the network makes of the values behind it: the bounding map, in full precision the
+    activation of the original.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._activated: tuple[Callable[[Tensor], Tensor], ...] = ()
+
+    def lead_to(self, activated: Callable[[Tensor], Tensor]) -> None:
+        """Set the map behind this place, which another module may be."""
+        self._activated = (activated,)  # a module in a tuple is no child: it has a name already
+
+    def activated(self, y: Tensor) -> Tensor:
+        """Return what the activation makes of ``y``; any shape."""
+        return self._activated[0](y)
 
 
 class CountedStochasticDepth(Dropout):

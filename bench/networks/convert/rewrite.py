@@ -6,19 +6,17 @@
 a reason, which convolutions and linear layers become low precision. This module rewrites the graph.
 Parameters keep their names.
 
-- A low-precision layer quantizes its input. An activation function such as ReLU becomes the quantizer's
-  bounding map where a low-precision layer or the last layer reads the activation's values: to quantize
-  bounded values is to quantize the original ones, and other readers (a shortcut, a pooling) read bounded
-  values, as in the networks of this package. A layer whose quantizer depends on more than the bounded values
-  (``Quantizer.beyond_bounds``: XNOR-Net's input scale, BITorch's gradient, a learned PReLU or clip) reads the
-  original ones.
+- A low-precision layer bounds and quantizes its input, as in the networks of this package. An activation
+  function such as ReLU becomes the quantizer's bounding map where a low-precision layer or the last layer
+  reads the activation's values. The low-precision layer reads the values before that map, other readers (a
+  shortcut, an average, the last layer) the bounded ones.
 - Formulas (``y * relu6(y + 3) / 6``), gates (squeeze and excitation) and activations that are their input
   times a gate (SiLU, GELU, Hardswish) stay. A layer that reads no bounding map bounds its input itself.
 - The output of a branch, called the side, follows the main path to the layers that read it. It passes batch
   norms and activations unchanged; poolings, sums, concatenations and dropout do to it what they do to the
   main path. With ``sum`` and ``difference`` the side joins the main path behind the next activation; where
   the path forks before one (a pre-activation stream, a linear bottleneck), the side joins at the
-  convolution's output.
+  convolution's output. (Within a pre-activation block the suite's own networks join at each output.)
 - With ``concat`` a shortcut that forks off carries the main channels alone. A layer whose extra channels
   reach no layer that could read them is refused by its name.
 - First convolution, last layer, depthwise convolutions and projections of shortcuts are full precision unless
@@ -45,6 +43,7 @@ from bench.networks.convert.layers import (
     ConvertedConv2d,
     ConvertedLinear,
     CountedStochasticDepth,
+    Tap,
     carried,
     concatenated_sides,
     side_through,
@@ -53,6 +52,7 @@ from bench.networks.convert.layers import (
 )
 from bench.networks.convert.plan import LAYERS, Choices, Plan, make_plan
 from bench.networks.convert.roles import commutes_with_bounds
+from bench.networks.convert.taps import activation_of, tapped_activations
 from bench.networks.convert.trace import Traced, trace
 from bench.networks.convert.transformed import TransformedNetwork, has_module, remove_unused
 from bench.quantizers import Quantizer
@@ -138,6 +138,8 @@ class _Rewriter:
         self.graph = fx.Graph()
         self.values: dict[fx.Node, _Value] = {}
         self.unbounded: dict[fx.Node, fx.Node | None] = {}  # what ``_before_bounds`` has found
+        self.tapped = tapped_activations(plan)
+        self.taps: dict[fx.Node, str] = {}  # of activations, the names
         self.merge = builder.merge
         self.concat = self.merge == "concat"
         self.plain = builder.config.quantizer["kind"] == "full_precision"
@@ -169,9 +171,7 @@ class _Rewriter:
             return self._dropout(node)
         sources = [self.values[n] for n in node.all_input_nodes]
         if role == "activation":
-            value = self._side_unchanged(node, sources[0])
-            value.activated = True
-            return value
+            return self._activation(node, sources[0])
         if not any(value.side is not None for value in sources):
             return self._other(node)
         if role == "norm":
@@ -207,6 +207,27 @@ class _Rewriter:
     def _main(self, node: fx.Node) -> fx.Node:
         return self.values[node].main
 
+    def _activation(self, node: fx.Node, source: _Value) -> _Value:
+        """Make an activation, with a place in front of it where strategies can tap what layers read."""
+        readers = [str(layer.target) for layer, activation in self.tapped.items() if activation is node]
+        tap = Tap()
+        if readers:
+            name = self.taps[node] = self._free_name(f"{readers[0]}_tap")
+            self.root.set_submodule(name, tap)
+            source.main = self.graph.call_module(name, (source.main,))
+        value = self._side_unchanged(node, source)
+        value.activated = True
+        if node in self.plan.bounded:
+            tap.lead_to(self.root.get_submodule(str(value.main.target)))
+        else:
+            tap.lead_to(activation_of(self.traced, node))
+        return value
+
+    def _free_name(self, name: str) -> str:
+        """Return ``name``, with a number behind it where there is a module of that name."""
+        names = itertools.chain([name], (f"{name}_{i}" for i in itertools.count(1)))
+        return next(other for other in names if not has_module(self.root, other))
+
     def _side_unchanged(self, node: fx.Node, source: _Value) -> _Value:
         made = self._bound(node) if node in self.plan.bounded else self.graph.node_copy(node, self._main)
         return _Value(made, source.side, source.channels, source.sources, source.activated)
@@ -217,8 +238,7 @@ class _Rewriter:
         if not self._is_bound(name):
             self.root.set_submodule(name, self._make_bound(name, node))
         elif any(True for _ in self.root.get_submodule(name).parameters()):
-            free = (f"{name}_{i}" for i in itertools.count(1))
-            name = next(other for other in free if not has_module(self.root, other))
+            name = self._free_name(name)
             self.root.set_submodule(name, self._make_bound(name, node))
         return self.graph.call_module(name, (self._main(node.all_input_nodes[0]),))
 
@@ -361,10 +381,11 @@ class _Rewriter:
         self._set_up(
             layer, name, extra, last, self.plan.dropouts.get(node, 0.0), node in self.plan.reads_images
         )
+        layer.tap = self.taps.get(self.tapped.get(node))  # type: ignore[arg-type]
         has_branch = not last and self._branch(layer, name, extra, node)
         self.root.set_submodule(name, layer)
-        beyond = layer.quantizer.beyond_bounds
-        read = (self._before_bounds(node.all_input_nodes[0]) if beyond else None) or source.main
+        bounds = not (last or layer.reads_images)
+        read = (self._before_bounds(node.all_input_nodes[0]) if bounds else None) or source.main
         arguments = (read,) if side is None else (read, side)
         pair = self.graph.call_module(name, arguments)
         main = self.graph.call_function(operator.getitem, (pair, 0))
