@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from bench.errors import InputError
 from bench.layers.activation_input import ActivationInput
@@ -20,17 +21,19 @@ from bench.layers.classifier import Classifier
 from bench.layers.diagnostics import watched
 from bench.layers.low_precision import LowPrecisionConv2d, LowPrecisionLayer
 from bench.networks import Network
+from bench.networks.convert.layers import Bound
 from bench.quantizers.deployed import ActivationMap
 from bench.randomness import key_of, sample_bits
 
 _BATCH = 128  # images of a pass
+_PASSED = ("max_pool2d", "flatten", "view", "reshape")  # functions of a converted network
 _CHUNK = 16  # images at a time: the elements under every kernel of a batch take much room
 
 
 class _Call(NamedTuple):
-    """One call of a module that reads a tensor."""
+    """One call of a module that reads a tensor, or of a function, which has no module."""
 
-    module: nn.Module
+    module: nn.Module | None
     read: Tensor
     wrote: Any
 
@@ -41,7 +44,7 @@ class Survey:
     order      layers by name, in the order in which they are run
     responses  by name, what the layer gives at the drawn positions: (rows, out), in the dtype of the layer
     behind     by name, the batch norm and the map of the activation that read the layer's output, directly
-               or behind a max-pooling; None and the identity where anything else does
+               or behind max-pooling and flattening; None and the identity where anything else does
 
     About ``rows`` rows are drawn: of each of ``images`` (N, 3, S, S) the same number, by seed and layer.
     Raises ``InputError`` for a layer that is not run exactly once.
@@ -58,10 +61,8 @@ class Survey:
         def keep(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
             found[name].append(_drawn(output[0], self._of_batch(name, found[name], output[0])))
 
+        calls = _calls(network, images[:1])
         with watched(layers.items(), keep):
-            calls = _calls(network, images[:1])
-            for parts in found.values():
-                parts.clear()
             self._run()
         batches = -(-len(images) // _BATCH)
         for name, parts in found.items():
@@ -117,17 +118,33 @@ def _elements(layer: LowPrecisionLayer, x: Tensor, positions: Tensor) -> Tensor:
     return torch.cat([_drawn(F.unfold(one, **window), places) for one, places in parts])
 
 
+class _Functions(TorchFunctionMode):
+    """Keeps the calls of functions that an activation may stand behind, in ``calls``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[_Call] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if getattr(function, "__name__", "") in _PASSED and args and result is not args[0]:
+            self.calls.append(_Call(None, args[0], result))
+        return result
+
+
 def _calls(network: nn.Module, image: Tensor) -> list[_Call]:
-    """Return the calls of all modules that stand between a layer and the next activation, of one image."""
+    """Return the calls of all that stands between a layer and the next activation, of one image."""
     calls: list[_Call] = []
 
     def keep(_name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         calls.append(_Call(module, inputs[0], output))
 
-    kinds = (nn.MaxPool2d, _BatchNorm, ActivationInput)
-    with watched([(n, m) for n, m in network.named_modules() if isinstance(m, kinds)], keep):
+    kinds = (nn.MaxPool2d, _BatchNorm, ActivationInput, Bound)
+    modules = [(n, m) for n, m in network.named_modules() if isinstance(m, kinds)]
+    with watched(modules, keep), _Functions() as functions:
         network(image)
-    return calls
+    known = {(id(call.read), id(call.wrote)) for call in calls}  # a module of pooling calls the function
+    return calls + [call for call in functions.calls if (id(call.read), id(call.wrote)) not in known]
 
 
 def _follow(calls: list[_Call], layer: LowPrecisionLayer) -> tuple[_BatchNorm | None, ActivationMap]:
@@ -136,10 +153,12 @@ def _follow(calls: list[_Call], layer: LowPrecisionLayer) -> tuple[_BatchNorm | 
     wrote = next(call.wrote[0] for call in calls if call.module is layer)
     while True:
         readers = [call for call in calls if call.read is wrote]
-        maps = {_map_of(call.module) for call in readers if isinstance(call.module, ActivationInput)}
-        if readers and len(maps) == 1 and all(isinstance(call.module, ActivationInput) for call in readers):
-            return norm, maps.pop()
-        if len(readers) != 1 or isinstance(readers[0].module, ActivationInput):
+        # beside layers that quantize, a shortcut may read what a bounding map makes of the same values
+        readers = [call for call in readers if not isinstance(call.module, Bound)] or readers
+        maps = [_map_of(call.module) for call in readers if isinstance(call.module, ActivationInput | Bound)]
+        if maps and len(maps) == len(readers) and len(set(maps)) == 1:
+            return norm, maps[0]
+        if len(readers) != 1 or maps:
             return None, ActivationMap("identity")
         if isinstance(readers[0].module, _BatchNorm):
             if norm is not None:
@@ -148,8 +167,10 @@ def _follow(calls: list[_Call], layer: LowPrecisionLayer) -> tuple[_BatchNorm | 
         wrote = readers[0].wrote
 
 
-def _map_of(reader: ActivationInput) -> ActivationMap:
-    """Return the map of the activations that a layer reads."""
+def _map_of(reader: ActivationInput | Bound) -> ActivationMap:
+    """Return the map of the activations that a layer, or what stands behind a bounding map, reads."""
+    if isinstance(reader, Bound):
+        return reader.quantizer.bound_map()
     if isinstance(reader, Classifier) and reader.reads != "quantized":
         forms = {"relu": ActivationMap("relu"), "unbounded": ActivationMap("identity")}
         return forms.get(reader.reads) or reader.quantizer.bound_map()
