@@ -79,13 +79,18 @@ def describe_layers(network: Network) -> list[LayerRow]:
         if isinstance(module, nn.Conv2d | nn.Linear):
             rows.append(_weighted(name, module, outputs[name]))
         elif isinstance(module, _NORM):
-            parameters = 2 * module.num_features  # and a running mean and variance, which are not learned
-            shape, bits = (module.num_features,), 32 * 2 * parameters
-            reason = "batch norm: four numbers a channel"
-            rows.append(LayerRow(name, "batch norm", shape, parameters, 0, 0, 32, 32, bits, False, reason))
+            rows.append(_norm(name, module))
         elif not isinstance(module, Quantizer) and (own := _own_parameters(module)):
             rows.append(LayerRow(name, type(module).__name__, (), own, 0, 0, 32, 32, 32 * own, False, _KEPT))
     return rows
+
+
+def _norm(name: str, norm: Any) -> LayerRow:
+    """Return the row of a batch norm: mean, variance and, where it has them, scale and shift of a channel."""
+    parameters = sum(p.numel() for p in norm.parameters())
+    bits = 32 * (parameters + 2 * norm.num_features)
+    reason = f"batch norm: {'four' if parameters else 'two'} numbers a channel"
+    return LayerRow(name, "batch norm", (norm.num_features,), parameters, 0, 0, 32, 32, bits, False, reason)
 
 
 def _own_parameters(module: nn.Module) -> int:
@@ -132,6 +137,8 @@ def _weighted(name: str, layer: Any, positions: int) -> LayerRow:
         reason = "the quantizer is full_precision at 32/32 bits"
     elif quantizer is not None:
         a_bits = layer.a_bits
+        if layer.reads == "quantized":  # LQ-Nets' levels move with the activations and are not learned
+            scales = quantizer.stored_input_scales()
     quantized = low and min(w_bits, a_bits) < 32
     return LayerRow(
         name=name,

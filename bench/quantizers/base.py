@@ -74,6 +74,11 @@ class Quantizer(nn.Module):
         """Return how many float32 scales the deployed network stores for ``w``: the learned parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def stored_input_scales(self) -> int:
+        """Return how many float32 numbers ``activation`` needs, of a quantizer that serves no weights."""
+        moved = sum(getattr(self, name).numel() for name in self.running)
+        return sum(parameter.numel() for parameter in self.parameters()) + moved
+
     def bound(self, x: Tensor) -> Tensor:
         """Return the bounding map of activations alone, which ``activation`` is at 32 bits; any shape."""
         return x
@@ -174,6 +179,10 @@ class FullPrecisionWeights(_Wrapped):
 
     def __init__(self, quantizer: Quantizer) -> None:
         super().__init__(quantizer, 32, quantizer.a_bits)
+
+    def stored_scales(self, w: Tensor) -> int:
+        """Return the numbers of the activations: the weights have no scale."""
+        return self.quantizer.stored_input_scales()
 
     def bound_map(self) -> ActivationMap:
         return self.quantizer.bound_map()

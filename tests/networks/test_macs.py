@@ -1,14 +1,19 @@
-"""Multiply-accumulates of the suite are those of torch's own counter of floating-point operations."""
+"""Multiply-accumulates are those of torch's own counter; parameters and bits those of the stored network."""
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.experiments.config import TrialConfig
-from bench.networks import build, costs
+from bench.networks import Builder, build, costs, describe_layers
+from bench.networks.convert.rewrite import transform
 from bench.randomness import Clock
+from tests.configs import make_config
 
 NETWORKS = ["svhn_convnet", "resnet20", {"kind": "torchvision", "name": "mobilenet_v2"}]
 
@@ -21,3 +26,25 @@ def test_macs_are_half_of_torchs_flops(network, quantizer):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         made(torch.zeros(1, 3, made.input_size, made.input_size))
     assert 2 * costs(made).macs == counter.get_total_flops()
+
+
+def test_a_batch_norm_without_scale_and_shift_stores_two_numbers_a_channel():
+    layers = [nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, affine=False), nn.ReLU()]
+    layers += [nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 10)]
+    builder = Builder(make_config(width=1.0), Clock())
+    found = costs(builder.finish(transform(nn.Sequential(*layers), builder, 10, input_size=8)))
+    weights, low, norm, linear = 4 * 3 * 9, 6 * 4 * 9, 6, 96 * 10 + 10
+    assert found.parameters == weights + low + 2 * norm + linear
+    # one bit a low-precision weight and their scale; means and variances of 4 and of 6 channels
+    assert found.model_bits == low + 32 * (1 + weights + 2 * 4 + 4 * norm + linear)
+
+
+def test_levels_that_move_with_the_activations_are_stored_where_full_precision_weights_read_them():
+    """LQ-Nets at 2 bits stores two numbers for the levels of a layer's activations."""
+    network = {"kind": "alexnet_syq", "input_size": 96, "quantized": ["conv1"]}
+    made = make_config(network=network, quantizer="lqnets", bits="2/2", width=0.08)
+    rows = {row.name: row for row in describe_layers(build(made, num_classes=10, clock=Clock()))}
+    weights = {name: math.prod(rows[name].shape) for name in ("conv1", "conv2", "linear")}
+    assert rows["conv2"].bits == 32 * (weights["conv2"] + 2)
+    assert rows["linear"].bits == 32 * (weights["linear"] + 10 + 2)
+    assert rows["conv1"].bits == 2 * weights["conv1"] + 32 * (2 * rows["conv1"].shape[0] + 2)
