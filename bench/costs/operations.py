@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from bench.experiments.config import TrialConfig
 from bench.networks import Network
 from bench.randomness import Clock
 from bench.strategies import make_strategy
-from bench.training.operations import step_operations
+from bench.training.operations import operations_until
 from bench.training.setup import make_network, untrained_weights
 
 
-def training_operations(config: TrialConfig, steps_per_epoch: int, num_classes: int) -> float:
-    """Return the floating-point operations of a trial's training: ``train_flops`` of its summary.
+def operations_by_epoch(
+    config: TrialConfig, steps_per_epoch: int, num_classes: int
+) -> Callable[[int], float]:
+    """Return a function from a number of epochs to the floating-point operations of a trial's first epochs.
 
     What the strategy trains or asks within the trial counts: further networks, a module beside the network,
     the forward passes of a teacher. The training of a teacher that is a trial of its own counts in that
@@ -25,8 +29,10 @@ def training_operations(config: TrialConfig, steps_per_epoch: int, num_classes: 
     strategy = make_strategy(config, steps_per_epoch)
     network = make_network(config, num_classes, clock, strategy)
     strategy.prepare(network, make, untrained_weights(config, num_classes, clock))
-    trained, frozen = [network, *strategy.trained().values()], strategy.forward_only()
-    on, off = (step_operations(trained, frozen, branch_on) for branch_on in (True, False))
-    total = config.epochs * steps_per_epoch
-    active = sum(strategy.factor(step) > 0.0 for step in range(total))
-    return config.batch_size * (active * on + (total - active) * off)
+    until = operations_until(network, strategy, config.batch_size)
+    return lambda epochs: until(epochs * steps_per_epoch)
+
+
+def training_operations(config: TrialConfig, steps_per_epoch: int, num_classes: int) -> float:
+    """Return the floating-point operations of a trial's training: ``train_flops`` of its summary."""
+    return operations_by_epoch(config, steps_per_epoch, num_classes)(config.epochs)

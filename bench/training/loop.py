@@ -35,7 +35,7 @@ from bench.training.distributed import SOLO, Team, average_statistics, averaged,
 from bench.training.divergence import largest_loss, named_state, not_finite
 from bench.training.evaluate import EVALUATION_BATCH, Accuracy, evaluate, reestimate_batch_norm
 from bench.training.losses import make_loss
-from bench.training.operations import step_operations
+from bench.training.operations import operations_until, step_operations
 from bench.training.optimizer import make_optimizer, set_step
 
 # Between two checkpoints lie at least 60 seconds, and at least 50 times the seconds that writing the last one
@@ -372,8 +372,7 @@ class Run:
 
     def train_flops(self, steps: int) -> float:
         """Return the operations of the first ``steps`` steps, without those of a teacher's own trial."""
-        on = sum(1 for step in range(steps) if self.strategy.factor(step) > 0.0)
-        return on * self.step_flops(True) + (steps - on) * self.step_flops(False)
+        return operations_until(self.network, self.strategy, self.config.batch_size)(steps)
 
     # -- state -----------------------------------------------------------------------------------------------
 
