@@ -22,13 +22,16 @@ class Rung:
     count: int
 
 
-def rungs(epochs: int, effort: int, reduction: int, every: int = 1) -> list[Rung]:
+def rungs(
+    epochs: int, effort: int, reduction: int, every: int = 1, *, shape: int | None = None
+) -> list[Rung]:
     """Return the rungs: counts effort, effort/reduction, ..., at epochs that grow by this factor to the last.
 
     ``every`` is the number of epochs from one evaluation to the next: a rung ends at an evaluation. The
     last rung trains at least one configuration to the end. Rungs that would end at the same epoch are one.
+    With ``shape`` the rungs end at the epochs that they have with this effort.
     """
-    count, steps = effort, 0
+    count, steps = effort if shape is None else shape, 0
     while count > 1:
         count, steps = math.ceil(count / reduction), steps + 1
     found: list[Rung] = []

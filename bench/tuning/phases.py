@@ -10,7 +10,6 @@ for every arm alike; then the final trials of the chosen configurations.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -156,14 +155,10 @@ def _follow_sampler(tuning: Tuning, search: PointSearch, effort: int, trials: Tr
         return
     for configuration in samplers.configurations(tuning, point.reached, effort):
         search.tried.append(_make_candidate(tuning, point, configuration, trials))
-    config = point.config
-    steps = [Rung(config.epochs, len(search.tried))]
-    if tuning.scheduler == "halving":
-        steps = rungs(config.epochs, len(search.tried), tuning.reduction, config.evaluate_every)
-    alive = list(search.tried)
+    steps, alive = _rungs(tuning, point, len(search.tried)), list(search.tried)
     for number, rung in enumerate(steps):
         last = number == len(steps) - 1
-        wanted = [w for tried in alive for w in _measure(tried, config.epochs if last else rung.epoch, read)]
+        wanted = [w for tried in alive for w in _measure(tried, rung.epoch, read)]
         if wanted:
             search.wanted += wanted
             return
@@ -307,27 +302,56 @@ def expected_rungs(tuning: Tuning, point: Point, effort: int) -> list[Rung]:
     count = (
         effort if tuning.sampler == "optuna" else len(samplers.configurations(tuning, point.reached, effort))
     )
+    return _rungs(tuning, point, count)
+
+
+def _rungs(tuning: Tuning, point: Point, count: int) -> list[Rung]:
+    """Return the rungs of so many configurations; arms of equal operations end theirs at the same epochs."""
+    config = point.config
     if tuning.scheduler == "halving":
-        return rungs(point.config.epochs, count, tuning.reduction, point.config.evaluate_every)
-    return [Rung(point.config.epochs, count)]
+        shape = min(count, tuning.effort)
+        return rungs(config.epochs, count, tuning.reduction, config.evaluate_every, shape=shape)
+    return [Rung(config.epochs, count)]
 
 
 def trained_epochs(steps: Sequence[Rung]) -> int:
     """Return the epochs that a search with these rungs trains, summed over all configurations of one seed."""
-    total, before = 0, 0
+    return round(_summed(steps, float))
+
+
+def _summed(steps: Sequence[Rung], until: Callable[[int], float]) -> float:
+    """Return what a search with these rungs takes of what a trial has taken ``until`` an epoch."""
+    total, before = 0.0, 0.0
     for rung in steps:
-        total += rung.count * (rung.epoch - before)
-        before = rung.epoch
+        after = until(rung.epoch)
+        total += rung.count * (after - before)
+        before = after
     return total
 
 
 def equal_operation_efforts(
-    points: Sequence[Point], effort: int, cost: Mapping[str, float]
+    tuning: Tuning, points: Sequence[Point], operations: Mapping[str, Callable[[int], float]]
 ) -> dict[str, int]:
     """Return the number of configurations of each point where every arm has the same training operations.
 
-    ``cost`` are the operations of one trial by the points' keys. The arm that costs most has ``effort``
-    configurations, the others as many as the same operations pay for.
+    The search that costs most with ``tuning.effort`` configurations has so many, the others as many as the
+    same operations pay for. With halving most trials end in their first epochs, in which a branch is on; so
+    the operations are those of the rungs. Those of ASHA depend on timing and are taken as all epochs.
+
+    Args:
+        tuning: The table of the experiment file.
+        points: What is tuned.
+        operations: By the points' keys, a function from epochs to the operations of a trial's first epochs.
     """
-    highest = max(cost[point.key] for point in points)
-    return {point.key: math.floor(effort * highest / cost[point.key] + 1e-9) for point in points}
+
+    def cost(point: Point, count: int) -> float:
+        return _summed(_rungs(tuning, point, count), operations[point.key])
+
+    highest = (1.0 + 1e-9) * max(cost(point, tuning.effort) for point in points)
+    efforts = {}
+    for point in points:
+        count = tuning.effort
+        while cost(point, count + 1) <= highest:
+            count += 1
+        efforts[point.key] = count
+    return efforts

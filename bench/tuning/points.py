@@ -7,6 +7,7 @@ of the images. A final trial is the arm's trial with the chosen values and nothi
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -117,12 +118,12 @@ class Trials:
         """Return the final trial of an index line with the values chosen for its point."""
         return self._make_trial(line.trial.config, configuration, lambda fields: None)
 
-    def operations(self, point: Point) -> float:
-        """Return the training operations of a trial of the point. Loads torch.
+    def operations(self, point: Point) -> Callable[[int], float]:
+        """Return a function from epochs to the training operations of a trial of the point. Loads torch.
 
         Raises ``InputError`` for absent data.
         """
-        from bench.costs.operations import training_operations
+        from bench.costs.operations import operations_by_epoch
 
         config = point.config
         steps, classes = self._library.steps_per_epoch(config), self._library.num_classes(config)
@@ -130,7 +131,7 @@ class Trials:
             raise InputError(
                 f"{self.experiment.path}: tuning.effort: the data is absent, so operations are not known"
             )
-        return training_operations(config, steps, classes)
+        return functools.cache(operations_by_epoch(config, steps, classes))
 
     def _make_trial(self, config: TrialConfig, configuration: Configuration, change: Change) -> Trial:
         fields = config.dump()

@@ -52,7 +52,7 @@ class Search:
         self.efforts = dict.fromkeys((point.key for point in self.points), self.tuning.effort)
         if self.tuning.equal_operations:
             operations = {point.key: self.trials.operations(point) for point in self.points}
-            self.efforts = equal_operation_efforts(self.points, self.tuning.effort, operations)
+            self.efforts = equal_operation_efforts(self.tuning, self.points, operations)
         self._untuned = {  # what the final trials have whatever is chosen
             _arm_and_point(line.as_dict()): self._without_tuned(line.trial.config.dump())
             for point in self.points

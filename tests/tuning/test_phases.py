@@ -194,5 +194,24 @@ class TestExtension:
 
 
 def test_equal_operations_give_cheaper_arms_more_configurations():
-    cost = {PLAIN.key: 1.0, BRANCH.key: 1.5}
-    assert equal_operation_efforts([PLAIN, BRANCH], 8, cost) == {PLAIN.key: 12, BRANCH.key: 8}
+    cost = {PLAIN.key: lambda epochs: 1.0 * epochs, BRANCH.key: lambda epochs: 1.5 * epochs}
+    efforts = equal_operation_efforts(table(effort=8), [PLAIN, BRANCH], cost)
+    assert efforts == {PLAIN.key: 12, BRANCH.key: 8}
+
+
+def test_equal_operations_with_halving_are_those_of_the_rungs():
+    """A branch that doubles the first three of nine epochs is on in most of what halving trains."""
+    cost = {PLAIN.key: lambda epochs: 1.0 * epochs, BRANCH.key: lambda epochs: 1.0 * epochs + min(epochs, 3)}
+    tuning = table(scheduler="halving")
+    efforts = equal_operation_efforts(tuning, [PLAIN, BRANCH], cost)
+    # rungs 9, 3, 1 to epochs 1, 3, 9: 9 x 2 + 3 x 4 + 1 x 6 = 36 for the branch. Without it 14 configurations
+    # in rungs of 14, 5, 2 take 14 x 1 + 5 x 2 + 2 x 6 = 36; 15 take 15 + 10 + 12 = 37
+    assert efforts == {PLAIN.key: 14, BRANCH.key: 9}
+    trials = ToyTrials()
+    records = ToyRecords(trials)
+    found = find_standing(tuning, [PLAIN, BRANCH], trials, records, efforts)
+    while found.wanted:
+        records.run(found.wanted[0])
+        found = find_standing(tuning, [PLAIN, BRANCH], trials, records, efforts)
+    ends = [sorted(tried.epoch for tried in search.tried) for search in found.points]
+    assert ends == [[1] * 9 + [3] * 3 + [9] * 2, [1] * 6 + [3] * 2 + [9]]
