@@ -69,7 +69,8 @@ class AuxiliaryModule(Helper):
                 continue
             stride = max(1, before[1] // after[1])
             changes.append(pointwise(before[0], after[0], stride))
-            self.macs += before[0] * after[0] * ((before[1] - 1) // stride + 1) ** 2
+            height, width = ((size - 1) // stride + 1 for size in before[1:])
+            self.macs += before[0] * after[0] * height * width
         self.changes = nn.ModuleList(changes)
         self.linear = nn.Linear(sizes[-1][0], classes)
         self.macs += self.linear.weight.numel()

@@ -9,10 +9,11 @@ import torch
 from bench.costs.measure import make_run, synthetic
 from bench.errors import InputError
 from bench.layers.low_precision import strip
-from bench.networks import build
+from bench.networks import Builder, build
+from bench.networks.convert.rewrite import transform
 from bench.randomness import Clock
 from bench.strategies.auxiliary import AuxiliaryModule
-from bench.strategies.taps import Taps, block_inputs
+from bench.strategies.taps import Taps, block_inputs, class_count
 from tests.configs import make_config
 
 RESIDUAL = {"network": "resnet20", "width": 0.25}
@@ -98,3 +99,23 @@ def test_an_unknown_layer_is_named_with_the_nearest_one():
     network = build(make_config(), num_classes=10, clock=Clock(0))
     with pytest.raises(InputError, match=r"strategy\.layers: .*'conv9'.*Layers: conv1, "):
         Taps(network, ["conv9"], "strategy.layers")
+
+
+@pytest.mark.parametrize(
+    "last", [torch.nn.Linear(24, 7), torch.nn.Conv2d(6, 7, 2)], ids=["linear", "convolution"]
+)
+def test_the_classes_of_anybody_s_network_are_counted(last):
+    """A converted network has no classifier of the suite's; its last layer may be a convolution."""
+    layers = [torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 6, 3), torch.nn.ReLU()]
+    ends = [torch.nn.Flatten()]
+    ends = [last, *ends] if isinstance(last, torch.nn.Conv2d) else [*ends, last]
+    builder = Builder(make_config(width=1.0), Clock(0))
+    network = builder.finish(transform(torch.nn.Sequential(*layers, *ends), builder, 7, input_size=6))
+    network.train()
+    assert class_count(network) == 7 and network.training
+
+
+def test_the_module_of_uneven_maps_is_counted():
+    """4 x 6 positions of 2 channels become 2 x 3 of 3: adaptors 4 and 9, change 6 a position, linear 15."""
+    module = AuxiliaryModule([(2, 4, 6), (3, 2, 3)], classes=5)
+    assert module.macs == 4 * 24 + 9 * 6 + 6 * 6 + 15
