@@ -35,7 +35,8 @@ STEPS_PER_EPOCH = 4
 AT_ONCE = {"cpu": 2, "cuda": 4}  # trials that share the device
 CASES = (UNIT, PLAIN, Case("dorefa", "1/1", "progressive", "sum", True))
 ROUNDS = 3
-_CLOCKS = ("training_seconds", "wall_seconds", "param_groups")  # of a run's state, equal for no two runs
+# of a run's state, equal for no two runs
+_CLOCKS = ("training_seconds", "wall_seconds", "peak_memory_bytes", "param_groups")
 
 
 @dataclass(frozen=True)

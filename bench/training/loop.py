@@ -28,6 +28,7 @@ from bench.randomness import Clock
 from bench.schedules import learning_rate_value
 from bench.strategies import Strategy
 from bench.text import first_few
+from bench.training import execution
 from bench.training.calibration import calibrate, estimation_images
 from bench.training.capture import Recording, Written
 from bench.training.diagnostics import Diagnostics, due, flip_rate, signs_of
@@ -123,6 +124,7 @@ class Run:
         self.one_level: list[str] = []  # layers whose activations were all one level after the first epoch
         self.training_seconds = 0.0  # of the epoch under way, earlier sessions included
         self.wall_seconds = 0.0  # of the whole trial
+        self.earlier_peak_memory = 0  # bytes, of sessions before this one
         self._mark = time.perf_counter()
         for module in networks:
             module.train()
@@ -374,6 +376,10 @@ class Run:
         """Return the operations of the first ``steps`` steps, without those of a teacher's own trial."""
         return operations_until(self.network, self.strategy, self.config.batch_size)(steps)
 
+    def peak_memory(self) -> int:
+        """Return the peak bytes of the device, of this process on a CPU, in this and earlier sessions."""
+        return max(self.earlier_peak_memory, execution.peak_memory(str(self.device)))
+
     # -- state -----------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
@@ -391,6 +397,7 @@ class Run:
             "one_level": self.one_level,
             "training_seconds": self.training_seconds,
             "wall_seconds": self.wall_seconds,
+            "peak_memory_bytes": self.peak_memory(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -409,4 +416,5 @@ class Run:
         self.one_level = state["one_level"]
         self.training_seconds = state["training_seconds"]
         self.wall_seconds = state["wall_seconds"]
+        self.earlier_peak_memory = state["peak_memory_bytes"]
         self._mark = time.perf_counter()

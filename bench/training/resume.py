@@ -17,11 +17,11 @@ from bench.training.loop import Run
 def resume(run: Run, state: dict[str, Any], path: Path) -> None:
     """Put ``run`` where its checkpoint stands; raises ``InputError`` naming ``path`` for another trial's.
 
-    Nothing in the file is believed but the values of tensors, the step and the clocks: names, shapes and the
-    optimizer's settings are those of the configuration.
+    Nothing in the file is believed but the values of tensors, the step, clocks and memory: names, shapes and
+    the optimizer's settings are those of the configuration.
     """
     expected = {"schema": checkpoint.SCHEMA, **run.state()}
-    state = {"codes": expected["codes"], **state}  # checkpoints of earlier versions have none
+    state = {"codes": expected["codes"], "peak_memory_bytes": 0, **state}  # earlier versions have neither
     flexible = ("optimizer", "one_level", "loss_sum", "correct")
     found, wanted = ({key: table[key] for key in table if key not in flexible} for table in (state, expected))
     problem = (
@@ -34,9 +34,9 @@ def resume(run: Run, state: dict[str, Any], path: Path) -> None:
         problem = "one_level: no list of names"
     if problem is None and not 0 <= state["step"] <= run.total_steps:
         problem = f"step: {state['step']} of {run.total_steps}"
-    for clock in ("training_seconds", "wall_seconds"):
-        if problem is None and not 0 <= state[clock] < math.inf:
-            problem = f"{clock}: {state[clock]}"
+    for measured in ("training_seconds", "wall_seconds", "peak_memory_bytes"):
+        if problem is None and not 0 <= state[measured] < math.inf:
+            problem = f"{measured}: {state[measured]}"
     if problem is not None:
         raise InputError(
             f"{path}: not a checkpoint of this trial ({clean(problem, 300)}). Take it away, or begin anew "

@@ -266,16 +266,14 @@ def _finish(job: Job, run: Run, recorder: _Recorder, outcome: str) -> None:
     run.diagnostics.save(store.diagnostics(trial_id))
     if outcome == "done":
         checkpoint.save(_weights_path(store, trial_id), {"network": strip(run.network).state_dict()})
-    summary = summarize(recorder.lines, job.config, run, outcome, execution.peak_memory(job.device))
+    summary = summarize(recorder.lines, job.config, run, outcome)
     store.write_summary(trial_id, summary)
     checkpoint.discard(store.checkpoint(trial_id))
     if outcome == "done":
         (store.folder(trial_id) / "weights.pt.previous").unlink(missing_ok=True)
 
 
-def summarize(
-    lines: list[dict[str, Any]], config: TrialConfig, run: Run, status: str, peak_memory_bytes: int
-) -> dict[str, Any]:
+def summarize(lines: list[dict[str, Any]], config: TrialConfig, run: Run, status: str) -> dict[str, Any]:
     """Return ``summary.json`` from the epochs' lines.
 
     Final, selected and best accuracy are of the deployed network at epochs whose factor was 0 and that were
@@ -288,7 +286,6 @@ def summarize(
         config: The trial's.
         run: The run, as it ended.
         status: "done" or "diverged".
-        peak_memory_bytes: Of the device; of the process on a CPU.
     """
     deployed = [line for line in lines if line["factor"] == 0.0 and line["test_acc"] is not None]
     last = lines[-1] if lines[-1]["factor"] == 0.0 and status == "done" else None
@@ -310,7 +307,7 @@ def summarize(
         "best_test_acc": best and best["test_acc"],
         "best_epoch": best and best["epoch"],
         "wall_seconds": run.wall_seconds,
-        "peak_memory_bytes": peak_memory_bytes,
+        "peak_memory_bytes": run.peak_memory(),
         "model_bits": cost.model_bits,
         "bit_operations": cost.bit_operations,
         "train_flops": run.train_flops(run.step),

@@ -113,7 +113,7 @@ PLANTED: dict[str, tuple[str, str, str, str]] = {
         "bench/training/trial.py",
         "    run.clock.set_factor(0.0)\n    run.diagnostics",
         "    run.clock.set_factor(0.0)\n    store.write_summary(\n"
-        "        trial_id, summarize(recorder.lines, config, run, outcome, 0)\n    )\n    run.diagnostics",
+        "        trial_id, summarize(recorder.lines, job.config, run, outcome)\n    )\n    run.diagnostics",
         DROPOUT,
     ),
     "a checkpoint ahead of the lines is not used": (

@@ -88,9 +88,9 @@ def steps(run: Run, count: int) -> Run:
 
 
 def equal(one, other) -> bool:
-    """Whether two states have the same numbers, bit for bit, the clocks and learning rates left out."""
+    """Whether two states have the same bits; clocks, memory and learning rates are left out."""
     if isinstance(one, dict):
-        left_out = {"training_seconds", "wall_seconds", "param_groups"}
+        left_out = {"training_seconds", "wall_seconds", "peak_memory_bytes", "param_groups"}
         return one.keys() == other.keys() and all(equal(one[k], other[k]) for k in one.keys() - left_out)
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 

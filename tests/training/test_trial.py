@@ -169,6 +169,15 @@ def test_stopped_anywhere_and_resumed_a_trial_ends_the_same(case, tmp_path):
     assert len(resumes) == sessions - 1 and all("differs_from" not in line for line in resumes)
 
 
+def test_peak_memory_is_that_of_all_sessions(tmp_path, monkeypatch):
+    """The session after removal needs less memory than the one with the branch."""
+    store, config = Store(tmp_path), make_config(strategy=progressive("sum"))
+    for peak, stop in ((900, True), (100, True), (200, False)):
+        monkeypatch.setattr("bench.training.execution.peak_memory", lambda _device, peak=peak: peak)
+        run_trial(Job(config, ID, {}, store, tmp_path, stop=lambda stop=stop: stop))
+    assert store.summary(ID)["peak_memory_bytes"] == 900
+
+
 def test_lines_without_a_checkpoint_are_kept_and_trained_again_alike(tmp_path):
     store = Store(tmp_path)
     config = make_config()
