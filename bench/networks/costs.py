@@ -28,7 +28,9 @@ class Costs:
     ``bit_operations``  the sum over these layers of MACs x bits of the weights x bits of the activations that
                         the layer reads (32 x 32 in full precision)
     ``train_flops_per_image``        forward pass, gradients of the input and of the weights: 3 x 2 x MACs,
-                                     with the branch on
+                                     with the branch on. Every layer counts so, also the first one, which
+                                     computes no gradient of the images. Batch norm, activations, quantizers
+                                     (XNOR-Net's input scale too) and the optimizer do not count.
     ``train_flops_per_image_plain``  the same with the branch off
     """
 

@@ -74,7 +74,8 @@ def leaderboard(cells: Sequence[Cell], sources: Sequence[str] = ()) -> Table:
         "tuned: the configuration was chosen on held-out training images, with the effort in its column; "
         "untuned: the hyper-parameters stand in the experiment file, so another arm may fit them better. "
         "Tuned and untuned accuracies are no ranking of methods. "
-        "Operations and seconds are those of the training of one run; seconds depend on the device."
+        "Operations and seconds are those of the training of one run, without that of a teacher which is a "
+        "run of its own; seconds depend on the device."
     ]
     return Table("leaderboard", "Leaderboard", columns, (), notes, cells)
 
