@@ -45,7 +45,7 @@ test_slow: install
 soak: install
 	$(BIN)/python -m tests.robustness.soak
 	BENCH_NETWORK_CASES=1000 $(BIN)/python -m pytest -q -s tests/robustness/test_random_networks.py
-	BENCH_EXPORT_CASES=all $(BIN)/python -m pytest -q tests/export/
+	BENCH_EXPORT_CASES=all $(BIN)/python -m pytest -q tests/export/test_every_quantizer.py tests/export/test_matrix.py tests/export/test_damage.py
 	$(BIN)/python -m tests.export.matrix --cells $(EXPORT_CELLS) --results build/export_matrix.jsonl
 	$(BIN)/python -m tests.robustness.sweep
 
