@@ -61,13 +61,14 @@ class ActivationInput(Quantizing):
         """Return the bounded ``real(y)``, any shape."""
         return self.acting.bound(self.real(y))
 
-    def activate(self, y: Tensor) -> Tensor:
+    def activate(self, y: Tensor, *, again: bool = False) -> Tensor:
         """Return the low-precision activations of ``y``, any shape.
 
-        With ``blend`` they are mixed with the bounded activations, which have the weight f.
+        With ``blend`` they are mixed with the bounded activations, which have the weight f. ``again``: the
+        layer has just read ``y``, so levels that move with what is read stay those of that time.
         """
         y = self.real(y)
-        x = self.acting.activation(y)
+        x = self.acting.reread(y) if again else self.acting.activation(y)
         if self.blend_activations and self.clock.active:
             x = x + self.clock.factor * (self.quantizer.bound(y) - x)
         return x

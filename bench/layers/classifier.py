@@ -46,10 +46,10 @@ class Classifier(ActivationInput, nn.Linear):
         """Bits of the activations that the layer reads."""
         return self.quantizer.a_bits if self.reads == "quantized" else 32
 
-    def activate(self, y: Tensor) -> Tensor:
+    def activate(self, y: Tensor, *, again: bool = False) -> Tensor:
         """Return the input from the main path, transformed as ``reads`` says; any shape."""
         if self.reads == "quantized":
-            return super().activate(y)
+            return super().activate(y, again=again)
         if self.reads == "unbounded":
             return y
         return torch.relu(y) if self.reads == "relu" else self.bounded(y)

@@ -23,8 +23,9 @@ class Quantizer(nn.Module):
     optimizer is made). ``draws``:
     the random numbers of stochastic maps, set by the layer; None: one fixed stream, the same each step.
     ``running``: names of the buffers, vectors, that training moves with the activations; workers average
-    them. ``scales_input``: True where the convolution's output is to be multiplied by ``input_scale`` of
-    its input. ``read_by``: the learned parameters of the activations, each with the maps that read it, of
+    them. ``parts``: in how many parts a step takes its batch, one after the other (micro-batches).
+    ``scales_input``: True where the convolution's output is to be multiplied by ``input_scale`` of its
+    input. ``read_by``: the learned parameters of the activations, each with the maps that read it, of
     "bound" and "activation". ``absolute_levels``: whether a level is the same one where its value is; else
     where its place from 0 is, since the values move with a scale.
     """
@@ -33,6 +34,7 @@ class Quantizer(nn.Module):
     running: tuple[str, ...] = ()
     read_by: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     absolute_levels = False
+    parts = 1
 
     def __init__(self, w_bits: int = 32, a_bits: int = 32, g_bits: int = 32) -> None:
         super().__init__()
@@ -86,6 +88,10 @@ class Quantizer(nn.Module):
     def activation(self, x: Tensor) -> Tensor:
         """Return the low-precision activations, the bounding map included; any shape."""
         return self.bound(x)
+
+    def reread(self, x: Tensor) -> Tensor:
+        """Return ``activation(x)`` once more in the same step: levels that move with the activations stay."""
+        return self.activation(x)
 
     def gradient(self, y: Tensor) -> Tensor:
         """Return a convolution's output ``y``, whose gradient is quantized where ``g_bits`` < 32."""
@@ -162,6 +168,9 @@ class _Wrapped(Quantizer):
     def activation(self, x: Tensor) -> Tensor:
         return self.quantizer.activation(x)
 
+    def reread(self, x: Tensor) -> Tensor:
+        return self.quantizer.reread(x)
+
     def gradient(self, y: Tensor) -> Tensor:
         return self.quantizer.gradient(y)
 
@@ -210,3 +219,6 @@ class Interim(_Wrapped):
 
     def activation(self, x: Tensor) -> Tensor:
         return self.bound(x) if self.a_bits == 32 else super().activation(x)
+
+    def reread(self, x: Tensor) -> Tensor:
+        return self.bound(x) if self.a_bits == 32 else super().reread(x)

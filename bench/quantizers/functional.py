@@ -8,6 +8,7 @@ vectorised pass: on a CPU a comparison that makes a bool tensor, and a ``where``
 
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
 
@@ -19,6 +20,11 @@ from torch.autograd import Function
 def compute_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype that maps of ``x`` are computed in: float32, or float64 for float64."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def full_precision(x: Tensor) -> contextlib.AbstractContextManager[None]:
+    """Return a context on the device of ``x`` in which autocast narrows no matrix product."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def steps(bits: int) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.quantizers.deployed import ActivationMap, level_table
-from bench.quantizers.functional import compute_dtype, to_levels, with_slope
+from bench.quantizers.functional import compute_dtype, full_precision, to_levels, with_slope
 from bench.quantizers.shared import Rectified
 
 ENTRIES = [
@@ -30,6 +30,7 @@ ENTRIES = [
         },
         "w_bits": [1, 2, 3, 4, 32],
         "a_bits": [1, 2, 3, 4, 32],
+        "revision": 2,
     }
 ]
 
@@ -50,9 +51,17 @@ def fitted_basis(digits: Tensor, x: Tensor, basis: Tensor) -> Tensor:
     (B'B + d I) v = B'x + d basis, d = 0.0001.
     """
     transposed = digits.transpose(-1, -2)
-    gram = transposed @ digits + RIDGE * torch.eye(digits.shape[-1], device=x.device)
-    right = (transposed @ x[..., None]).squeeze(-1) + RIDGE * basis
-    return torch.linalg.solve_ex(gram, right)[0]
+    with full_precision(x):
+        gram = transposed @ digits + RIDGE * torch.eye(digits.shape[-1], device=x.device)
+        right = (transposed @ x[..., None]).squeeze(-1) + RIDGE * basis
+        return torch.linalg.solve_ex(gram, right)[0]
+
+
+def sorted_levels(basis: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the levels of ``basis`` (..., k) for ``codes`` (2^k, k), rising, and which code each has."""
+    with full_precision(basis):
+        levels, order = torch.sort(basis @ codes.T)
+    return levels, order
 
 
 class LQNets(Rectified):
@@ -66,8 +75,9 @@ class LQNets(Rectified):
 
     The bases are buffers, not parameters: each training step moves them by 1 - ``moving`` towards the
     least-squares fit to the numbers that the present levels quantize (Algorithm 1 with one iteration,
-    ``fitted_basis``). The weights' basis moves after the update, the activations' in the forward pass, once
-    for each part of a batch that is taken in parts; several workers average theirs.
+    ``fitted_basis``). The weights' basis moves after the update, the activations' in the forward pass. Of M
+    micro-batches each one keeps ``moving``^(1/M), so that a step keeps ``moving``; several workers average
+    theirs.
 
     The maps and the fit are those of the authors' TensorFlow code, compared formula by formula
     (github.com/microsoft/LQ-Nets, learned_quantization.py, commit 86b9b75), but for two points. That code
@@ -80,6 +90,7 @@ class LQNets(Rectified):
     input_basis: Tensor
     weight_codes: Tensor
     input_codes: Tensor
+    _read: tuple[Tensor, Tensor]  # thresholds and levels of the last activations
 
     def __init__(self, *args: Any, moving: float = 0.9, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -116,7 +127,7 @@ class LQNets(Rectified):
     def _places(self, filters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the place of each weight (out, n) in its filter's sorted levels, these, and their order."""
         assert self.weight_basis is not None
-        levels, order = torch.sort(self.weight_basis @ self.weight_codes.T, dim=1)
+        levels, order = sorted_levels(self.weight_basis, self.weight_codes)
         thresholds = (levels[:, 1:] + levels[:, :-1]) / 2.0
         return torch.searchsorted(thresholds, filters), levels, order
 
@@ -152,7 +163,7 @@ class LQNets(Rectified):
 
     def _input_table(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return thresholds and rising levels of the activations, and which code each level has."""
-        levels, order = torch.sort(self.input_codes @ self.input_basis)
+        levels, order = sorted_levels(self.input_basis, self.input_codes)
         return (levels[1:] + levels[:-1]) / 2.0, levels, order
 
     def activation_map(self) -> ActivationMap:
@@ -168,15 +179,30 @@ class LQNets(Rectified):
         if self.a_bits == 32:
             return torch.relu(x)
         thresholds, levels, order = self._input_table()
-        real = x.detach().to(torch.float32).clamp_min(0.0)
-        y = to_levels(real, thresholds, levels)
-        slope = ((real > 0) & (real <= levels[-1])).to(real.dtype)
+        self._read = thresholds, levels
         if self.training:
-            self._move_input_basis(real, thresholds, order)
-        return with_slope(x, y, slope)
+            self._move_input_basis(x, thresholds, order)
+        return _quantized(x, thresholds, levels)
+
+    def reread(self, x: Tensor) -> Tensor:
+        """Return ``x``, any shape, on the levels of the last ``activation``; ReLU at 32 bits."""
+        return torch.relu(x) if self.a_bits == 32 else _quantized(x, *self._read)
 
     @torch.no_grad()
-    def _move_input_basis(self, real: Tensor, thresholds: Tensor, order: Tensor) -> None:
-        flat = real.flatten()
+    def _move_input_basis(self, x: Tensor, thresholds: Tensor, order: Tensor) -> None:
+        flat = _rectified(x).flatten()
         digits = self.input_codes[order[torch.bucketize(flat, thresholds)]]
-        self.input_basis.lerp_(fitted_basis(digits, flat, self.input_basis), 1.0 - self.moving)
+        fit = fitted_basis(digits, flat, self.input_basis)
+        self.input_basis.lerp_(fit, 1.0 - self.moving ** (1.0 / self.parts))
+
+
+def _rectified(x: Tensor) -> Tensor:
+    """Return max(x, 0) in float32, without gradient."""
+    return x.detach().to(torch.float32).clamp_min(0.0)
+
+
+def _quantized(x: Tensor, thresholds: Tensor, levels: Tensor) -> Tensor:
+    """Return the rectified ``x``, any shape, on the levels, with the gradient 1[0 < x <= highest level]."""
+    real = _rectified(x)
+    slope = ((real > 0) & (real <= levels[-1])).to(real.dtype)
+    return with_slope(x, to_levels(real, thresholds, levels), slope)

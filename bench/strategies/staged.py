@@ -185,7 +185,7 @@ class Staged(Stages):
         if not self.guided:
             return loss(logits, labels)
         answer = self.twin(images)
-        own, other = ([layer.activate(y) for layer, y in taps.read()] for taps in self.taps)
+        own, other = ([layer.activate(y, again=True) for layer, y in taps.read()] for taps in self.taps)
         pairs = zip(own, other, strict=True)
         distance = torch.stack([half_squared_distance(one, two) for one, two in pairs]).sum()
         return loss(logits, labels) + loss(answer, labels) + self.options["guidance"] * distance

@@ -18,6 +18,7 @@ from bench.experiments.config import TrialConfig
 from bench.experiments.roles import needed_roles
 from bench.networks import Network, build, initialize
 from bench.networks.initialization import start_scales_
+from bench.quantizers import Quantizer
 from bench.randomness import Clock
 from bench.strategies import Strategy, make_strategy
 from bench.strategies.taps import Helper
@@ -63,6 +64,9 @@ def make_network(
     )
     initialize(network, config.seed, config.initialization)
     batch_norm_for(network, config, team)
+    for module in network.modules():
+        if isinstance(module, Quantizer):
+            module.parts = config.micro_batches
     if config.activation_checkpointing:
         recompute_activations(network)
     return network.to(clock.step.device).to(memory_format=torch.channels_last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -112,8 +113,6 @@ def _check_edges(kind: str, bits: int, options: Mapping[str, Any]) -> None:
     with_scales(quantizer, shape)
     w = torch.tensor(values(shape)).to(torch.bfloat16)
     assert torch.equal(quantizer.weight(w), quantizer.weight(w.float()).to(torch.bfloat16))
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(quantizer.weight(w.float()), quantizer.weight(w.float() + 0.0))
     measured = quantizer.statistics(w.float())
     assert torch.equal(quantizer.weight(w.float(), measured), quantizer.weight(w.float()))
     if bits < 32:
@@ -229,6 +228,33 @@ def check_deployed_activations(kind: str) -> None:
         levels = quantizer.activation_map().values
         assert quantizer.activation_map().quantizes == (bits < 32)
         assert levels is None or len(levels) == 2**bits
+
+
+def check_quantizer_autocast(kind: str) -> None:
+    """Maps of float32, their gradients and what moves with them have the same bits in a bf16 step."""
+    facts = registry.get("quantizers", kind).facts
+    w, x = (torch.tensor(values(shape)).float() for shape in (SHAPES[0], (3, SHAPES[0][1], 9, 9)))
+    for bits in zip(
+        *(itertools.islice(itertools.cycle(facts[n]), 9) for n in ("w_bits", "a_bits")), strict=True
+    ):
+        found = []
+        for enabled in (False, True):
+            quantizer = make_quantizer(kind, *bits, weight_shape=w.shape, channels=x.shape[1])
+            quantizer.start_(w)
+            inputs = [t.clone().requires_grad_() for t in (w, x)]
+            for _ in range(2):  # the second pass has levels that the first one moved
+                with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                    outputs = [quantizer.weight(inputs[0]), quantizer.activation(inputs[1])]
+                    outputs.append(quantizer.bound(inputs[1]))
+                    if quantizer.scales_input:
+                        outputs.append(quantizer.input_scale(inputs[1], 3))
+                quantizer.after_step_(w.clone())
+            loss = sum((y * y.detach().sin()).sum() for y in outputs)
+            learned = [*inputs, *quantizer.parameters()]
+            grads = torch.autograd.grad(loss, learned, allow_unused=True, materialize_grads=True)
+            found.append([*outputs, *grads, *quantizer.state_dict().values()])
+        for one, other in zip(*found, strict=True):
+            assert one.dtype == other.dtype and torch.equal(one, other), (kind, bits)
 
 
 def check_quantizer_compiled(kind: str) -> None:

@@ -45,6 +45,9 @@ class TestQuantizers:
     def test_activations(self, kind):
         checks.check_quantizer_activations(kind, row("quantizers", kind))
 
+    def test_autocast(self, kind):
+        checks.check_quantizer_autocast(kind)
+
     @pytest.mark.slow
     def test_compiled(self, kind):
         checks.check_quantizer_compiled(kind)

@@ -12,6 +12,7 @@ from bench.errors import InputError
 from bench.layers.diagnostics import in_evaluation
 from bench.networks import Builder, initialize
 from bench.networks.convert.rewrite import transform
+from bench.quantizers import make_quantizer
 from bench.quantizers.functional import round_unit
 from bench.randomness import Clock
 from bench.strategies import make_strategy
@@ -159,6 +160,22 @@ def test_guided_both_networks_are_drawn_to_each_other():
     for network in (run.network, run.strategy.twin):
         assert network.conv6.weight.grad.abs().sum() > 0  # read by the classifier
         assert network.linear.weight.grad.abs().sum() == 0  # behind what is compared
+
+
+def test_guided_compares_what_was_read_and_moves_levels_once():
+    """LQ-Nets' levels move when activations are read; the comparison reads them as the layer did."""
+    run = run_of("2/2", "lqnets", guided=True, twin=FULL, guidance=3.0, layers=["conv3"])
+    alone = make_run(make_config(bits="2/2", quantizer="lqnets"), synthetic(96), "cpu")
+    start = make_quantizer("lqnets", 2, 2).eval()  # at the levels of the first step
+    images, read = torch.rand(4, 3, 40, 40), []
+    for network, maps in ((run.network, start.activation), (run.strategy.twin, torch.relu)):
+        network.conv3.register_forward_pre_hook(lambda _, inputs, maps=maps: read.append(maps(inputs[0])))
+    nothing = lambda logits, labels: logits.sum() * 0.0  # noqa: E731
+    loss = run.strategy.loss(run.network(images), images, torch.arange(4), nothing)
+    assert loss.item() == pytest.approx(1.5 * (read[0] - read[1]).square().mean().item(), rel=1e-5)
+    alone.network(images)
+    moved, once = (r.network.conv3.quantizer.input_basis for r in (run, alone))
+    assert torch.equal(moved, once) and not torch.equal(once, start.input_basis)
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ class _Converted(LowPrecisionLayer):
     def bounded(self, y: Tensor) -> Tensor:
         return y if self.reads_images else super().bounded(y)
 
-    def activate(self, y: Tensor) -> Tensor:
-        return y if self.reads_images else super().activate(y)
+    def activate(self, y: Tensor, *, again: bool = False) -> Tensor:
+        return y if self.reads_images else super().activate(y, again=again)
 
     def forward(self, y: Tensor, side: Tensor | None = None) -> Pair:
         """Map the pair ``(y, side)`` as ``LowPrecisionLayer`` does; then add the full-precision bias."""
