@@ -72,7 +72,7 @@ def begin_run(device: str, mode: str, steps: int) -> Run:
     """Return a run of ``config`` at its first step."""
     run = make_run(config(steps), synthetic(64), device, mode)
     if mode == "captured":
-        run.record()
+        run.rehearse()
     return run
 
 

@@ -186,16 +186,26 @@ class Run:
         """Return copies of all that ``update`` writes."""
         return Written([self.network, *self.trained.values()], self.optimizer, [self.loss_sum, self.correct])
 
-    def record(self) -> None:
-        """Record the last step of the trial, then its first step, to find out whether both can be recorded.
+    def rehearse(self) -> None:
+        """Do the last step of the trial, then its first step, to find out whether the mode can do both.
 
-        The state of the trial does not change. Raises ``RuntimeError`` where the device cannot record.
+        A captured step is recorded. The state of the trial does not change. Raises ``RuntimeError`` where the
+        device cannot record or the compiler does not understand the network.
         """
-        assert self.recording is not None and self.step == 0
+        assert self.step == 0
         for step in (self.total_steps - 1, 0):
             self.optimizer.state.clear()  # the last stage makes no moments of a branch
             self.clock.set(step, self.strategy.factor(step))
-            self.recording.record(self.data.inputs(step), self._stage())
+            if self.recording is not None:
+                self.recording.record(self.data.inputs(step), self._stage())
+                continue
+            before = self.written()
+            try:
+                self.update(*self.data.inputs(step))
+            finally:
+                before.put_back()
+        if self.recording is None:
+            self.optimizer.state.clear()  # a recorded step writes to its moments, which have to stay
 
     def seconds_per_step(self) -> float:
         """Return the seconds of one step, measured after a step that does not count; both are undone."""
@@ -349,7 +359,7 @@ class Run:
         """Return the trained network, or with ``eval_bn`` a copy with re-estimated batch norm."""
         if not self.config.eval_bn:
             return self.network
-        network = copy.deepcopy(self.network)
+        network = copy.deepcopy(self.network, {id(self.clock): self.clock})  # a clock knows the strategy
         self._reestimate(network, self.config.eval_bn)
         return network
 

@@ -183,13 +183,13 @@ def _prepare(
         raise InputError(
             f"{files}: weights of another network ({clean(error, 300)}); train it anew with --fresh"
         ) from None
-    if how["mode"] == "captured" and recorded is None:
+    if how["mode"] != "eager" and recorded is None:
         try:
-            run.record()
+            run.rehearse()
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # of CUDA, or of the compiler
-            how = execution.fell_back(how, f"the step cannot be captured ({clean(error, 200)})")
+            how = execution.fell_back(how, f"the step cannot be {how['mode']} ({clean(error, 200)})")
             run = make(how["mode"])
     return run, how, changed
 

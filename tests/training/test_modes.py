@@ -8,6 +8,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import datasets
@@ -22,7 +23,7 @@ from bench.networks import convnets
 from bench.networks.builder import Builder, Network
 from bench.quantizers.functional import pass_inside
 from bench.records.store import Store
-from bench.training import execution
+from bench.training import execution, setup
 from bench.training.capture import Recording
 from bench.training.job import Job
 from bench.training.loop import Run
@@ -137,7 +138,7 @@ def test_a_recorded_step_is_the_eager_one_bit_for_bit(case, arrays, uncompiled):
     count = STEPS if case == "sum" else 12
     short = config(epochs=max(2, count // 4), **CASES[case])
     eager, captured = (make_run(short, arrays, "cpu", mode) for mode in ("eager", "captured"))
-    captured.record()
+    captured.rehearse()
     assert captured.step == 0
     steps(eager, short.epochs * 4), steps(captured, short.epochs * 4)
     assert equal(eager.state(), captured.state())
@@ -205,7 +206,7 @@ def test_a_captured_trial_goes_on_from_a_checkpoint_exactly(stop, arrays, uncomp
     stopped = steps(make_run(trial, arrays, "cpu", "captured"), stop)
     torch.save({"schema": 1, **stopped.state()}, tmp_path / "checkpoint.pt")
     other = make_run(trial, arrays, "cpu", "captured")
-    other.record()
+    other.rehearse()
     resume(other, torch.load(tmp_path / "checkpoint.pt", weights_only=True), tmp_path / "checkpoint.pt")
     assert equal(steps(other, 16 - stop).state(), whole.state())
 
@@ -472,6 +473,38 @@ def test_a_capture_that_fails_falls_back_before_the_first_step(monkeypatch, tmp_
     assert store.read_trial("a" * 16)["execution"]["mode"] == "captured"
     (one,), (other,) = (store.epochs(id * 16) for id in "ab")
     assert one["train_loss"] == other["train_loss"] and one["test_correct"] == other["test_correct"]
+
+
+@pytest.mark.parametrize("mode", ["compiled", "captured"])
+def test_a_network_that_the_compiler_does_not_understand_is_trained_without_it(mode, monkeypatch, tmp_path):
+    """A cumulative average of batch norm, which a user's network may have, reads a number from the device."""
+    compiler, plain, made = torch.compile, execution.decide, setup.make_network
+    monkeypatch.setattr(torch, "compile", lambda f, **named: compiler(f, backend="eager", **named))
+    monkeypatch.setattr(execution, "decide", lambda *a: {**plain(*a), "mode": mode})
+
+    def make(*arguments, **named):
+        network = made(*arguments, **named)
+        for module in network.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.momentum = None
+        return network
+
+    monkeypatch.setattr(setup, "make_network", make)
+    torch._dynamo.reset()
+    told, store = [], Store(tmp_path)
+    with small_networks():
+        job = Job(config(epochs=1), ID, {}, store, tmp_path, on_epoch=told.append)
+        assert run_trial(job) == "done"
+    how = store.read_trial(ID)["execution"]
+    assert how["mode"] == "eager" and how["fallback"].startswith(f"the step cannot be {mode} (")
+    assert how["fallback"] in told[0]["note"]
+
+
+def test_a_rehearsal_leaves_no_trace(arrays, uncompiled):
+    fields = {"strategy": progressive("concat"), "quantizer": "lqnets", "bits": "2/2"}
+    one, other = (make_run(config(epochs=4, **fields), arrays, "cpu", "compiled") for _ in range(2))
+    one.rehearse()
+    assert equal(one.state(), other.state()) and equal(steps(one, 9).state(), steps(other, 9).state())
 
 
 @pytest.mark.parametrize("native", [True, False])
