@@ -75,9 +75,14 @@ class Reader:
         """Return what passes the tap bounded, or as the activation in full precision gives it; any shape."""
         return self.layer.bounded(y) if self._activation is None else self._activation.activated(y)
 
-    def activate(self, y: Tensor) -> Tensor:
-        """Return the activations that the layer makes of what passes the tap, or reads of it; any shape."""
-        return self.layer.activate(y) if self._activation is None else self._activation.activated(y)
+    def activate(self, y: Tensor, *, again: bool = False) -> Tensor:
+        """Return the activations that the layer makes of what passes the tap, or reads of it; any shape.
+
+        ``again``: the layer has just read ``y``, so levels that move with what is read stay those of that time.
+        """
+        if self._activation is not None:
+            return self._activation.activated(y)
+        return self.layer.activate(y, again=again)
 
 
 class Taps:
