@@ -180,10 +180,16 @@ class Draws:
         self._key = key_of(clock.seed, purpose, name)
 
     def uniform(self, x: Tensor) -> Tensor:
-        """Return float32 numbers in [0, 1) of the shape of ``x``; the first dimension is the sample."""
+        """Return float32 numbers in [0, 1) of the shape of ``x``; the first dimension is the sample.
+
+        Where it has several rows a sample, one sample's behind the other's (windows of attention), each row
+        has draws of its own.
+        """
         samples = self.clock.samples
-        if samples is None or len(samples) != len(x):
+        if samples is None or len(x) % len(samples):
             samples = torch.arange(len(x), device=x.device)
+        elif (each := len(x) // len(samples)) > 1:
+            samples = (samples[:, None] * each + torch.arange(each, device=x.device)).flatten()
         key = combine(self._key, self.clock.step)
         return to_uniform(sample_bits(key, samples, x.shape[1:]))
 

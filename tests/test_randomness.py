@@ -114,3 +114,13 @@ def test_clock_writes_in_place():
     assert step.item() == 5 and factor.item() == 0.25 and clock.active
     clock.set_factor(0.0)
     assert factor.item() == 0.0 and not clock.active and step.item() == 5
+
+
+def test_rows_of_a_sample_draw_the_same_in_whatever_share_of_the_batch():
+    """Windows of attention: each image has several rows, and every worker has other images."""
+    whole, share = Clock(), Clock()
+    share.samples = torch.tensor([2, 3])
+    x = torch.zeros(4 * 6, 5)  # of 4 images, 6 rows each
+    first, second = (Draws(clock, "dropout", "layer") for clock in (whole, share))
+    assert torch.equal(second.uniform(x[12:]), first.uniform(x)[12:])
+    assert torch.equal(second.uniform(x[:2]), first.uniform(x[:4])[2:])
