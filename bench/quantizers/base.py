@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -23,11 +23,13 @@ class Quantizer(nn.Module):
     optimizer is made). ``draws``:
     the random numbers of stochastic maps, set by the layer; None: one fixed stream, the same each step.
     ``running``: names of the buffers, vectors, that training moves with the activations; workers average
-    them. ``parts``: in how many parts a step takes its batch, one after the other (micro-batches).
-    ``scales_input``: True where the convolution's output is to be multiplied by ``input_scale`` of its
-    input. ``read_by``: the learned parameters of the activations, each with the maps that read it, of
-    "bound" and "activation". ``absolute_levels``: whether a level is the same one where its value is; else
-    where its place from 0 is, since the values move with a scale.
+    them. That is the move of one worker only where the move is linear in means over images; any other one
+    takes its sums over images through ``sum_over_workers``, None for one worker. ``parts``: in how many parts
+    a step takes its batch, one after the other (micro-batches). ``scales_input``: True where the
+    convolution's output is to be multiplied by ``input_scale`` of its input. ``read_by``: the learned
+    parameters of the activations, each with the maps that read it, of "bound" and "activation".
+    ``absolute_levels``: whether a level is the same one where its value is; else where its place from 0 is,
+    since the values move with a scale.
     """
 
     scales_input = False
@@ -40,6 +42,7 @@ class Quantizer(nn.Module):
         super().__init__()
         self.w_bits, self.a_bits, self.g_bits = w_bits, a_bits, g_bits
         self.draws: Draws | None = None
+        self.sum_over_workers: Callable[[Tensor], Tensor] | None = None
 
     def create_scales(self, weight_shape: Sequence[int], device: Any = None) -> None:
         """Create the learned scales for weights (out, in, kh, kw) or (out, in); there are none by default."""

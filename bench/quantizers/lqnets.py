@@ -44,17 +44,25 @@ def binary_codes(bits: int, low: float) -> Tensor:
     return torch.where(numbers % 2 == 1, 1.0, low)
 
 
-def fitted_basis(digits: Tensor, x: Tensor, basis: Tensor) -> Tensor:
-    """Return the basis v that minimises |digits v - x|^2 (eq. 8), with a little weight on the old one.
+def normal_equations(digits: Tensor, x: Tensor) -> Tensor:
+    """Return B'B and, as its last column, B'x.
 
-    ``digits`` (..., n, k), ``x`` (..., n), ``basis`` (..., k) -> (..., k): the solution of
-    (B'B + d I) v = B'x + d basis, d = 0.0001.
+    ``digits`` B (..., n, k), ``x`` (..., n) -> (..., k, k + 1), a sum over n.
     """
     transposed = digits.transpose(-1, -2)
     with full_precision(x):
-        gram = transposed @ digits + RIDGE * torch.eye(digits.shape[-1], device=x.device)
-        right = (transposed @ x[..., None]).squeeze(-1) + RIDGE * basis
-        return torch.linalg.solve_ex(gram, right)[0]
+        return torch.cat([transposed @ digits, transposed @ x[..., None]], -1)
+
+
+def fitted_basis(equations: Tensor, basis: Tensor) -> Tensor:
+    """Return the basis v that minimises |B v - x|^2 (eq. 8), with a little weight on the old one.
+
+    ``equations`` (..., k, k + 1): the ``normal_equations`` of B and x, or sums of them; ``basis`` (..., k) ->
+    (..., k): the solution of (B'B + d I) v = B'x + d basis, d = 0.0001.
+    """
+    gram, right = equations[..., :-1], equations[..., -1]
+    identity = torch.eye(basis.shape[-1], dtype=basis.dtype, device=basis.device)
+    return torch.linalg.solve_ex(gram + RIDGE * identity, right + RIDGE * basis)[0]
 
 
 def sorted_levels(basis: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,9 +83,9 @@ class LQNets(Rectified):
 
     The bases are buffers, not parameters: each training step moves them by 1 - ``moving`` towards the
     least-squares fit to the numbers that the present levels quantize (Algorithm 1 with one iteration,
-    ``fitted_basis``). The weights' basis moves after the update, the activations' in the forward pass. Of M
-    micro-batches each one keeps ``moving``^(1/M), so that a step keeps ``moving``; several workers average
-    theirs.
+    ``fitted_basis``). The weights' basis moves after the update, the activations' in the forward pass, fitted
+    to the images of all workers. Of M micro-batches each one keeps ``moving``^(1/M), so that a step keeps
+    ``moving``.
 
     The maps and the fit are those of the authors' TensorFlow code, compared formula by formula
     (github.com/microsoft/LQ-Nets, learned_quantization.py, commit 86b9b75), but for two points. That code
@@ -119,10 +127,11 @@ class LQNets(Rectified):
             self.weight_basis.copy_(deviation * QUARTILE / 2 ** (self.w_bits - 1) * powers)
 
     def _filters(self, w: Tensor) -> Tensor:
-        """Return the weights of each filter, float32 (out, n); their basis is made where there is none."""
+        """Return the weights of each filter, (out, n), in the dtype of their basis; it is made if need be."""
         if self.weight_basis is None:
             self.create_scales(w.shape, w.device)
-        return w.detach().flatten(1).to(torch.float32).contiguous()
+        assert self.weight_basis is not None
+        return w.detach().flatten(1).to(self.weight_basis.dtype).contiguous()
 
     def _places(self, filters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the place of each weight (out, n) in its filter's sorted levels, these, and their order."""
@@ -146,7 +155,8 @@ class LQNets(Rectified):
         filters = self._filters(w)
         places, _, order = self._places(filters)
         digits = self.weight_codes[order.gather(1, places)]
-        self.weight_basis.lerp_(fitted_basis(digits, filters, self.weight_basis), 1.0 - self.moving)
+        fit = fitted_basis(normal_equations(digits, filters), self.weight_basis)
+        self.weight_basis.lerp_(fit, 1.0 - self.moving)
 
     def stored_scales(self, w: Tensor) -> int:
         """Return the numbers of all bases."""
@@ -182,27 +192,28 @@ class LQNets(Rectified):
         self._read = thresholds, levels
         if self.training:
             self._move_input_basis(x, thresholds, order)
-        return _quantized(x, thresholds, levels)
+        return self._quantized(x, thresholds, levels)
 
     def reread(self, x: Tensor) -> Tensor:
         """Return ``x``, any shape, on the levels of the last ``activation``; ReLU at 32 bits."""
-        return torch.relu(x) if self.a_bits == 32 else _quantized(x, *self._read)
+        return torch.relu(x) if self.a_bits == 32 else self._quantized(x, *self._read)
 
     @torch.no_grad()
     def _move_input_basis(self, x: Tensor, thresholds: Tensor, order: Tensor) -> None:
-        flat = _rectified(x).flatten()
+        flat = self._rectified(x).flatten()
         digits = self.input_codes[order[torch.bucketize(flat, thresholds)]]
-        fit = fitted_basis(digits, flat, self.input_basis)
+        equations = normal_equations(digits, flat)
+        if self.sum_over_workers is not None:  # the fit to the whole batch is no mean of the shares' fits
+            equations = self.sum_over_workers(equations)
+        fit = fitted_basis(equations, self.input_basis)
         self.input_basis.lerp_(fit, 1.0 - self.moving ** (1.0 / self.parts))
 
+    def _rectified(self, x: Tensor) -> Tensor:
+        """Return max(x, 0) in the dtype of the basis, without gradient."""
+        return x.detach().to(self.input_basis.dtype).clamp_min(0.0)
 
-def _rectified(x: Tensor) -> Tensor:
-    """Return max(x, 0) in float32, without gradient."""
-    return x.detach().to(torch.float32).clamp_min(0.0)
-
-
-def _quantized(x: Tensor, thresholds: Tensor, levels: Tensor) -> Tensor:
-    """Return the rectified ``x``, any shape, on the levels, with the gradient 1[0 < x <= highest level]."""
-    real = _rectified(x)
-    slope = ((real > 0) & (real <= levels[-1])).to(real.dtype)
-    return with_slope(x, to_levels(real, thresholds, levels), slope)
+    def _quantized(self, x: Tensor, thresholds: Tensor, levels: Tensor) -> Tensor:
+        """Return the rectified ``x``, any shape, on the levels, with the gradient 1[0 < x <= highest]."""
+        real = self._rectified(x)
+        slope = ((real > 0) & (real <= levels[-1])).to(real.dtype)
+        return with_slope(x, to_levels(real, thresholds, levels), slope)

@@ -78,7 +78,7 @@ class Reader:
     def activate(self, y: Tensor, *, again: bool = False) -> Tensor:
         """Return the activations that the layer makes of what passes the tap, or reads of it; any shape.
 
-        ``again``: the layer has just read ``y``, so levels that move with what is read stay as they were then.
+        ``again``: the layer has just read ``y``, so levels that move with what is read do not move again.
         """
         if self._activation is not None:
             return self._activation.activated(y)

@@ -3,9 +3,9 @@
 A worker is a process with a device and a rank of its own. The workers train one network on one global batch.
 Each worker has its own rows of the batch (``bench.datasets.batch_rows``). Weights, optimizer and schedules
 are the same on all workers at every step. The workers exchange three things: gradients, which
-``DistributedDataParallel`` averages; the statistics of batch norm (``SharedBatchNorm``); and, once an epoch,
-the sums of loss and hits. Random draws are keyed by an image's position in the global batch. The first worker
-alone reads and writes records and checkpoints.
+``DistributedDataParallel`` averages; the statistics of batch norm (``SharedBatchNorm``) and of quantizers
+(``share_statistics``); and, once an epoch, the sums of loss and hits. Random draws are keyed by an image's
+position in the global batch. The first worker alone reads and writes records and checkpoints.
 """
 
 from __future__ import annotations
@@ -288,6 +288,15 @@ def batch_norm_for(network: nn.Module, config: TrialConfig, team: Team) -> None:
                 setattr(parent, name, SharedBatchNorm(module, team, group))
             elif config.batch_norm_statistics == "accurate":
                 setattr(parent, name, AccurateBatchNorm(module))
+
+
+def share_statistics(networks: Iterable[nn.Module], team: Team) -> None:
+    """Let the quantizers of ``networks`` take their sums over the images of all workers."""
+    if team.size == 1:
+        return
+    for module in (module for network in networks for module in network.modules()):
+        if isinstance(module, Quantizer):
+            module.sum_over_workers = team.total
 
 
 @torch.no_grad()

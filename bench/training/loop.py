@@ -32,7 +32,14 @@ from bench.training import execution
 from bench.training.calibration import calibrate, estimation_images
 from bench.training.capture import Recording, Written
 from bench.training.diagnostics import Diagnostics, due, flip_rate, signs_of
-from bench.training.distributed import SOLO, Team, average_statistics, averaged, keeping_gradients
+from bench.training.distributed import (
+    SOLO,
+    Team,
+    average_statistics,
+    averaged,
+    keeping_gradients,
+    share_statistics,
+)
 from bench.training.divergence import largest_loss, named_state, not_finite
 from bench.training.evaluate import EVALUATION_BATCH, Accuracy, evaluate, reestimate_batch_norm
 from bench.training.losses import make_loss
@@ -97,6 +104,7 @@ class Run:
         clock.stages = strategy.stage
         self.trained = strategy.trained()
         networks: list[nn.Module] = [network, *self.trained.values()]
+        share_statistics(networks, team)
         self.optimizer = make_optimizer(
             config, networks, captured_on=self.device if mode == "captured" else None
         )
