@@ -1,28 +1,19 @@
-"""Every registered part by two workers: the numbers of one, up to the order of summation."""
+"""Every registered quantizer by two workers: the numbers of one, up to the order of summation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 from bench import registry
 from bench.datasets.batch_rows import rows
-from bench.experiments.library import Library
-from bench.experiments.resolve import with_teachers
-from bench.experiments.toml_files import Problems
 from bench.quantizers import Quantizer, make_quantizer
 from bench.randomness import Clock, Draws
 from bench.training.distributed import SOLO, Team, average_statistics, share_statistics
-from tests.configs import make_config
-from tests.conformance import tables
 from tests.conformance.test_registered import own
 from tests.launch.team_helpers import together
-from tests.training.test_distributed import trained
 
 INPUTS = (8, 5, 4, 4)  # of a layer: (B, C, H, W)
 
@@ -84,53 +75,3 @@ def test_every_quantizer_makes_of_its_images_what_one_worker_makes_of_all():
             found = [np.concatenate(found)] if name.startswith("own") else found
             for each in found:
                 np.testing.assert_allclose(each, want, rtol=1e-9, atol=1e-11, err_msg=f"{quantizer}: {name}")
-
-
-# --- whole networks -----------------------------------------------------------------------------------------
-
-# Four steps. No max-pooling: where levels are few its inputs are equal but for rounding, and the order of
-# summation would choose between them. More than the fewest bits, for the same reason.
-SMALL = {"network": "resnet20", "epochs": 2, "batch_size": 8, "train_size": 16}
-OF_A_CHAIN = {"hint", "guided", "layers", "shared"}  # options with layers of another network
-
-
-def _nearest(widths: list[int], wanted: int) -> int:
-    return min(widths, key=lambda bits: (bits == 32, abs(bits - wanted)))
-
-
-def network_cases(folder: str) -> dict[str, dict[str, Any]]:
-    """Return the fields of a short run with each quantizer, and of one with each line of a strategy."""
-    cases: dict[str, dict[str, Any]] = {}
-    for kind in own("quantizers"):
-        facts = registry.get("quantizers", kind).facts
-        bits = f"{_nearest(facts['w_bits'], 8)}/{_nearest(facts['a_bits'], 4)}"
-        cases[kind] = {**SMALL, "quantizer": kind, "bits": bits}
-    library = Library(Path(folder), Path(folder), Problems("conformance"))
-    for kind in own("strategies"):
-        for number, case in enumerate(tables.STRATEGIES[kind]):
-            if not OF_A_CHAIN & case.options.keys():
-                fields = {**SMALL, "bits": "6/6", "strategy": {"kind": kind, **case.options}, **case.fields}
-                cases[f"{kind}-{number}"] = with_teachers(make_config(**fields), library)[0].dump()
-    return cases
-
-
-def trained_networks(team: Team, folder: str) -> dict[str, Any]:
-    """Train every network as one of a team."""
-    return {
-        name: trained(team, fields, 4 if "-" in name else 2) for name, fields in network_cases(folder).items()
-    }
-
-
-@pytest.mark.slow
-def test_every_quantizer_and_strategy_trains_with_two_workers_as_with_one(tmp_path):
-    """Weights, buffers, loss and hits, in float64: stages, portions and removals are among the steps."""
-    parts = together("tests.conformance.test_workers:trained_networks", str(tmp_path))
-    for name, (state, sums) in trained_networks(SOLO, str(tmp_path)).items():
-        for part in parts:
-            found, found_sums = part[name]
-            assert found.keys() == state.keys()
-            for key, want in state.items():
-                np.testing.assert_allclose(found[key], want, rtol=1e-7, atol=1e-7, err_msg=f"{name}: {key}")
-            assert found_sums == pytest.approx(sums, rel=1e-6)
-        one, other = (part[name][0] for part in parts)
-        assert all(np.array_equal(one[key], other[key]) for key in one), name

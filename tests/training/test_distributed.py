@@ -28,7 +28,7 @@ from bench.strategies import make_strategy
 from bench.training.distributed import SOLO, SharedBatchNorm, Team, batch_norm_for
 from bench.training.loop import Run
 from bench.training.memory import recompute_activations
-from bench.training.setup import complete_helpers, untrained_weights
+from bench.training.setup import complete_helpers
 from tests.launch.team_helpers import FAULT, together
 from tests.robustness.disturbance import (
     DROPOUT,
@@ -95,7 +95,7 @@ def make_run(config: TrialConfig, team: Team = SOLO, *, double: bool = True) -> 
         return network.double() if double else network
 
     network = make(config, strategy)
-    strategy.prepare(network, make, untrained_weights(config, 10, clock))
+    strategy.prepare(network, make, {})
     complete_helpers(strategy, config, clock, team)
     for module in strategy.trained().values() if double else ():
         module.double()
