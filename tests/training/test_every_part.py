@@ -86,7 +86,7 @@ def test_captured_resumed_and_recomputed_steps_are_the_eager_ones_bit_for_bit(pa
     assert equal(continued(fields, "captured", tmp_path / "checkpoint.pt").state(), eager)
 
 
-GRAPHS = [part for part in PARTS if part.endswith("-0")] + ["lqnets"]  # of a quantizer: tests/conformance
+GRAPHS = [part for part in PARTS if part.endswith("-0")]  # of quantizers: tests/conformance
 
 
 @pytest.mark.slow
