@@ -23,7 +23,7 @@ from tests.conformance.checks import strategy_config
 from tests.conformance.tables import FACTOR
 from tests.conformance.test_registered import own, row, strategy_cases
 
-CLOCKS = {"training_seconds", "wall_seconds"}
+MEASURED = {"training_seconds", "wall_seconds", "peak_memory_bytes"}
 
 
 def begin(config: TrialConfig) -> Run:
@@ -36,9 +36,9 @@ def begin(config: TrialConfig) -> Run:
 
 
 def unlike(one: Any, other: Any, where: str = "") -> list[str]:
-    """Return the places at which two states differ in any bit, clocks left out."""
+    """Return the places at which two states differ in any bit, clocks and memory left out."""
     if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
-        keys = [key for key in one if key not in CLOCKS]
+        keys = [key for key in one if key not in MEASURED]
         return [place for key in keys for place in unlike(one[key], other[key], f"{where}.{key}")]
     if torch.is_tensor(one) and torch.is_tensor(other):
         return [] if torch.equal(one, other) else [where]
