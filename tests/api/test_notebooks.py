@@ -1,4 +1,4 @@
-"""The notebooks of ``examples/`` run from the first cell to the last, in an empty folder, with 2 epochs a trial."""
+"""The notebooks of ``examples/`` run from the first cell to the last, in an empty folder, at 2 epochs."""
 
 from __future__ import annotations
 
