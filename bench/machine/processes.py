@@ -14,6 +14,7 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection
@@ -22,6 +23,7 @@ from typing import Any
 from bench.errors import InputError
 
 CONTEXT: Any = multiprocessing.get_context("spawn")
+_STARTING = threading.Lock()  # two threads that start processes would put back each other's main module
 
 
 class Child:
@@ -87,12 +89,13 @@ def _no_main_module() -> Iterator[None]:
     Nothing of the script is needed there. A script without ``if __name__ == "__main__"`` would start the run
     once more, and a script that came through a pipe has no file to import.
     """
-    script = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = script
+    with _STARTING:
+        script = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = script
 
 
 def wait(children: Sequence[Child], timeout: float) -> None:

@@ -190,17 +190,18 @@ class LQNets(Rectified):
             return torch.relu(x)
         thresholds, levels, order = self._input_table()
         self._read = thresholds, levels
+        real = self._rectified(x)
         if self.training:
-            self._move_input_basis(x, thresholds, order)
-        return self._quantized(x, thresholds, levels)
+            self._move_input_basis(real, thresholds, order)
+        return _quantized(x, real, thresholds, levels)
 
     def reread(self, x: Tensor) -> Tensor:
         """Return ``x``, any shape, on the levels of the last ``activation``; ReLU at 32 bits."""
-        return torch.relu(x) if self.a_bits == 32 else self._quantized(x, *self._read)
+        return torch.relu(x) if self.a_bits == 32 else _quantized(x, self._rectified(x), *self._read)
 
     @torch.no_grad()
-    def _move_input_basis(self, x: Tensor, thresholds: Tensor, order: Tensor) -> None:
-        flat = self._rectified(x).flatten()
+    def _move_input_basis(self, real: Tensor, thresholds: Tensor, order: Tensor) -> None:
+        flat = real.flatten()
         digits = self.input_codes[order[torch.bucketize(flat, thresholds)]]
         equations = normal_equations(digits, flat)
         if self.sum_over_workers is not None:  # the fit to the whole batch is no mean of the shares' fits
@@ -212,8 +213,8 @@ class LQNets(Rectified):
         """Return max(x, 0) in the dtype of the basis, without gradient."""
         return x.detach().to(self.input_basis.dtype).clamp_min(0.0)
 
-    def _quantized(self, x: Tensor, thresholds: Tensor, levels: Tensor) -> Tensor:
-        """Return the rectified ``x``, any shape, on the levels, with the gradient 1[0 < x <= highest]."""
-        real = self._rectified(x)
-        slope = ((real > 0) & (real <= levels[-1])).to(real.dtype)
-        return with_slope(x, to_levels(real, thresholds, levels), slope)
+
+def _quantized(x: Tensor, real: Tensor, thresholds: Tensor, levels: Tensor) -> Tensor:
+    """Return ``real``, the rectified ``x``, any shape, on the levels; the gradient is 1[0 < x <= highest]."""
+    slope = ((real > 0) & (real <= levels[-1])).to(real.dtype)
+    return with_slope(x, to_levels(real, thresholds, levels), slope)

@@ -59,7 +59,7 @@ def refused(file: Path, form: str, message: str) -> None:
     assert str(file) in str(caught.value) and "\n" not in str(caught.value)
 
 
-MANY = 4000 if os.environ.get("BENCH_EXPORT_CASES") == "all" else 800  # `make soak` tries all
+MANY = 4000 if os.environ.get("BENCH_EXPORT_CASES") == "all" else 800  # `make soak` tries 4,000
 
 
 @pytest.fixture(params=[pytest.param(40, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.slow)])
