@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from bench.layers.branch import BranchConv2d, BranchLinear
 from bench.layers.classifier import Classifier
@@ -72,12 +73,14 @@ def describe_layers(network: Network) -> list[LayerRow]:
     """Return a row for each layer that has parameters, in order; the rows add up to ``costs``."""
     outputs = _positions(network)
     rows = []
-    inside_branch: set[nn.Module] = set()
+    inside: set[nn.Module] = set()  # of a branch, or of what a weight is computed from
     for name, module in network.named_modules():
         if isinstance(module, BranchConv2d | BranchLinear):
-            inside_branch.update(module.modules())
-        if module in inside_branch:
+            inside.update(module.modules())
+        if module in inside:
             continue
+        if parametrize.is_parametrized(module):
+            inside.update(module.parametrizations.modules())  # type: ignore[union-attr]
         if isinstance(module, nn.Conv2d | nn.Linear):
             rows.append(_weighted(name, module, outputs[name]))
         elif isinstance(module, _NORM):
@@ -126,11 +129,11 @@ def _weighted(name: str, layer: Any, positions: int) -> LayerRow:
     quantizer: Any = layer.quantizer if low or isinstance(layer, Classifier) else None
     # Learned parameters of the input quantizer, for instance PACT's bound, are stored, too.
     learned = 0 if quantizer is None else sum(p.numel() for p in quantizer.parameters())
-    weights = layer.weight.numel()
-    bias = 0 if layer.bias is None else layer.bias.numel()
+    weights, stored, bias = layer.weight.numel(), _stored(layer, "weight"), _stored(layer, "bias")
     extra = getattr(layer, "weight_extra", None)
     train_macs = positions * (weights + (0 if extra is None else extra.numel()))
-    w_bits, a_bits, scales, reason = 32, 32, learned, "not made by the builder"
+    w_bits, a_bits, scales = 32, 32, learned
+    reason = "not made by the builder" if positions else _KEPT
     if low:
         if layer.branch is not None and not layer.one_convolution:
             # The branch computes as many positions as the main path; its pooling comes after.
@@ -146,20 +149,28 @@ def _weighted(name: str, layer: Any, positions: int) -> LayerRow:
         name=name,
         type="convolution" if layer.weight.dim() == 4 else "linear",
         shape=tuple(layer.weight.shape),
-        parameters=weights + learned + bias,
+        parameters=stored + learned + bias,
         macs=positions * weights,
         train_macs=train_macs,
         w_bits=w_bits,
         a_bits=a_bits,
-        bits=weights * w_bits + 32 * (scales + bias),
+        bits=stored * w_bits + 32 * (scales + bias),
         branch=low and layer.branch is not None,
         full_precision=None if quantized else getattr(layer, "full_precision_reason", reason),
     )
 
 
+def _stored(layer: Any, name: str) -> int:
+    """Return how many learned numbers a tensor of a layer has: its own, or those it is computed from."""
+    if parametrize.is_parametrized(layer, name):
+        return sum(p.numel() for p in layer.parametrizations[name].parameters())
+    tensor = getattr(layer, name)
+    return 0 if tensor is None else tensor.numel()
+
+
 @torch.no_grad()
 def _positions(network: Network) -> dict[str, int]:
-    """Return the number of output positions of each convolution for one image, and 1 for a linear layer.
+    """Return the number of output positions of each convolution and linear layer for one image.
 
     One image goes through the deployed form of the network; mode and clocks are restored.
     """
@@ -168,7 +179,7 @@ def _positions(network: Network) -> dict[str, int]:
 
     def watch(name: str, layer: Any, _inputs: Any, output: Any) -> None:
         y: Tensor = output[0] if isinstance(output, tuple) else output
-        found[name] += y[0].numel() // layer.weight.shape[0]
+        found[name] += y.numel() // layer.weight.shape[0]  # the first dimension may hold parts of the image
 
     clocks = {m.clock: m.clock.active for m in network.modules() if isinstance(m, LowPrecisionLayer)}
     with contextlib.ExitStack() as restored, in_evaluation(network), watched(layers, watch):

@@ -52,15 +52,19 @@ def initialize(network: nn.Module, seed: int, scheme: str) -> None:
 
     Kernels are drawn as ``scheme`` says, each tensor by its own fans (``weight_extra`` and branches too).
     Biases are 0. Batch norms have scale 1, shift 0, mean 0 and variance 1. Learned scales start as their
-    quantizer says. With joint statistics (the released concat), weights for main and extra inputs are one
-    tensor in the release, so he_truncated_exact counts both in the fan-in.
+    quantizer says. What needs no gradient (a fixed filter) stays as the network's code made it. With joint
+    statistics (the released concat), weights for main and extra inputs are one tensor in the release, so
+    he_truncated_exact counts both in the fan-in.
     """
     joint = any(layer.joint for _, layer in low_precision_modules(network))
     for prefix, module in network.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.reset_parameters()
+            if all(parameter.requires_grad for parameter in module.parameters()):
+                module.reset_parameters()
         elif isinstance(module, nn.Conv2d | nn.Linear):
             for name, parameter in module.named_parameters(recurse=False):
+                if not parameter.requires_grad:
+                    continue
                 if name == "bias":
                     parameter.zero_()
                 else:

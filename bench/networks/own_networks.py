@@ -22,7 +22,7 @@ ENTRIES = [
         "factory": "own_network",
         "help": 'a network of your own, "python:module.factory", transformed; needs --allow-code module',
         "input_size": None,
-        "revision": 4,
+        "revision": 5,
         "open": True,
         "options": {
             "source": {

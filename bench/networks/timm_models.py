@@ -17,7 +17,7 @@ ENTRIES = [
         "name": "timm",
         "help": "any network of timm by its name there, transformed; needs the extra timm",
         "input_size": 224,
-        "revision": 2,
+        "revision": 3,
         "options": {
             "name": {"type": "str", "help": "timm's name, for instance resnet10t"},
             "input_size": "shared",

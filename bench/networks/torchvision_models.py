@@ -41,7 +41,7 @@ ENTRIES = [
         "name": "torchvision",
         "help": "any classification network of torchvision by its name there, transformed",
         "input_size": 224,
-        "revision": 3,
+        "revision": 4,
         "options": {
             "name": {"type": "str", "help": "torchvision's name, for instance shufflenet_v2_x1_0"},
             "input_size": "shared",

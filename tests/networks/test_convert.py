@@ -311,6 +311,56 @@ def test_the_input_scale_is_that_of_the_values_before_the_bounding_map(merge):
     check_removal(network, clock)
 
 
+class OneReLU(nn.Module):
+    """One ReLU before a depthwise convolution, which stays, and before two others."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.relu = nn.Conv2d(3, 4, 3, padding=1), nn.ReLU()
+        self.depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.first, self.second, self.linear = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Linear(4, 10)
+
+    def forward(self, x):
+        x = self.relu(self.depthwise(self.relu(self.stem(x))))
+        return self.linear(self.relu(self.second(self.relu(self.first(x)))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("quantizer", ["dorefa", "pact"])
+def test_a_shared_activation_is_replaced_only_where_low_precision_layers_read_it(quantizer):
+    network, clock = transformed(OneReLU(), quantizer=quantizer, bits="2/2" if quantizer == "pact" else "1/2")
+    assert decisions(network)["relu"] == ("left as is", "no low-precision layer reads it")
+    others = [row.decision for row in network.decisions if row.name.startswith("relu (")]
+    assert others == ["replaced"] * 3
+    seen = {}
+    for name in ("stem", "depthwise"):
+        layer = network.get_submodule(name)
+        layer.register_forward_hook(lambda _, i, o, name=name: seen.update({name: (i[0], o)}))
+    network(100 * images(network))
+    assert torch.equal(seen["depthwise"][0], F.relu(seen["stem"][1])) and seen["depthwise"][0].max() > 20
+    check_removal(network, clock)
+
+
+class Functions(nn.Module):
+    """Its first and its last layer are functions; tensors are given by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Parameter(torch.randn(4, 3, 3, 3)), nn.Parameter(torch.randn(10, 8))
+        self.conv1, self.conv2, self.hidden = nn.Conv2d(4, 4, 1), nn.Conv2d(8, 4, 4, 4), nn.Linear(36, 8)
+
+    def forward(self, x):
+        x = F.relu(self.conv1(F.relu(F.conv2d(x, self.stem))))
+        x = F.relu(self.conv2(torch.cat(tensors=[x, x], dim=1)))
+        return F.linear(F.relu(self.hidden(torch.flatten(input=x, start_dim=1))), self.head)
+
+
+@pytest.mark.parametrize("merge", [None, *MERGES])
+def test_functions_count_as_first_and_last_layer(merge):
+    network, clock = transformed(Functions(), merge)
+    assert [name for name, _ in network.low_precision_layers()] == ["conv1", "conv2", "hidden"]
+    check_removal(network, clock)
+
+
 def test_a_smaller_kernel_of_the_branch_sees_the_centre():
     network, clock = transformed(
         sequential(nn.Conv2d(4, 4, (1, 5), padding=(0, 2))), "preactivation", kernel=3
@@ -625,6 +675,34 @@ def test_stochastic_depth_is_a_function_of_the_step():
         keep = network.depth(torch.ones(16, 2, 3, 3))
         assert keep.flatten(1).unique(dim=1).shape[1] == 1 and set(keep.unique().tolist()) == {0.0, 2.0}
         check_removal(network, clock)
+
+
+def test_each_call_of_a_dropout_has_draws_of_its_own_and_its_readers_the_same():
+    class Dropping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.conv = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+            self.left, self.right, self.linear = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 10)
+            self.drop, self.depth = nn.Dropout(0.5), StochasticDepth(0.5, "row")
+
+        def forward(self, x):
+            x = self.depth(self.drop(self.conv(F.relu(self.stem(x)))))
+            x = self.drop(F.relu(self.depth(x)).mean((2, 3)))
+            return self.linear(self.drop(self.left(x) * self.right(x)).relu())
+
+    network, clock = transformed(Dropping())
+    x, seen = images(network, 8), []
+    for module in network.modules():
+        if isinstance(module, Dropout):
+            keep = module(torch.ones(8, 8)) != 0
+            seen.append(keep)
+    masks = {str(keep.tolist()) for keep in seen}
+    assert len(seen) == 6 and len(masks) == 5
+    left, right = (network.get_submodule(name).dropout(torch.ones(8, 4)) for name in ("left", "right"))
+    assert torch.equal(left, right)
+    clock.set(1, 0.0)
+    assert torch.equal(network.train()(x), network(x))
+    check_removal(network, clock)
 
 
 @pytest.mark.parametrize("what", ["both", "activations"])
@@ -970,7 +1048,7 @@ def test_edited_code_is_another_trial(own, tmp_path):
         assert identity_document(first)["network"] == {
             "kind": "python:mynets_of_tests.tiny",
             "source": first.network["source"],
-            "revision": 4,
+            "revision": 5,
         }
         more = sealed({"kind": "python:mynets_of_tests.tiny", "channels": 8})
         assert identity_document(more)["network"]["channels"] == 8

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.experiments.config import TrialConfig
@@ -26,6 +27,34 @@ def test_macs_are_half_of_torchs_flops(network, quantizer):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         made(torch.zeros(1, 3, made.input_size, made.input_size))
     assert 2 * costs(made).macs == counter.get_total_flops()
+
+
+class Quarters(nn.Module):
+    """Reads the four quarters of an image as a batch, by a convolution and a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 4)
+
+    def forward(self, x):
+        b, c, h, w = x.shape
+        y = x.reshape(b, c, 2, h // 2, 2, w // 2).permute(0, 2, 4, 1, 3, 5).reshape(4 * b, c, h // 2, w // 2)
+        y = self.linear(self.conv(y).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return y.reshape(b, 2, 2, c, h // 2, w // 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
+
+
+@pytest.mark.parametrize("inner", [Quarters, lambda: weight_norm(nn.Conv2d(4, 4, 3))])
+def test_what_is_computed_and_stored_is_counted_once(inner):
+    """Parts of the image along the first dimension, and a weight that is computed from two tensors."""
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)
+    root = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), inner(), nn.Conv2d(4, 4, 3), *head)
+    builder = Builder(make_config(width=1.0), Clock())
+    made = builder.finish(transform(root, builder, 10, input_size=8)).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        made(torch.zeros(1, 3, 8, 8))
+    found = costs(made)
+    assert 2 * found.macs == counter.get_total_flops()
+    assert found.parameters == sum(p.numel() for p in made.parameters())
 
 
 def test_a_batch_norm_without_scale_and_shift_stores_two_numbers_a_channel():

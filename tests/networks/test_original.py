@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 
 import pytest
 import torch
@@ -522,6 +523,10 @@ def spectral_norm(root):
     nn.utils.spectral_norm(root.conv2)
 
 
+def same_memory(root):
+    root.conv2.weight.data = root.between.weight.data
+
+
 def pruned(root):
     prune.l1_unstructured(root.conv2, "weight", 0.5)
 
@@ -560,13 +565,14 @@ PROBLEMS = [
     (half, "conv2 .Conv2d. has weight of float16; the suite trains float32 weights"),
     (complex_weight, "conv2 .Conv2d. has weight of complex64"),
     (double, "conv1 .Conv2d. has weight of float64"),
+    (same_memory, r"between\.weight and conv2\.weight are one parameter"),
 ]
 
 
 @pytest.mark.parametrize(("change", "words"), PROBLEMS)
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_layers_that_cannot_be_taken_over_are_refused_by_name(change, words):
-    root = Net()
+    root = Net(between=nn.Conv2d(4, 4, 3, padding=1, bias=False))
     change(root)
     with pytest.raises(InputError, match=words):
         transformed(root)
@@ -612,7 +618,35 @@ class FrozenBelow(Net):
         return self
 
 
+class Half(nn.Module):
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return x @ x.mT
+
+
+class InPlaceAlone(nn.Module):
+    def forward(self, x):
+        return torch.zeros_like(x).copy_(x)
+
+
+class Drawn(nn.Module):
+    """Its parameter comes from a generator that no seed of the suite reaches."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(random.SystemRandom().random()))
+
+    def forward(self, x):
+        return x * self.scale
+
+
+ONE_NET, ONE_DROPOUT = Net(), nn.Dropout(0.5)
 REFUSED = [
+    (lambda: ONE_NET, r"two calls of the network return one and the same Conv2d \(conv1\)"),
+    (lambda: Net(between=ONE_DROPOUT), r"one and the same Dropout \(between\).*default argument"),
+    (lambda: Net(between=Drawn()), r"two calls of the network with one seed give between\.scale different"),
+    (lambda: Net(between=Half()), "between of the network cannot be followed.*autocast.*precision"),
+    (lambda: Net(between=InPlaceAlone()), "copy_ in between changes a tensor in place"),
     (lambda: Outer(lambda y: {"logits": y}), "returns dict for one image.*the tensor of logits alone"),
     (lambda: Outer(lambda y: (y, y)), "returns tuple for one image"),
     (lambda: Outer(lambda y: y[None]), r"returns \(1, 1, 10\) for one image"),
@@ -627,6 +661,24 @@ REFUSED = [
 def test_networks_that_are_not_the_original_any_more_are_refused(make, words):
     with pytest.raises(InputError, match=words):
         check(make)
+
+
+def test_one_activation_without_state_may_serve_two_networks():
+    act = nn.ReLU(inplace=True)
+    check(lambda: Net(act=lambda: act))
+
+
+def test_what_needs_no_gradient_keeps_its_values():
+    """A fixed filter and a frozen norm are what the network's code made them."""
+    blur = nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False).requires_grad_(False)
+    nn.init.constant_(blur.weight, 1 / 9)
+    root = Net(between=blur)
+    nn.init.constant_(root.norm1.requires_grad_(False).weight, 3.0)
+    network = transformed(root)
+    initialize(network, 5, "he_normal")
+    assert torch.equal(network.between.weight, torch.full((4, 1, 3, 3), 1 / 9))
+    assert network.norm1.weight.tolist() == [3.0] * 4 and network.norm2.weight.tolist() == [1.0] * 4
+    assert network.conv2.weight.std() > 0.1
 
 
 def test_the_check_leaves_the_generator_of_random_numbers_alone():

@@ -87,8 +87,8 @@ def _draw_problem(module: nn.Module) -> str:
 
 def _check_shared(root: nn.Module, who: str) -> None:
     modules = dict(root.named_modules(remove_duplicate=False))
-    names: dict[int, str] = {}
+    names: dict[int, str] = {}  # also of two parameters that lie in the same memory
     for name, parameter in root.named_parameters(remove_duplicate=False):
-        first = names.setdefault(id(parameter), name)
+        first = names.setdefault(parameter.data_ptr() or id(parameter), name)
         if modules[name.rpartition(".")[0]] is not modules[first.rpartition(".")[0]]:
             raise InputError(f"network: {who}: {first} and {name} are one parameter; each needs its own")

@@ -15,7 +15,7 @@ value; a network that only runs in float32 is held to 1e-5 (logits) and 1e-3 (gr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,7 @@ from bench.text import clean
 
 # of the largest value that is compared: (logits, gradients and statistics)
 _TOLERANCES = {torch.float64: (1e-9, 1e-7), torch.float32: (1e-5, 1e-3)}
+_DROPOUTS = (nn.modules.dropout._DropoutNd, StochasticDepth)
 _LARGE = 64  # pixels from which two images are enough
 
 
@@ -52,15 +53,21 @@ def check_is_original(
         InputError: The networks differ; the message names layer and quantity.
     """
     with torch.random.fork_rng(devices=[]):
-        original, other = make(), make()
+        torch.manual_seed(0)
+        original = make()
+        torch.manual_seed(0)
+        other = make()
+        _check_new(original, other, who)
         for root in (original, other):
             _without_dropout(root)
+        found = _tensors(other)
         try:
             other.load_state_dict(original.state_dict())
         except RuntimeError as error:
             raise InputError(
                 f"network: two calls of {who} return different networks: {clean(error, 200)}"
             ) from None
+        _check_repeated(original, found, who)
         fields = {"quantizer": {"kind": "full_precision"}, "bits": "32/32"}
         builder = Builder(config.model_copy(update=fields), Clock())
         transformed = transform(other, builder, num_classes, input_size=input_size, who=who)
@@ -70,9 +77,34 @@ def check_is_original(
         raise InputError(f"network: {who} cannot be trained here: {problem}")
 
 
+def _check_new(original: nn.Module, other: nn.Module, who: str) -> None:
+    """Raise where two calls return one layer, which each of the two networks would change for the other."""
+    others = set(other.modules())
+    for name, module in original.named_modules():
+        if module in others and (module._parameters or module._buffers or isinstance(module, _DROPOUTS)):
+            raise InputError(
+                f"network: two calls of {who} return one and the same {type(module).__name__} "
+                f"({name or 'the network itself'}); make a new one at each call, not as a default argument "
+                "or outside of all functions"
+            )
+
+
+def _check_repeated(original: nn.Module, found: Mapping[str, Tensor], who: str) -> None:
+    """Raise where a call with the same seed gave other values to what the suite does not initialise."""
+    modules = dict(original.named_modules())
+    for name, value in (*original.named_parameters(), *original.named_buffers()):
+        module = modules[name.rpartition(".")[0]]
+        drawn = isinstance(module, nn.Conv2d | nn.Linear) and value.requires_grad
+        if not drawn and not torch.equal(torch.nan_to_num(value), torch.nan_to_num(found[name])):
+            raise InputError(
+                f"network: two calls of {who} with one seed give {name} different values, so that no trial "
+                "could be repeated; draw them from PyTorch's generator of random numbers"
+            )
+
+
 def _without_dropout(root: nn.Module) -> None:
     for module in root.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd | StochasticDepth):
+        if isinstance(module, _DROPOUTS):
             module.p = 0.0
 
 
@@ -137,7 +169,7 @@ def _comparison_problem(original: nn.Module, transformed: TransformedNetwork, im
 
 def _close(wanted: Tensor, found: Tensor, tolerance: float) -> bool:
     """Return whether two tensors agree up to ``tolerance`` times max(1, the largest value); NaN is NaN."""
-    if wanted.shape != found.shape:
+    if wanted.shape != found.shape or wanted.dtype != found.dtype:
         return False
     finite = wanted[torch.isfinite(wanted)].abs()
     scale = max(1.0, float(finite.max())) if finite.numel() else 1.0
@@ -145,6 +177,7 @@ def _close(wanted: Tensor, found: Tensor, tolerance: float) -> bool:
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Return copies of parameters and buffers by name."""
     named = (*network.named_parameters(), *network.named_buffers())
     return {name: value.detach().clone() for name, value in named}
 

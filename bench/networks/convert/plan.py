@@ -12,7 +12,7 @@ from torchvision.ops import SqueezeExcitation
 from bench.errors import InputError
 from bench.networks.convert.formulas import is_gate, reaches
 from bench.networks.convert.names import function_name, owner_name, reachable
-from bench.networks.convert.roles import WEIGHTED, is_self_gated, role_of
+from bench.networks.convert.roles import WEIGHTED, has_weights, is_self_gated, role_of
 from bench.networks.convert.signs import keeps_signs_alone, never_negative
 from bench.networks.convert.trace import Traced, calls
 from bench.quantizers import Quantizer
@@ -53,7 +53,7 @@ class Plan:
     ``roles``: "low" and "last" (layers that read pairs), "activation", "norm", "spatial" (each channel by
     itself), "move" (no arithmetic), "add", "cat", "dropout"; ``bounded``: activations that become the
     bounding map; ``paddings`` of convolutions in pixels; ``moved``: dropouts that go into layers,
-    ``dropouts``: their probability by layer; ``reads_images``: the low-precision layers that do.
+    ``dropouts``: the one of each layer; ``reads_images``: the low-precision layers that do.
     """
 
     traced: Traced
@@ -62,7 +62,7 @@ class Plan:
     bounded: set[fx.Node] = field(default_factory=set)
     paddings: dict[fx.Node, tuple[int, int]] = field(default_factory=dict)
     moved: set[fx.Node] = field(default_factory=set)
-    dropouts: dict[fx.Node, float] = field(default_factory=dict)
+    dropouts: dict[fx.Node, fx.Node] = field(default_factory=dict)
     reads_images: set[fx.Node] = field(default_factory=set)
     decisions: list[Decision] = field(default_factory=list)
 
@@ -107,7 +107,8 @@ def make_plan(traced: Traced, kind: str, choices: Choices, probe: Quantizer) -> 
 def _decide_layers(plan: Plan, choices: Choices, probe: Quantizer) -> None:
     traced = plan.traced
     nodes = [n for n in traced.graph.nodes if type(traced.module(n)) in (nn.Conv2d, nn.Linear)]
-    behind, ahead = _has_others_on_its_way(nodes, forward=False), _has_others_on_its_way(nodes, forward=True)
+    members = {n for n in traced.graph.nodes if has_weights(traced, n)}  # of any kind, functions too
+    behind, ahead = (_on_the_way(members, nodes, forward=forward) for forward in (False, True))
     counted = calls(traced.graph)
     seen: set[str] = set()
     for node in nodes:
@@ -151,10 +152,9 @@ def _is_activated(plan: Plan, node: Any) -> bool:
     return role == "activation"
 
 
-def _has_others_on_its_way(nodes: list[fx.Node], *, forward: bool) -> dict[fx.Node, bool]:
-    """Return for each node whether another of them lies behind (or ahead of) it."""
+def _on_the_way(members: set[fx.Node], nodes: list[fx.Node], *, forward: bool) -> dict[fx.Node, bool]:
+    """Return for each node whether one of ``members`` lies behind (or ahead of) it."""
     known: dict[fx.Node, bool] = {}
-    members = set(nodes)
     order = list(nodes[0].graph.nodes) if nodes else []
     for node in reversed(order) if forward else order:
         near = node.users if forward else node.all_input_nodes
@@ -303,7 +303,7 @@ def _find_moved_dropouts(plan: Plan) -> None:
         fit = bool(readers) and all(plan.roles.get(reader) in ("low", "last") for reader in readers)
         if module.p == 0 or (fit and not any(reader in plan.dropouts for reader in readers)):
             plan.moved.add(node)
-            plan.dropouts.update(dict.fromkeys(readers, module.p) if module.p else {})
+            plan.dropouts.update(dict.fromkeys(readers, node) if module.p else {})
 
 
 # -- the table -----------------------------------------------------------------------------------------------
@@ -313,6 +313,12 @@ def _complete_decisions(plan: Plan, kind: str) -> None:
     """Complete the decisions: everything that is named, in the order of the graph."""
     traced, rows = plan.traced, {row.name: row for row in plan.decisions}
     ordered: dict[str, Decision] = {}
+
+    def note(node: fx.Node, row: Decision) -> None:
+        if ordered.setdefault(row.name, row) != row:  # another call of the layer has another decision
+            name = f"{row.name} ({node.name})"
+            ordered[name] = replace(row, name=name)
+
     for node in traced.graph.nodes:
         module, name = traced.module(node), str(node.target)
         role = plan.roles.get(node)
@@ -327,13 +333,13 @@ def _complete_decisions(plan: Plan, kind: str) -> None:
         elif name in rows:
             ordered.setdefault(name, rows[name])
         elif role == "activation":
-            ordered.setdefault(name, _activation_row(plan, node, name, type(module).__name__, kind))
+            note(node, _activation_row(plan, node, name, type(module).__name__, kind))
         elif role == "dropout":
             inside = node in plan.moved and getattr(module, "p", 0.0) > 0
             reason = (
                 "inside the layer that reads it, behind its quantizer" if inside else "counter-based draws"
             )
-            ordered.setdefault(name, Decision(name, type(module).__name__, REPLACED, reason))
+            note(node, Decision(name, type(module).__name__, REPLACED, reason))
         elif role != "norm" and any(True for _ in module.parameters()):
             reason = f"{type(module).__name__}: only nn.Conv2d and nn.Linear become low precision"
             if parametrize.is_parametrized(module):

@@ -145,6 +145,10 @@ class _Rewriter:
         self.plain = builder.config.quantizer["kind"] == "full_precision"
         self.offered: dict[str, str] = {}  # layers with extra channels -> who could not read them
         self.read: set[str] = set()
+        self.bounds: dict[str, str] = {}  # layers, "" for functions -> the bounding map in their place
+        calls = [node for node in traced.graph.nodes if node.op == "call_module"]
+        self.kept = {node.target for node in calls if node not in plan.bounded}  # in some of their calls
+        self.draws: dict[fx.Node, Draws] = {}  # of the dropouts that layers have taken over
 
     def rewrite(self) -> fx.Graph:
         """Return the new graph; raises ``InputError`` for extra channels that nobody reads."""
@@ -234,16 +238,13 @@ class _Rewriter:
 
     def _bound(self, node: fx.Node) -> fx.Node:
         """Replace an activation by the bounding map; each place has its own where the map has parameters."""
-        name = str(node.target) if node.op == "call_module" else "bounding"
-        if not self._is_bound(name):
-            self.root.set_submodule(name, self._make_bound(name, node))
-        elif any(True for _ in self.root.get_submodule(name).parameters()):
-            name = self._free_name(name)
+        key = str(node.target) if node.op == "call_module" else ""
+        name = self.bounds.get(key)
+        if name is None or any(True for _ in self.root.get_submodule(name).parameters()):
+            takes_place = name is None and key and key not in self.kept
+            name = self.bounds[key] = key if takes_place else self._free_name(key or "bounding")
             self.root.set_submodule(name, self._make_bound(name, node))
         return self.graph.call_module(name, (self._main(node.all_input_nodes[0]),))
-
-    def _is_bound(self, name: str) -> bool:
-        return has_module(self.root, name) and isinstance(self.root.get_submodule(name), Bound)
 
     def _make_bound(self, name: str, node: fx.Node) -> Bound:
         shape = self.traced.shapes.get(node, ())
@@ -350,14 +351,13 @@ class _Rewriter:
         name = str(node.target)
         if node in self.plan.moved:
             return source
-        if isinstance(module, StochasticDepth):
-            self.root.set_submodule(name, CountedStochasticDepth(module.p, self._draws(name)))
-            return self._side_along(node) if source.side is not None else self._other(node)
-        self.root.set_submodule(name, Dropout(module.p, self._draws(name)))
-        return self._other(node)
-
-    def _draws(self, name: str) -> Draws:
-        return Draws(self.builder.clock, "dropout", name)
+        if isinstance(self.root.get_submodule(name), Dropout):  # called before: each call draws its own
+            name = node.target = self._free_name(name)
+            self.traced.modules[name] = module
+        kind = CountedStochasticDepth if isinstance(module, StochasticDepth) else Dropout
+        self.root.set_submodule(name, kind(module.p, Draws(self.builder.clock, "dropout", name)))
+        passes = kind is CountedStochasticDepth and source.side is not None
+        return self._side_along(node) if passes else self._other(node)
 
     # -- layers ----------------------------------------------------------------------------------------------
 
@@ -378,9 +378,7 @@ class _Rewriter:
             layer = ConvertedLinear(old)
         if side is not None:
             self.read |= source.sources
-        self._set_up(
-            layer, name, extra, last, self.plan.dropouts.get(node, 0.0), node in self.plan.reads_images
-        )
+        self._set_up(layer, name, extra, last, self.plan.dropouts.get(node), node in self.plan.reads_images)
         layer.tap = self.taps.get(self.tapped.get(node))  # type: ignore[arg-type]
         has_branch = not last and self._branch(layer, name, extra, node)
         self.root.set_submodule(name, layer)
@@ -398,7 +396,7 @@ class _Rewriter:
         )
 
     def _set_up(
-        self, layer: Layer, name: str, extra: int, last: bool, dropout: float, reads_images: bool
+        self, layer: Layer, name: str, extra: int, last: bool, dropout: fx.Node | None, reads_images: bool
     ) -> None:
         def quantizer(stream: str, shape: tuple[int, ...]) -> Quantizer:
             if last or self.plain:
@@ -408,7 +406,11 @@ class _Rewriter:
             return self.builder.quantizer(stream, shape, channels if stream == name else None)
 
         channels = layer.in_channels if isinstance(layer, nn.Conv2d) else None
-        self.builder.set_up(layer, name, quantizer, extra=extra, dropout=dropout, blended=not last)
+        module = self.traced.module(dropout) if dropout else None
+        p = module.p if isinstance(module, nn.Dropout) else 0.0
+        self.builder.set_up(layer, name, quantizer, extra=extra, dropout=p, blended=not last)
+        if layer.dropout is not None and dropout is not None:  # layers that read one dropout draw alike
+            layer.dropout.draws = self.draws.setdefault(dropout, layer.dropout.draws)
         layer.reads_images = reads_images
         if reads_images:
             layer.quantizer.keep_()

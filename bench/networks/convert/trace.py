@@ -34,6 +34,7 @@ _RANDOM_NAMES = set(
     cauchy log_normal geometric random
     """.split()
 )
+_INPUT_LATER = {"where", "searchsorted", "polygamma"}  # whose argument input is not the first
 _IN_PLACE = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
@@ -74,7 +75,7 @@ def trace(root: nn.Module, input_size: int, num_classes: int, who: str) -> Trace
     _check_random(training, modules, who)
     _check_writes(training, who)
     _keep_constants(root, training)
-    _out_of_place(training, modules)
+    _out_of_place(training, modules, who)
     return Traced(root, training, modules, _shapes(root, training, input_size, num_classes, who))
 
 
@@ -152,8 +153,8 @@ def _graph(root: nn.Module, training: bool, who: str) -> fx.Graph:
     root.train(training)
     tracer = _Tracer(root)
     try:
-        with _no_autograd_functions():
-            return tracer.trace(root)
+        with _nothing_lost():
+            return _by_position(tracer.trace(root))
     except Exception as error:  # whatever the code does with the stand-ins of its tensors
         where = f"{tracer.path} of {who}" if tracer.path else who
         raise InputError(
@@ -164,18 +165,36 @@ def _graph(root: nn.Module, training: bool, who: str) -> fx.Graph:
 
 
 @contextlib.contextmanager
-def _no_autograd_functions() -> Iterator[None]:
-    """Make autograd functions raise: traced, they would lose their backward in silence."""
-    apply = torch.autograd.Function.__dict__["apply"]
+def _nothing_lost() -> Iterator[None]:
+    """Make autograd functions and autocast raise: a graph would lose backward and precision in silence."""
+    apply, enter = torch.autograd.Function.__dict__["apply"], torch.autocast.__enter__
 
     def refuse(cls: type, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(f"{cls.__name__} is an autograd function")
 
+    def refuse_precision(context: Any) -> Any:
+        if context._enabled:
+            raise TypeError('autocast in forward; leave it out: precision = "bf16" is a field of the recipe')
+        return enter(context)
+
     torch.autograd.Function.apply = classmethod(refuse)  # type: ignore[assignment]
+    torch.autocast.__enter__ = refuse_precision  # type: ignore[method-assign]
     try:
         yield
     finally:
         torch.autograd.Function.apply = apply  # type: ignore[method-assign]
+        torch.autocast.__enter__ = enter  # type: ignore[method-assign]
+
+
+def _by_position(graph: fx.Graph) -> fx.Graph:
+    """Let every function have its tensors as the first argument, where they are given by name; in place."""
+    for node in graph.nodes:
+        name = next((key for key in ("input", "tensors") if key in node.kwargs), None)
+        if node.op == "call_function" and not node.args and name and function_name(node) not in _INPUT_LATER:
+            kwargs = dict(node.kwargs)
+            node.args = (kwargs.pop(name),)
+            node.kwargs = kwargs
+    return graph
 
 
 # -- checks of the graph -------------------------------------------------------------------------------------
@@ -237,8 +256,11 @@ def _keep_constants(root: nn.Module, graph: fx.Graph) -> None:
 # -- rewriting in-place operations ---------------------------------------------------------------------------
 
 
-def _out_of_place(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
-    """Turn what changes a tensor in place into what returns a new one, which all later readers then read."""
+def _out_of_place(graph: fx.Graph, modules: dict[str, nn.Module], who: str) -> None:
+    """Turn what changes a tensor in place into what returns a new one, which all later readers then read.
+
+    Raises ``InputError`` for an operation that PyTorch has in place alone (``copy_``, ``zero_``).
+    """
     for node in list(graph.nodes):
         changes = False
         if node.op == "call_module":
@@ -254,6 +276,11 @@ def _out_of_place(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
             if node.kwargs.get("inplace"):
                 node.kwargs = {**node.kwargs, "inplace": False}
         elif node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
+            if not callable(getattr(Tensor, node.target[:-1], None)):
+                raise InputError(
+                    f"network: {who}: {node.target} in {owner_name(node)} changes a tensor in place, and "
+                    "PyTorch has no form of it that returns the result; write forward without it"
+                )
             node.target, changes = node.target[:-1], True
         if changes and node.args and isinstance(node.args[0], fx.Node):
             changed, later = node.args[0], False
