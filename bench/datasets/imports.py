@@ -17,6 +17,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from bench.text import clean
 
 TORCHVISION = "torchvision:"
 _SPLITS = {"train": ("train",), "test": ("test", "validation", "val", "valid", "dev")}
+_NUMBER = re.compile(r"(?P<number>\d+)-of-(?P<count>\d+)")  # in the name of a file: 00000-of-00004
 _SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "BMP": ".bmp", "PPM": ".ppm", "TIFF": ".tif", "WEBP": ".webp"}
 
 
@@ -41,7 +43,7 @@ def import_images(source: str, name: str | None, data_dir: Path, label: str | No
     name = name or re.sub(r"[^a-z0-9_.-]+", "-", Path(kind).resolve().name.lower())
     if not acceptable(name) or "/" in name:
         raise InputError(f"--as {name[:80]!r}: letters, digits and _ . - make a name")
-    for there in (data_dir / name, data_dir / f"{name}.npz"):
+    for there in (data_dir / name, data_dir / f"{name}.npz", data_dir / f"{name}.shards"):
         if there.exists():
             raise InputError(f"{there}: exists already; give another name with --as")
     data_dir.mkdir(parents=True, exist_ok=True)
@@ -54,22 +56,40 @@ def import_images(source: str, name: str | None, data_dir: Path, label: str | No
 
 
 def _from_parquet(folder: Path, name: str, data_dir: Path, label: str | None) -> str:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     files = _split_files(folder)
-    try:
-        schema = pq.read_schema(files["train"][0])
-    except pa.ArrowException as error:
-        raise InputError(f"{clean(files['train'][0])}: cannot be read ({clean(error, 200)})") from None
-    image, labels, names = _columns(schema, folder, label)
+    paths = [path for split in files.values() for path in split]
+    image, labels, names = columns = _columns(_schema(paths[0]), folder, label)
+    for path in paths:
+        if _columns(_schema(path), folder, label) != columns:
+            raise InputError(f"{clean(path)}: other columns, or classes, than {clean(paths[0])}")
+    known: dict[str, Any] = {}
+
+    def class_folder(value: Any) -> str:
+        name = _class_folder(value, names, folder)
+        first = known.setdefault(name.casefold(), value)
+        if first != value:
+            raise InputError(
+                f"{clean(folder)}: the labels {clean(first, 60)!r} and {clean(value, 60)!r} would share the "
+                f"folder {name}; give them names that differ in more than case and punctuation"
+            )
+        return name
 
     def encoded(split: str) -> Iterator[_Encoded]:
         for number, (data, value) in enumerate(_rows(files[split], image, labels)):
             suffix = _suffix(data, f"{folder}: {split}, row {number}")
-            yield _class_folder(value, names, folder), suffix, data
+            yield class_folder(value), suffix, data
 
     return _write_folder(name, data_dir, {split: encoded(split) for split in files})
+
+
+def _schema(path: Path) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_schema(path)
+    except pa.ArrowException as error:
+        raise InputError(f"{clean(path)}: cannot be read ({clean(error, 200)})") from None
 
 
 _Encoded = tuple[str, str, bytes]  # the folder of the class, the suffix of the file, the bytes of the file
@@ -119,6 +139,7 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
         for word in words:
             files = [path for path in found if re.match(rf"{word}(?![a-z])", path.name.lower())]
             if files:
+                _check_whole(folder, files)
                 chosen[split] = files
                 break
         else:
@@ -128,6 +149,22 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
                 f"Parquet files there: {clean(known)}."
             )
     return chosen
+
+
+def _check_whole(folder: Path, files: list[Path]) -> None:
+    """Raise where the files of a part are not those of one data set, or not all of them."""
+    sets = sorted({(path.parent, re.sub(r"[-_.]?\d+(-of-\d+.*)?$", "", path.stem)) for path in files})
+    if len(sets) > 1:
+        first, second = (clean((parent / name).relative_to(folder)) for parent, name in sets[:2])
+        raise InputError(
+            f"{clean(folder)}: images of {len(sets)} data sets, {first}* and {second}*; give a folder of one"
+        )
+    numbers = [(int(m["number"]), int(m["count"])) for m in map(_NUMBER.search, (p.name for p in files)) if m]
+    if numbers and sorted(numbers) != [(number, numbers[0][1]) for number in range(numbers[0][1])]:
+        raise InputError(
+            f"{clean(files[0].parent)}: {len(files)} files of {numbers[0][1]} ({clean(files[0].name)} and so "
+            "on); some are missing, or there twice"
+        )
 
 
 def _columns(schema: Any, folder: Path, label: str | None) -> tuple[str, str, list[str] | None]:
@@ -180,7 +217,7 @@ def _class_folder(value: Any, names: list[str] | None, folder: Path) -> str:
         named = f"-{names[value]}" if names is not None and value < len(names) else ""
         return f"{value:04d}{re.sub(r'[^A-Za-z0-9_.-]+', '_', named)}"[:100]
     if isinstance(value, str) and value.strip():
-        return re.sub(r"[^A-Za-z0-9_-]+", "_", value)[:100]
+        return re.sub(r"[^\w-]+", "_", value)[:60]  # letters of all languages
     raise InputError(f"{clean(folder)}: a label is {value!r}; expected a number from 0, or text")
 
 
@@ -190,7 +227,8 @@ def _suffix(data: bytes, where: str) -> str:
 
     try:
         with Image.open(io.BytesIO(data)) as image:
-            found = _SUFFIX.get(image.format or "", "")
+            kind = "JPEG" if image.format == "MPO" else image.format  # MPO: a JPEG of several frames
+            found = _SUFFIX.get(kind or "", "")
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
         found = ""
     if found not in SUFFIXES:
@@ -224,15 +262,13 @@ def _from_torchvision(kind: str, name: str, data_dir: Path) -> str:
             raise InputError(
                 f"torchvision:{kind}: the {split} part cannot be had: {clean(error, 300)}"
             ) from None
-    sizes = {image.size for part in parts.values() for image, _ in part}
+    looks = {(image.size, image.mode) for part in parts.values() for image, _ in _pairs(part, kind)}
+    modes = {mode for _, mode in looks}
     counts = {split: len(part) for split, part in parts.items()}
-    if len(sizes) == 1:
-        arrays = {}
+    if len({size for size, _ in looks}) == 1 and modes <= {"1", "L", "RGB"}:
+        arrays, mode = {}, "RGB" if "RGB" in modes else "L"
         for split, part in parts.items():
-            rows = [
-                (np.asarray(image.convert("L" if image.mode in "1L" else "RGB")), label)
-                for image, label in part
-            ]
+            rows = [(np.asarray(image.convert(mode)), label) for image, label in _pairs(part, kind)]
             arrays[f"x_{split}"] = np.stack([pixels for pixels, _ in rows])
             arrays[f"y_{split}"] = np.asarray([label for _, label in rows], dtype=np.int64)
         with _complete(data_dir / f"{name}.npz") as path:
@@ -240,12 +276,26 @@ def _from_torchvision(kind: str, name: str, data_dir: Path) -> str:
         return _summary(f"npz:{name}", counts, data_dir)
 
     def encoded(part: Any) -> Iterator[_Encoded]:
-        for image, label in part:
+        for image, label in _pairs(part, kind):
             png = io.BytesIO()
             image.save(png, "PNG")
-            yield _class_folder(int(label), getattr(part, "classes", None), data_dir), ".png", png.getvalue()
+            yield _class_folder(label, getattr(part, "classes", None), data_dir), ".png", png.getvalue()
 
     return _write_folder(name, data_dir, {split: encoded(part) for split, part in parts.items()})
+
+
+def _pairs(part: Any, kind: str) -> Iterator[tuple[Any, int]]:
+    """Yield image and class of each item; raises ``InputError`` for items of another kind."""
+    from PIL.Image import Image
+
+    for item in part:
+        image, label = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
+        if not isinstance(image, Image) or not isinstance(label, Integral) or isinstance(label, bool):
+            found = f"({type(image).__name__}, {type(label).__name__})"
+            raise InputError(
+                f"torchvision:{kind}: an item is {found}; expected an image and the number of its class"
+            )
+        yield image, int(label)
 
 
 def _split_argument(maker: Any) -> str | None:

@@ -74,6 +74,48 @@ def test_labels_as_text_and_files_without_metadata(tmp_path):
     assert sorted(p.name for p in (tmp_path / "data/plain/test").iterdir()) == ["a_b", "c"]
 
 
+def test_labels_that_would_share_a_folder_are_refused(tmp_path):
+    """Two classes would be one; letters of every language are kept."""
+    for name, first, second in (("marks", "C++", "C#"), ("case", "Cat", "cat"), ("words", "猫", "狗")):
+        for split in ("train", "test"):
+            parquet(tmp_path / name / f"{split}.parquet", [1, 2], [first, second], names=None)
+    for name in ("marks", "case"):
+        with pytest.raises(InputError, match=r"'C.*' and '[cC].*' would share the folder"):
+            import_images(str(tmp_path / name), None, tmp_path / "data")
+    import_images(str(tmp_path / "words"), None, tmp_path / "data")
+    assert sorted(p.name for p in (tmp_path / "data/words/train").iterdir()) == ["狗", "猫"]
+
+
+def test_a_part_of_a_download_and_two_data_sets_at_once_are_refused(flowers, tmp_path):
+    def refused(words):
+        with pytest.raises(InputError, match=words):
+            import_images(str(flowers), "mine", tmp_path / "data")
+
+    parquet(flowers / "small/train-00000-of-00001.parquet", [10], [0])
+    refused(r"images of 2 data sets, data/train\* and small/train\*")
+    (flowers / "small/train-00000-of-00001.parquet").unlink()
+    parquet(flowers / "data/train_extra.parquet", [10], [0])
+    refused(r"images of 2 data sets, data/train\* and data/train_extra\*")
+    (flowers / "data/train_extra.parquet").rename(flowers / "data/extra.parquet")
+    parquet(flowers / "data/test-00000-of-00001.parquet", [50, 60], [1, 0], names=NAMES[::-1])
+    refused("test-00000-of-00001.parquet: other columns, or classes, than .*train-00000")
+    (flowers / "data/train-00001-of-00002.parquet").unlink()
+    refused("data: 1 files of 2 .train-00000-of-00002.parquet")
+    (tmp_path / "data/mine.shards").mkdir(parents=True)
+    refused("mine.shards: exists already")
+
+
+def test_a_jpeg_of_several_frames_is_a_jpeg(tmp_path):
+    out = io.BytesIO()
+    frames = [Image.new("RGB", (8, 8), (value,) * 3) for value in (10, 200)]
+    frames[0].save(out, "MPO", save_all=True, append_images=frames[1:])
+    for split in ("train", "test"):
+        parquet(tmp_path / f"phone/{split}.parquet", [out.getvalue(), 1], [0, 1])
+    import_images(str(tmp_path / "phone"), None, tmp_path / "data")
+    loaded = datasets.load({"kind": "imagefolder", "name": "phone"}, tmp_path / "data")
+    assert abs(int(loaded.train.read(0)[0, 0, 0]) - 10) < 3
+
+
 def test_what_is_wrong_is_said_and_nothing_is_left(flowers, tmp_path):
     data = tmp_path / "data"
 
@@ -132,6 +174,23 @@ def test_images_of_one_size_of_torchvision(tmp_path, monkeypatch):
     loaded = datasets.load({"kind": "npz", "name": "fashionmnist"}, tmp_path)
     assert loaded.x_train.shape == (4, 8, 8, 1) and loaded.x_train[:, 0, 0, 0].tolist() == [1, 11, 21, 31]
     assert np.array_equal(loaded.y_test, [0, 1])
+
+
+def test_grey_and_coloured_images_of_one_size_of_torchvision(tmp_path, monkeypatch):
+    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", Fake)
+    grey = Fake.__getitem__
+
+    def mixed(self, n):
+        image, label = grey(self, n)
+        return image.convert("RGB") if n == 1 else image, label
+
+    monkeypatch.setattr(Fake, "__getitem__", mixed)
+    import_images("torchvision:FashionMNIST", None, tmp_path)
+    loaded = datasets.load({"kind": "npz", "name": "fashionmnist"}, tmp_path)
+    assert loaded.x_train[:, 0, 0].tolist() == [[value] * 3 for value in (1, 11, 21, 31)]
+    monkeypatch.setattr(Fake, "__getitem__", lambda self, n: (*grey(self, n), 0))
+    with pytest.raises(InputError, match=r"torchvision:FashionMNIST: an item is .*expected an image"):
+        import_images("torchvision:FashionMNIST", "other", tmp_path)
 
 
 def test_images_of_many_sizes_of_torchvision(tmp_path, monkeypatch):
