@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def adopted(
 
 def _made(make: Callable[[], Any], builder: Builder, who: str) -> nn.Module:
     """Return the module of ``make``; parameters that the suite does not initialise depend on the seed."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _settings_kept():
         torch.manual_seed(key_of(builder.clock.seed, "init", who))
         try:
             root = make()
@@ -79,6 +80,29 @@ def _made(make: Callable[[], Any], builder: Builder, who: str) -> nn.Module:
     if not isinstance(root, nn.Module):
         raise NetworkError(f"network: {who} returned {type(root).__name__}, not a torch.nn.Module")
     return root
+
+
+@contextlib.contextmanager
+def _settings_kept() -> Iterator[None]:
+    """Restore PyTorch's settings of the process, which the user's code may change as it is imported."""
+    cudnn = torch.backends.cudnn
+    flags = {name: getattr(cudnn, name) for name in ("benchmark", "deterministic", "allow_tf32")}
+    settings: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+        (torch.get_default_dtype, torch.set_default_dtype),
+        (torch.get_num_threads, torch.set_num_threads),
+        (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+        (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+        (torch.is_grad_enabled, torch.set_grad_enabled),
+    )
+    before = [(get, put, get()) for get, put in settings]
+    try:
+        yield
+    finally:
+        for get, put, value in before:
+            if get() != value:
+                put(value)
+        for name, value in flags.items():
+            setattr(cudnn, name, value)
 
 
 def check_known(library: str, known: Collection[str], name: str, field: str) -> None:

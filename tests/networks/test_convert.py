@@ -1041,6 +1041,28 @@ def sealed(network):
     )
 
 
+def test_settings_of_the_process_stay_as_they_were(own, tmp_path):
+    """Code that asks PyTorch for TF32, other threads or float64 as it is imported gets none of it."""
+    asked = (
+        "set_float32_matmul_precision('medium')",
+        "set_num_threads(3)",
+        "set_default_dtype(torch.float64)",
+    )
+    lines = [f"torch.{each}\n" for each in (*asked, "set_grad_enabled(False)")]
+    with (tmp_path / "mynets_of_tests.py").open("a") as file:
+        file.write("import torch\ntorch.backends.cudnn.benchmark = True\n" + "".join(lines))
+        file.write("def late(num_classes):\n    return tiny(num_classes).float()\n")
+
+    def settings():
+        asked = torch.get_float32_matmul_precision(), torch.get_num_threads(), torch.get_default_dtype()
+        return *asked, torch.is_grad_enabled(), torch.backends.cudnn.benchmark
+
+    before = settings()
+    with granted(Grant(("mynets_of_tests",), str(tmp_path))):
+        build(sealed("python:mynets_of_tests.late"), num_classes=10, clock=Clock(5))
+    assert settings() == before
+
+
 def test_edited_code_is_another_trial(own, tmp_path):
     with granted(Grant(("mynets_of_tests", "mypackage_of_tests"), str(tmp_path))):
         first = sealed("python:mynets_of_tests.tiny")
