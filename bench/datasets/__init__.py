@@ -28,18 +28,21 @@ def load(dataset: Mapping[str, Any], data_dir: Path, expected: str | None = None
     on disk.
 
     ``expected`` is an earlier checksum (``catalog.checksum``), for instance that of a record. Raises
-    ``InputError`` where the data is absent, corrupt, or has another checksum than ``expected``.
+    ``InputError`` where the data is absent, corrupt, of another form, or has another checksum than
+    ``expected``.
     """
     from bench.experiments import catalog
 
     source, options = catalog.source_of(dataset)
-    arrays = source.load(options, data_dir)
+    images = source.load(options, data_dir)
+    if isinstance(images, Arrays):
+        images.check(catalog.label(dataset))
     if expected is not None and (found := source.checksum(options, data_dir)) != expected:
         raise InputError(
             f"data set '{catalog.label(dataset)}' in {data_dir} is not the one this was started with: "
             f"checksum {found}, expected {expected}"
         )
-    return arrays
+    return images
 
 
 def make_data(

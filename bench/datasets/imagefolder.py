@@ -10,6 +10,7 @@ which files belong together.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +92,23 @@ class _ImageFolder(PhotographSource):
                 + self.remedy(options, data_dir)
             )
         return None
+
+    def remarks(self, options: Mapping[str, Any], data_dir: Path, thorough: bool = False) -> list[str]:
+        lines = super().remarks(options, data_dir, thorough)
+        with contextlib.suppress(InputError):
+            manifest = self.manifest(options, data_dir)
+            if manifest is not None and self.root(options, data_dir).is_dir():
+                images = self.listing(options, data_dir)
+                read, there = sum(manifest.counts.values()), len(images.images)
+                changed = there != read + len(manifest.corrupt) or [*images.classes] != [*manifest.classes]
+                if thorough and not (changed or manifest.corrupt):
+                    changed = images.content() != manifest.content
+                if changed:
+                    lines.append(
+                        f"the {read:,} images in {clean(manifest.folder.name)} are read; the folder, with "
+                        f"{there:,} images, has changed since: delete the shards and prepare them again"
+                    )
+        return lines
 
 
 IMAGEFOLDER = _ImageFolder()

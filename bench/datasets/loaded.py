@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from bench.errors import InputError
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -23,6 +25,22 @@ class Arrays:
     y_test: np.ndarray
     num_classes: int
     groups: np.ndarray | None = None
+
+    def check(self, name: str) -> None:
+        """Raise ``InputError`` unless the arrays are as above; ``name`` is that of the data set."""
+        size = self.x_train.shape[1:]
+        for part, x, y in (("train", self.x_train, self.y_train), ("test", self.x_test, self.y_test)):
+            if x.dtype != "uint8" or x.ndim != 4 or x.shape[3] not in (1, 3) or x.shape[1:] != size:
+                wanted = f"uint8 {('N', *size)}" if part == "test" else "uint8 (N, H, W, 1 or 3)"
+                raise InputError(f"data set '{name}': x_{part} is {x.dtype} {x.shape}; expected {wanted}")
+            good = y.dtype == "int64" and y.shape == x.shape[:1] and len(y) > 0
+            if not good or y.min() < 0 or y.max() >= self.num_classes:
+                wanted = f"int64 ({len(x)},) from 0 to {self.num_classes - 1}"
+                raise InputError(f"data set '{name}': y_{part} is {y.dtype} {y.shape}; expected {wanted}")
+        if self.groups is not None and self.groups.shape != self.y_train.shape:
+            raise InputError(
+                f"data set '{name}': groups is {self.groups.shape}; expected {self.y_train.shape}"
+            )
 
 
 class Images(Protocol):

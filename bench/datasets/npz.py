@@ -11,6 +11,8 @@ memory is taken.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import math
 import os
 import zipfile
@@ -108,7 +110,16 @@ class _NPZ(Source):
         except InputError:
             return []
         shown = [clean(name.removesuffix(".npy"), 40) for name in others[:5]] + ["..."] * (len(others) > 5)
-        return [f"{len(others):,} other arrays are not read: {', '.join(shown)}"] if others else []
+        lines = [f"{len(others):,} other arrays are not read: {', '.join(shown)}"] if others else []
+        if thorough:
+            from bench.datasets.photographs.listing import repeated
+
+            with contextlib.suppress(InputError):
+                arrays = self.load(options, data_dir)
+                parts = arrays.x_train, arrays.x_test
+                train, test = ([hashlib.sha256(image).digest() for image in part] for part in parts)
+                lines.append(repeated(train, test, [f"x_test[{n}]" for n in range(len(test))]))
+        return [line for line in lines if line]
 
     def facts(self, options: Mapping[str, Any], data_dir: Path) -> Facts:
         facts = super().facts(options, data_dir)

@@ -167,6 +167,35 @@ def test_npz_checks_headers_before_memory_is_taken(tmp_path, content, expected):
     assert expected in refusal(NPZ, tmp_path)
 
 
+def test_verify_names_test_images_that_are_training_images(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 3), dtype=np.uint8)
+    test = np.concatenate([x[20:], x[3:5]])
+    y = np.arange(20) % 2
+    np.savez(tmp_path / "own.npz", x_train=x[:20], y_train=y, x_test=test, y_test=np.arange(12) % 2)
+    said = manage.verify("npz:own", tmp_path)
+    assert "2 of 12 test images are training images as well: x_test[10], x_test[11]" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"x_train": np.zeros((4, 8, 8, 3), np.float32)}, r"x_train is float32 .4, 8, 8, 3.; expected uint8"),
+        ({"x_train": np.zeros((4, 3, 8, 8), np.uint8)}, r"x_train is uint8 .4, 3, 8, 8.; expected uint8"),
+        ({"x_test": np.zeros((4, 8, 9, 3), np.uint8)}, "x_test .*expected uint8 .'N', 8, 8, 3"),
+        ({"y_test": np.array([0, 1, 2, 1])}, "y_test .*from 0 to 1"),
+        ({"y_train": np.array([0, 1, 0], np.int64)}, "y_train is int64 .3,.; expected int64 .4,"),
+        ({"y_train": np.array([0.0, 1.0, 0.0, 1.0])}, "y_train is float64"),
+        ({"groups": np.arange(3)}, "groups is .3,.; expected .4,"),
+    ],
+)
+def test_a_source_of_the_users_own_returns_what_is_trained_on(monkeypatch, tmp_path, change, words):
+    x, y = np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 0, 1], np.int64)
+    fields = {"x_train": x, "y_train": y, "x_test": x, "y_test": y, "num_classes": 2}
+    monkeypatch.setattr(digits.DIGITS, "load", lambda *_: datasets.Arrays(**{**fields, **change}))
+    with pytest.raises(InputError, match=f"data set 'digits': {words}"):
+        datasets.load({"kind": "digits"}, tmp_path)
+
+
 def test_npz_refuses_a_decompression_bomb(tmp_path):
     """600 MB of zeros in 0.6 MB: consistent headers, but images do not shrink a thousandfold."""
     count = 200_000

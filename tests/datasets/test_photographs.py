@@ -293,6 +293,27 @@ def test_jpeg_shards_hold_the_same_data_under_the_same_identity(tmp_path):
     assert shards.problems(manifest) == []
 
 
+def test_verify_and_prepare_say_what_changed_since_and_what_is_in_both_parts(tmp_path):
+    root = tree(tmp_path / "own")
+
+    def said(thorough):
+        return " ".join(IMAGEFOLDER.remarks(OWN, tmp_path, thorough))
+
+    first, there = sorted((root / "train/ant").iterdir()), sorted((root / "val/bee").iterdir())[0]
+    assert said(True) == ""
+    before = there.read_bytes()
+    there.write_bytes(first[0].read_bytes())
+    both = "1 of 9 test images are training images as well"
+    assert f"{both}: val/bee/{there.name}" in said(True)
+    prepared(tmp_path)
+    assert said(False) == both
+    there.write_bytes(before)
+    changed = "the 27 images in own.shards are read; the folder, with {} images, has changed since"
+    assert changed.format(27) in said(True)
+    first[1].unlink()
+    assert changed.format(26) in said(False)
+
+
 def test_raw_shards_are_what_pillow_decodes_at_the_stored_size(tmp_path):
     root = tree(tmp_path / "own")
     how = Settings("raw", 30)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -205,6 +205,16 @@ def left_out_text(left_out: Sequence[LeftOut], before: str = "") -> str:
         names = _listed([each.name for each in left_out if each.reason == reason])
         parts.append(f"{count:,} left out ({reason}): {names}")
     return before + "; ".join(parts) if parts else ""
+
+
+def repeated(train: Iterable[bytes], test: Sequence[bytes], names: Sequence[str] = ()) -> str:
+    """Return a line on the test images, given by digests, that are training images as well, or ``""``."""
+    known = set(train)
+    found = [place for place, digest in enumerate(test) if digest in known]
+    if not found:
+        return ""
+    line = f"{len(found):,} of {len(test):,} test images are training images as well"
+    return line + (f": {_listed([names[place] for place in found])}" if names else "")
 
 
 def several_frames(names: Sequence[str]) -> str:

@@ -32,7 +32,7 @@ from bench.datasets.photographs.images import (
     in_threads,
     measured,
 )
-from bench.datasets.photographs.listing import Item, Listing, left_out_text, several_frames
+from bench.datasets.photographs.listing import Item, Listing, left_out_text, repeated, several_frames
 from bench.datasets.photographs.shards import MEAN_BYTES, PARTS, Manifest
 from bench.errors import InputError
 from bench.records.files import write_atomic
@@ -275,9 +275,8 @@ def _write(folder: Path, images: Listing, how: Settings, say: Callable[[str], No
                 files[target.name] = note.size, note.sha256
             number += 1
         index = np.concatenate([note.records for note in notes])
-        absent = [
-            name for label, name in enumerate(images.classes) if label not in set(index["label"].tolist())
-        ]
+        read = set(index["label"].tolist())
+        absent = [name for label, name in enumerate(images.classes) if label not in read]
         if absent:
             raise InputError(
                 f"{part}: no image that can be read in {', '.join(clean(n, 60) for n in absent[:5])}"
@@ -291,6 +290,8 @@ def _write(folder: Path, images: Listing, how: Settings, say: Callable[[str], No
             mean += sum(note.mean for note in notes)
         _write_file(folder / f"{part}.index", index.tobytes(), files)
     _write_file(folder / "mean.bin", mean.astype("<u4").tobytes(), files)
+    train, test = ([digest for _, digest in digests[part]] for part in PARTS)
+    remarks = left_out_text(images.left_out), several_frames(frames), repeated(train, test)
     manifest = Manifest(
         schema=shards.SCHEMA,  # type: ignore[call-arg]  # the name in the file
         form=how.form,  # type: ignore[arg-type]
@@ -301,7 +302,7 @@ def _write(folder: Path, images: Listing, how: Settings, say: Callable[[str], No
         corrupt=tuple(corrupt),
         counts=counts,
         files=files,
-        remarks=tuple(line for line in (left_out_text(images.left_out), several_frames(frames)) if line),
+        remarks=tuple(line for line in remarks if line),
     ).at(folder)
     write_atomic(folder / "manifest.json", shards.canonical_json(manifest.document()))
     _remove_parts(folder)

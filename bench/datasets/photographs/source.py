@@ -21,7 +21,7 @@ from bench.datasets.photographs.images import (
     in_threads,
     measured,
 )
-from bench.datasets.photographs.listing import Item, Listing, left_out_text, several_frames
+from bench.datasets.photographs.listing import Item, Listing, left_out_text, repeated, several_frames
 from bench.datasets.sources import Facts, Source
 from bench.errors import InputError
 from bench.text import clean, command
@@ -128,7 +128,7 @@ class PhotographSource(Source):
     def remarks(self, options: Mapping[str, Any], data_dir: Path, thorough: bool = False) -> list[str]:
         """Return which files of the folder are left out.
 
-        ``thorough`` opens every image to count its frames.
+        ``thorough`` opens every image: it counts frames, and test images that are training images as well.
         """
         try:
             manifest = self.manifest(options, data_dir)
@@ -137,8 +137,13 @@ class PhotographSource(Source):
             images = self.listing(options, data_dir)
         except InputError:
             return []
-        several = in_threads(_several_frames, images.images) if thorough else ()
-        lines = left_out_text(images.left_out), several_frames([name for name in several if name])
+        lines = [left_out_text(images.left_out)]
+        if thorough:
+            seen = {part: list(in_threads(_seen, images.parts[part])) for part in shards.PARTS}
+            several = [name for part in seen.values() for name, frames, _ in part if frames > 1]
+            digests = {part: [digest for _, _, digest in rows if digest] for part, rows in seen.items()}
+            names = [name for name, _, digest in seen["test"] if digest]
+            lines += [several_frames(several), repeated(digests["train"], digests["test"], names)]
         return [line for line in lines if line]
 
     def fetch(self, options: Mapping[str, Any], data_dir: Path) -> None:
@@ -165,11 +170,13 @@ def _examined(item: Item) -> str | None:
     return None
 
 
-def _several_frames(item: Item) -> str | None:
+def _seen(item: Item) -> tuple[str, int, bytes]:
+    """Return name, number of frames and digest of an image; 0 and no digest for a bad one."""
     try:
-        return item.name if decode.frames(item.bytes()) > 1 else None
+        data = item.bytes()
+        return item.name, decode.frames(data), decode.digest(data)
     except BadImage:
-        return None
+        return item.name, 0, b""
 
 
 def _part(items: Sequence[Item], limit: int) -> tuple[InMemory, np.ndarray]:
