@@ -14,6 +14,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from bench.export.modules import Activation, InferenceClassifier, InferenceConv2d, InferenceLinear, Thresholds
 
 _BESIDE = 1e-30  # far below the rounding of every shift
+_TABLES = ("thresholds", "levels", "values")  # of levels; every other tensor has a value a channel
 
 
 def reads_sign_of_zero(network: fx.GraphModule, call: fx.Node) -> str | None:
@@ -52,8 +53,9 @@ def reads_sign_of_zero(network: fx.GraphModule, call: fx.Node) -> str | None:
 @torch.no_grad()
 def _differs(module: nn.Module) -> bool:
     """Return whether a map of single numbers, with values a channel, differs between both sides of 0."""
-    sizes = [tensor.shape[0] for tensor in (*module.buffers(), *module.parameters()) if tensor.dim()]
-    channels = 1 if isinstance(module, Activation) and module.map.form == "table" else max([1, *sizes])
+    named = [*module.named_buffers(), *module.named_parameters()]
+    sizes = [len(tensor) for name, tensor in named if tensor.dim() and name.rpartition(".")[2] not in _TABLES]
+    channels = max([1, *sizes])
     flat = isinstance(module, nn.BatchNorm1d)
     x: Tensor = torch.full((1, channels) if flat else (1, channels, 1, 1), _BESIDE)
     return not torch.equal(module(x), module(-x))

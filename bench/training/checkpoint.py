@@ -77,10 +77,11 @@ def read(path: Path, device: torch.device | str) -> Any:
 
 
 def _inspect(path: Path) -> None:
-    """Raise ``ValueError`` unless the file unpacks to its own size and names parts of tensors alone.
+    """Raise ``ValueError`` unless the file is whole, unpacks to its size and names parts of tensors alone.
 
     ``weights_only`` keeps code from being executed; this keeps memory from being taken: packed members (a
-    bomb), and the constructors it allows that allocate what they are told (``bytearray``).
+    bomb), and the constructors it allows that allocate what they are told (``bytearray``). ``torch.load``
+    does not look at the checksums of the parts.
     """
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
@@ -90,6 +91,8 @@ def _inspect(path: Path) -> None:
         indices = [member for member in members if member.filename.endswith("/data.pkl")]
         if len(indices) != 1 or indices[0].file_size > LARGEST_INDEX:
             raise ValueError("no index of its tensors, or several")
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"its part {damaged} is damaged")
         content = archive.read(indices[0])
     for operation, argument, _ in pickletools.genops(content):
         if operation.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):

@@ -32,9 +32,10 @@ from bench.machine.devices import cpu_name
 from bench.networks import Network
 from bench.randomness import Clock
 from bench.records.store import Store
+from bench.text import clean
 from bench.training import setup
-from bench.training.evaluate import EVALUATION_BATCH, reestimate_batch_norm
-from bench.training.finished import deployed_network, finished_trial
+from bench.training.evaluate import EVALUATION_BATCH
+from bench.training.finished import deployed_network, finished_trial, reestimate_
 
 SUFFIXES = {
     "safetensors": ".safetensors",
@@ -138,10 +139,7 @@ def prepare(store: Store, id: str, data_dir: Path) -> Deployment:
             raise InputError(
                 f"{data_dir}: eval_bn = {config.eval_bn} needs the training images, which are not here"
             )
-        trained = setup.make_network(config, classes, Clock(config.seed))
-        trained.load_state_dict(network.state_dict(), strict=False)
-        reestimate_batch_norm(trained, data.estimation_batches(config.eval_bn, config.batch_size))
-        network.load_state_dict(trained.state_dict(), strict=False)
+        reestimate_(network, config, data)
     test = None if data is None else lambda: data.test_batches(EVALUATION_BATCH)
     plain = plain_network(network)
     return Deployment(id, config, classes, network, plain, test, summary.get("final_test_acc"))
@@ -205,7 +203,10 @@ def layers_on_integers(path: Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def check(deployment: Deployment, format: str, path: Path) -> Checked:
-    """Read ``path`` again and compare it with the trained network on all test images."""
+    """Read ``path`` again and compare it with the trained network on all test images.
+
+    Raises ``InputError`` for a file that is damaged, or is a network of other images or classes.
+    """
     if deployment.test is None:
         raise ValueError("the test images are not here")
     run = runner(format, path)
@@ -213,7 +214,7 @@ def check(deployment: Deployment, format: str, path: Path) -> Checked:
     image = None
     for images, labels in deployment.test():
         wanted.append(deployment.network(images))
-        found.append(run(images))
+        found.append(_answers(run, path, images, wanted[-1]))
         right += int((found[-1].topk(1, dim=1).indices[:, 0] == labels).sum())
         image = images[:1] if image is None else image
     if image is None:
@@ -238,6 +239,23 @@ def check(deployment: Deployment, format: str, path: Path) -> Checked:
         latency_spread_ms=(latency[3 * _ROUNDS // 4] - latency[_ROUNDS // 4]) / 2,
         processor=cpu_name(),
     )
+
+
+def _answers(run: foreign.Runner, path: Path, images: Tensor, wanted: Tensor) -> Tensor:
+    """Return a file's logits; raises ``InputError`` where its network has other images or classes."""
+    try:
+        found = run(images)
+    except MemoryError:
+        raise
+    except Exception as error:  # of the program that runs the file: one class an error
+        raise InputError(
+            f"{path}: it cannot answer the trial's images, so it is another network ({clean(error, 200)})"
+        ) from None
+    if found.shape != wanted.shape:
+        raise InputError(
+            f"{path}: it has {found.shape[-1]} logits and the trial {wanted.shape[-1]}: it is another network"
+        )
+    return found
 
 
 def _judged(

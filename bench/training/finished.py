@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.datasets.batches import Batches
 from bench.errors import InputError
 from bench.experiments import permission
 from bench.experiments.config import TrialConfig
@@ -14,6 +16,8 @@ from bench.experiments.identity import raised_revisions
 from bench.networks import Network, build
 from bench.randomness import Clock
 from bench.records.store import Store
+from bench.training.distributed import SOLO, batch_norm_for
+from bench.training.evaluate import reestimate_batch_norm
 from bench.training.trial import final_weights
 
 
@@ -61,3 +65,14 @@ def deployed_network(config: TrialConfig, classes: int, weights: dict[str, Tenso
         reason = (str(error).splitlines() or [""])[0]
         raise InputError(f"{where}: weights of another network ({reason})") from None
     return network.to(memory_format=torch.channels_last).eval()
+
+
+def reestimate_(network: Network, config: TrialConfig, data: Batches) -> None:
+    """Re-estimate the batch norm of a deployed network in place, as the evaluation with ``eval_bn`` does.
+
+    A copy computes with the recipe's kind of batch norm, and with the network's joint statistics.
+    """
+    trained = copy.deepcopy(network)
+    batch_norm_for(trained, config, SOLO)
+    reestimate_batch_norm(trained, data.estimation_batches(config.eval_bn, config.batch_size))
+    network.load_state_dict(trained.state_dict())

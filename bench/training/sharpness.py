@@ -43,7 +43,7 @@ from bench.randomness import Clock, key_of, normal
 from bench.records.store import Store
 from bench.training import setup
 from bench.training.evaluate import EVALUATION_BATCH, reestimate_batch_norm
-from bench.training.finished import deployed_network, finished_trial
+from bench.training.finished import deployed_network, finished_trial, reestimate_
 from bench.training.losses import make_loss
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -122,7 +122,7 @@ def subject(store: Store, id: str, data_dir: Path, count: int) -> Subject:
     size = min(EVALUATION_BATCH, count)
     images = list(data.estimation_batches(max(1, count // size), size))
     if config.eval_bn:
-        reestimate_batch_norm(network, data.estimation_batches(config.eval_bn, config.batch_size))
+        reestimate_(network, config, data)
     return Subject(id, config, network, images)
 
 

@@ -34,6 +34,7 @@ from bench.training.start import read as read_start
 # what loading another network's weights raises
 _UNFIT = (RuntimeError, ValueError, TypeError, AttributeError)
 CLOCKS = {"seconds", "images_per_second"}  # of an epoch's line: left out when records are compared
+OWNER = "trial"  # the key of the id in checkpoints and final weights
 log = logging.getLogger("bench.trial")
 
 
@@ -76,7 +77,7 @@ def run_trial(job: Job, team: Team = SOLO) -> str:
         state = run.state()
         if team.first:
             run.diagnostics.save(store.diagnostics(trial_id))
-            checkpoint.save(store.checkpoint(trial_id), state)
+            checkpoint.save(store.checkpoint(trial_id), {**state, OWNER: trial_id})
 
     outcome = train(run, stop=job.stop, save=save, record=recorder if team.first else lambda line: None)
     if outcome != "stopped" and team.first:
@@ -88,12 +89,26 @@ def _resume_from(run: Run, state: dict[str, Any] | None, epochs: int, store: Sto
     """Put ``run`` where the checkpoint ``state`` stands; return whether one fits the recorded ``epochs``."""
     if state is None:
         return False
+    _check_owner(state, trial_id, store.checkpoint(trial_id))
     if isinstance(state.get("step"), int) and state["step"] >= (epochs + 1) * run.steps_per_epoch:
         log.warning("lines of epochs before the checkpoint are gone; the trial begins anew")
         return False
     resume(run, state, store.checkpoint(trial_id))
     run.diagnostics.load(store.diagnostics(trial_id), run.step // run.steps_per_epoch)
     return True
+
+
+def _check_owner(state: dict[str, Any], trial_id: str, path: Path) -> None:
+    """Take the owner's id out of a file's ``state``; raises ``InputError`` where it is another trial's.
+
+    Earlier versions wrote none.
+    """
+    owner = state.pop(OWNER, trial_id)
+    if owner != trial_id:
+        raise InputError(
+            f"{path}: it belongs to the trial {clean(owner, 40)}. Put the trial's own file back, "
+            "or begin anew with --fresh."
+        )
 
 
 def _announce(
@@ -216,10 +231,9 @@ def final_weights(store: Store, trial_id: str, role: str, device: str) -> dict[s
     path = _weights_path(store, trial_id)
     state = checkpoint.load(path, device)
     if state is None:
-        raise InputError(
-            f"{path}: the weights of the {role} {trial_id} are not here; train it again with --fresh "
-            "(records travel without weights)"
-        )
+        what = "are damaged" if path.exists() else "are not here (records travel without weights)"
+        raise InputError(f"{path}: the weights of the {role} {trial_id} {what}; train it again with --fresh")
+    _check_owner(state, trial_id, path)
     weights = state.get("network")
     if not isinstance(weights, dict) or not all(torch.is_tensor(value) for value in weights.values()):
         raise InputError(f"{path}: network: no weights; train it again with --fresh")
@@ -265,7 +279,8 @@ def _finish(job: Job, run: Run, recorder: _Recorder, outcome: str) -> None:
     run.clock.set_factor(0.0)
     run.diagnostics.save(store.diagnostics(trial_id))
     if outcome == "done":
-        checkpoint.save(_weights_path(store, trial_id), {"network": strip(run.network).state_dict()})
+        weights = {"network": strip(run.network).state_dict(), OWNER: trial_id}
+        checkpoint.save(_weights_path(store, trial_id), weights)
     summary = summarize(recorder.lines, job.config, run, outcome)
     store.write_summary(trial_id, summary)
     checkpoint.discard(store.checkpoint(trial_id))

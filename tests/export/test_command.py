@@ -13,15 +13,20 @@ import torch
 
 import bench
 from bench.cli.main import main
-from bench.export.files import pack, read_file, unpack
+from bench.export.files import pack, read_file, unpack, write_file
+from bench.export.plain import plain_network
+from bench.export.pt2 import write_pt2
 from bench.export.rounding import TOLERANCE
+from bench.networks import build
+from bench.randomness import Clock
 from bench.records.store import Store
 from bench.training import deploy
 from bench.training.deploy import Checked, prepare
+from bench.training.evaluate import evaluate
 from bench.training.job import Job
 from bench.training.trial import run_trial
 from tests.configs import make_config
-from tests.export.networks_for_export import STRATEGIES
+from tests.export.networks_for_export import STRATEGIES, trained
 
 ID = "0123456789abcdef"
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -84,6 +89,25 @@ def test_a_file_is_checked_once_more_and_not_written(results, tmp_path, capsys, 
     assert export(results, *words, "--check") == 2 and "truncated" in capsys.readouterr().err
     assert export(results, *words, "--check", "--force") == 2
     assert "--check writes no file: leave out --force and --latent" in capsys.readouterr().err
+
+
+def test_a_file_of_another_network_is_one_message(results, tmp_path, capsys):
+    other, _, config = trained(network="resnet20", width=0.0625, bits="1/2")  # of 32 pixels, not 40
+    write_pt2(tmp_path / "x.pt2", plain_network(other))
+    assert export(results, "--format", "pt2", "--out", tmp_path / "x.pt2", "--check") == 2
+    assert "x.pt2: it cannot answer the trial's images, so it is another network" in capsys.readouterr().err
+    seven = plain_network(build(config, num_classes=7, clock=Clock(0)))
+    write_file(tmp_path / "x.safetensors", seven, config, 7, packed=True)
+    assert export(results, "--format", "packed", "--out", tmp_path / "x.safetensors", "--check") == 2
+    assert "it has 7 logits and the trial 10: it is another network" in capsys.readouterr().err
+
+
+def test_re_estimated_batch_norm_is_the_evaluation_s_with_joint_statistics_too(tmp_path):
+    store = Store(tmp_path)
+    config = make_config(strategy=STRATEGIES["joint"], eval_bn=2, train_size=400)
+    run_trial(Job(config, ID, {}, store, tmp_path))
+    found = prepare(store, ID, tmp_path)
+    assert evaluate(found.network, found.test(), 10).percent == found.recorded
 
 
 def test_a_trial_without_an_end_is_refused(tmp_path, capsys):

@@ -17,6 +17,7 @@ from torch import Tensor
 from bench import datasets
 from bench.experiments import permission
 from bench.export.files import read_file, write_file
+from bench.export.modules import Thresholds
 from bench.export.plain import inference_layers, plain_network
 from bench.integer.convert import integer_network, layer_runs, layers_text
 from bench.machine.foreign import Grant, granted
@@ -280,6 +281,18 @@ def test_sums_of_zero_whose_sign_is_read_stay_in_float32(quantizer, bits, shift,
     assert third.arithmetic == "integers" and {first.reason, last.reason} == {FULL}
     with torch.no_grad():
         torch.testing.assert_close(made(images), plain(images), rtol=1e-5, atol=1e-5)
+
+
+def test_a_packed_file_of_fewer_channels_than_levels_runs_on_integers(tmp_path):
+    """Its thresholds hold a table of four levels beside values of two channels."""
+    narrow = {"network": {"kind": "resnet20", "block": "post", "shortcut": "B"}, "width": 0.125}
+    made, images = network("dorefa", "1/2", **narrow)
+    config = make_config(quantizer="dorefa", bits="1/2", **narrow)
+    write_file(tmp_path / "x.safetensors", plain_network(made), config, 10, packed=True)
+    plain = read_file(tmp_path / "x.safetensors")
+    assert any(isinstance(m, Thresholds) and len(m.directions) < 4 for m in plain.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(integer_network(plain)(images), plain(images), rtol=1e-4, atol=1e-4)
 
 
 def test_batch_norm_without_a_shift_leaves_zero_where_it_is(tmp_path):

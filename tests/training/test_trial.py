@@ -15,7 +15,7 @@ from bench.experiments.roles import needed_roles
 from bench.records.store import Store
 from bench.training import checkpoint
 from bench.training.job import Job
-from bench.training.trial import comparable, run_trial
+from bench.training.trial import comparable, final_weights, run_trial
 from tests.configs import make_config
 
 ID = "0" * 16
@@ -202,6 +202,33 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
     undisturbed = Store(tmp_path / "undisturbed")
     run_trial(Job(config, ID, {}, undisturbed, tmp_path))
     assert record(store) == record(undisturbed) and equal_weights(weights(store), weights(undisturbed))
+
+
+def test_a_bit_changed_in_a_checkpoint_s_numbers_is_noticed(tmp_path):
+    """``torch.load`` does not look at the checksums of an archive's parts."""
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, {"network": {"weight": torch.ones(1000)}})
+    data = bytearray(path.read_bytes())
+    data[data.index(torch.ones(9).numpy().tobytes()) + 2] ^= 1
+    path.write_bytes(data)
+    assert checkpoint.load(path, "cpu") is None
+
+
+def test_files_of_another_trial_are_refused(tmp_path):
+    store, other = Store(tmp_path), "f" * 16
+    for id, seed in ((ID, 0), (other, 1)):
+        run_trial(Job(make_config(seed=seed), id, {}, store, tmp_path))
+    mine, its = (store.folder(id) / "weights.pt" for id in (ID, other))
+    final_weights(store, ID, "teacher", "cpu")
+    mine.write_bytes(its.read_bytes())
+    with pytest.raises(InputError, match=f"{mine}: it belongs to the trial {other}"):
+        final_weights(store, ID, "teacher", "cpu")
+    stopped = Store(tmp_path / "stopped")
+    for id, seed in ((ID, 0), (other, 1)):
+        run_trial(Job(make_config(seed=seed), id, {}, stopped, tmp_path, stop=lambda: True))
+    stopped.checkpoint(ID).write_bytes(stopped.checkpoint(other).read_bytes())
+    with pytest.raises(InputError, match=f"{stopped.checkpoint(ID)}: it belongs to the trial {other}"):
+        run_trial(Job(make_config(), ID, {}, stopped, tmp_path))
 
 
 def test_a_factor_of_zero_from_the_start_has_the_records_of_plain(tmp_path):
