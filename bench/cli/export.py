@@ -51,7 +51,7 @@ def export_command(args: argparse.Namespace) -> int:
     if args.check:
         if deployment.test is None:
             raise InputError("--check: the data set is not here (--data)")
-        about = {"format": args.format, **deploy.facts_of(path)}
+        about = deploy.found_at(args.format, path)
     else:
         about = deploy.write(deployment, args.format, path, latent=args.latent)
     say(f"{path}: {about['file_bytes']} bytes")

@@ -153,6 +153,12 @@ def read_file(path: Path) -> fx.GraphModule:
     return plain
 
 
+def form_and_bytes(path: Path) -> tuple[str, int]:
+    """Return the form of a file, "levels" or "packed", and what its tensors take; raises as ``read_file``."""
+    metadata, tensors = _read(path)
+    return metadata["form"], sum(tensor.nbytes for tensor in tensors.values())
+
+
 def latent_of(path: Path) -> dict[str, Tensor]:
     """Return the full-precision weights that a file holds, by layer; nothing where it was written without."""
     _, tensors = _read(path)

@@ -62,7 +62,7 @@ def write_pt2(path: Path, plain: fx.GraphModule) -> None:
 
 
 def run_pt2(path: Path) -> nn.Module:
-    """Return the network in a pt2 file as a module that maps images to logits.
+    """Return the network in a pt2 file as a module that maps images to logits, in evaluation mode.
 
     Its ``input_size`` is the size of the images in pixels.
     Raises ``InputError`` for a file that is damaged, edited, of a newer version, or holds anything that
@@ -84,7 +84,9 @@ def run_pt2(path: Path) -> nn.Module:
             module = program.module()
         images = next(n for n in program.graph.nodes if n.name == program.graph_signature.user_inputs[0])
         module.input_size = int(images.meta["val"].shape[-1])  # type: ignore[assignment]
-        return module
+        for name in ("train", "eval"):  # torch lets both raise; the program is that of evaluation in any mode
+            vars(module).pop(name, None)
+        return module.eval()
     except InputError:
         raise
     except Exception as error:  # whatever torch makes of an archive that holds no program

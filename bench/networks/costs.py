@@ -138,7 +138,8 @@ def _weighted(name: str, layer: Any, positions: int) -> LayerRow:
         if layer.branch is not None and not layer.one_convolution:
             # The branch computes as many positions as the main path; its pooling comes after.
             train_macs += positions * layer.branch.weight.numel()
-        w_bits, a_bits, scales = quantizer.w_bits, quantizer.a_bits, quantizer.stored_scales(layer.weight)
+        w_bits, a_bits = quantizer.stored_bits, quantizer.a_bits
+        scales = quantizer.stored_scales(layer.weight)
         reason = "the quantizer is full_precision at 32/32 bits"
     elif quantizer is not None:
         a_bits = layer.a_bits

@@ -75,6 +75,11 @@ class Quantizer(nn.Module):
         """Return the low-precision weights, same shape and dtype; ``statistics`` replaces that of ``w``."""
         return w
 
+    @property
+    def stored_bits(self) -> int:
+        """Bits of a stored weight: ``w_bits`` unless the method has more levels than they tell apart."""
+        return self.w_bits
+
     def stored_scales(self, w: Tensor) -> int:
         """Return how many float32 scales the deployed network stores for ``w``: the learned parameters."""
         return sum(parameter.numel() for parameter in self.parameters())

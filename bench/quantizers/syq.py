@@ -195,6 +195,11 @@ class SYQ(UnitActivations):
         scale, threshold = self._given(w, statistics)
         return symmetric_weight(w, scale, threshold, below=self.below, zero_to_zero=self.zero_to_zero)
 
+    @property
+    def stored_bits(self) -> int:
+        """Bits of a stored weight: 2 for the levels +-s and +-1 of binary weights with a threshold."""
+        return 2 if self.below == "unscaled" else self.w_bits
+
     def level_values(self, w: Tensor, statistics: Tensor | None = None) -> Tensor:
         """Return -s and s, with 0 where weights are zeroed, with -1 and 1 where they stay unscaled."""
         scale = self._given(w, statistics)[0].detach()

@@ -23,7 +23,7 @@ from bench.errors import InputError
 from bench.experiments import catalog
 from bench.experiments.config import TrialConfig
 from bench.export import foreign_formats as foreign
-from bench.export.files import read_file, write_file
+from bench.export.files import form_and_bytes, read_file, write_file
 from bench.export.plain import latent_weights, plain_network
 from bench.export.pt2 import run_pt2, write_pt2
 from bench.export.rounding import TOLERANCE, judge
@@ -176,6 +176,17 @@ def facts_of(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     return {"file": path.name, "file_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def found_at(format: str, path: Path) -> dict[str, Any]:
+    """Return the record's entry on a file that is there; raises ``InputError`` for one of another format."""
+    about = {"format": format, **facts_of(path)}
+    if format in ("safetensors", "packed"):
+        form, about["tensor_bytes"] = form_and_bytes(path)
+        here = "packed" if form == "packed" else "safetensors"
+        if here != format:
+            raise InputError(f"{path}: is a file of the format {here}, not {format}")
+    return about
 
 
 def runner(format: str, path: Path) -> foreign.Runner:

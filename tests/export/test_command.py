@@ -84,7 +84,11 @@ def test_a_file_is_checked_once_more_and_not_written(results, tmp_path, capsys, 
     assert export(results, *words, "--check") == 0 and file.read_bytes() == whole
     assert "all logits equal the trained network's, bit for bit" in capsys.readouterr().out
     again = Store(results).exports(ID)[-1]
-    assert all(again[key] == line[key] for key in ("sha256", "file_bytes", "accuracy", "correct", "passed"))
+    kept = {"sha256", "file_bytes", "tensor_bytes", "accuracy", "correct", "passed"} & line.keys()
+    assert all(again[key] == line[key] for key in kept) and len(kept) == (6 if format == "packed" else 5)
+    if format == "packed":
+        assert export(results, "--format", "safetensors", "--out", file, "--check") == 2
+        assert "is a file of the format packed, not safetensors" in capsys.readouterr().err
     file.write_bytes(whole[:-1])
     assert export(results, *words, "--check") == 2 and "truncated" in capsys.readouterr().err
     assert export(results, *words, "--check", "--force") == 2

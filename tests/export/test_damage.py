@@ -239,6 +239,7 @@ def test_a_pt2_archive_holds_no_pickle_and_bench_load_reads_it(whole, tmp_path):
     (tmp_path / "x.pt2").write_bytes(whole["pt2"])
     network = bench.load(tmp_path / "x.pt2")
     assert network.input_size == 40 and network(torch.zeros(1, 3, 40, 40)).shape == (1, 10)
+    assert not network.training and network.eval() is network  # as any module
     with pytest.raises(InputError, match="a pt2 file has no levels"):
         bench.load(tmp_path / "x.pt2", integers=True)
     with pytest.raises(InputError, match="onnxruntime runs an ONNX file"):

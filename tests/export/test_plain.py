@@ -34,7 +34,9 @@ def user_code(tmp_path):
 
 
 def test_packed_weights_take_their_bits(tmp_path):
-    for kind, bits, a_byte in (("dorefa", "1/1", 8), ("ttq", "2/2", 4), ("dorefa", "3/3", 8 / 3)):
+    four_levels = {"kind": "syq", "eta": 0.3}  # of "1-bit" weights: +-s above the threshold, +-1 below
+    cases = (("dorefa", "1/1", 8), ("ttq", "2/2", 4), ("dorefa", "3/3", 8 / 3), (four_levels, "1/1", 4))
+    for kind, bits, a_byte in cases:
         net, _, config = trained(quantizer=kind, bits=bits)
         written = write_file(tmp_path / "x.safetensors", plain_network(net), config, 10, packed=True)
         weights = sum(layer.weight.numel() for _, layer in net.low_precision_layers())
