@@ -118,14 +118,14 @@ def prepare(store: Store, id: str, data_dir: Path) -> Deployment:
     """Return the network of the finished trial ``id``, on the CPU.
 
     With ``eval_bn`` its batch norm is re-estimated as the evaluation did, which needs the training images.
-    Raises ``InputError`` where the trial is not finished, its weights or needed data are absent, or its
-    network is code that the command line does not allow.
+    Raises ``InputError`` where the trial is not finished, its weights or needed data are absent, the data is
+    not what it was trained on, or its network is code that the command line does not allow.
     """
-    config, weights, summary = finished_trial(store, id, "exported")
+    config, weights, summary, checksum = finished_trial(store, id, "exported")
     here = catalog.checksum(config.dataset, data_dir) is not None
     data = None
     if here:
-        images = datasets.load(config.dataset, data_dir)
+        images = datasets.load(config.dataset, data_dir, checksum)
         data = setup.make_batches(config, images, Clock(config.seed))
     facts = catalog.facts(config.dataset, data_dir)
     classes = data.num_classes if data is not None else facts.num_classes

@@ -23,8 +23,8 @@ from bench.training.trial import final_weights
 
 def finished_trial(
     store: Store, id: str, purpose: str
-) -> tuple[TrialConfig, dict[str, Tensor], dict[str, Any]]:
-    """Return configuration, final weights (on the CPU) and summary of the finished trial ``id``.
+) -> tuple[TrialConfig, dict[str, Tensor], dict[str, Any], str | None]:
+    """Return configuration, final weights (on the CPU), summary and the data's checksum of the trial ``id``.
 
     Raises ``InputError`` where the trial is not finished (``purpose`` says what it cannot be), its weights
     are absent, its network is code that the command line does not allow, or the code computes other numbers
@@ -38,15 +38,16 @@ def finished_trial(
     try:
         config = TrialConfig.model_validate(record.get("config"))
         provenance = record.get("provenance")
-        checksum = provenance.get("data") if isinstance(provenance, dict) else None
-        changed = raised_revisions(config, id, checksum) if isinstance(checksum, str) else None
+        data = provenance.get("data") if isinstance(provenance, dict) else None
+        checksum = data if isinstance(data, str) else None
+        changed = None if checksum is None else raised_revisions(config, id, checksum)
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{where}: not a configuration of this version ({reason})") from None
     if changed is not None:
         raise InputError(f"{where}: {changed}; train the trial again")
     permission.sealed(config.network, f"{where}: network")
-    return config, final_weights(store, id, "trial", "cpu"), summary
+    return config, final_weights(store, id, "trial", "cpu"), summary, checksum
 
 
 def deployed_network(config: TrialConfig, classes: int, weights: dict[str, Tensor], where: str) -> Network:

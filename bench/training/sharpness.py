@@ -112,10 +112,11 @@ class Subject:
 def subject(store: Store, id: str, data_dir: Path, count: int) -> Subject:
     """Return the finished trial ``id`` with about ``count`` of its training images, whole batches of them.
 
-    Raises ``InputError`` where the trial is not finished, or weights or data are absent.
+    Raises ``InputError`` where the trial is not finished, weights or data are absent, or the data is not what
+    it was trained on.
     """
-    config, weights, _ = finished_trial(store, id, "measured")
-    loaded = datasets.load(config.dataset, data_dir)
+    config, weights, _, checksum = finished_trial(store, id, "measured")
+    loaded = datasets.load(config.dataset, data_dir, checksum)
     data = setup.make_batches(config, loaded, Clock(config.seed))
     where = str(store.folder(id) / "weights.pt")
     network = deployed_network(config, data.num_classes, weights, where)

@@ -114,6 +114,19 @@ def test_re_estimated_batch_norm_is_the_evaluation_s_with_joint_statistics_too(t
     assert evaluate(found.network, found.test(), 10).percent == found.recorded
 
 
+def test_other_images_than_those_of_the_trial_are_refused(tmp_path, capsys):
+    images, labels = np.arange(20 * 192, dtype=np.uint8).reshape(20, 8, 8, 3), np.arange(20) % 2
+    arrays = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
+    np.savez(tmp_path / "mine.npz", **arrays)
+    store = Store(tmp_path)
+    config = make_config(dataset={"kind": "npz", "name": "mine.npz"}, width=0.0625, epochs=1, train_size=16)
+    run_trial(Job(config, ID, {}, store, tmp_path))
+    prepare(store, ID, tmp_path)
+    np.savez(tmp_path / "mine.npz", **{**arrays, "x_test": 255 - images})
+    assert export(tmp_path, "--data", tmp_path) == 2
+    assert "is not the one this was started with" in capsys.readouterr().err
+
+
 def test_a_trial_without_an_end_is_refused(tmp_path, capsys):
     store = Store(tmp_path)
     store.write_trial(ID, {"config": make_config().dump()})
