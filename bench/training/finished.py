@@ -57,6 +57,7 @@ def deployed_network(config: TrialConfig, classes: int, weights: dict[str, Tenso
     """
     with torch.random.fork_rng(devices=[]):
         network = build(config, num_classes=classes, clock=Clock(config.seed))
+    network.to(memory_format=torch.channels_last)  # before the statistics: IR-Net's have five axes
     constants = {n: t for n, t in weights.items() if n.endswith("fixed_statistics")}  # of joint statistics
     try:
         network.load_state_dict({n: t for n, t in weights.items() if n not in constants})
@@ -65,7 +66,7 @@ def deployed_network(config: TrialConfig, classes: int, weights: dict[str, Tenso
     except (RuntimeError, AttributeError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise InputError(f"{where}: weights of another network ({reason})") from None
-    return network.to(memory_format=torch.channels_last).eval()
+    return network.eval()
 
 
 def reestimate_(network: Network, config: TrialConfig, data: Batches) -> None:

@@ -106,9 +106,10 @@ def test_a_file_of_another_network_is_one_message(results, tmp_path, capsys):
     assert "it has 7 logits and the trial 10: it is another network" in capsys.readouterr().err
 
 
-def test_re_estimated_batch_norm_is_the_evaluation_s_with_joint_statistics_too(tmp_path):
+@pytest.mark.parametrize("quantizer", ["dorefa", "irnet"])  # IR-Net's statistics have five axes
+def test_re_estimated_batch_norm_is_the_evaluation_s_with_joint_statistics_too(quantizer, tmp_path):
     store = Store(tmp_path)
-    config = make_config(strategy=STRATEGIES["joint"], eval_bn=2, train_size=400)
+    config = make_config(strategy=STRATEGIES["joint"], quantizer=quantizer, eval_bn=2, train_size=400)
     run_trial(Job(config, ID, {}, store, tmp_path))
     found = prepare(store, ID, tmp_path)
     assert evaluate(found.network, found.test(), 10).percent == found.recorded
