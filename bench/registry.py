@@ -113,6 +113,7 @@ class OptionDeclaration(BaseModel):
     above: Annotated[float | None, Field(description="every number is greater")] = None
     below: Annotated[float | None, Field(description="every number is smaller")] = None
     nullable: Annotated[bool, Field(description="null is a value, as where it is the default")] = False
+    repeats: Annotated[bool, Field(description="of a list of names: one can stand there twice")] = False
     only_with: Annotated[
         dict[str, list[Any]],
         Field(description="the option can leave its default only beside these values of other options"),

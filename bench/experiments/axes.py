@@ -44,7 +44,7 @@ def read_axes(grid: Mapping[str, Any], prefix: str, problems: Problems) -> dict[
     pending: list[tuple[AxisPath, Any]] = [((key,), value) for key, value in grid.items()]
     while pending:
         parts, value = pending.pop(0)
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             pending = [((*parts, key), inner) for key, inner in value.items()] + pending
             continue
         name = ".".join(parts)
@@ -69,8 +69,9 @@ def read_axes(grid: Mapping[str, Any], prefix: str, problems: Problems) -> dict[
                 text = json.dumps(_comparable(path, item), sort_keys=True, default=str)
                 if text in unique and fields:
                     problems.add(key, f"lists {shown(item)} twice")
-                unique[text] = item
-            found[path] = value
+                if fields:  # a name that is no text could not even be looked up
+                    unique[text] = item
+            found[path] = list(unique.values())
     return found
 
 

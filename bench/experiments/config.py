@@ -125,7 +125,10 @@ class Recipe(BaseModel):
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the training step; evaluation is fp32")
     eval_bn: int = Field(
-        0, ge=0, description="re-estimate batch norm over N training batches on a copy before evaluating"
+        0,
+        ge=0,
+        le=100_000,
+        description="re-estimate batch norm over N training batches on a copy before evaluating",
     )
     batch_norm_group: int | None = Field(
         None, ge=2, description="images that batch-norm statistics are taken over; null: the whole batch"
@@ -235,7 +238,17 @@ def _photographs_fit(config: TrialConfig) -> list[str]:
 
 
 FIELDS = TrialConfig.model_fields
+# The fields that one optimizer alone reads, and which. Under the other one they train nothing.
+READ_BY = {
+    **dict.fromkeys(("momentum", "nesterov"), "sgd"),
+    **dict.fromkeys(("beta1", "beta2", "epsilon", "epsilon_mode"), "adam"),
+}
 RECIPE_FIELDS = Recipe.model_fields
+
+
+def only_with(field: str) -> str:
+    """Return what a message says of a field of ``READ_BY`` beside another optimizer."""
+    return f"has a meaning only with optimizer = '{READ_BY[field]}'"
 
 
 @cache

@@ -28,7 +28,7 @@ from bench.errors import nearest, shown
 from bench.experiments.arms import PlannedArm
 from bench.experiments.axes import MAX_TRIALS
 from bench.experiments.claims import Claim, same_value
-from bench.experiments.config import TrialConfig
+from bench.experiments.config import READ_BY, TrialConfig, only_with
 from bench.experiments.file import ExperimentFile, read_file
 from bench.experiments.library import Library
 from bench.experiments.options import CHOICES, as_table
@@ -38,7 +38,7 @@ from bench.experiments.resolve import Resolution, Run, resolve
 from bench.experiments.shipped import locate
 from bench.experiments.toml_files import SETTABLE, Problems, experiment_name, parse_toml, read_text
 from bench.experiments.trials import Experiment, IndexLine
-from bench.experiments.tuning_table import Dimension
+from bench.experiments.tuning_table import Dimension, reached_dimensions
 from bench.text import clean
 
 
@@ -222,12 +222,29 @@ def _check_touched(
             name = ".".join(item.path)
             key = f"{item.where} {name}" if item.where == "--set" else f"{item.where}.{name}"
             problems.add(key, f"touches nothing: no arm has such an option.{_hint(name, names)}")
-    for dimension in file.tuning.space if file.tuning else ():
-        if not any(reaches(stacked, dimension.path) for stacked in fields.values()):
+    _check_read(file, fields, problems)
+    space = file.tuning.space if file.tuning else ()
+    reached = {d.path for stacked in fields.values() for d in reached_dimensions(space, stacked)}
+    for dimension in space:
+        if dimension.path not in reached:
             why = f"touches nothing: no arm has such an option.{_hint(dimension.name, names)}"
             problems.add(f"tuning.space.{dimension.name}", why)
         else:
             _check_untouched(file, dimension, problems)
+
+
+def _check_read(file: ExperimentFile, fields: Mapping[str, Mapping[str, Any]], problems: Problems) -> None:
+    """Report fields of another optimizer than that of the arms; silent where the optimizer varies."""
+    paths = {axis.path for arm in file.arms for axis in arm.axes}
+    paths |= {item.path for item in (*file.assignments, *(item for arm in file.arms for item in arm.extra))}
+    paths |= {dimension.path for dimension in (file.tuning.space if file.tuning else ())}
+    if paths & {("optimizer",), ("recipe",)}:
+        return
+    places = [("defaults", file.defaults, file.arms), *((arm.where, arm.fields, (arm,)) for arm in file.arms)]
+    for where, table, arms in places:
+        for name in READ_BY.keys() & table.keys():
+            if not any(reaches(fields.get(arm.name, {}), (name,)) for arm in arms):
+                problems.add(f"{where}.{name}", only_with(name))
 
 
 def _check_untouched(file: ExperimentFile, dimension: Dimension, problems: Problems) -> None:
@@ -255,7 +272,7 @@ def _hint(name: str, names: Iterable[str]) -> str:
 
 def _axis_names(fields: Mapping[str, Any]) -> list[str]:
     """Return the dotted names that an axis can have on an arm with these fields."""
-    names = list(SETTABLE)
+    names = [name for name in SETTABLE if reaches(fields, (name,))]
     for name, group in CHOICES.items():
         names += option_paths(group, as_table(group, fields.get(name, default_of(name))), name)
     return names

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bench import registry
-from bench.experiments.config import TrialConfig
+from bench.experiments.config import READ_BY, TrialConfig
 from bench.experiments.options import CHOICES
 from bench.experiments.start import identity_of
 
@@ -43,10 +43,15 @@ def _without_defaults(group: str, choice: dict[str, Any]) -> dict[str, Any]:
 
 
 def identity_document(config: TrialConfig) -> dict[str, Any]:
-    """Return what is hashed: no defaults, revisions above 1, a teacher by its own document."""
+    """Return what is hashed: no defaults, revisions above 1, a teacher by its own document.
+
+    Fields that the optimizer does not read are left out.
+    """
     document: dict[str, Any] = {}
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
+        if READ_BY.get(name, config.optimizer) != config.optimizer:
+            continue
         if name in CHOICES:
             value = _without_defaults(CHOICES[name], value)
         elif name == "start" and value is not None:

@@ -182,7 +182,10 @@ def _checked(value: Any, spec: Mapping[str, Any], where: str) -> Any:
         item, words = ("str", "names") if kind == "names" else ("float", "numbers")
         if not isinstance(value, list | tuple) or not value:
             raise InputError(f"{where}: expected a list of {words}, not {shown(value)}")
-        return [_scalar(v, item, spec, f"{where}[{i}]") for i, v in enumerate(value)]
+        listed = [_scalar(v, item, spec, f"{where}[{i}]") for i, v in enumerate(value)]
+        if kind == "names" and not spec.get("repeats") and len(set(listed)) < len(listed):
+            raise InputError(f"{where}: lists {shown(next(v for v in listed if listed.count(v) > 1))} twice")
+        return listed
     return _scalar(value, kind, spec, where)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from bench import registry
 from bench.errors import InputError
-from bench.experiments.config import FIELDS, TrialConfig
+from bench.experiments.config import FIELDS, READ_BY, TrialConfig
 from bench.experiments.options import CHOICES, as_table, complete
 
 AxisPath = tuple[str, ...]  # ("strategy", "factor", "until")
@@ -87,9 +87,11 @@ def reaches(fields: Mapping[str, Any], path: AxisPath) -> bool:
     """Return whether ``path`` names something that a trial with these fields has.
 
     The bit widths of a quantizer that takes none but 32 are out of reach, so that an axis ``bits`` leaves
-    full-precision arms alone.
+    full-precision arms alone; so are the fields of another optimizer, where ``fields`` has one.
     """
     name = path[0]
+    if name in READ_BY and fields.get("optimizer", READ_BY[name]) != READ_BY[name]:
+        return False
     if path == ("bits",):
         quantizer = as_table("quantizers", fields.get("quantizer", default_of("quantizer")))
         entry = entry_of("quantizers", quantizer)

@@ -10,12 +10,12 @@ from bench import registry, schedules
 from bench.errors import InputError, nearest, shown
 from bench.experiments import permission
 from bench.experiments.arms import PlannedArm
-from bench.experiments.config import TrialConfig, make_config, short_bits
+from bench.experiments.config import READ_BY, TrialConfig, make_config, only_with, short_bits
 from bench.experiments.file import ExperimentFile
 from bench.experiments.labels import label
 from bench.experiments.library import Library
 from bench.experiments.options import CHOICES, as_table
-from bench.experiments.overrides import AxisPath, assign, entry_of, explicit, reaches, stack
+from bench.experiments.overrides import AxisPath, assign, default_of, entry_of, explicit, reaches, stack
 from bench.experiments.roles import role_names, roles
 from bench.experiments.toml_files import SETTABLE, load_recipe
 
@@ -89,7 +89,9 @@ def stack_fields(
     for table, where in ((recipe, "recipe"), (file.defaults, "defaults"), (arm.fields, arm.where)):
         for key, value in table.items():
             set_at((key,), value, where)
-    above = sorted((*file.assignments, *arm.extra), key=lambda item: item.where == "--set")
+    above = sorted(
+        (*file.assignments, *arm.extra), key=lambda item: (item.where == "--set", item.path[0] in READ_BY)
+    )
     applied: list[AxisPath] = []
     touched: set[int] = set()
     for axis, value in sorted(zip(arm.axes, point, strict=True), key=lambda pair: _axis_order(pair[0].path)):
@@ -108,8 +110,8 @@ def stack_fields(
 
 
 def _axis_order(path: AxisPath) -> tuple[int, bool, bool]:
-    """Return when an axis is applied: options after their choice, bit widths after the quantizer."""
-    return len(path), path[-1] != "kind", path == ("bits",)
+    """Return when an axis is applied: options after their choice, what a field reads before the field."""
+    return len(path), path[-1] != "kind", path == ("bits",) or path[0] in READ_BY
 
 
 def resolve(
@@ -121,13 +123,14 @@ def resolve(
     if name is None:
         dataset = entry_of("datasets", as_table("datasets", stacked.fields.get("dataset")))
         name = dataset.facts.get("default_recipe") if dataset else None
+    recipe: dict[str, Any] | None = {}
     if name is not None:
         where = stacked.origin.get(("recipe",))
         place = f"{where}.recipe" if where else f"{arm.where}.recipe (the data set's default)"
         recipe = library.recipe(name, place)
-        if recipe is None:
-            return None
-        stacked = stack_fields(file, arm, point, recipe)
+    if recipe is None:
+        return None
+    stacked = stack_fields(file, arm, point, {"optimizer": default_of("optimizer"), **recipe})
     fields = {key: value for key, value in stacked.fields.items() if key != "recipe"}
     try:
         if "bits" not in fields and reaches(fields, ("bits",)):
@@ -208,6 +211,9 @@ def _teacher(config: TrialConfig, table: Mapping[str, Any], where: str, library:
         fields = config.dump() | plain
         for key, value in given.items():
             assign(fields, (key,), value)
+        unread = [key for key in table if not reaches(fields, (key,)) and key in READ_BY]
+        if unread:
+            raise InputError(f"{unread[0]}: {only_with(unread[0])}")
         teacher = library.with_start(sealed(make_config(fields)))
         check_steps(teacher, library)
     except InputError as error:

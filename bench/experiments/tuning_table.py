@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from bench.errors import InputError, nearest, shown
 from bench.experiments.config import check_field
 from bench.experiments.options import CHOICES
-from bench.experiments.overrides import AxisPath
+from bench.experiments.overrides import AxisPath, reaches
 from bench.experiments.toml_files import SETTABLE, Problems, read_table
 
 # fields that say what is compared, or on which images: not hyper-parameters
@@ -153,6 +153,13 @@ class TuningTable(BaseModel):
         return value
 
 
+def reached_dimensions(space: Sequence[Dimension], fields: Mapping[str, Any]) -> list[Dimension]:
+    """Return the dimensions that a trial with these fields has; beside a tuned optimizer those of each."""
+    if any(d.path == ("optimizer",) for d in space):
+        fields = {name: value for name, value in fields.items() if name != "optimizer"}
+    return [d for d in space if reaches(fields, d.path)]
+
+
 def read_tuning(table: Mapping[str, Any], problems: Problems) -> Tuning | None:
     """Return the checked table ``[tuning]``; None where anything is wrong, which goes to ``problems``."""
     before = len(problems.lines)
@@ -201,7 +208,7 @@ def read_tuning(table: Mapping[str, Any], problems: Problems) -> Tuning | None:
 def flattened(space: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     """Yield dotted path and specification; ``a.b = ...`` and ``"a.b" = ...`` are the same field."""
     for key, value in space.items():
-        if isinstance(value, dict) and not value.keys() & _Range.model_fields.keys():
+        if isinstance(value, dict) and value and not value.keys() & _Range.model_fields.keys():
             for inner, spec in flattened(value):
                 yield f"{key}.{inner}", spec
         else:

@@ -29,6 +29,7 @@ OPTIONS = {
     "scale": {
         "default": 1.0,
         "above": 0.0,
+        "only_with": {"scale_from_weights": [False]},
         "help": "what the learned scales start at (released: 1.0 ImageNet; 0.2 and 0.1 SVHN)",
     },
     "scale_from_weights": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,10 @@ def problems(group: str, spec: Mapping[str, Any]) -> Found:
         found += _times(spec)
     if "gamma" in spec:
         found += _exactly_one(spec, "gamma", "values")
+        if not found and spec["gamma"] is not None:
+            passed = len(spec["at"] or spec["at_epochs"])
+            if math.log10(spec["initial"]) + passed * math.log10(spec["gamma"]) > 300:
+                found.append(("gamma", f"{passed} times {spec['gamma']!r} is no finite rate"))
     if "final" in spec and spec["final"] > spec["initial"]:
         found.append(("final", f"{spec['final']!r} is above the initial {spec['initial']!r}"))
     if group == "factors" and "values" in spec and not found:

@@ -48,7 +48,7 @@ FACTORS = [
         "title": "Progressive Learning of Low-Precision Networks",
         "arxiv": "1905.11781",
         "options": {
-            "every_epochs": {"type": "float", "above": 0, "help": "epochs between two steps down"},
+            "every_epochs": "shared",
             "decay": {"default": 0.5, "min": 0, "below": 1, "help": "what each step down multiplies by"},
             "cutoff": {"default": 0.001, "min": 0, "max": 1, "help": "smaller values are 0"},
             "keep": "shared",

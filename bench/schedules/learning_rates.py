@@ -62,7 +62,7 @@ LEARNING_RATES = [
         "options": {
             "initial": "shared",
             "decay": {"type": "float", "above": 0, "max": 1, "help": "what each step down multiplies by"},
-            "every_epochs": {"type": "float", "above": 0, "help": "epochs between two steps down"},
+            "every_epochs": "shared",
             "warmup_epochs": "shared",
         },
     },

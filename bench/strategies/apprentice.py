@@ -61,7 +61,12 @@ ENTRIES = [
             },
             "beta": {"default": 0.5, "min": 0, "help": "weight of the loss on the labels"},
             "gamma": {"default": 0.5, "min": 0, "help": "weight of the loss on the teacher's output"},
-            "temperature": {"default": 1.0, "above": 0, "help": "of both softmaxes in the gamma term"},
+            "temperature": {
+                "default": 1.0,
+                "above": 0,
+                "only_with": {"soft_loss": ["cross_entropy"]},
+                "help": "of both softmaxes in the gamma term",
+            },
             "soft_loss": {
                 "choices": ["cross_entropy", "mse"],
                 "default": "cross_entropy",

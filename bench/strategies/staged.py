@@ -60,6 +60,7 @@ ENTRIES = [
             "stages": {
                 "type": "names",
                 "default": None,
+                "repeats": True,
                 "help": 'bit widths "W/A" of the stages before the trial\'s own, in order; null: none',
             },
             "until": {

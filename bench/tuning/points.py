@@ -17,12 +17,12 @@ from bench.errors import InputError
 from bench.experiments.config import TrialConfig, make_config
 from bench.experiments.identity import identity
 from bench.experiments.library import Library
-from bench.experiments.overrides import assign, reaches
+from bench.experiments.overrides import assign
 from bench.experiments.resolve import check_steps
 from bench.experiments.roles import needed_roles, roles
 from bench.experiments.toml_files import Problems
 from bench.experiments.trials import Experiment, IndexLine, Trial
-from bench.experiments.tuning_table import Tuning
+from bench.experiments.tuning_table import Tuning, reached_dimensions
 from bench.tuning.space import Configuration
 
 Change = Callable[[dict[str, Any]], None]  # of the fields of a trial, in place
@@ -65,7 +65,7 @@ def find_points(experiment: Experiment) -> list[Point]:
     found = []
     for lines in groups.values():
         fields = lines[0].trial.config.dump()
-        reached = tuple(d.name for d in tuning.space if reaches(fields, d.path))
+        reached = tuple(d.name for d in reached_dimensions(tuning.space, fields))
         grid = {name: value for name, value in lines[0].grid.items() if name != "seed"}
         assert lines[0].arm is not None
         found.append(Point(lines[0].arm, grid, reached, tuple(lines)))

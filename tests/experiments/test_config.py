@@ -78,6 +78,7 @@ class TestIdentity:
             {"strategy": {"kind": "plain"}, "quantizer": {"kind": "full_precision"}, "bits": "32/32"},
             {"bits": "32/32/32", "train_size": None},
             {"weight_decay": -0.0},
+            {"momentum": 0.5, "nesterov": True},  # of the other optimizer
         ],
     )
     def test_explicit_defaults_and_other_spellings_do_not_matter(self, same):

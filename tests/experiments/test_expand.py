@@ -16,6 +16,7 @@ from bench.experiments.config import Recipe, check_field
 from bench.experiments.expand import load_experiment
 from bench.experiments.toml_files import load_recipe, parse_override, recipe_names
 from bench.schedules import learning_rate_value
+from bench.tuning.points import find_points
 from tests.experiments.experiment_fakes import ARMS, BASE, use_toy_networks, write
 from tests.waiting import HANG
 
@@ -654,7 +655,72 @@ BAD = [
     ),
     (BASE + "[grid]\n'epochs.x' = [1]\n" + ARMS, "grid.epochs.x: this axis touches nothing"),
     (BASE + "[grid]\n'network.depth' = [0]\n" + ARMS, "grid.network.depth: 0 must be at least 1"),
+    (BASE + "[grid]\nepochs = {}\n" + ARMS, "grid.epochs: an axis is a list of values"),
+    (BASE + "[grid]\nrecipe = [['a']]\n" + ARMS, "grid.recipe: expected the name of a recipe, not ['a']"),
+    (BASE + "eval_bn = 1000000000\n" + ARMS, "defaults.eval_bn: 1000000000 must be at most 100000"),
+    (
+        BASE + ARMS.replace('"cosine", until = 0.5', '"staircase", every_epochs = 1e-320'),
+        "strategy.factor.every_epochs: 1e-320 must be at least 1e-06",
+    ),
+    (
+        BASE + "learning_rate = {kind='step', initial=1.0, at=[0.2, 0.5], gamma=1e200}\n" + ARMS,
+        "learning_rate.gamma: 2 times 1e+200 is no finite rate",
+    ),
+    (
+        BASE + ARMS.replace('"sum",', '"sum", layers = ["conv1", "conv1"],'),
+        "strategy.layers: lists 'conv1' twice",
+    ),
+    (
+        BASE + ARMS.replace('"dorefa"', '{ kind = "syq", scale_from_weights = true, scale = 0.1 }'),
+        "quantizer.scale: 0.1 has a meaning only with scale_from_weights = False",
+    ),
+    (
+        BASE
+        + ARMS.replace(
+            ARMS.splitlines()[-1],
+            'strategy = { kind = "apprentice", scheme = "B", soft_loss = "mse", temperature = 2.0 }',
+        ),
+        "strategy.temperature: 2.0 has a meaning only with soft_loss = 'cross_entropy'",
+    ),
+    (BASE + "momentum = 0.5\n" + ARMS, "defaults.momentum: has a meaning only with optimizer = 'sgd'"),
+    (
+        BASE + ARMS.replace('name = "plain"', 'name = "plain"\noptimizer = "sgd"\nepsilon = 1e-5'),
+        "arm 'plain'.epsilon: has a meaning only with optimizer = 'adam'",
+    ),
+    (
+        BASE + "[grid]\nmomentum = [0.5, 0.9]\n" + ARMS,
+        "grid.momentum: this axis touches nothing: no arm has such an option",
+    ),
+    (
+        BASE
+        + ARMS.replace(
+            ARMS.splitlines()[-1],
+            'strategy = { kind = "distillation", teacher = { optimizer = "sgd", beta1 = 0.5 } }',
+        ),
+        "strategy.teacher.beta1: has a meaning only with optimizer = 'adam'",
+    ),
 ]
+
+
+class TestFieldsOfOneOptimizer:
+    def test_an_axis_leaves_the_arms_of_the_other_optimizer_alone(self, load):
+        text = (
+            BASE + "[grid]\nmomentum = [0.5, 0.7]\n" + ARMS.replace('baseline = "plain"', 'optimizer = "sgd"')
+        )
+        assert values(load(text), "momentum") == [0.9, 0.5, 0.7]
+
+    @pytest.mark.parametrize("order", [("optimizer=sgd", "momentum=0.5"), ("momentum=0.5", "optimizer=sgd")])
+    def test_the_order_of_overrides_does_not_matter(self, load, order):
+        assert values(load(overrides=order), "momentum") == [0.5, 0.5]
+
+    def test_under_both_optimizers_each_trial_is_there_once(self, load):
+        found = load(BASE + "[grid]\nmomentum = [0.5, 0.7]\noptimizer = ['adam', 'sgd']\n" + ARMS)
+        assert len(found.trials) == 6
+
+    def test_a_tuned_optimizer_has_the_fields_of_both(self, load):
+        space = "[tuning]\nholdout = 100\nseeds = [9]\neffort = 4\n[tuning.space]\n"
+        found = load(BASE + space + "optimizer = ['adam', 'sgd']\nmomentum = [0.5, 0.9]\n" + ARMS)
+        assert find_points(found)[0].reached == ("optimizer", "momentum")
 
 
 class TestBadInput:
