@@ -6,17 +6,20 @@ Wrong input raises ``bench.InputError`` with the message that the command would 
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import pandas as pd
+from pydantic import ConfigDict, ValidationError, validate_call
 
 from bench.cli import WRONG_INPUT
-from bench.errors import InputError, nearest
+from bench.errors import InputError, nearest, shown
 from bench.experiments.selection import Selection
 from bench.experiments.shipped import locate
 from bench.experiments.trials import Experiment
@@ -34,8 +37,32 @@ if TYPE_CHECKING:
     from bench.integer.convert import LayerRun
     from bench.networks import Network
 
+F = TypeVar("F", bound=Callable[..., Any])
 Place = str | PathLike[str]
-Overrides = Mapping[str, Any] | Sequence[str]
+
+
+def _checked(function: F) -> F:
+    """Return ``function`` with the types of its arguments checked: ``InputError`` names the argument."""
+    check = validate_call(config=ConfigDict(strict=True))(function)
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments  # TypeError, as of any function
+        try:
+            return check(*args, **kwargs)
+        except ValidationError as error:
+            if error.title != function.__name__:
+                raise
+            wrong = dict.fromkeys(found["loc"][0] for found in error.errors(include_url=False))
+        places = list(signature.parameters)
+        names = [name if isinstance(name, str) else places[min(name, len(given) - 1)] for name in wrong]
+        types = {name: signature.parameters[name].annotation.replace("Place", "path") for name in names}
+        raise InputError(
+            "\n".join(f"{name}: expected {types[name]}, not {shown(given[name])}" for name in names)
+        )
+
+    return cast(F, checked)
 
 
 @dataclass(frozen=True)
@@ -56,11 +83,12 @@ class Results:
         return written
 
 
+@_checked
 def load_experiment(
     file: Place,
     *,
     profile: str | None = None,
-    overrides: Overrides = (),
+    overrides: Mapping[str, Any] | Sequence[str] = (),
     only: Sequence[str] = (),
     seeds: int | None = None,
     data: Place | None = None,
@@ -88,11 +116,12 @@ def load_experiment(
         return selection.load(Path(file), resolve_data_dir(data))
 
 
+@_checked
 def run(
     file: Place,
     *,
     profile: str | None = None,
-    overrides: Overrides = (),
+    overrides: Mapping[str, Any] | Sequence[str] = (),
     only: Sequence[str] = (),
     seeds: int | None = None,
     results: Place = "runs",
@@ -132,7 +161,7 @@ def run(
         results=Path(results).absolute(),
         data_dir=resolve_data_dir(data),
         device=device,
-        gpus_per_trial=gpus_per_trial if gpus_per_trial in (None, "auto") else float(gpus_per_trial),
+        gpus_per_trial=float(gpus_per_trial) if isinstance(gpus_per_trial, int) else gpus_per_trial,
         cpus_per_trial=cpus_per_trial,
         workers_per_trial=workers_per_trial,
         address=address,
@@ -150,6 +179,7 @@ def run(
     return _read(results, locate(path).stem)
 
 
+@_checked
 def results(folder: Place = "runs", experiment: Place | None = None) -> Results:
     """Return the records of a results folder as DataFrames.
 
@@ -184,11 +214,12 @@ def recorded(folder: Place, experiment: Place | None = None) -> list[str]:
     return [name] if name is not None else known
 
 
+@_checked
 def report(
     results: Place | Sequence[Place] = "runs",
     *experiments: Place,
     profile: str | None = None,
-    overrides: Overrides = (),
+    overrides: Mapping[str, Any] | Sequence[str] = (),
     only: Sequence[str] = (),
     seeds: int | None = None,
     out: Place | None = None,
@@ -254,6 +285,8 @@ def network(
 
     neutral = {"dataset": "digits", "epochs": 1, "batch_size": 32, "learning_rate": 1e-3}
     chosen = {"network": name, "quantizer": quantizer, "bits": bits, "strategy": strategy}
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+        raise InputError(f"num_classes: expected a whole number from 1, not {shown(num_classes)}")
     with granted(from_command_line(allow_code)):
         config = make_config({**neutral, **chosen, "width": width, "seed": seed, **fields})
         return make_network(config, num_classes, Clock(seed, device), make_strategy(config, 1))
@@ -320,7 +353,7 @@ def layer_runs(network: nn.Module) -> list[LayerRun]:
     return found(network)
 
 
-def _override_texts(overrides: Overrides) -> tuple[str, ...]:
+def _override_texts(overrides: Mapping[str, Any] | Sequence[str]) -> tuple[str, ...]:
     """Return overrides as ``--set`` has them."""
     if isinstance(overrides, Mapping):
         return tuple(f"{key}={_toml(value)}" for key, value in overrides.items())

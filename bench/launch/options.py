@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -34,7 +35,19 @@ class RunOptions:
         return self.gpus_per_trial if isinstance(self.gpus_per_trial, float) else None
 
     def check(self) -> None:
-        """Raise ``InputError`` for options that contradict each other."""
+        """Raise ``InputError`` for numbers that are none of these options', and for a contradiction."""
+        for name, number, low in (
+            ("jobs", self.jobs, 1),
+            ("workers-per-trial", self.workers_per_trial, 1),
+            ("gpus-per-trial", self.gpu_share, None),
+            ("cpus-per-trial", self.cpus_per_trial, None),
+            ("max-minutes", self.max_minutes, 0),
+        ):
+            if number is not None and not (
+                (number > 0 if low is None else number >= low) and number < math.inf
+            ):
+                bounds = "above 0" if low is None else f"from {low}"
+                raise InputError(f"--{name}: expected a finite number {bounds}, not {number!r}")
         workers, gpus = self.workers_per_trial, self.gpus_per_trial
         if workers > 1 and gpus not in (None, workers):
             raise InputError(

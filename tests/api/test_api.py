@@ -177,6 +177,39 @@ def test_wrong_input_is_one_error(tmp_path):
         bench.plot.learning_rate(RESULTS, "digits", arms=["EXP"])
 
 
+WRONG = [
+    ("only", "DoReFa-Net"),  # a text is no list of letters
+    ("overrides", "epochs=3"),
+    ("overrides", 3),
+    ("seeds", True),
+    ("seeds", "1"),
+    ("profile", []),
+    ("device", 1),
+    ("jobs", 0),
+    ("jobs", 1.5),
+    ("workers_per_trial", 0),
+    ("gpus_per_trial", "a"),
+    ("gpus_per_trial", -1),
+    ("cpus_per_trial", float("inf")),
+    ("max_minutes", float("nan")),
+    ("no_ray", "yes"),
+    ("results", 3),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG, ids=[f"{name}={value}" for name, value in WRONG])
+def test_a_wrong_argument_is_named_before_anything_is_written(tmp_path, name, value):
+    given = {"results": tmp_path / "runs", "data": tmp_path, name: value}
+    with pytest.raises(bench.InputError, match=f"{name}|{name.replace('_', '-')}"):
+        bench.run("digits", **given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_needs_a_class():
+    with pytest.raises(bench.InputError, match="num_classes: expected a whole number from 1, not 0"):
+        bench.network("resnet20", num_classes=0)
+
+
 @pytest.mark.parametrize("draw", ["convergence", "forest", "learning_rate"])
 def test_figures(draw, tmp_path):
     import matplotlib as mpl
