@@ -29,7 +29,6 @@ from bench.records.files import write_atomic
 from bench.reporting.frames import epoch_frame, to_parquet, trial_frame
 from bench.reporting.records import experiments_in, read_experiment
 from bench.reporting.write import write_report
-from bench.text import command
 
 if TYPE_CHECKING:
     from torch import nn
@@ -152,6 +151,7 @@ def run(
     Raises:
         InputError: What was asked for cannot be run.
     """
+    from bench.cli.run import report_text
     from bench.cli.run import run as run_trials
     from bench.launch.options import RunOptions
 
@@ -172,7 +172,7 @@ def run(
         fresh=fresh,
         accept_other_hardware=accept_other_hardware,
     )
-    shown = command("report", path, "--results", results)
+    shown = report_text(path, selection, Path(results), None if data is None else str(data), allow_code)
     with granted(from_command_line(allow_code)):
         if run_trials(path, selection, options, shown) == WRONG_INPUT:
             raise InputError(f"{path}: some trials were refused; the lines above say why")
@@ -224,6 +224,8 @@ def report(
     seeds: int | None = None,
     out: Place | None = None,
     formats: Sequence[str] | None = None,
+    data: Place | None = None,
+    allow_code: Sequence[str] = (),
 ) -> Path:
     """Write tables, figures and pages of recorded experiments; return their folder.
 
@@ -231,11 +233,13 @@ def report(
         results: The results folder, or several that make one report.
         *experiments: Experiment files or names; every recorded experiment by default.
         profile: Only what was run with this profile.
-        overrides: Only trials with these values.
+        overrides: Only what ``run`` with these overrides trains; the file is expanded with them.
         only: Only these arms and their baselines.
         seeds: N for the seeds 0 to N-1.
         out: The folder to write to (``report`` inside the first results folder).
         formats: Some of md, tex, csv, png, pdf, html, parquet (all but parquet).
+        data: The folder of the data sets, where there are overrides.
+        allow_code: Modules of your own that parts may be imported from, where there are overrides.
 
     Raises:
         InputError: There is nothing to report, or an input is wrong.
@@ -243,7 +247,9 @@ def report(
     folders = [Path(results)] if isinstance(results, str | PathLike) else [Path(each) for each in results]
     folder = Path(out) if out is not None else folders[0] / "report"
     selection = Selection(profile, _override_texts(overrides), tuple(only), seeds)
-    write_report([Path(file) for file in experiments] or None, selection, folders, folder, formats)
+    files = [Path(file) for file in experiments] or None
+    with granted(from_command_line(allow_code)):
+        write_report(files, selection, folders, folder, formats, resolve_data_dir(data))
     return folder
 
 

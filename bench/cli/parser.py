@@ -130,6 +130,8 @@ def _report(command: argparse.ArgumentParser) -> None:
     add(group, "--out DIR", "the folder to write to (report inside the first)", path_argument)
     written = f"the formats to write, of {','.join(FORMATS)} (all but parquet)"
     add(group, "--format LIST", written, formats, dest="formats", action="extend")
+    add_data(group)
+    add_code(command)
 
 
 @_command(

@@ -51,7 +51,7 @@ def run_command(args: argparse.Namespace) -> int:
     given = {field.name: getattr(args, field.name) for field in fields(RunOptions) if field.name in args}
     places = {"results": args.results.absolute(), "data_dir": resolve_data_dir(args.data)}
     options = RunOptions(**given | places, function=args.train)
-    report = command("report", args.file, *selection.words(), "--results", args.results)
+    report = report_text(args.file, selection, args.results, args.data, args.allow_code)
     started = torchrun_workers()
     if not started:
         return run(args.file, selection, options, report)
@@ -59,6 +59,15 @@ def run_command(args: argparse.Namespace) -> int:
         raise InputError(f"torchrun started {started} workers: give --no-ray --workers-per-trial {started}")
     kind = find_devices(options.device)[0].partition(":")[0]
     return run_as_team(kind, lambda: run(args.file, selection, options, report))
+
+
+def report_text(
+    file: Path, selection: Selection, results: Path | str, data: Path | str | None, allow_code: Sequence[str]
+) -> str:
+    """Return the command that reports the trials of a run; with overrides it expands the file as the run."""
+    allowed = [word for module in allow_code for word in ("--allow-code", module)]
+    more = [*(["--data", data] if data else []), *allowed] if selection.overrides else []
+    return command("report", file, *selection.words(), "--results", results, *more)
 
 
 def run(file: Path, selection: Selection, options: RunOptions, report: str) -> int:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.errors import InputError, nearest
-from bench.experiments.config import FIELDS, check_field
 from bench.experiments.expand import load_experiment
-from bench.experiments.toml_files import parse_override
 from bench.experiments.trials import Experiment
 
 Line = Mapping[str, Any]  # of index.jsonl
@@ -54,34 +52,23 @@ class Selection:
             data_dir=data_dir,
         )
 
-    def lines(
-        self, lines: Sequence[Line], config_of: Callable[[str], Mapping[str, Any] | None]
-    ) -> list[Line]:
+    def lines(self, lines: Sequence[Line]) -> list[Line]:
         """Return the selected ones of the lines of ``index.jsonl``.
 
-        The index says what was run, the records say how: nothing is expanded and nothing of a user's own is
-        imported.
-
-        ``config_of`` returns the recorded configuration of a trial; a trial without one is left out only by
-        what its line says. Raises ``InputError`` where an arm of ``only`` has no line, or an override is no
-        ``key=value``.
+        The lines say profile, arm and seed. Overrides stand in no line: ``load`` says which trials have them.
+        Raises ``InputError`` where an arm of ``only`` has no line.
         """
-        if not self:
-            return list(lines)
-        wanted = [parse_override(text) for text in self.overrides]
         arms = self._arms(lines)
         kept = []
         for line in lines:
-            config = config_of(str(line["id"])) if line.get("id") and (wanted or self.seeds) else None
-            grid = {**(config or {}), **(line.get("grid") or {})}
-            seed = grid.get("seed", 0)
-            out = (
-                (self.profile is not None and line.get("profile") != self.profile)
-                or (arms is not None and line.get("arm") is not None and line["arm"] not in arms)
-                or (self.seeds is not None and not (isinstance(seed, int) and seed < self.seeds))
-                or not all(_agrees(config, grid, path, value) for path, value in wanted)
-            )
-            if not out:
+            arm = line.get("arm") or line.get("tunes")
+            seed = (line.get("grid") or {}).get("seed", 0)
+            of_search = line.get("tunes") is not None  # its seeds are those of the table [tuning]
+            if (
+                (self.profile is None or line.get("profile") == self.profile)
+                and (arms is None or arm is None or arm in arms)
+                and (self.seeds is None or of_search or (type(seed) is int and seed < self.seeds))
+            ):
                 kept.append(line)
         return kept
 
@@ -101,24 +88,3 @@ class Selection:
                 arms.add(name)
                 waiting += [str(baselines[name])] if baselines.get(name) else []
         return arms
-
-
-def _agrees(
-    config: Mapping[str, Any] | None, grid: Mapping[str, Any], path: tuple[str, ...], value: Any
-) -> bool:
-    """Return whether a trial has ``value`` at a dotted path, as far as is known."""
-    if config is None:
-        return bool(grid.get(".".join(path), value) == value)
-    found: Any = config
-    for part in path:
-        found = found.get(part) if isinstance(found, Mapping) else None
-    if isinstance(found, Mapping) and isinstance(value, str):
-        return bool(found.get("kind") == value)
-    if len(path) == 1 and path[0] in FIELDS:
-        try:
-            value = check_field(path[0], value)
-        except InputError:
-            return False
-    if isinstance(found, Mapping) and isinstance(value, Mapping):
-        return all(found.get(key) == inner for key, inner in value.items())
-    return bool(found == value)

@@ -2,7 +2,8 @@
 
 Every trial of the index is a row, whatever became of it: ``done``, ``diverged``, ``failed``, ``running``,
 ``unfinished``, ``missing`` or ``damaged``, with the reason. Nothing is averaged here. The index that the run
-wrote says which trials there are, so no network of a user's own is imported for a report.
+wrote says which trials there are, so no network of a user's own is imported for a report without
+overrides.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from bench.experiments.selection import Line
 from bench.records.files import StoreError
 from bench.records.store import Store
 from bench.reporting.trial_rows import EPOCH_COLUMNS, TRIAL_COLUMNS, read_trial
-from bench.reporting.tuned import as_recorded
+from bench.reporting.tuned import as_recorded, table_of
 from bench.tuning.results import Results
 
 TUNING = "tuning"  # the role of the index lines of trials that choose a configuration
@@ -71,6 +72,7 @@ def read_experiment(
     folder: Path | None = None,
     lines: Sequence[Line] | None = None,
     configs: Mapping[str, Mapping[str, Any]] | None = None,
+    tried: Sequence[Line] | None = None,
 ) -> Records:
     """Return the records of an experiment.
 
@@ -81,6 +83,7 @@ def read_experiment(
         folder: The folder of the file, where published tables of the user's own lie.
         lines: The lines of the index to report; None: all that are recorded.
         configs: The configurations of trials of which nothing may be recorded, by identity.
+        tried: The lines of ``tuning.jsonl`` to report; None: those recorded whose trials ``lines`` has.
 
     Raises:
         InputError: The index is damaged.
@@ -90,13 +93,13 @@ def read_experiment(
     index = store.experiment_folder(name) / "index.jsonl"
     rows: list[dict[str, Any]] = []
     read: dict[Any, tuple[dict[str, Any], list[dict[str, Any]]]] = {}  # an id may stand under several arms
-    tuning = 0
+    tuning = set[Any]()
     lines = store.index(name) if lines is None else lines
     for number, line in enumerate(lines, 1):
         _check_line(line, f"{index}: entry {number}")
     for line in _shown(lines):
         if line.get("role") == TUNING:
-            tuning += 1
+            tuning.add(line.get("id"))
             continue
         id = line.get("id")
         if id not in read:
@@ -118,8 +121,8 @@ def read_experiment(
         trials=pd.DataFrame(rows, columns=list(TRIAL_COLUMNS), dtype=object),
         epochs=pd.DataFrame(epochs, columns=["id", *EPOCH_COLUMNS]),
         folder=folder,
-        tuning=tuning,
-        searches=_searches(store, name) if tuning else (),
+        tuning=len(tuning),
+        searches=_searches(store, name, tuning, tried) if tuning else (),
         exports=tuple(exports),
         minima=tuple(minima),
     )
@@ -138,15 +141,24 @@ def recorded_config(store: Store, id: str) -> dict[str, Any] | None:
     return config if isinstance(config, dict) else None
 
 
-def _searches(store: Store, name: str) -> tuple[Line, ...]:
-    """Return the lines of ``tuning.jsonl`` with what the records of the tuning trials add to them."""
+def _searches(store: Store, name: str, ids: set[Any], tried: Sequence[Line] | None) -> tuple[Line, ...]:
+    """Return lines of ``tuning.jsonl`` with what the records of the tuning trials add to them.
+
+    The lines are ``tried``; None: those recorded with a trial of ``ids``.
+    """
     results = Results(store)
 
     def holdout(id: str) -> int | None:
         held = (recorded_config(store, id) or {}).get("holdout")
         return held if isinstance(held, int) else None
 
-    return tuple(as_recorded(line, results, holdout) for line in store.tuning(name))
+    if tried is None:
+        tried = [
+            line
+            for line in store.tuning(name)
+            if any(isinstance(id, str) and id in ids for id in table_of(line, "trials").values())
+        ]
+    return tuple(as_recorded(line, results, holdout) for line in tried)
 
 
 def _lines(read: Callable[[], Iterable[Line]], unreadable: list[str]) -> list[Line]:

@@ -10,9 +10,11 @@ from pathlib import Path
 import pandas as pd
 
 from bench.errors import InputError
+from bench.experiments import catalog
 from bench.experiments.selection import Selection
 from bench.experiments.shipped import locate, shipped_experiments
 from bench.experiments.toml_files import read_text
+from bench.machine.folders import resolve_data_dir
 from bench.records.files import StoreError, exclusive_folder, explained, write_atomic, write_together
 from bench.records.store import Store
 from bench.reporting.ablation import ablation_data, ablations
@@ -22,11 +24,12 @@ from bench.reporting.formats import FORMATS as TABLE_FORMATS
 from bench.reporting.formats import to_csv
 from bench.reporting.frames import epoch_frame, to_parquet, trial_frame
 from bench.reporting.merge import merge
-from bench.reporting.records import Records, experiments_in, read_experiment, recorded_config
+from bench.reporting.records import Records, experiments_in, read_experiment
 from bench.reporting.report import Report, cells_of, make_report
 from bench.reporting.tables import claim_texts
 from bench.reporting.tuned import choices_at_edges, standing
 from bench.text import clean, command
+from bench.tuning.search import Search
 
 FORMATS = ("md", "tex", "csv", "png", "pdf", "html")
 ON_REQUEST = ("parquet",)  # formats that are written where they are asked for, and not by default
@@ -40,6 +43,7 @@ def write_report(
     results: Path | Sequence[Path],
     out: Path | None = None,
     formats: Sequence[str] | None = None,
+    data_dir: Path | None = None,
 ) -> int:
     """Write the report of each experiment to ``<out>/<experiment>/``, print what was written and return 0.
 
@@ -49,6 +53,7 @@ def write_report(
         results: The results folder, or several: an experiment that several folders hold parts of is one.
         out: The folder to write to; None: ``report`` inside the first results folder.
         formats: Some of ``FORMATS`` and ``ON_REQUEST``; None: all of ``FORMATS``.
+        data_dir: The folder of the data sets, for the identities of trials with overrides; None: the default.
 
     Raises:
         InputError: There is nothing to report, or an input is wrong. The reports of other experiments are
@@ -62,7 +67,7 @@ def write_report(
             raise InputError(f"--format: '{clean(name)}' is none of {', '.join((*FORMATS, *ON_REQUEST))}")
     problems: list[str] = []
     read: list[tuple[Records, list[Cell]]] = []
-    for reader in _readers(experiments, selection, folders):
+    for reader in _readers(experiments, selection, folders, data_dir):
         with _collected(problems):
             records = reader()
             if records.name in _RESERVED:
@@ -110,11 +115,11 @@ def _reports(read: Sequence[tuple[Records, list[Cell]]]) -> list[Report]:
 
 
 def _readers(
-    experiments: Sequence[Path] | None, selection: Selection, results: Sequence[Path]
+    experiments: Sequence[Path] | None, selection: Selection, results: Sequence[Path], data_dir: Path | None
 ) -> list[Callable[[], Records]]:
     """Return, for each experiment wanted, a function that reads its records."""
     if experiments:
-        return [partial(_read_file, Path(path), selection, results) for path in experiments]
+        return [partial(_read_file, Path(path), selection, results, data_dir) for path in experiments]
     if selection:
         raise InputError("--profile, --set, --only and --seeds need the experiment file that they are about")
     held = {folder: experiments_in(folder) for folder in results}
@@ -130,27 +135,35 @@ def _read_all(folders: Sequence[Path], name: str) -> Records:
     return merge([read_experiment(folder, name) for folder in folders])
 
 
-def _read_file(path: Path, selection: Selection, folders: Sequence[Path]) -> Records:
-    """Return the records of an experiment file, from the indices of its runs or from its expansion."""
+def _read_file(path: Path, selection: Selection, folders: Sequence[Path], data_dir: Path | None) -> Records:
+    """Return the records of an experiment file, from the indices of its runs or from its expansion.
+
+    An index does not say which overrides a trial was run with: the file is expanded with them, as by a run.
+    """
     name = path.stem
     path = locate(path) if name in shipped_experiments() else path
     parts = []
     for folder in folders:
-        store = Store(folder)
-        recorded = store.index(name)
-        if recorded:
+        recorded = Store(folder).index(name)
+        if recorded and selection.overrides:
+            parts.append(_expanded(path, selection, folder, data_dir))
+        elif lines := selection.lines(recorded) if recorded else []:
             text = read_text(path) if path.is_file() else None
-            lines = selection.lines(recorded, partial(recorded_config, store))
-            if lines:
-                parts.append(read_experiment(folder, name, text=text, folder=path.parent, lines=lines))
-    if parts:
-        return merge(parts)
-    return _expanded(path, selection, folders[0])
+            parts.append(read_experiment(folder, name, text=text, folder=path.parent, lines=lines))
+    return merge(parts) if parts else _expanded(path, selection, folders[0], data_dir)
 
 
-def _expanded(path: Path, selection: Selection, results: Path) -> Records:
-    """Return the records of an experiment without an index: of the trials that its file expands to."""
-    loaded = selection.load(path)
+def _expanded(path: Path, selection: Selection, results: Path, data_dir: Path | None) -> Records:
+    """Return the records of the trials that a run with this selection has, as far as a search chose them."""
+    loaded, tried = selection.load(path, data_dir), None
+    if selection.overrides:
+        for trial in loaded.trials:
+            if trial.id is None:
+                catalog.require(trial.config.dataset, resolve_data_dir(data_dir))
+    if loaded.tuning:
+        search = Search(loaded, Store(results))
+        unfolded = search.unfold()
+        loaded, tried = unfolded.experiment, search.lines(unfolded)
     return read_experiment(
         results,
         loaded.name,
@@ -158,6 +171,7 @@ def _expanded(path: Path, selection: Selection, results: Path) -> Records:
         folder=Path(loaded.path).parent,
         lines=[line.as_dict() for line in loaded.index],
         configs={trial.id: trial.config.dump() for trial in loaded.trials if trial.id},
+        tried=tried,
     )
 
 

@@ -189,12 +189,15 @@ class Search:
         experiment = unfolded.experiment
         lines = [line.as_dict() for line in experiment.index]
         self.store.write_index(experiment.name, experiment.text, lines, file=file, stale=self._stale)
-        tuned = [
+        self.store.write_tuning(experiment.name, self.lines(unfolded))
+
+    def lines(self, unfolded: Unfolded) -> list[dict[str, Any]]:
+        """Return the lines of ``tuning.jsonl``, one for each configuration of each point."""
+        return [
             line
             for search in unfolded.standing.points
-            for line in tuning_lines(self.tuning, search, self.results, experiment.profile)
+            for line in tuning_lines(self.tuning, search, self.results, self.experiment.profile)
         ]
-        self.store.write_tuning(experiment.name, tuned)
 
 
 def unfold(experiment: Experiment, store: Store) -> tuple[Experiment, Standing | None]:

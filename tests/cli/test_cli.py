@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shlex
@@ -14,6 +15,8 @@ import pytest
 from bench.cli.main import main
 from bench.text import command
 from tests.launch.test_running import TRAIN, Bench
+from tests.tuning.test_run import TEXT as TUNED
+from tests.tuning.test_run import TRAIN as TUNED_TRAIN
 from tests.waiting import HANG
 
 ROOT = Path(__file__).parents[2]
@@ -157,6 +160,29 @@ class TestPrintedCommands:
         runs = (next((bench.results / "report").glob("*/runs.csv"))).read_text().splitlines()[1:]
         trained = {id for id, _, _ in bench.calls()}
         assert len(runs) == 2 and all(any(id in run for run in runs) for id in trained)
+
+    @pytest.mark.parametrize(
+        ("tuned", "text"),
+        [
+            (False, "strategy.factor.until=0.25"),  # the baseline has no such option
+            (False, "grid.seed=[1]"),
+            (True, "tuning.effort=1"),
+        ],
+    )
+    def test_report_after_overrides_shows_the_trials_of_the_run(self, bench, capsys, tuned, text):
+        bench.file.write_text(TUNED if tuned else TUNED[: TUNED.index("[tuning]")])
+        train = TUNED_TRAIN if tuned else TRAIN
+        assert main(bench.arguments("--no-ray", "--jobs", "2"), train=train) == 0
+        capsys.readouterr()
+        assert main(bench.arguments("--no-ray", "--jobs", "2", "--set", text), train=train) == 0
+        *table, _, line = capsys.readouterr().out.strip().splitlines()
+        ran = {row.split()[-1] for row in table[-2 if text == "grid.seed=[1]" else -4 :]}
+        assert self.pasted(f"{line} --format csv") == 0
+        folder = bench.results / "report" / "fakes"
+        with (folder / "runs.csv").open() as file:
+            assert {row["run"] for row in csv.DictReader(file)} == ran
+        if tuned:  # the one configuration of each arm
+            assert len((folder / "tuning.csv").read_text().splitlines()) == 1 + 2
 
     def test_status_says_the_command_that_goes_on(self, bench, capsys):
         more = ("--only", "plain", "--seeds", "1", "--set", "epochs=1")
