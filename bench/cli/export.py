@@ -22,7 +22,7 @@ from bench.training.deploy import Checked, Deployment
 
 
 def export_command(args: argparse.Namespace) -> int:
-    """Write a finished trial's network to a file and check it on the test images; return the status.
+    """Write a finished trial's network to a file, check it on the evaluation's images; return the status.
 
     With ``--check`` nothing is written, and the file that is there is checked.
     """
@@ -45,11 +45,11 @@ def export_command(args: argparse.Namespace) -> int:
     deployment = deploy.prepare(store, id, resolve_data_dir(args.data))
     if args.images is not None:
         buffer = io.BytesIO()
-        np.savez(buffer, **deploy.test_arrays(deployment))
+        np.savez(buffer, **deploy.evaluated_arrays(deployment))
         write_atomic(args.images, buffer.getvalue())
-        say(f"{args.images}: the test images as the network reads them, labels and logits")
+        say(f"{args.images}: the {_kind(deployment)} as the network reads them, labels and logits")
     if args.check:
-        if deployment.test is None:
+        if deployment.images is None:
             raise InputError("--check: the data set is not here (--data)")
         about = deploy.found_at(args.format, path)
     else:
@@ -58,7 +58,7 @@ def export_command(args: argparse.Namespace) -> int:
     if about.get("plain_weights"):
         names = ", ".join(about["plain_weights"])
         say(f"weights without a node of QONNX, since none has their levels: {names}")
-    if deployment.test is None:
+    if deployment.images is None:
         store.append_export(id, about)
         say("not checked: the data set is not here (--data)")
         return OK
@@ -97,6 +97,10 @@ def _check_on_integers(
     return status
 
 
+def _kind(evaluated: Deployment | Checked) -> str:
+    return "held-out images" if evaluated.held_out else "test images"
+
+
 def _verdict(checked: Checked, passed: bool, but_for_ties: bool) -> str:
     """Return what the check found; ``but_for_ties``: whether it passed with ``--accept-ties``."""
     if checked.equal_logits:
@@ -111,7 +115,7 @@ def _verdict(checked: Checked, passed: bool, but_for_ties: bool) -> str:
     if checked.moved:
         moved = plural(checked.moved, "image")
         same += f", except those of {moved} with an activation that lies on a threshold but for rounding"
-    right = f"{checked.correct} of {checked.seen} test images right ({checked.accuracy:.2f} %)"
+    right = f"{checked.correct} of {checked.seen} {_kind(checked)} right ({checked.accuracy:.2f} %)"
     text = f"read again: {right}; {same}"
     if checked.recorded is not None and checked.accuracy != checked.recorded:
         text += f"\nthe record says {checked.recorded:.2f} %"

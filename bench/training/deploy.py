@@ -54,8 +54,10 @@ Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 class Deployment:
     """A finished trial's network, ready to be written.
 
-    ``network`` is the trained one, stripped, in evaluation mode; ``plain`` what ships; ``test`` iterates over
-    the test images, None where the data is not here; ``recorded`` is the accuracy in the record, in percent.
+    ``network`` is the trained one, stripped, in evaluation mode; ``plain`` what ships; ``images`` iterates
+    over the images that the trial was evaluated on, None where the data is not here; ``recorded`` is the
+    accuracy on them in the record, in percent. They are the test images, or with ``held_out`` (a trial
+    whose ``evaluate_test`` is false, as all tuning trials) held-out training images.
     """
 
     id: str
@@ -63,15 +65,17 @@ class Deployment:
     classes: int
     network: Network
     plain: fx.GraphModule
-    test: Batches | None
+    images: Batches | None
+    held_out: bool
     recorded: float | None
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a written file answered on all test images, beside the trained network.
+    """What a written file answered on all images of the evaluation, beside the trained network.
 
     ``correct``, ``seen``       counts of the file
+    ``held_out``                whether the images are held-out training images instead of test images
     ``accuracy``                their ratio in percent
     ``recorded``                the accuracy in the trial's record, in percent
     ``equal_logits``            whether all logits equal the trained network's, bit for bit
@@ -89,6 +93,7 @@ class Checked:
 
     correct: int
     seen: int
+    held_out: bool
     accuracy: float
     recorded: float | None
     equal_logits: bool
@@ -140,9 +145,12 @@ def prepare(store: Store, id: str, data_dir: Path) -> Deployment:
                 f"{data_dir}: eval_bn = {config.eval_bn} needs the training images, which are not here"
             )
         reestimate_(network, config, data)
-    test = None if data is None else lambda: data.test_batches(EVALUATION_BATCH)
+    tested = config.evaluate_test  # else the test images stay unseen here, too
+    batches = None if data is None else data.test_batches if tested else data.holdout_batches
+    images = None if batches is None else lambda: batches(EVALUATION_BATCH)
+    recorded = summary.get("final_test_acc" if tested else "final_val_acc")
     plain = plain_network(network)
-    return Deployment(id, config, classes, network, plain, test, summary.get("final_test_acc"))
+    return Deployment(id, config, classes, network, plain, images, not tested, recorded)
 
 
 def write(deployment: Deployment, format: str, path: Path, *, latent: bool = False) -> dict[str, Any]:
@@ -214,22 +222,22 @@ def layers_on_integers(path: Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def check(deployment: Deployment, format: str, path: Path) -> Checked:
-    """Read ``path`` again and compare it with the trained network on all test images.
+    """Read ``path`` again and compare it with the trained network on all images of the evaluation.
 
     Raises ``InputError`` for a file that is damaged, or is a network of other images or classes.
     """
-    if deployment.test is None:
-        raise ValueError("the test images are not here")
+    if deployment.images is None:
+        raise ValueError("the images are not here")
     run = runner(format, path)
     wanted, found, right = [], [], 0
     image = None
-    for images, labels in deployment.test():
+    for images, labels in deployment.images():
         wanted.append(deployment.network(images))
         found.append(_answers(run, path, images, wanted[-1]))
         right += int((found[-1].topk(1, dim=1).indices[:, 0] == labels).sum())
         image = images[:1] if image is None else image
     if image is None:
-        raise InputError("the test set is empty: nothing to check the file against")
+        raise InputError("the set of images is empty: nothing to check the file against")
     one, other = torch.cat(wanted), torch.cat(found)
     spread = float(one.std())
     wrong, moved, allowed = _judged(deployment, wanted, found, spread)
@@ -237,6 +245,7 @@ def check(deployment: Deployment, format: str, path: Path) -> Checked:
     return Checked(
         correct=right,
         seen=len(one),
+        held_out=deployment.held_out,
         accuracy=100.0 * right / len(one),
         recorded=deployment.recorded,
         equal_logits=torch.equal(one, other),
@@ -273,26 +282,26 @@ def _judged(
     deployment: Deployment, wanted: list[Tensor], found: list[Tensor], spread: float
 ) -> tuple[Tensor, Tensor, float]:
     """Return which images are off without a cause, which rounding moved, and the most that was allowed."""
-    assert deployment.test is not None
+    assert deployment.images is not None
     if torch.equal(torch.cat(wanted), torch.cat(found)):
         none = torch.zeros(sum(map(len, wanted)), dtype=torch.bool)
         return none, none, TOLERANCE * spread
     each = [
         judge(deployment.plain, images, ours, theirs, spread)
-        for (images, _), ours, theirs in zip(deployment.test(), wanted, found, strict=True)
+        for (images, _), ours, theirs in zip(deployment.images(), wanted, found, strict=True)
     ]
     wrong, moved = torch.cat([one.wrong for one in each]), torch.cat([one.moved for one in each])
     return wrong, moved, max(one.allowed for one in each)
 
 
-def test_arrays(deployment: Deployment) -> dict[str, Any]:
-    """Return ``images`` (N, 3, S, S) float32, ``labels`` and ``logits`` of the test set.
+def evaluated_arrays(deployment: Deployment) -> dict[str, Any]:
+    """Return ``images`` (N, 3, S, S) float32, ``labels`` and ``logits`` of the evaluation.
 
     Images are as the network reads them. Raises ``InputError`` where the data is not here.
     """
-    if deployment.test is None:
+    if deployment.images is None:
         raise InputError("--images: the data set is not here")
-    batches = list(deployment.test())
+    batches = list(deployment.images())
     with torch.no_grad():
         logits = torch.cat([deployment.plain(images) for images, _ in batches])
     images, labels = (torch.cat([batch[i] for batch in batches]).contiguous().numpy() for i in range(2))

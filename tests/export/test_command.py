@@ -60,7 +60,7 @@ def test_equal_logits_and_the_recorded_accuracy(results, tmp_path, format, capsy
     assert line["file_bytes"] == file.stat().st_size and line["seen"] == 602 and line["format"] == format
     if format != "pt2":
         trial, stored = bench.load(ID, results), bench.load(file)
-        images = next(prepare(Store(results), ID, tmp_path).test())[0]
+        images = next(prepare(Store(results), ID, tmp_path).images())[0]
         assert torch.equal(trial(images), stored(images))
 
 
@@ -112,7 +112,19 @@ def test_re_estimated_batch_norm_is_the_evaluation_s_with_joint_statistics_too(q
     config = make_config(strategy=STRATEGIES["joint"], quantizer=quantizer, eval_bn=2, train_size=400)
     run_trial(Job(config, ID, {}, store, tmp_path))
     found = prepare(store, ID, tmp_path)
-    assert evaluate(found.network, found.test(), 10).percent == found.recorded
+    assert evaluate(found.network, found.images(), 10).percent == found.recorded
+
+
+def test_a_tuning_trial_is_checked_on_its_held_out_images(tmp_path, capsys):
+    config = make_config(epochs=1, train_size=64, holdout=100, evaluate_test=False)
+    run_trial(Job(config, ID, {}, Store(tmp_path), tmp_path))
+    assert export(tmp_path, "--out", tmp_path / "network.safetensors") == 0
+    assert "of 100 held-out images right" in capsys.readouterr().out
+    line = Store(tmp_path).exports(ID)[-1]
+    assert (
+        line["held_out"]
+        and line["accuracy"] == line["recorded"] == Store(tmp_path).summary(ID)["final_val_acc"]
+    )
 
 
 def test_other_images_than_those_of_the_trial_are_refused(tmp_path, capsys):
@@ -173,6 +185,7 @@ def test_a_prediction_that_differs_fails_unless_ties_are_accepted(
     checked = Checked(
         correct=9,
         seen=10,
+        held_out=False,
         accuracy=90.0,
         recorded=90.0,
         equal_logits=False,
