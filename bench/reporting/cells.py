@@ -19,6 +19,7 @@ from bench.reporting.grouping import Runs, Trial, canonical, group
 from bench.reporting.records import Records
 from bench.reporting.targets import Match
 from bench.reporting.tuned import Searched, searches
+from bench.text import clean
 
 UNFINISHED = ("failed", "missing", "unfinished", "running", "damaged")
 
@@ -305,7 +306,7 @@ def _flags(runs: Runs) -> Iterator[str]:
         hit = [trial for trial in runs.trials if trial["status"] == status]
         if hit:
             reasons = list(dict.fromkeys(trial["reason"] for trial in hit if trial["reason"]))
-            why = f": {'; '.join(reason[:100] for reason in reasons[:2])}" if reasons else ""
+            why = f": {'; '.join(_first_two(reasons))}" if reasons else ""
             yield f"{len(hit)} {status} ({_seeds(hit)}{why})"
     chance = [trial for trial in runs.trials if "at_chance" in trial["flags"]]
     if chance:
@@ -313,12 +314,18 @@ def _flags(runs: Runs) -> Iterator[str]:
         yield f"at chance{' without its branch' if kept else ''} ({_seeds(chance)})"
     yield from sorted({flag for trial in runs.trials for flag in trial["flags"] if flag != "at_chance"})
     warnings = list(dict.fromkeys(warning for trial in runs.trials for warning in trial["warnings"]))
-    yield from (f"warning: {warning[:100]}" for warning in warnings[:2])
+    yield from (f"warning: {warning}" for warning in _first_two(warnings))
     if any(trial["kept"] for trial in runs.done):
         yield "branch never removed: an upper bound"
     if any(trial["other_hardware"] for trial in runs.trials):
         yield "resumed on other hardware"
     yield from _mixed(runs)
+
+
+def _first_two(texts: Sequence[str]) -> list[str]:
+    """Return the first two texts, shortened, and how many more there are: the table of runs has all."""
+    more = len(texts) - 2
+    return [*(clean(text, 100) for text in texts[:2]), *([f"{more} more, see the runs"] if more > 0 else [])]
 
 
 def _seeds(trials: Sequence[Trial]) -> str:

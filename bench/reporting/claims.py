@@ -12,13 +12,15 @@ from bench.experiments.labels import plain
 from bench.experiments.overrides import has_values
 from bench.reporting import statistics as st
 from bench.reporting.cells import UNFINISHED, Cell, Pairing
-from bench.reporting.pairing import axis, best_partners, compare
+from bench.reporting.grouping import Trial
+from bench.reporting.pairing import accuracies, axis, best_partners, compare
 from bench.reporting.records import Records
 from bench.reporting.tuned import searches, standing
 from bench.text import plural
 
 TOLERANCE = 0.05  # how far the operations of two arms may be apart "at equal operations"
 PairKey = tuple[object, object]  # the identities of two cells
+Pool = Mapping[object, Mapping[int, Trial]]  # the trials by seed of each cell identity
 
 
 @dataclass(frozen=True)
@@ -49,32 +51,34 @@ class Judged:
         return "; ".join(f"{cell.label}: {edge.text}" for cell, edge in told)
 
 
-def seeds_of_all(cells: Iterable[Cell]) -> dict[object, dict[int, float]]:
-    """Return the accuracies by seed of each cell identity, over all experiments that have it.
+def seeds_of_all(cells: Iterable[Cell]) -> Pool:
+    """Return the trials by seed of each cell identity, over all experiments that have it.
 
-    An identity with two runs of one seed is left out: data or code was revised between the two, and each cell
-    keeps to its own runs.
+    An identity with two ended runs of one seed is left out: data or code was revised between the two, and
+    each cell keeps to its own runs.
     """
-    pool: dict[object, dict[int, float]] = {}
-    runs: dict[object, dict[int, object]] = {}
+    pool: dict[object, dict[int, Trial]] = {}
     revised = set()
     for cell in cells:
-        pool.setdefault(cell.identity, {}).update(cell.numbers.values)
-        known = runs.setdefault(cell.identity, {})
-        if any(known.setdefault(trial["seed"], trial["id"]) != trial["id"] for trial in cell.runs.done):
-            revised.add(cell.identity)
-    return {identity: values for identity, values in pool.items() if identity not in revised}
+        if not cell.runs.config:  # nothing is recorded: equal to the unknown cells of all experiments
+            continue
+        known = pool.setdefault(cell.identity, {})
+        for trial in cell.trials:
+            other = known.setdefault(trial["seed"], trial)
+            if other["status"] in UNFINISHED:
+                known[trial["seed"]] = trial
+            elif trial["status"] not in UNFINISHED and trial["id"] != other["id"]:
+                revised.add(cell.identity)
+    return {identity: trials for identity, trials in pool.items() if identity not in revised}
 
 
-def judge(
-    records: Records, cells: Sequence[Cell], pool: Mapping[object, Mapping[int, float]] | None = None
-) -> list[Judged]:
+def judge(records: Records, cells: Sequence[Cell], pool: Pool | None = None) -> list[Judged]:
     """Return the declared claims of an experiment with their verdicts, in their order.
 
     A claim covers each grid point that the file declares for its arm, or that the arm has a run at. Each of
     them is one test of the family that Holm's correction runs over, with runs or without. A claim is tested
     on all seeds of its pair, which ``pool`` has: ``seeds_of_all`` of every experiment of the report. A claim
-    has no verdict before all declared seeds of its pair are through, nor before every arm is tuned, since
+    has no verdict before all of these seeds are through, nor before every arm is tuned, since
     neither the number of pairs nor that of the tests is the declared one. The others have a verdict where it
     stays the same whatever the p-value of a claim that waits will be, between 0 and 1.
     """
@@ -146,9 +150,7 @@ def verdict_of(cell: Cell, known: Mapping[PairKey, str]) -> str:
     return known.get((cell.identity, cell.pairing.against.identity), st.EXPLORATORY)
 
 
-def _tested(
-    claim: Claim, records: Records, cells: Sequence[Cell], pool: Mapping[object, Mapping[int, float]]
-) -> list[Judged]:
+def _tested(claim: Claim, records: Records, cells: Sequence[Cell], pool: Pool) -> list[Judged]:
     """Return a claim at each grid point of its arm, tested, but without correction and verdict."""
     found = []
     others = [cell for cell in cells if cell.arm == claim.over]
@@ -162,12 +164,13 @@ def _tested(
             found.append(Judged(claim, "" if fitting else f"no run of {claim.over} that fits", cell))
             continue
         against = fitting[0]
-        own, theirs = (pool.get(one.identity, one.numbers.values) for one in (cell, against))
-        pairing = compare(cell, against, own, theirs, {trial["seed"]: trial for trial in against.trials})
-        equivalence = st.equivalence(list(st.differences(own, theirs).values()), claim.margin)
+        own, theirs = (_all_trials(one, pool) for one in (cell, against))
+        pairing = compare(against, own, theirs)
+        differences = st.differences(accuracies(own), accuracies(theirs))
+        equivalence = st.equivalence(list(differences.values()), claim.margin)
         ours, other = cell.mean_of("train_flops"), against.mean_of("train_flops")
         operations = ours / other if ours and other else None
-        waiting = _waiting(records, (cell, against), pool)
+        waiting = _waiting(records, ((cell, own), (against, theirs)))
         found.append(Judged(claim, waiting, cell, pairing, operations, p_equivalence=equivalence))
     found += [Judged(claim, _no_run(claim.arm, point)) for point in _without_run(claim, records, cells)]
     return found or [Judged(claim, _no_run(claim.arm, {}))]
@@ -204,21 +207,25 @@ def _is_at(cell: Cell, point: Point) -> bool:
     )
 
 
-def _waiting(records: Records, sides: Sequence[Cell], pool: Mapping[object, Mapping[int, float]]) -> str:
+def _all_trials(cell: Cell, pool: Pool) -> Mapping[int, Trial]:
+    """Return the trials by seed of a cell, over all experiments that have it."""
+    return pool.get(cell.identity) or {trial["seed"]: trial for trial in cell.trials}
+
+
+def _waiting(records: Records, sides: Sequence[tuple[Cell, Mapping[int, Trial]]]) -> str:
     """Return how many seeds of a pair are through, ``3 of 8 seeds``; "" where all are.
 
-    The seeds of an arm are those that the experiment file declares and those that the index has. A run that
-    diverged is through.
+    The seeds of an arm are those that the experiment file declares and those that an index has, of any
+    experiment of the report. A run that diverged is through.
     """
     wanted, through = [], []
-    for cell in sides:
+    for cell, trials in sides:
         profiles = {trial["profile"] for trial in cell.trials}
         declared = [
             records.declared.seeds.get((profile, cell.arm or ""), frozenset()) for profile in profiles
         ]
-        wanted.append({trial["seed"] for trial in cell.trials}.union(*declared))
-        ended = {trial["seed"] for trial in cell.trials if trial["status"] not in UNFINISHED}
-        through.append(ended | set(pool.get(cell.identity, {})))
+        wanted.append(set(trials).union(*declared))
+        through.append({seed for seed, trial in trials.items() if trial["status"] not in UNFINISHED})
     of_both = set.intersection(*wanted)
     done = of_both.intersection(*through)
     return "" if done == of_both else f"{len(done)} of {plural(len(of_both), 'seed')}"

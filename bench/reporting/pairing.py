@@ -18,34 +18,32 @@ OVER_CHANCE = "its baseline is at chance"  # such a gain tells that the arm lear
 _MAY_DIFFER = {"quantizer", "strategy", "bits", "seed"}  # in what an arm and its baseline may always differ
 
 
-def compare(
-    cell: Cell,
-    against: Cell,
-    own: Mapping[int, float],
-    theirs: Mapping[int, float],
-    partners: Mapping[int, Trial],
-) -> Pairing:
-    """Return the pairing of two cells.
+def accuracies(trials: Mapping[int, Trial]) -> dict[int, float]:
+    """Return the accuracies in percent of the finished trials, by the key of each trial."""
+    return {
+        seed: float(trial["accuracy"])
+        for seed, trial in trials.items()
+        if trial["status"] == "done" and trial["accuracy"] is not None
+    }
+
+
+def compare(against: Cell, trials: Mapping[int, Trial], partners: Mapping[int, Trial]) -> Pairing:
+    """Return the pairing of trials with their partners.
 
     Args:
-        cell: The cell of the arm.
-        against: The cell of the arm that it is compared with.
-        own: The accuracies of ``cell`` by seed, in percent.
-        theirs: Those of ``against``.
-        partners: The trials of ``against`` that ``cell`` is paired with, by seed, whatever became of them.
+        against: The cell of the arm that is compared with.
+        trials: The trials of the other arm by seed, whatever became of them.
+        partners: Those of ``against``.
     """
-    states = {trial["seed"]: trial["status"] for trial in cell.trials}
+    own, theirs = accuracies(trials), accuracies(partners)
     differences = list(st.differences(own, theirs).values())
+    both = trials.keys() & partners.keys()
     return Pairing(
         against,
         st.paired_gain(own, theirs),
         st.sign_flip(differences),
         st.deviation_ratio(own, theirs),
-        sum(
-            "diverged" in (states[seed], trial["status"])
-            for seed, trial in partners.items()
-            if seed in states
-        ),
+        sum("diverged" in (trials[seed]["status"], partners[seed]["status"]) for seed in both),
     )
 
 
@@ -67,12 +65,7 @@ def pair(cells: Sequence[Cell]) -> list[Cell]:
             made[i] = replace(cell, flags=flags)
             return made[i]
         against = paired(found, waiting | {i})
-        theirs = {
-            seed: float(trial["accuracy"])
-            for seed, trial in partners.items()
-            if trial["status"] == "done" and trial["accuracy"] is not None
-        }
-        pairing = compare(cell, against, cell.numbers.values, theirs, partners)
+        pairing = compare(against, {trial["seed"]: trial for trial in cell.trials}, partners)
         made[i] = replace(cell, flags=(*flags, *_difference_flags(cell, against)), pairing=pairing)
         return made[i]
 

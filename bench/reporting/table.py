@@ -44,8 +44,9 @@ class Table:
 
     @property
     def data(self) -> pd.DataFrame:
-        """The rows for machines as a data frame."""
-        return pd.DataFrame(list(self.rows), dtype=object)
+        """The rows for machines as a data frame; a column that a row lacks is None there."""
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        return pd.DataFrame([{name: row.get(name) for name in names} for row in self.rows], dtype=object)
 
     def shown(self) -> tuple[list[Column], list[tuple[str, str]]]:
         """Return the columns to print, and (title, value) of the columns with one value in every row."""

@@ -316,6 +316,15 @@ def claims_table(records: Records, judged: Sequence[Judged]) -> Table | None:
         }
         for entry, cell, pairing in shown
     ]
+    data += [
+        {
+            "experiment": records.name,
+            "arm": entry.claim.arm,
+            **{key: getattr(entry.claim, key) for key in ("over", "at", "margin")},
+            "verdict": entry.verdict,
+        }
+        for entry in absent
+    ]
     notes = [
         f"{plural(len(judged), 'claim')} declared in the experiment file before the runs. p, exact: "
         "sign-flip test of the paired differences; smallest: the smallest p that so many pairs can "

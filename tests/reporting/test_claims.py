@@ -148,7 +148,10 @@ def test_a_claim_without_runs_is_named_and_counts_in_the_correction(tmp_path):
     results.experiment("one", ARMS + CLAIM + nothing)
     _pair(results, "one", GAINS)
     table = _tables(results.write())["claims"]
-    assert float(_rows(table)[0]["p_holm"]) == pytest.approx(4 / 128)
+    tested, absent = _rows(table)
+    assert float(tested["p_holm"]) == pytest.approx(4 / 128)
+    assert (absent["over"], absent["gain"]) == ("Longer", "")
+    assert absent["verdict"] == "not yet decided: no run of Longer that fits"
     assert "Sum over Longer: not yet decided: no run of Longer that fits." in table.notes
 
 
@@ -207,6 +210,29 @@ def test_a_pair_of_arms_has_one_verdict_everywhere_from_all_its_seeds(tmp_path):
         (gain,) = csv.DictReader((tmp_path / "out" / name / "gains.csv").open())
         assert gain["claim"] == "better"
     assert not (tmp_path / "out" / "two" / "claims.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("status", "verdict"),
+    [
+        ("diverged", "no claim: 1 pair lost to diverged runs"),
+        ("failed", "not yet decided: 7 of 8 seeds"),
+        (None, "not yet decided: 7 of 8 seeds"),
+    ],
+)
+def test_a_seed_of_another_experiment_that_was_lost_or_waits_counts_too(tmp_path, status, verdict):
+    results = Results(tmp_path)
+    results.experiment("one", ARMS + CLAIM)
+    results.experiment("two", ARMS)
+    _pair(results, "one", GAINS)
+    _pair(results, "two", GAINS[:1])
+    results.trial("two", "Plain", [10.0, 57.0], seed=7)
+    curve = None if status is None else [10.0, float("nan")]
+    lost = {"epochs": 2, "baseline": "Plain", "seed": 7, **PROGRESSIVE}
+    results.trial("two", "Sum", curve, status=str(status), **lost)
+    write_report(None, Selection(), results.write(), tmp_path / "out", ["csv"])
+    (claim,) = csv.DictReader((tmp_path / "out" / "one" / "claims.csv").open())
+    assert (claim["pairs"], claim["verdict"]) == ("7", verdict)
 
 
 GRID = "[grid]\nseed = [0, 1, 2, 3, 4, 5, 6]\n"
@@ -337,8 +363,9 @@ def test_a_declared_grid_point_without_a_line_in_the_index_counts(tmp_path, axes
         common["grid"]["strategy.factor"] = "cosine"
         results.trial("one", "Sum", [10.0, 50.0 + seed + gain], baseline="Plain", **PROGRESSIVE, **common)
     tables = _tables(results.write())
-    (row,) = _rows(tables["claims"])
+    row, *absent = _rows(tables["claims"])
     assert float(row["p_holm"]) == pytest.approx(tests * 2 / 128) and row["verdict"] == "better"
+    assert [r["verdict"] for r in absent] == [f"not yet decided: no run of Sum{p}" for p in missing]
     for point in missing:
         assert f"Sum over Plain: not yet decided: no run of Sum{point}." in tables["claims"].notes
 

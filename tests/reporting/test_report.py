@@ -295,6 +295,19 @@ def test_mixed_code_and_versions_are_named(tmp_path):
     assert "2 code revisions: abc, c0ffee1234" in told and "several versions of torch: 2.11.0, 2.14.0" in told
 
 
+def test_flags_say_how_many_reasons_and_warnings_they_leave_out(tmp_path):
+    results = Results(tmp_path)
+    results.experiment("one", 'title = "T"\n[[arms]]\nname = "A"\n')
+    for seed in range(3):
+        told = {"reason": f"cause {seed}", "warnings": [f"warning {seed}"]}
+        results.trial("one", "A", [10.0], seed=seed, status="failed", summary=told)
+    (cell,) = make_cells(read_experiment(results.write(), "one"))
+    assert cell.flags == (
+        "3 failed (seeds 0, 1, 2: cause 0; cause 1; 1 more, see the runs)",
+        *("warning: warning 0", "warning: warning 1", "warning: 1 more, see the runs"),
+    )
+
+
 def test_gains_pair_on_the_baselines_axes(tmp_path):
     results = Results(tmp_path)
     results.experiment("two", EXPERIMENT)
