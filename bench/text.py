@@ -6,11 +6,15 @@ Nothing in them may act there.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import re
 import shlex
+import sys
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 _MARKDOWN = re.compile(r"([\\`*_\[\]|#~$])")
 _LATEX = {
@@ -79,6 +83,24 @@ def clean(text: object, limit: int | None = None) -> str:
     if limit is not None and len(line) > limit:
         line = line[: limit - 1] + "…"
     return line
+
+
+@contextlib.contextmanager
+def unread() -> Iterator[None]:
+    """Let a reader that has gone away (``| head``, a closed terminal) end nothing."""
+    try:
+        yield
+    except ValueError:  # a closed file
+        pass
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+
+
+def say(text: str = "", stream: TextIO | None = None) -> None:
+    """Print; a reader that has gone away does not end the work."""
+    with unread():
+        print(text, file=stream or sys.stdout, flush=True)
 
 
 # -- for reading ---------------------------------------------------------------------------------------------

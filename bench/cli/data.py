@@ -8,7 +8,7 @@ from bench.cli import OK
 from bench.datasets import manage
 from bench.errors import InputError, nearest
 from bench.machine.folders import resolve_data_dir
-from bench.text import inert
+from bench.text import inert, say
 
 ACTIONS = ("list", "fetch", "import", "prepare", "verify")
 
@@ -52,4 +52,4 @@ def data_command(args: argparse.Namespace) -> int:
 
 def _print_inert(text: str) -> None:
     """Print lines that hold names of files and folders, made harmless for a terminal."""
-    print("\n".join(map(inert, text.split("\n"))), flush=True)
+    say("\n".join(map(inert, text.split("\n"))))

@@ -9,10 +9,9 @@ from typing import Any
 
 from bench.cli import FAILED, OK
 from bench.doctor import machine
-from bench.launch.progress import say
 from bench.machine.devices import device_name, find_devices
 from bench.machine.folders import resolve_data_dir
-from bench.text import inert, kind_and_reason
+from bench.text import inert, kind_and_reason, say
 
 
 def doctor_command(args: argparse.Namespace) -> int:

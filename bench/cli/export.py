@@ -12,11 +12,10 @@ import torch
 
 from bench.cli import FAILED, OK
 from bench.errors import InputError
-from bench.launch.progress import say
 from bench.machine.folders import resolve_data_dir
 from bench.records.files import write_atomic
 from bench.records.store import Store
-from bench.text import plural
+from bench.text import plural, say
 from bench.training import deploy
 from bench.training.deploy import Checked, Deployment
 
@@ -46,7 +45,7 @@ def export_command(args: argparse.Namespace) -> int:
     if args.images is not None:
         buffer = io.BytesIO()
         np.savez(buffer, **deploy.evaluated_arrays(deployment))
-        write_atomic(args.images, buffer.getvalue())
+        write_atomic(args.images, buffer.getvalue(), "--images")
         say(f"{args.images}: the {_kind(deployment)} as the network reads them, labels and logits")
     if args.check:
         if deployment.images is None:

@@ -9,7 +9,7 @@ from bench.cli import OK
 from bench.errors import InputError, nearest
 from bench.records.store import Store
 from bench.records.trackers import send
-from bench.text import clean, plural
+from bench.text import clean, plural, say
 
 
 def log_command(args: argparse.Namespace) -> int:
@@ -25,7 +25,7 @@ def log_command(args: argparse.Namespace) -> int:
         raise InputError(f"{args.results}: no experiment is recorded here")
     out = args.out or log_folder(args.results, args.to)
     trials, epochs = send(store, names, args.to, out)
-    print(f"{clean(out)}: {plural(trials, 'trial')}, {plural(epochs, 'epoch')} sent to {args.to}")
+    say(f"{clean(out)}: {plural(trials, 'trial')}, {plural(epochs, 'epoch')} sent to {args.to}")
     return OK
 
 

@@ -19,12 +19,14 @@ from bench.errors import InputError
 from bench.machine.foreign import from_command_line, granted
 from bench.text import inert
 
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # of an output: no room, no terminal
 # The commands whose function is not ``bench.cli.NAME:NAME_command``.
 _ELSEWHERE = {"list": "bench.cli.show:list_command", "speed": "bench.speed.measure:main"}
 
 
 def main(argv: Sequence[str] | None = None, *, train: str | None = None) -> int:
     """Run ``bench`` and return its exit status; ``train`` replaces the training function in tests."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             # A name that this terminal cannot show is no error.
@@ -52,14 +54,29 @@ def main(argv: Sequence[str] | None = None, *, train: str | None = None) -> int:
         print("bench: stopped", file=sys.stderr)
         return STOPPED
     except OSError as error:  # a file or folder that cannot be used, and that no module explained better
-        if error.filename is None:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
+        if error.filename is not None:
+            _complain(f"{error.filename}: {error.strerror}")
+        elif error.errno in _UNWRITABLE:
             _complain(f"the output cannot be written: {error.strerror}")
             _drop_output()
-            return WRONG_INPUT
-        _complain(f"{error.filename}: {error.strerror}")
+        elif error.errno == errno.ENOENT:  # the working folder was removed, or temporary files have no place
+            gone = error.strerror == os.strerror(errno.ENOENT)
+            _complain("the working folder is no longer there" if gone else str(error.strerror))
+        else:
+            raise
         return WRONG_INPUT
+
+
+def _open_closed_streams() -> None:
+    """Give every standard stream that is closed (``>&-``) the null device, here and in processes begun here.
+
+    The next file that is opened would take the number of the stream, and output would go there.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, "w" if number else "r")  # noqa: SIM115
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 def _drop_output() -> None:
@@ -78,8 +95,8 @@ def _complain(message: str) -> None:
     """Print an error: its first line after the program's name, the other lines indented."""
     first, *others = message.splitlines() or ["wrong input"]
     lines = [f"bench: {inert(first)}", *(f"  {inert(line)}" for line in others)]
-    with contextlib.suppress(BrokenPipeError):
-        print("\n".join(lines), file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads it, or there is no room for it
+        print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from bench.experiments.expand import load_experiment
 from bench.experiments.options import as_table
 from bench.experiments.toml_files import experiment_name
 from bench.machine.folders import resolve_data_dir
+from bench.records.files import explained
 from bench.text import clean, command, inert, plural
 
 _SMALL = 40  # pixels: data sets up to this size start with the small convolutional network
@@ -80,9 +81,10 @@ def new_command(args: argparse.Namespace) -> int:
     network = args.network or _ask("network", _network_for(dataset, data_dir), "networks")
     quantizer = args.quantizer or _ask("quantizer", "dorefa", "quantizers")
     text = file_text(path, dataset, network, quantizer, args.bits, args.width, args.epochs)
-    with path.open("x", encoding="utf-8") as file:
-        file.write(text)
+    path.touch(exist_ok=False)
     try:
+        with explained(path):
+            path.write_text(text, encoding="utf-8")
         experiment = load_experiment(path, data_dir=data_dir)
     except BaseException:
         path.unlink()

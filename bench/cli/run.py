@@ -33,14 +33,14 @@ from bench.launch.feed import Feeder
 from bench.launch.options import RunOptions
 from bench.launch.placement import place, shared_gpus
 from bench.launch.plan import Planned, costs, plan, priorities, tuning_priority
-from bench.launch.progress import Progress, say
+from bench.launch.progress import Progress
 from bench.launch.session import Session, Stop, exit_status
 from bench.machine.devices import find_devices
 from bench.machine.folders import resolve_data_dir
 from bench.records.locks import Busy
 from bench.records.store import Store
 from bench.records.trackers import following
-from bench.text import command, inert, plural
+from bench.text import command, inert, plural, say
 from bench.tuning.phases import WantedTrial
 from bench.tuning.search import ROLE, Search, Unfolded, progress_text, unfold
 
@@ -152,7 +152,7 @@ def _train(
         place(options, session, devices)
     session.progress.close()
     session.close()
-    _say_how_trials_ended(session)
+    _say_how_trials_ended(session, options.fresh)
     return exit_status(session.outcomes.values())
 
 
@@ -252,8 +252,11 @@ def _enqueue(
             session.progress.resumed(p.id, p.state.epochs)
 
 
-def _say_how_trials_ended(session: Session) -> None:
-    """Say which trials failed, were refused, are another runner's or are unfinished, and why."""
+def _say_how_trials_ended(session: Session, fresh: bool) -> None:
+    """Say which trials failed, were refused, are another runner's or are unfinished, and why.
+
+    ``fresh``: whether the run had ``--fresh``, with which the same command would begin anew.
+    """
     labels = session.progress.labels
     outcomes = list(session.outcomes.values())
     for outcome in outcomes:
@@ -270,4 +273,5 @@ def _say_how_trials_ended(session: Session) -> None:
     if counts["stopped"]:
         why = f" ({session.stop.reason})" if session.stop.reason else ""
         unfinished = plural(counts["stopped"], "trial")
-        say(f"stopped{why} with {unfinished} unfinished: the same command goes on from here")
+        same = "the same command without --fresh" if fresh else "the same command"
+        say(f"stopped{why} with {unfinished} unfinished: {same} goes on from here")

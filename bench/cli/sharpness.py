@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,9 @@ from bench.cli.screen import Screen
 from bench.errors import InputError
 from bench.experiments.labels import label
 from bench.machine.folders import resolve_data_dir
-from bench.records.files import strict_json, write_atomic
+from bench.records.files import json_document, write_atomic
 from bench.records.store import Store
-from bench.text import clean
+from bench.text import clean, say
 from bench.training import sharpness
 from bench.training.minima import Settings, measure_experiment
 
@@ -46,18 +44,18 @@ def sharpness_command(args: argparse.Namespace) -> int:
     }
     screen = Screen.of(sys.stdout)
     network, loss = label("networks", subjects[0].config.network), subjects[0].config.loss.replace("_", " ")
-    print(f"{network}, {loss}; {found['images']} training images without augmentation\n")
-    print(screen.table(*_table(found, args.size), right=range(2, 3 + len(args.size))))
-    print(f"\nRise of the loss under noise on the {found['noise_on']} weights, mean of {args.draws} draws.")
-    print("The noise of a filter has the stated share of the norm of its weights.")
+    say(f"{network}, {loss}; {found['images']} training images without augmentation\n")
+    say(screen.table(*_table(found, args.size), right=range(2, 3 + len(args.size))))
+    say(f"\nRise of the loss under noise on the {found['noise_on']} weights, mean of {args.draws} draws.")
+    say("The noise of a filter has the stated share of the norm of its weights.")
     if len(subjects) == 2:
         losses = sharpness.path_losses(subjects[0], subjects[1], args.points)
         found["path"] = losses
         found["barrier"] = sharpness.barrier(losses)
-        print(f"\nBarrier on the line between both: {found['barrier']:.4g}")
-        print("Losses on the line: " + " ".join(f"{loss:.4g}" for loss in losses))
+        say(f"\nBarrier on the line between both: {found['barrier']:.4g}")
+        say("Losses on the line: " + " ".join(f"{loss:.4g}" for loss in losses))
     if args.json is not None:
-        write_atomic(args.json, (json.dumps(strict_json(found), indent=1, allow_nan=False) + "\n").encode())
+        write_atomic(args.json, json_document(found), "--json")
     return OK
 
 
@@ -69,11 +67,11 @@ def _of_experiment(args: argparse.Namespace) -> int:
     store, name = Store(args.results), Path(args.experiment).stem
     settings = Settings(tuple(args.size), args.draws, args.images, args.points, args.stored)
     problems = measure_experiment(
-        store, name, settings, resolve_data_dir(args.data), only=args.only, tell=partial(print, flush=True)
+        store, name, settings, resolve_data_dir(args.data), only=args.only, tell=say
     )
-    print(f"{clean(store.experiment_folder(name) / 'sharpness.jsonl')}")
+    say(f"{clean(store.experiment_folder(name) / 'sharpness.jsonl')}")
     for problem in problems:
-        print(f"bench: not measured: {problem}", file=sys.stderr)
+        say(f"bench: not measured: {problem}", sys.stderr)
     return FAILED if problems else OK
 
 

@@ -188,7 +188,7 @@ def results_text(store: Store, screen: Screen = PIPED) -> str:
         ids = list(dict.fromkeys(line["id"] for line in lines))
         indexed.update(ids)
         states, epochs = dict[str, State](), {}
-        dropped = {id for line in tuned if line.get("dropped_at") for id in line.get("trials", {}).values()}
+        dropped = {id for line in tuned if line.get("dropped_at") for id in line["trials"].values()}
         for id in ids:
             states[id] = store.inspect(id)
             if id in dropped and states[id].status == "unfinished":

@@ -18,7 +18,7 @@ from pathlib import Path
 from bench import __version__
 from bench.datasets.checksums import md5
 from bench.errors import InputError
-from bench.text import clean
+from bench.text import clean, say
 
 CHUNK = 1 << 18
 SILENCE = 30.0  # seconds without a byte, after which a connection is closed
@@ -125,6 +125,6 @@ def _progress(name: str) -> Iterator[Report]:
         if time.monotonic() - said[0] >= LINES or received == total:
             said[0] = time.monotonic()
             share = f" of {total / 1e6:,.1f} MB, {100 * received / total:.0f} %" if total else " MB"
-            print(f"{clean(name, 40)}: {received / 1e6:,.1f}{share}", file=sys.stderr, flush=True)
+            say(f"{clean(name, 40)}: {received / 1e6:,.1f}{share}", sys.stderr)
 
     yield line

@@ -117,7 +117,7 @@ def write_file(
     }
     metadata["sha256"] = checksum(metadata, tensors)
     data = save(tensors, metadata)
-    write_atomic(path, data)
+    write_atomic(path, data, "--out")
     return Written(len(data), sum(tensor.nbytes for tensor in tensors.values()))
 
 

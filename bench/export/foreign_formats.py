@@ -254,7 +254,7 @@ def _export_onnx(path: Path, module: nn.Module, size: int, form: str) -> None:
     graph = model.graph
     for part in (graph, *graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output):
         del part.metadata_props[:]
-    write_atomic(path, sealed(form, model.SerializeToString()))
+    write_atomic(path, sealed(form, model.SerializeToString()), "--out")
 
 
 def _needs(*packages: str) -> None:

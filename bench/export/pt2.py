@@ -58,7 +58,7 @@ def write_pt2(path: Path, plain: fx.GraphModule) -> None:
         program.example_inputs = None
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
-    write_atomic(path, sealed("pt2", buffer.getvalue()))
+    write_atomic(path, sealed("pt2", buffer.getvalue()), "--out")
 
 
 def run_pt2(path: Path) -> nn.Module:

@@ -12,10 +12,9 @@ from bench.launch import gpu_sharing
 from bench.launch.data_parallel import device_groups, own_device, run_torchrun, torchrun_workers
 from bench.launch.options import RunOptions
 from bench.launch.pool import Pool
-from bench.launch.progress import say
 from bench.launch.session import Session
 from bench.machine.devices import cpu_count
-from bench.text import plural
+from bench.text import plural, say
 
 
 @contextlib.contextmanager

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
-from bench.text import duration, inert
+from bench.text import duration, inert, say, unread
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
-
-
-def say(text: str = "", stream: TextIO | None = None) -> None:
-    """Print; a reader that has gone away (``| head``) does not end the training."""
-    with contextlib.suppress(BrokenPipeError, ValueError):
-        print(text, file=stream or sys.stdout, flush=True)
 
 
 def pace(line: Mapping[str, Any], epochs: int | None) -> tuple[str, str, str]:
@@ -96,7 +89,7 @@ class Progress:
     def note(self, text: str) -> None:
         """Print a line that stays."""
         if self._display is not None:
-            with contextlib.suppress(BrokenPipeError, ValueError):
+            with unread():
                 self._display.console.print(inert(text), markup=False, highlight=False, soft_wrap=True)
         else:
             say(inert(text), self.stream)
@@ -151,7 +144,7 @@ class Progress:
         self._shown = now
         if not self.live:
             return say(self.line(), self.stream)
-        with contextlib.suppress(BrokenPipeError, ValueError):
+        with unread():
             display = self._started_display()
             display.update(self._table(display.console.height), refresh=True)
 
@@ -174,7 +167,7 @@ class Progress:
     def close(self) -> None:
         """Leave the terminal clean."""
         if self._display is not None:
-            with contextlib.suppress(BrokenPipeError, ValueError):
+            with unread():
                 self._display.stop()
             self._display = None
         self.live = False

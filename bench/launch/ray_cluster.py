@@ -16,10 +16,9 @@ from typing import Any
 
 import bench
 from bench.errors import InputError
-from bench.launch.progress import say
 from bench.machine.foreign import source_places
 from bench.machine.temporary import temporary_folder
-from bench.text import kind_and_reason
+from bench.text import kind_and_reason, say
 
 START = 600.0  # seconds; bounds a start that hangs, and is no limit for a busy machine
 _SETTINGS = {

@@ -20,12 +20,12 @@ from bench.launch.data_parallel import TRAIN_TOGETHER, device_groups
 from bench.launch.execute import TRAIN, Task
 from bench.launch.plan import plan, priorities
 from bench.launch.pool import Pool
-from bench.launch.progress import Progress, say
+from bench.launch.progress import Progress
 from bench.launch.session import Session, Stop
 from bench.machine.devices import find_devices
 from bench.machine.temporary import temporary_folder
 from bench.records.store import Store
-from bench.text import command, inert, percent
+from bench.text import command, inert, percent, say
 
 CLOCKS = {"seconds", "images_per_second", "wall_seconds", "peak_memory_bytes", "provenance"}
 

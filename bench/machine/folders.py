@@ -14,13 +14,19 @@ _NAME = re.compile(r"[\w.+=@ /-]{1,200}", re.ASCII)
 
 
 def cache_folder() -> Path:
-    """Return the suite's folder among the user's caches, as the platform has it; it need not exist."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """Return the suite's folder among the user's caches, as the platform has it; it need not exist.
+
+    Raises ``InputError`` for a user without a home folder.
+    """
+    try:
+        if sys.platform == "win32":
+            base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+        elif sys.platform == "darwin":
+            base = Path.home() / "Library" / "Caches"
+        else:
+            base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # a container's user without a name
+        raise InputError("this user has no home folder for caches and data: set $HOME") from None
     return Path(base) / NAME
 
 

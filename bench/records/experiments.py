@@ -149,8 +149,16 @@ class Experiments:
             write_atomic(path, b"".join(map(json_line, [*kept, *lines])))
 
     def tuning(self, name: str) -> list[dict[str, Any]]:
-        """Return the lines of an experiment's ``tuning.jsonl``, ``[]`` where there is none."""
-        return read_lines(self.experiment_folder(name) / "tuning.jsonl")
+        """Return the lines of an experiment's ``tuning.jsonl``, ``[]`` where there is none.
+
+        Each has ``trials``, the ids by seed; what is none in a damaged line is left out.
+        """
+        lines = read_lines(self.experiment_folder(name) / "tuning.jsonl")
+        for line in lines:
+            trials = line.get("trials")
+            items = trials.items() if isinstance(trials, dict) else ()
+            line["trials"] = {seed: id for seed, id in items if isinstance(id, str)}
+        return lines
 
     def index(self, name: str) -> list[dict[str, Any]]:
         """Return the lines of an experiment's ``index.jsonl``, ``[]`` where there is none."""

@@ -46,7 +46,7 @@ def explain(error: OSError, path: Path, option: str = "--results") -> StoreError
 
     ``option`` chooses another folder on the command line.
     """
-    where = error.filename or path
+    where = error.filename2 or error.filename or path  # of a renaming that fails, not the temporary name
     if error.errno in FULL:
         what = "the disk is full" if error.errno == errno.ENOSPC else "the disk quota is used up"
         message = f"{where}: {what}. What was measured is kept; make room and run the same command again."
@@ -204,6 +204,8 @@ def append(path: Path, value: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
+            with contextlib.suppress(OSError):  # of a file system without locks
+                fcntl.flock(fd, fcntl.LOCK_EX)  # two commands may append to one file: `bench export` twice
             end = os.lseek(fd, 0, os.SEEK_END)
             if end and os.pread(fd, 1, end - 1) != b"\n":
                 data = path.read_bytes()

@@ -249,6 +249,8 @@ class Store(Experiments):
             epochs = self.epochs(id)
             if trial is not None and trial.get("id") != id:
                 raise Damaged(f"{folder / 'trial.json'}: is the record of trial {trial.get('id')!r}")
+            if summary is not None and summary["status"] in ("done", "diverged"):
+                _check_complete(folder, trial, epochs, summary["status"])
         except Newer as error:
             return State("damaged", str(error), newer=True)
         except StoreError as error:
@@ -288,6 +290,20 @@ class Store(Experiments):
         write_atomic(probe, b"")
         with contextlib.suppress(OSError):
             probe.unlink()
+
+
+def _check_complete(
+    folder: Path, trial: dict[str, Any] | None, epochs: list[dict[str, Any]], status: str
+) -> None:
+    """Raise ``Damaged`` where a finished trial lacks what was recorded before its summary: a partial copy."""
+    if trial is None:
+        raise Damaged(f"{folder}: summary.json without trial.json")
+    config = trial.get("config")
+    wanted = config.get("epochs") if isinstance(config, dict) else None
+    if status == "done" and isinstance(wanted, int) and len(epochs) < wanted:
+        raise Damaged(
+            f"{folder / 'epochs.jsonl'}: {len(epochs)} of the {wanted} epochs of a trial that is done"
+        )
 
 
 def _free_name(path: Path, pattern: str) -> Path:

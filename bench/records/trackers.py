@@ -57,7 +57,7 @@ def send(store: Store, names: Sequence[str], tracker: str, out: Path) -> tuple[i
             trials, epochs = trials + 1, epochs + len(sent.rows)
             done = sent.rows[-1]["epoch"] if sent.rows else known.get(f"{name}/{sent.id}", [0])[0]
             known[f"{name}/{sent.id}"] = [done, sent.summary is not None]
-            write_atomic(remembered, json.dumps(known, indent=1).encode())
+            write_atomic(remembered, json.dumps(known, indent=1).encode(), "--out")
     return trials, epochs
 
 

@@ -28,7 +28,7 @@ from bench.reporting.records import Records, experiments_in, read_experiment
 from bench.reporting.report import Report, cells_of, make_report
 from bench.reporting.tables import claim_texts
 from bench.reporting.tuned import choices_at_edges, standing
-from bench.text import clean, command
+from bench.text import clean, command, say
 from bench.tuning.search import Search
 
 FORMATS = ("md", "tex", "csv", "png", "pdf", "html")
@@ -210,9 +210,9 @@ def _write(report: Report, folder: Path, formats: Sequence[str]) -> None:
     trials = [trial for cell in report.cells for trial in cell.trials]
     done = sum(trial["status"] == "done" for trial in trials)
     told = [f"{done} of {len(trials)} runs done", standing(report.tuned), choices_at_edges(report.tuned)]
-    print(f"{clean(report.records.name)}: {'; '.join(filter(None, told))}")
+    say(f"{clean(report.records.name)}: {'; '.join(filter(None, told))}")
     for text in claim_texts(report.judged):
-        print(f"  {clean(text)}")
+        say(f"  {clean(text)}")
     _update(folder, written, formats)
 
 
@@ -221,7 +221,7 @@ def _save(folder: Path, files: Mapping[str, bytes], manifest: bytes | None = Non
     first = {} if manifest is None else {folder / MANIFEST: manifest}
     write_together({**first, **{folder / name: data for name, data in files.items()}}, "--out")
     for name in files:
-        print(f"  {clean(folder / name)}")
+        say(f"  {clean(folder / name)}")
 
 
 def _update(folder: Path, written: dict[str, bytes], formats: Sequence[str]) -> None:
@@ -232,15 +232,18 @@ def _update(folder: Path, written: dict[str, bytes], formats: Sequence[str]) -> 
     folder waits.
     """
     manifest = folder / MANIFEST
-    with exclusive_folder(folder, "--out"), explained(manifest, "--out"):
-        earlier = manifest.read_bytes().decode(errors="replace").splitlines() if manifest.is_file() else []
-        there = [name for name in earlier if Path(name).name == name and (folder / name).is_file()]
+    with exclusive_folder(folder, "--out"):
+        with explained(manifest, "--out"):
+            earlier = manifest.read_bytes().decode(errors="replace") if manifest.is_file() else ""
+        listed = [name for name in earlier.splitlines() if Path(name).name == name]
+        there = [name for name in listed if (folder / name).is_file()]
         names = {*written, *there}
         _save(folder, written, _listed(names))
         obsolete = [n for n in there if n not in written and n.rpartition(".")[2] in formats]
         for name in obsolete:
-            (folder / name).unlink()
-            print(f"  removed {clean(folder / name)}: of an earlier report")
+            with explained(folder / name, "--out"):
+                (folder / name).unlink()
+            say(f"  removed {clean(folder / name)}: of an earlier report")
         if obsolete:
             write_atomic(manifest, _listed(names.difference(obsolete)), "--out")
 

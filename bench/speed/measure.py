@@ -33,6 +33,7 @@ from bench.speed import inference
 from bench.speed.cases import BATCH, CASES, NETWORKS, PLAIN, UNIT, Case
 from bench.speed.floor import allocated, floor_seconds, peak_memory_cpu, roofline
 from bench.speed.timing import interleaved, summary, timed
+from bench.text import say
 from bench.training import execution
 from bench.training.evaluate import EVALUATION_BATCH, evaluate
 from bench.training.loop import Run
@@ -153,9 +154,7 @@ def measure_packed(
     try:
         found = at_once([case.config(network, width, dtype) for case in cases], count, device, inner, rounds)
     except EOFError:
-        print(
-            f"bench speed: {network} {width:g}x packed: a process is gone (out of memory?)", file=sys.stderr
-        )
+        say(f"bench speed: {network} {width:g}x packed: a process is gone (out of memory?)", sys.stderr)
         return
     unit = [statistics.mean(each) for each in found[0].together]
     for case, result in zip(cases, found, strict=True):
@@ -227,10 +226,9 @@ def main(args: argparse.Namespace) -> int:
         execution.apply(execution.decide(UNIT.config("resnet20", 1.0, "fp32"), 0, device))
         rates[name] = {dtype: roofline(device, dtype) for dtype in dtypes(device)}
         for dtype, rate in rates[name].items():
-            print(
+            say(
                 f"{name}: {dtype} {rate['flops_per_second'] / 1e9:,.0f} GFLOP/s, "
-                f"{rate['bytes_per_second'] / 1e9:,.1f} GB/s{', one thread' if kind == 'cpu' else ''}",
-                flush=True,
+                f"{rate['bytes_per_second'] / 1e9:,.1f} GB/s{', one thread' if kind == 'cpu' else ''}"
             )
         chosen = [args.mode] if args.mode else modes(device)
         for network, width in NETWORKS:
@@ -260,11 +258,11 @@ def _collect(
     try:
         for row in found:
             if not all(math.isfinite(v) for v in row.values() if isinstance(v, float)):
-                print(f"bench speed: a measurement of {what} is not finite", file=sys.stderr)
+                say(f"bench speed: a measurement of {what} is not finite", sys.stderr)
             rows.append({**about, **row})
-            print(text(row), flush=True)
+            say(text(row))
     except Exception as error:  # a compiler or a device failed
-        print(f"bench speed: {what} cannot be measured ({type(error).__name__}: {error})", file=sys.stderr)
+        say(f"bench speed: {what} cannot be measured ({type(error).__name__}: {error})", sys.stderr)
         return False
     return True
 
@@ -277,7 +275,7 @@ def _on_the_cpu(
     rows, load = [], [_load_average()]
     for row in found:
         rows.append({"device": cpu_name(), **row})
-        print(line(rows[-1]), flush=True)
+        say(line(rows[-1]))
     if args.json:
         write_json(args.json, cpu_name(), rows=rows, load_average=[*load, _load_average()])
     return 0
@@ -288,7 +286,7 @@ def write_json(path: Path, device: str, **found: Any) -> None:
     source = provenance(None)
     document = {"schema": SCHEMA, "device": device, "versions": source["versions"], **found}
     document |= {"commit": source["commit"], "dirty": source["dirty"]}
-    write_atomic(path, (json.dumps(document, indent=1) + "\n").encode())
+    write_atomic(path, (json.dumps(document, indent=1) + "\n").encode(), "--json")
 
 
 def _load_average() -> float | None:

@@ -30,10 +30,13 @@ def finished_trial(
     are absent, its network is code that the command line does not allow, or the code computes other numbers
     today than when it was trained (a raised revision).
     """
-    record, summary = store.read_trial(id), store.summary(id)
-    if record is None or summary is None or summary["status"] != "done":
-        status = "missing" if record is None else store.inspect(id).status
-        raise InputError(f"{store.folder(id)}: the trial is {status}; only finished ones can be {purpose}")
+    state = store.inspect(id)
+    if state.status != "done":
+        why = f" ({state.reason})" if state.reason else ""
+        raise InputError(
+            f"{store.folder(id)}: the trial is {state.status}{why}; only finished ones can be {purpose}"
+        )
+    record, summary = store.read_trial(id) or {}, store.summary(id) or {}
     where = store.folder(id) / "trial.json"
     try:
         config = TrialConfig.model_validate(record.get("config"))

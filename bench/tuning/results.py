@@ -52,6 +52,8 @@ class Results:
     def _read(self, id: str) -> Result:
         if not self.store.folder(id).is_dir():
             return MISSING
+        if self.store.inspect(id).status == "damaged":  # a run sets it aside and trains it again
+            return Result("damaged")
         try:
             summary, lines = self.store.summary(id), self.store.epochs(id)
         except StoreError:

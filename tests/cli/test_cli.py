@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -77,6 +78,20 @@ class TestWrongInput:
         assert bench.calls() == []
         assert not bench.results.exists()
 
+    def test_a_working_folder_that_was_removed(self, bench, capsys, monkeypatch, tmp_path):
+        (tmp_path / "gone").mkdir()
+        monkeypatch.chdir(tmp_path / "gone")
+        (tmp_path / "gone").rmdir()
+        assert main(["run", str(bench.file), "--data", str(bench.data)]) == 2
+        assert capsys.readouterr().err == "bench: the working folder is no longer there\n"
+
+    def test_a_user_without_a_home_folder(self, bench, capsys, monkeypatch):
+        for name in ("BENCH_DATA", "XDG_CACHE_HOME"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(Path, "home", mock.Mock(side_effect=RuntimeError("no home")))
+        assert main(["status", str(bench.file)]) == 2
+        assert "no home folder" in capsys.readouterr().err
+
     def test_unprintable_names_come_out_harmless(self, capsys):
         assert main(["run\x1b[2J"]) == 2
         assert "\x1b" not in capsys.readouterr().err
@@ -114,6 +129,11 @@ class TestStatus:
         bench.behave()
         assert bench.run(*only) == 0
         assert [bench.store.status(plain[seed]) for seed in range(4)] == ["done", "done", "diverged", "done"]
+
+    def test_a_damaged_line_of_choices_is_no_traceback(self, bench):
+        bench.store.write_index("fakes", '[[arms]]\nname = "plain"\n', [])
+        (bench.results / "fakes" / "tuning.jsonl").write_text('{"trials": [1], "dropped_at": 1}\n')
+        assert main(["status", "--results", str(bench.results)]) == 0
 
     def test_thousands_of_trials_in_a_moment(self, tmp_path, capsys):
         from bench.records.store import Store
@@ -273,6 +293,13 @@ class TestImports:
         )
         os.close(write)
         assert result.returncode == 0 and result.stderr == ""
+
+    @pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
+    def test_a_closed_standard_stream_is_no_error(self, closed, tmp_path):
+        new = f"{sys.executable} -m bench new {shlex.quote(str(tmp_path))}/my.toml {closed}"
+        result = subprocess.run(["sh", "-c", new], cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
+        assert result.returncode == 0 and result.stderr == ""
+        assert (tmp_path / "my.toml").read_text().startswith("# An experiment file")
 
     def test_without_ray_it_says_so_and_goes_on(self, bench, capsys, monkeypatch):
         monkeypatch.setitem(sys.modules, "ray", None)

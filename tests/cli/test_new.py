@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tomllib
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -103,6 +105,13 @@ def test_new_overwrites_nothing(tmp_path, capsys):
     assert main(["new", "my.toml"]) == 2
     assert "exists already" in capsys.readouterr().err
     assert (tmp_path / "my.toml").read_text() == "mine"
+
+
+def test_new_leaves_nothing_on_a_full_disk(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Path, "write_text", mock.Mock(side_effect=OSError(errno.ENOSPC, "No space left")))
+    assert main(["new", "my.toml"]) == 2
+    assert "my.toml: the disk is full" in capsys.readouterr().err
+    assert not (tmp_path / "my.toml").exists()
 
 
 def test_new_asks_on_a_terminal(tmp_path, monkeypatch, capsys):

@@ -147,6 +147,17 @@ def test_a_trial_without_an_end_is_refused(tmp_path, capsys):
     assert "only finished ones can be exported" in capsys.readouterr().err
 
 
+def test_the_record_of_another_trial_is_refused(tmp_path, capsys):
+    store = Store(tmp_path)
+    other = ID[::-1]
+    store.write_trial(other, {"config": make_config(epochs=1).dump()})
+    store.write_epochs(other, [{"epoch": 1}])
+    store.write_summary(other, {"status": "done", "final_test_acc": 50.0})
+    store.folder(other).rename(store.folder(ID))
+    assert export(tmp_path) == 2
+    assert f"is the record of trial '{other}'" in capsys.readouterr().err
+
+
 def test_the_page_s_ten_lines_run_without_this_package(results, tmp_path):
     pytest.importorskip("onnxruntime", reason="needs progressive-bench[export]")
     pytest.importorskip("onnxscript", reason="needs progressive-bench[export]")

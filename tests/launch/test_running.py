@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -11,16 +12,18 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from bench.cli.main import main
+from bench.cli.run import _say_how_trials_ended
 from bench.cli.status import status_text
 from bench.experiments.expand import load_experiment
 from bench.launch.execute import Outcome, Task, execute, failure_text
 from bench.launch.plan import plan, priorities
 from bench.launch.progress import Progress, pace
-from bench.launch.session import exit_status
+from bench.launch.session import Session, Stop, exit_status
 from bench.launch.verify import differences
 from bench.records.store import State, Store
 from bench.text import inert
@@ -244,6 +247,12 @@ class TestPool:
         old = json.loads((bench.results / "trials" / f"{id}.old-1" / "summary.json").read_text())
         assert old == before[id]
         assert len(bench.store.ids()) == 4
+
+    def test_with_fresh_the_same_command_would_begin_anew(self, bench, capsys):
+        session = Session({}, {}, {}, bench.store, Progress({}, {}, {}), Stop())
+        session.outcomes = {"0" * 16: Outcome("0" * 16, "stopped")}
+        _say_how_trials_ended(session, fresh=True)
+        assert "1 trial unfinished: the same command without --fresh goes on" in capsys.readouterr().out
 
     def test_max_minutes_stops_and_the_same_command_goes_on(self, bench, capsys, monkeypatch):
         timers = []
@@ -469,6 +478,13 @@ class TestProgress:
         progress.epoch("a", {"epoch": 4})
         self.now += 10  # half of "a" (0.5) took 10 s; "b" is 3.0
         assert progress.remaining() == pytest.approx(60)
+
+    def test_a_terminal_that_was_closed_is_no_error(self, monkeypatch):
+        stream = self.Terminal()
+        progress = self.progress(stream)
+        stream.write = mock.Mock(side_effect=OSError(errno.EIO, "Input/output error"))
+        progress.finished("a", "x")
+        progress.close()
 
     def test_a_reader_that_went_away_is_no_error(self):
         stream = io.StringIO()

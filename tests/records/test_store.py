@@ -19,7 +19,7 @@ import pytest
 
 from bench.errors import InputError
 from bench.records import locks
-from bench.records.files import Damaged, Newer, StoreError, write_atomic
+from bench.records.files import Damaged, Newer, StoreError, append, read_lines, write_atomic
 from bench.records.locks import Busy, Owner
 from bench.records.store import Store
 from tests.waiting import HANG, wait_until
@@ -50,6 +50,26 @@ class TestWriting:
         write_atomic(path, b"two")
         assert path.read_bytes() == b"two"
         assert os.listdir(path.parent) == ["file"]
+
+    def test_a_message_names_the_file_that_is_meant_not_the_temporary_one(self, tmp_path):
+        (tmp_path / "file").mkdir()
+        with pytest.raises(StoreError, match=r"/file: Is a directory"):
+            write_atomic(tmp_path / "file", b"new")
+
+    def test_lines_of_two_commands_stay_both(self, tmp_path):
+        """Two may measure into one file: `bench export` in two formats, `bench sharpness` of two arms."""
+        path = tmp_path / "file"
+
+        def write(who: int) -> None:
+            for number in range(20):
+                append(path, {"who": who, "number": number})
+
+        threads = [threading.Thread(target=write, args=(who,)) for who in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len({(line["who"], line["number"]) for line in read_lines(path)}) == 80
 
     @pytest.mark.parametrize(
         ("number", "word"), [(errno.ENOSPC, "full"), (errno.EDQUOT, "quota"), (errno.EROFS, "--results")]
@@ -171,6 +191,17 @@ class TestStatus:
         with pytest.raises(Newer, match=r"schema 99.*newer version"):
             store.summary(ID)
         assert store.inspect(ID).newer
+
+    def test_a_finished_trial_that_was_copied_in_part_is_damage(self, store):
+        """`bench report` says so, too, and a run must be able to repair it."""
+        finish(store)
+        store.write_epochs(ID, [line(1)])
+        assert store.status(ID) == "damaged" and "1 of the 2 epochs" in store.inspect(ID).reason
+        finish(store, OTHER, "diverged")
+        store.write_epochs(OTHER, [line(1)])  # it need not have come to its end
+        assert store.status(OTHER) == "diverged"
+        (store.folder(OTHER) / "trial.json").unlink()
+        assert store.status(OTHER) == "damaged" and "without trial.json" in store.inspect(OTHER).reason
 
     def test_a_record_under_a_wrong_id_is_damage(self, store):
         finish(store)

@@ -167,6 +167,19 @@ def test_an_index_that_is_cut_off_is_told_and_a_seed_that_is_none_refused(place,
         write_report([file], Selection(), results, None, ["md"])
 
 
+def test_a_reader_that_has_seen_enough_leaves_no_file_out(place):
+    results, file = place
+    with mock.patch("builtins.print", side_effect=BrokenPipeError(errno.EPIPE, "Broken pipe")):
+        assert main(["report", str(file), "--results", str(results), "--format", "md"]) == 0
+    folder = results / "report" / "own"
+    assert all((folder / name).is_file() for name in (folder / MANIFEST).read_text().split())
+
+
+def test_no_stream_has_room_for_the_message():
+    with mock.patch("builtins.print", side_effect=OSError(errno.ENOSPC, "No space left on device")):
+        assert main(["rnu"]) == 2
+
+
 def test_a_full_standard_output_is_one_message(capsys):
     with (
         mock.patch("builtins.print", side_effect=OSError(errno.ENOSPC, "No space left on device")),

@@ -37,7 +37,7 @@ from bench.datasets.photographs.shards import MEAN_BYTES, PARTS, Manifest
 from bench.errors import InputError
 from bench.records.files import write_atomic
 from bench.records.locks import sync_folder
-from bench.text import clean, data_size, inert
+from bench.text import clean, data_size, inert, say
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -138,7 +138,7 @@ def prepare(
         )
     with _locked(folder):
         if not begun:
-            write_atomic(folder / "plan.json", shards.canonical_json(plan))
+            write_atomic(folder / "plan.json", shards.canonical_json(plan), "--data")
         try:
             return _write(folder, images, how, say)
         except OSError as error:
@@ -226,7 +226,7 @@ class _Note(NamedTuple):
 
     def write(self, path: Path) -> None:
         arrays = b"".join(part.tobytes() for part in (self.records, self.hashes, self.mean))
-        write_atomic(path, json.dumps([len(self.records), *self[:6]]).encode() + b"\n" + arrays)
+        write_atomic(path, json.dumps([len(self.records), *self[:6]]).encode() + b"\n" + arrays, "--data")
 
     @classmethod
     def read(cls, target: Path, position: int) -> _Note | None:
@@ -304,7 +304,7 @@ def _write(folder: Path, images: Listing, how: Settings, say: Callable[[str], No
         files=files,
         remarks=tuple(line for line in remarks if line),
     ).at(folder)
-    write_atomic(folder / "manifest.json", shards.canonical_json(manifest.document()))
+    write_atomic(folder / "manifest.json", shards.canonical_json(manifest.document()), "--data")
     _remove_parts(folder)
     return manifest
 
@@ -382,7 +382,7 @@ def _write_shard(target: Path, part: str, items: Sequence[Item], position: int, 
 
 
 def _write_file(path: Path, data: bytes, files: dict[str, tuple[int, str]]) -> None:
-    write_atomic(path, data)
+    write_atomic(path, data, "--data")
     files[path.name] = len(data), "sha256:" + hashlib.sha256(data).hexdigest()
 
 
@@ -400,7 +400,7 @@ def _half_written(path: Path) -> bool:
 
 def ask(text: str, yes: bool) -> bool:
     """Print ``text`` and ask whether to go on, unless ``yes``; ``InputError`` without a terminal."""
-    print(inert(text), flush=True)
+    say(inert(text))
     if yes:
         return True
     if not sys.stdin.isatty():
