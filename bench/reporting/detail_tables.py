@@ -116,8 +116,8 @@ def convergence_table(records: Records, rows: Sequence[Convergence]) -> Table | 
         "(its own, where it has none). Times are medians over seeds, with how many runs reached it; '> "
         "40' or 'not reached': fewer than half did within the budget. Deployed: the factor forced to 0; "
         "held from: at or above it to the end; as trained: with the branch. Seconds are those of "
-        "training on the device of the accuracy table. Dip: expanded accuracy at the last epoch with "
-        "the branch minus the lowest deployed accuracy after it; recovery: epochs until back there."
+        "training on the device of the accuracy table. Dip: expanded accuracy at the last evaluated epoch "
+        "with the branch minus the lowest deployed accuracy after it; recovery: epochs until back there."
     ]
     return Table("convergence", f"{records.title}: convergence", columns, data, notes, cells)
 
