@@ -147,10 +147,10 @@ def prepare(store: Store, id: str, data_dir: Path) -> Deployment:
         reestimate_(network, config, data)
     tested = config.evaluate_test  # else the test images stay unseen here, too
     batches = None if data is None else data.test_batches if tested else data.holdout_batches
-    images = None if batches is None else lambda: batches(EVALUATION_BATCH)
+    shown = None if batches is None else lambda: batches(EVALUATION_BATCH)
     recorded = summary.get("final_test_acc" if tested else "final_val_acc")
     plain = plain_network(network)
-    return Deployment(id, config, classes, network, plain, images, not tested, recorded)
+    return Deployment(id, config, classes, network, plain, shown, not tested, recorded)
 
 
 def write(deployment: Deployment, format: str, path: Path, *, latent: bool = False) -> dict[str, Any]:
