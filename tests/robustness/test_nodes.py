@@ -67,6 +67,7 @@ def test_home_keeps_the_lock_and_refuses_a_node_that_was_given_up(tmp_path):
     assert not home.keep(ID, token, {"epochs.jsonl": b""}) and len(store.epochs(ID)) == 2
     go_on.unlink()
     assert home.keep(ID, other, {}) is False  # all are to stop
+    store.write_trial(ID, {"id": ID})
     store.write_summary(ID, {"status": "done"})
     home.end(ID, other, "done")
     assert store.status(ID) == "done"
