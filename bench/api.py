@@ -151,8 +151,7 @@ def run(
     Raises:
         InputError: What was asked for cannot be run.
     """
-    from bench.cli.run import report_text
-    from bench.cli.run import run as run_trials
+    from bench.cli import run as command
     from bench.launch.options import RunOptions
 
     path = Path(file)
@@ -172,9 +171,11 @@ def run(
         fresh=fresh,
         accept_other_hardware=accept_other_hardware,
     )
-    shown = report_text(path, selection, Path(results), None if data is None else str(data), allow_code)
+    shown = command.report_text(
+        path, selection, Path(results), None if data is None else str(data), allow_code
+    )
     with granted(from_command_line(allow_code)):
-        if run_trials(path, selection, options, shown) == WRONG_INPUT:
+        if command.run(path, selection, options, shown) == WRONG_INPUT:
             raise InputError(f"{path}: some trials were refused; the lines above say why")
     return _read(results, locate(path).stem)
 

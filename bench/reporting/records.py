@@ -106,10 +106,7 @@ def read_experiment(
             read[id] = read_trial(store, id, (configs or {}).get(str(id)))
         rows.append({**read[id][0], **_place_in_experiment(line, read[id][0]["config"] or {})})
     epochs = [_epoch_row(id, line) for id, (_, of_trial) in read.items() for line in of_trial]
-    unreadable = [
-        f"{path} is cut off in its last line, so that trials may be missing here; `bench run` writes it anew"
-        for path in store.cut_off(name)
-    ]
+    unreadable = _cut_off(store, name)
     ids = [id for id in read if id is not None]
     exports = [{**line, "id": id} for id in ids for line in _lines(partial(store.exports, id), unreadable)]
     minima = _lines(partial(store.sharpness, name), unreadable)
@@ -126,6 +123,11 @@ def read_experiment(
         exports=tuple(exports),
         minima=tuple(minima),
     )
+
+
+def _cut_off(store: Store, name: str) -> list[str]:
+    told = "is cut off in its last line, so that trials may be missing here; `bench run` writes it anew"
+    return [f"{path} {told}" for path in store.cut_off(name)]
 
 
 def _epoch_row(id: Any, line: Line) -> dict[str, Any]:
