@@ -171,7 +171,7 @@ def run(
         fresh=fresh,
         accept_other_hardware=accept_other_hardware,
     )
-    shown = command.report_text(path, selection, Path(results), data and str(data), allow_code)
+    shown = command.report_text(path, selection, Path(results), data, allow_code)
     with granted(from_command_line(allow_code)):
         if command.run(path, selection, options, shown) == WRONG_INPUT:
             raise InputError(f"{path}: some trials were refused; the lines above say why")

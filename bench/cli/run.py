@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import contextlib
 import sys
 from collections import Counter
@@ -62,11 +63,15 @@ def run_command(args: argparse.Namespace) -> int:
 
 
 def report_text(
-    file: Path, selection: Selection, results: Path | str, data: Path | str | None, allow_code: Sequence[str]
+    file: Path,
+    selection: Selection,
+    results: Path | str,
+    data: str | os.PathLike[str] | None,
+    allow_code: Sequence[str],
 ) -> str:
     """Return the command that reports the trials of a run; with overrides it expands the file as the run."""
     allowed = [word for module in allow_code for word in ("--allow-code", module)]
-    more = [*(["--data", data] if data else []), *allowed] if selection.overrides else []
+    more = [*(["--data", str(data)] if data else []), *allowed] if selection.overrides else []
     return command("report", file, *selection.words(), "--results", results, *more)
 
 
