@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 import contextlib
+import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
