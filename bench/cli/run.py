@@ -21,7 +21,7 @@ from bench.costs.predict import known_seconds
 from bench.errors import InputError
 from bench.experiments import catalog
 from bench.experiments.selection import Selection
-from bench.experiments.trials import Experiment
+from bench.experiments.trials import Experiment, Trial
 from bench.launch.data_parallel import (
     TRAIN_TOGETHER,
     check_workers,
@@ -44,6 +44,8 @@ from bench.records.trackers import following
 from bench.text import command, inert, plural, say
 from bench.tuning.phases import WantedTrial
 from bench.tuning.search import ROLE, Search, Unfolded, progress_text, unfold
+
+_LEFT = ("keep", "leave", "refused")  # what is done with trials that are not trained
 
 
 def run_command(args: argparse.Namespace) -> int:
@@ -84,16 +86,22 @@ def run(file: Path, selection: Selection, options: RunOptions, report: str) -> i
     store.experiment_folder(experiment.name)
     store.check_writable()
     if options.fresh:
-        _retire_all(experiment, store)
+        everything = unfold(experiment, store)[0]
+        _check_networks(everything, everything.trials, options.data_dir)
+        _retire_all(everything, store)
     search = Search(experiment, store) if experiment.tuning else None
     unfolded = search.unfold() if search else None
     wanted = unfolded.wanted if unfolded else [WantedTrial(trial) for trial in experiment.trials]
     planned = plan([one.trial for one in wanted], store)
+    if not options.fresh:
+        ids = {p.id for p in planned if p.action not in _LEFT}
+        trials = [one.trial for one in wanted if one.trial.id in ids]
+        _check_networks(unfolded.experiment if unfolded else experiment, trials, options.data_dir)
     _remove_leftovers(store, planned)
     experiment = _write_index(experiment, store, search, unfolded)
     _announce(experiment, planned, unfolded)
     status = OK
-    if any(p.action not in ("keep", "leave", "refused") for p in planned):
+    if any(p.action not in _LEFT for p in planned):
         status = _train(experiment, options, store, devices, wanted, planned, search)
         if search:
             unfolded = search.unfold()
@@ -128,7 +136,7 @@ def _announce(experiment: Experiment, planned: Sequence[Planned], unfolded: Unfo
             say(inert(p.state.reason))
         elif p.action == "refused":  # the exit status will be 2: this is why
             say(inert(f"bench: {p.state.reason}"), sys.stderr)
-    if any(p.action not in ("keep", "leave", "refused") for p in planned):
+    if any(p.action not in _LEFT for p in planned):
         say(f"will {', '.join(overview.intent(p.state for p in planned))}")
 
 
@@ -191,10 +199,18 @@ def _devices(experiment: Experiment, options: RunOptions) -> list[str]:
     return devices
 
 
+def _check_networks(experiment: Experiment, trials: Sequence[Trial], data_dir: Path) -> None:
+    """Raise ``InputError`` where what is to be trained cannot be built; torch is loaded for that alone."""
+    if trials:
+        from bench.costs.rehearsal import check_networks
+
+        check_networks(experiment, trials, data_dir)
+
+
 def _retire_all(experiment: Experiment, store: Store) -> None:
     """Set the records of all trials aside, tuning trials included, for ``--fresh``."""
     aside = []
-    for trial in unfold(experiment, store)[0].trials:
+    for trial in experiment.trials:
         if trial.id is not None and store.folder(trial.id).exists():
             with store.lock(trial.id):
                 aside.append(store.retire(trial.id))

@@ -144,6 +144,10 @@ def show_text(
         parts.append(_diff_text(experiment, diff, screen))
     else:
         parts += [_trials_text(decided, screen), _arms_text(experiment, screen)]
+    if cost or layers:
+        from bench.costs.rehearsal import check_networks
+
+        check_networks(decided, decided.trials, resolve_data_dir(data_dir))
     if cost:
         from bench.costs.tables import cost_text
 

@@ -15,6 +15,7 @@ import pytest
 
 from bench.cli.main import main
 from bench.text import command
+from tests.launch.running_fakes import PLAIN
 from tests.launch.test_running import TRAIN, Bench
 from tests.tuning.test_run import TEXT as TUNED
 from tests.tuning.test_run import TRAIN as TUNED_TRAIN
@@ -151,6 +152,39 @@ class TestStatus:
         store.write_index("many", '[[arms]]\nname = "a"\n', lines)
         assert main(["status", "--results", str(tmp_path)]) == 0
         assert "300 trials: 300 done" in capsys.readouterr().out
+
+
+class TestRehearsal:
+    """What only the built network tells is told before a trial begins."""
+
+    ARMS = (
+        ("strategy.layers", "PROGRESSIVE, layers = ['nope'] }"),
+        ("strategy.kernel", "PROGRESSIVE, kernel = 99 }"),
+        ("strategy.portions", "{ kind = 'incremental', portions = [0.5, 0.4, 1.0] }"),
+        ("strategy.stages", "{ kind = 'staged', stages = ['9/9'] }"),
+        ("strategy", "{ kind = 'two_step' }"),
+        ("strategy.hint", "{ kind = 'fitnets', hint = 'nope' }"),
+        ("strategy.guided", "{ kind = 'fitnets', guided = 'nope' }"),
+        ("strategy.shared", "{ kind = 'rocket', shared = ['nope'] }"),
+        ("strategy.layers", "{ kind = 'auxiliary', layers = ['nope'] }"),
+    )
+
+    def test_every_wrong_arm_is_named_before_anything_is_trained(self, bench, capsys):
+        progressive = "{ kind = 'progressive', merge = 'sum', factor = { kind = 'cosine', until = 0.5 }"
+        text = PLAIN
+        for number, (_, strategy) in enumerate(self.ARMS):
+            text += f"[[arms]]\nname = 'arm {number}'\nstrategy = "
+            text += strategy.replace("PROGRESSIVE", progressive) + "\n"
+        bench.file.write_text(text)
+        for words in (bench.arguments("--no-ray"), bench.arguments("--no-ray", "--fresh")):
+            assert main(words, train=TRAIN) == 2
+            said = capsys.readouterr().err
+            for number, (key, _) in enumerate(self.ARMS):
+                assert said.count(f"{bench.file}: arm 'arm {number}'.{key}: ") == 1
+            assert len(said.splitlines()) == len(self.ARMS)
+        assert not bench.calls() and not bench.store.ids()
+        assert main(["show", str(bench.file), "--layers"]) == 2
+        assert f"{bench.file}: arm 'arm 0'.strategy.layers: " in capsys.readouterr().err
 
 
 class TestPrintedCommands:
