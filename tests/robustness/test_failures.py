@@ -257,6 +257,8 @@ class TestVerify:
         config["strategy"]["teacher"]["epochs"] = -1
         store, id = Store(tmp_path), "0123456789abcdef"
         store.write_trial(id, {"config": config, "execution": {}, "provenance": {}})
+        for epoch in range(config["epochs"]):
+            store.append_epoch(id, {"epoch": epoch + 1})
         store.write_summary(id, {"status": "done", "final_test_acc": 50.0})
         assert main(["verify", id, "--results", str(tmp_path)]) == 2
         error = capsys.readouterr().err

@@ -77,7 +77,7 @@ def looks(cells: Sequence[Cell]) -> dict[str, Look]:
 
 
 def numbered_looks(count: int) -> list[Look]:
-    """Return so many looks, no two of them the same: up to forty, more are grey."""
+    """Return so many looks, no two of them the same: up to 64, more are grey."""
     found = []
     for number in range(count):
         again, color = divmod(number, len(PALETTE))

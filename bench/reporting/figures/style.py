@@ -23,7 +23,7 @@ from bench.text import clean
 COLUMN, PAGE = 3.5, 7.16  # inches
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C510A", "#5E3C99")
 GREY = "#555555"
-MARKERS = ("", "s", "^", "D", "v")  # none: a line alone, a disc where there is no line
+MARKERS = ("", "s", "^", "D", "v", "P", "X", "p")  # none: a line alone, a disc where there is no line
 LINES = ("", "-.")  # from the second round of colours on
 TOGETHER = len(PALETTE)  # series of one panel; more are small multiples
 PANELS = 24  # the curves of more panels are in the CSV alone

@@ -24,6 +24,9 @@ _MARKERS = {
     "^": "triangle-up",
     "D": "diamond",
     "v": "triangle-down",
+    "P": "cross",
+    "X": "x",
+    "p": "pentagon",
 }
 POINTS = 16_000  # of all curves of a page; above, curves are thinned to evenly spaced epochs
 
