@@ -75,8 +75,8 @@ class Checked:
     """What a written file answered on all images of the evaluation, beside the trained network.
 
     ``correct``, ``seen``       counts of the file
-    ``held_out``                whether the images are held-out training images instead of test images
     ``accuracy``                their ratio in percent
+    ``held_out``                whether the images are held-out training images instead of test images
     ``recorded``                the accuracy in the trial's record, in percent
     ``equal_logits``            whether all logits equal the trained network's, bit for bit
     ``other_predictions``       how many predictions do not equal the trained network's
@@ -93,8 +93,8 @@ class Checked:
 
     correct: int
     seen: int
-    held_out: bool
     accuracy: float
+    held_out: bool
     recorded: float | None
     equal_logits: bool
     other_predictions: int
@@ -245,8 +245,8 @@ def check(deployment: Deployment, format: str, path: Path) -> Checked:
     return Checked(
         correct=right,
         seen=len(one),
-        held_out=deployment.held_out,
         accuracy=100.0 * right / len(one),
+        held_out=deployment.held_out,
         recorded=deployment.recorded,
         equal_logits=torch.equal(one, other),
         other_predictions=int((one.topk(1).indices != other.topk(1).indices).sum()),
