@@ -248,7 +248,7 @@ def report(
     selection = Selection(profile, _override_texts(overrides), tuple(only), seeds)
     files = [Path(file) for file in experiments] or None
     with granted(from_command_line(allow_code)):
-        write_report(files, selection, folders, folder, formats, resolve_data_dir(data))
+        write_report(files, selection, folders, folder, formats, Path(data) if data else None)
     return folder
 
 

@@ -6,12 +6,10 @@ import argparse
 from pathlib import Path
 
 from bench.experiments.selection import Selection
-from bench.machine.folders import resolve_data_dir
 from bench.reporting.write import write_report
 
 
 def report_command(args: argparse.Namespace) -> int:
     """Write tables, curves and the page from the records; return the exit status."""
     results = args.results or [Path("runs")]
-    data_dir = resolve_data_dir(args.data)
-    return write_report(args.files or None, Selection.of(args), results, args.out, args.formats, data_dir)
+    return write_report(args.files or None, Selection.of(args), results, args.out, args.formats, args.data)

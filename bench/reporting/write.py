@@ -155,11 +155,12 @@ def _read_file(path: Path, selection: Selection, folders: Sequence[Path], data_d
 
 def _expanded(path: Path, selection: Selection, results: Path, data_dir: Path | None) -> Records:
     """Return the records of the trials that a run with this selection has, as far as a search chose them."""
+    data_dir = resolve_data_dir(data_dir)  # here, because a report of what is recorded needs no data
     loaded, tried = selection.load(path, data_dir), None
     if selection.overrides:
         for trial in loaded.trials:
             if trial.id is None:
-                catalog.require(trial.config.dataset, resolve_data_dir(data_dir))
+                catalog.require(trial.config.dataset, data_dir)
     if loaded.tuning:
         search = Search(loaded, Store(results))
         unfolded = search.unfold()

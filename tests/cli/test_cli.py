@@ -93,6 +93,11 @@ class TestWrongInput:
         assert main(["status", str(bench.file)]) == 2
         assert "no home folder" in capsys.readouterr().err
 
+    def test_a_report_of_records_needs_no_data_folder(self, bench, monkeypatch):
+        assert bench.run() == 0
+        monkeypatch.setenv("BENCH_DATA", str(bench.file))  # a file
+        assert main(["report", str(bench.file), "--results", str(bench.results), "--format", "csv"]) == 0
+
     def test_unprintable_names_come_out_harmless(self, capsys):
         assert main(["run\x1b[2J"]) == 2
         assert "\x1b" not in capsys.readouterr().err
