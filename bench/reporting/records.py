@@ -25,7 +25,7 @@ from bench.experiments.selection import Line
 from bench.records.files import StoreError
 from bench.records.store import Store
 from bench.reporting.trial_rows import EPOCH_COLUMNS, TRIAL_COLUMNS, read_trial
-from bench.reporting.tuned import as_recorded, table_of
+from bench.reporting.tuned import as_recorded
 from bench.tuning.results import Results
 
 TUNING = "tuning"  # the role of the index lines of trials that choose a configuration
@@ -155,11 +155,7 @@ def _searches(store: Store, name: str, ids: set[Any], tried: Sequence[Line] | No
         return held if isinstance(held, int) else None
 
     if tried is None:
-        tried = [
-            line
-            for line in store.tuning(name)
-            if any(isinstance(id, str) and id in ids for id in table_of(line, "trials").values())
-        ]
+        tried = [line for line in store.tuning(name) if not ids.isdisjoint(line["trials"].values())]
     return tuple(as_recorded(line, results, holdout) for line in tried)
 
 
